@@ -1,0 +1,225 @@
+"""Batched decoding on a preallocated cache, with shared prefixes. Imports torch; only ask/local.py imports this.
+
+Columns of the cache are laid out ``[prefix | own part | completion]``, the first two padded on the left; what a row
+may see is a mask over columns, and positions count visible columns, so padding changes nothing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.cache_utils import Cache, CacheLayerMixin
+from transformers.masking_utils import sdpa_mask
+
+from stepladder.ask.request import Request
+from stepladder.workspace import digest
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from stepladder.ask.local import Row
+
+ATTENTION = "stepladder_grouped"
+HIDDEN = -1e30  # finite: a fully hidden padding row must not become NaN
+
+
+def decode(model: PreTrainedModel, rows: Sequence[Row], ends: set[int]) -> list[tuple[list[int], bool]]:
+    """Completion ids of every row (the closing token left out) and whether it closed before its cap.
+
+    Greedy at temperature 0, otherwise sampled with a generator seeded by the request's identity.
+    """
+    from stepladder.ask.local import share_prefixes
+
+    device = model.device
+    prompts = [row.tokens for row in rows]
+    groups = share_prefixes(prompts)
+    group_of = {i: g for g, group in enumerate(groups) for i in group.rows}
+    order = [group_of[i] for i in range(len(rows))]
+    prefix = max(group.prefix for group in groups)
+    own = max(len(prompts[i]) - groups[group_of[i]].prefix for i in range(len(rows)))
+    cap = rows[0].request.max_tokens
+    width = prefix + own + cap
+
+    heads = _pad([prompts[group.rows[0]][: group.prefix] for group in groups], prefix)
+    tails = _pad([prompt[groups[g].prefix :] for prompt, g in zip(prompts, order, strict=True)], own)
+    visible = torch.zeros(len(rows), width, dtype=torch.bool, device=device)
+    for i, (prompt, g) in enumerate(zip(prompts, order, strict=True)):
+        visible[i, prefix - groups[g].prefix : prefix] = True
+        visible[i, prefix + own - (len(prompt) - groups[g].prefix) :] = True
+
+    with _grouped_attention(model):
+        first = _Block(model, len(groups), prefix)
+        _forward(model, heads.to(device), first, visible[[group.rows[0] for group in groups], :prefix])
+        cache = _Block(model, len(rows), width)
+        cache.copy_from(first, torch.tensor(order, device=device), prefix)
+        del first
+        logits = _forward(model, tails.to(device), cache, visible[:, : prefix + own])
+
+        out: list[list[int]] = [[] for _ in rows]
+        finished = [False] * len(rows)
+        alive = list(range(len(rows)))
+        draws = [_generator(row.request) for row in rows]
+        for step in range(cap):
+            tokens = _choose(logits, [(rows[i].request.temperature, draws[i]) for i in alive])
+            keep = []
+            for at, (i, token) in enumerate(zip(alive, tokens, strict=True)):
+                if token in ends:
+                    finished[i] = True
+                else:
+                    out[i].append(token)
+                    keep.append(at)
+            if not keep or step == cap - 1:
+                break
+            if len(keep) < len(alive):
+                alive = [alive[at] for at in keep]
+                tokens = [tokens[at] for at in keep]
+                index = torch.tensor(keep, device=device)
+                cache.keep(index)
+                visible = visible[index]
+            ids = torch.tensor(tokens, device=device).unsqueeze(1)
+            logits = _forward(model, ids, cache, visible[:, : cache.length + 1])
+    return list(zip(out, finished, strict=True))
+
+
+def _pad(rows: Sequence[tuple[int, ...]], width: int) -> torch.Tensor:
+    """Left-padded ids, shape (rows, width)."""
+    return torch.tensor([[0] * (width - len(row)) + list(row) for row in rows])
+
+
+def _forward(model: PreTrainedModel, ids: torch.Tensor, cache: _Block, visible: torch.Tensor) -> torch.Tensor:
+    """Run ``ids`` (rows, new) behind the cached columns; logits of the last column, shape (rows, vocabulary).
+
+    ``visible`` (rows, cached + new) says which columns hold a token.
+    """
+    start, new = cache.length, ids.shape[1]
+    columns = torch.arange(start + new, device=ids.device)
+    causal = columns[None, :] <= columns[start:, None]
+    mask = torch.zeros(ids.shape[0], 1, new, start + new, dtype=model.dtype, device=ids.device)
+    mask.masked_fill_(~(causal[None, None] & visible[:, None, None, :]), HIDDEN)
+    positions = (visible.cumsum(1) - 1).clamp(min=0)[:, start:]
+    output = model(
+        input_ids=ids,
+        attention_mask=mask,
+        position_ids=positions,
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
+    )
+    return output.logits[:, -1].float()
+
+
+def _generator(request: Request) -> torch.Generator:
+    seed = int(digest(request.identity())[:15], 16)
+    return torch.Generator().manual_seed(seed)
+
+
+def _choose(logits: torch.Tensor, how: Sequence[tuple[float, torch.Generator]]) -> list[int]:
+    """The next token of every row."""
+    greedy: list[int] = logits.argmax(-1).tolist()
+    for at, (temperature, generator) in enumerate(how):
+        if temperature > 0:
+            chances = torch.softmax(logits[at].cpu() / temperature, -1)
+            greedy[at] = int(torch.multinomial(chances, 1, generator=generator))
+    return greedy
+
+
+class _Layer(CacheLayerMixin):
+    """Keys and values of one layer in a block of fixed width; reading is a view of the filled columns."""
+
+    def __init__(self, rows: int, width: int) -> None:
+        super().__init__()
+        self.rows, self.width, self.length = rows, width, 0
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        shape = (self.rows, key_states.shape[1], self.width, key_states.shape[3])
+        self.keys = key_states.new_empty(shape)
+        self.values = value_states.new_empty(shape)
+        self.is_initialized = True
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        end = self.length + key_states.shape[2]
+        self.keys[:, :, self.length : end] = key_states
+        self.values[:, :, self.length : end] = value_states
+        self.length = end
+        return self.keys[:, :, :end], self.values[:, :, :end]
+
+    def get_seq_length(self) -> int:
+        return self.length
+
+    def get_max_length(self) -> int:
+        return self.width
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.length + query_length, 0
+
+
+class _Block(Cache):
+    """The cache of a batch: one block per layer."""
+
+    def __init__(self, model: PreTrainedModel, rows: int, width: int) -> None:
+        self.blocks = [_Layer(rows, width) for _ in range(model.config.num_hidden_layers)]
+        super().__init__(layers=list(self.blocks))
+
+    @property
+    def length(self) -> int:
+        """Columns filled so far."""
+        return self.blocks[0].length
+
+    def copy_from(self, other: _Block, rows: torch.Tensor, columns: int) -> None:
+        """Fill the first columns of every row from the row of ``other`` it belongs to."""
+        for mine, theirs in zip(self.blocks, other.blocks, strict=True):
+            mine.lazy_initialization(theirs.keys, theirs.values)
+            mine.keys[:, :, :columns] = theirs.keys[rows]
+            mine.values[:, :, :columns] = theirs.values[rows]
+            mine.length = columns
+
+    def keep(self, rows: torch.Tensor) -> None:
+        """Drop the rows that are finished."""
+        for block in self.blocks:
+            block.keys, block.values = block.keys[rows], block.values[rows]
+
+
+class _grouped_attention:
+    """Within the block, the model attends with :func:`_attend`."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model, self.before = model, model.config._attn_implementation
+
+    def __enter__(self) -> None:
+        self.model.config._attn_implementation = ATTENTION
+
+    def __exit__(self, *_: object) -> None:
+        self.model.config._attn_implementation = self.before
+
+
+def _attend(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor,
+    scaling: float,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """Grouped-query attention that reads the cache in place instead of repeating its heads.
+
+    Shapes: query (rows, heads, new, size), key and value (rows, key heads, columns, size), mask (rows, 1, new,
+    columns); returns (rows, new, heads, size).
+    """
+    rows, heads, new, size = query.shape
+    kv = key.shape[1]
+    grouped = query.reshape(rows, kv, heads // kv * new, size)
+    mask = attention_mask.expand(rows, heads // kv, new, -1).reshape(rows, 1, heads // kv * new, -1)
+    scores = torch.matmul(grouped, key.transpose(2, 3)) * scaling + mask
+    mixed = torch.matmul(torch.softmax(scores, -1, dtype=torch.float32).to(query.dtype), value)
+    return mixed.reshape(rows, heads, new, size).transpose(1, 2), None
+
+
+AttentionInterface.register(ATTENTION, _attend)
+AttentionMaskInterface.register(ATTENTION, sdpa_mask)

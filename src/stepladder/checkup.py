@@ -1,0 +1,60 @@
+"""What ``stepladder doctor`` looks at."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import shutil
+import sys
+from typing import NamedTuple
+
+from rich.console import Console
+from rich.table import Table
+
+from stepladder import models
+
+TRAIN = ("torch", "transformers", "peft", "trl", "llmcompressor", "datasets", "gguf", models.BUNDLED_PACKAGE)
+
+
+class Check(NamedTuple):
+    """One line of the checkup; ``fix`` says what to do where it failed."""
+
+    what: str
+    found: str
+    ok: bool
+    fix: str = ""
+
+
+def checkup(console: Console) -> bool:
+    """Print what is there and what is missing; True when a run can start."""
+    checks = [
+        Check("Python", sys.version.split()[0], sys.version_info >= (3, 11), "install Python 3.11 or newer"),
+        *map(_package, TRAIN),
+    ]
+    if all(check.ok for check in checks):
+        checks.append(_compute())
+    cores = len(os.sched_getaffinity(0))
+    checks.append(Check("CPU cores", str(cores), True))
+    free = shutil.disk_usage(".").free / 2**30
+    checks.append(
+        Check("Free disk", f"{free:.0f} GiB", free > 4, "free at least 4 GiB; three demo members take about 2")
+    )
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for check in checks:
+        mark = "[green]✓[/green]" if check.ok else "[red]x[/red]"
+        table.add_row(mark, check.what, check.found, "" if check.ok else check.fix)
+    console.print(table)
+    return all(check.ok for check in checks)
+
+
+def _package(name: str) -> Check:
+    try:
+        return Check(name, importlib.metadata.version(name), True)
+    except importlib.metadata.PackageNotFoundError:
+        return Check(name, "missing", False, "run 'make setup', or pip install 'stepladder[train]'")
+
+
+def _compute() -> Check:
+    torch = models.import_torch()
+    device = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "CPU"
+    return Check("Computes on", f"{device} in {str(models.compute_dtype()).removeprefix('torch.')}", True)

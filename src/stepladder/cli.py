@@ -1,0 +1,152 @@
+"""The command line: one short command per stage, plus run, status, doctor, init and worlds. Heavy imports happen inside."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from stepladder.errors import StepladderError, UserError
+
+if TYPE_CHECKING:
+    from stepladder.stages.flow import Context
+
+app = typer.Typer(
+    help="A few hundred labelled questions in, a small model that reasons step by step out, proved with numbers.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="The run's TOML file.", show_default=False)]
+Runs = Annotated[Path, typer.Option(help="Folder that holds all runs and their ledger.")]
+RUNS = Path("runs")
+
+STAGE_HELP = {
+    "questions": "Read, check and split the labelled questions.",
+    "samples": "Climb the cascade: collect chains that are proved right.",
+    "trainset": "Choose each member's training chains.",
+    "adapter": "Fine-tune each member with LoRA.",
+    "merged": "Fold the adapters into the base.",
+    "quantised": "Quantise with GPTQ and measure what it cost.",
+    "predictions": "Answer validation and test with base, merged and quantised models.",
+    "ensemble": "Choose how members' answers become one; write the answer file.",
+    "report": "Write the report.",
+}
+
+
+def _context(config: Path, runs: Path) -> Context:
+    from stepladder.config import load
+    from stepladder.progress import Progress
+    from stepladder.stages.flow import Context
+    from stepladder.workspace import Workspace
+
+    loaded = load(config)
+    return Context(loaded, Workspace(runs, loaded.name), Progress(Console()))
+
+
+@app.command()
+def run(config: ConfigFile, runs: Runs = RUNS) -> None:
+    """Run every stage that is not up to date, then show the result."""
+    import json
+
+    from stepladder.stages import flow
+    from stepladder.stages.report import summary
+
+    context = _context(config, runs)
+    context.progress.console.print(f"[bold]{context.config.name}[/bold]  [dim]{context.workspace.folder}[/dim]")
+    with context.workspace.locked():
+        flow.run(context)
+    report = json.loads((context.input("report") / "report.json").read_text(encoding="utf-8"))
+    summary(report, context.progress.console)
+    context.progress.console.print(f"\nReport: {context.input('report') / 'report.html'}", soft_wrap=True)
+
+
+def _stage_command(name: str) -> Callable[[Path, Path], None]:
+    def command(config: ConfigFile, runs: Runs = RUNS) -> None:
+        from stepladder.stages import flow
+
+        context = _context(config, runs)
+        with context.workspace.locked():
+            flow.run(context, (name,))
+
+    command.__doc__ = STAGE_HELP[name]
+    return command
+
+
+for _name in STAGE_HELP:
+    app.command(_name, rich_help_panel="Stages, in the order of the flow")(_stage_command(_name))
+
+
+@app.command()
+def status(config: ConfigFile, runs: Runs = RUNS) -> None:
+    """Show which artifacts are done, stale or missing, and what the run has spent."""
+    from stepladder.ask.ledger import Ledger
+    from stepladder.stages import flow
+
+    context = _context(config, runs)
+    marks = {"done": "[green]✓[/green]", "stale": "[yellow]~[/yellow]", "missing": "[dim]·[/dim]"}
+    console = context.progress.console
+    for label, state in flow.states(context):
+        console.print(f"  {marks[state]}  {label:<24} {state}")
+    if context.workspace.ledger.exists():
+        with Ledger(context.workspace.ledger) as ledger:
+            name = context.workspace.name
+            console.print(f"\n{ledger.calls(name)} model calls, ${ledger.spent(name) / 1e6:.2f} spent")
+
+
+@app.command()
+def doctor() -> None:
+    """Say what is installed, what this machine computes best in, and what is missing."""
+    from stepladder.checkup import checkup
+
+    if not checkup(Console()):
+        raise typer.Exit(2)
+
+
+@app.command()
+def init(
+    folder: Annotated[Path, typer.Argument(help="Where to write; made if it is not there.")] = Path(),
+    language: Annotated[str, typer.Option(help="zh or en")] = "en",
+) -> None:
+    """Write a small example: stepladder.toml with training and test questions beside it."""
+    from stepladder.starter import write_starter
+
+    toml = write_starter(folder, language)
+    Console().print(f"Wrote {toml}. Next: stepladder run {toml}", soft_wrap=True)
+
+
+@app.command()
+def worlds(
+    out: Annotated[Path, typer.Argument(help="JSONL file to write.", show_default=False)],
+    problems: Annotated[int, typer.Option(min=1, help="How many problems.")] = 100,
+    seed: Annotated[int, typer.Option(help="Same seed, same bytes.")] = 2024,
+    language: Annotated[str, typer.Option(help="zh or en")] = "en",
+    split: Annotated[str, typer.Option(help="train or test; the two never share a problem.")] = "train",
+) -> None:
+    """Generate closed-world problems whose answers are proved, with worked solutions."""
+    from stepladder.closedworld.generate import generate, to_line
+    from stepladder.workspace import write_atomic
+
+    write_atomic(out, "".join(to_line(record) for record in generate(seed, problems, language, split)))
+
+
+def main() -> None:
+    """Entry point: a user error is one line and its exit code; anything else is a bug and keeps its traceback."""
+    try:
+        app()
+    except UserError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except StepladderError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

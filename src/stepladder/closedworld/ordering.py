@@ -1,0 +1,160 @@
+"""A line of people, told as shuffled clues "Right behind Ann is Bob."; the first one is stated.
+
+Levels 1, 2 and 3 have four, five and six people.
+"""
+
+from dataclasses import dataclass
+from itertools import pairwise
+from random import Random
+
+from stepladder.closedworld.derive import Derivation
+from stepladder.closedworld.rules import Rule
+from stepladder.closedworld.words import NAMES, Phrase, join, say, sentences
+from stepladder.closedworld.world import Mistake, Query, World
+
+FIRST: Phrase = {"en": "{p} is first.", "zh": "{p}第一。"}
+CLUE: Phrase = {"en": "Right behind {p} is {q}.", "zh": "{p}后面紧跟着{q}。"}
+PLACE: Phrase = {"en": "{n} {p}", "zh": "{n}{p}"}
+COMMA: Phrase = {"en": ", ", "zh": "，"}
+STOP: Phrase = {"en": "{text}.", "zh": "{text}。"}
+FOUND: Phrase = {"en": "Number {n} is {p}.", "zh": "第{n}位是{p}。"}
+PAIR: Phrase = {"en": "{p} is {m}, {q} is {n}.", "zh": "{p}第{m}，{q}第{n}。"}
+AHEAD: Phrase = {"en": "Is {p} ahead of {q}?", "zh": "{p}在{q}前面吗？"}
+
+# at/2 counts along the line from the first. A line read from the back uses the same clues the other way round.
+FORWARD = Rule("at(B,N+1)", ("at(A,N)", "behind(A,B)"))
+BACKWARD = Rule("at(A,N+1)", ("at(B,N)", "behind(A,B)"))
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Where the people stand, and how their places are asked for."""
+
+    opening: Phrase
+    place: Phrase
+    last: Phrase
+
+
+SCENES = (
+    Scene(
+        {"en": "{n} people stand in line.", "zh": "{n}个人排队。"},
+        {"en": "Who is number {n} in line?", "zh": "谁排在第{n}位？"},
+        {"en": "Who is last in line?", "zh": "谁排在最后？"},
+    ),
+    Scene(
+        {"en": "{n} friends run a race.", "zh": "{n}个朋友赛跑。"},
+        {"en": "Who is number {n} in the race?", "zh": "谁跑在第{n}位？"},
+        {"en": "Who is last in the race?", "zh": "谁跑在最后？"},
+    ),
+    Scene(
+        {"en": "{n} kids walk up a hill.", "zh": "{n}个孩子爬山。"},
+        {"en": "Who is number {n} on the hill?", "zh": "谁走在第{n}位？"},
+        {"en": "Who is last on the hill?", "zh": "谁走在最后？"},
+    ),
+    Scene(
+        {"en": "{n} students sit in a row.", "zh": "{n}名学生坐成一列。"},
+        {"en": "Who is number {n} in the row?", "zh": "谁坐在第{n}位？"},
+        {"en": "Who is last in the row?", "zh": "谁坐在最后？"},
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Line:
+    """The clues in the order they are told, and the line they describe."""
+
+    first: str
+    clues: tuple[tuple[str, str], ...]
+
+    @property
+    def facts(self) -> tuple[Rule, ...]:
+        return tuple(Rule(f"behind({ahead},{behind})") for ahead, behind in self.clues)
+
+    @property
+    def rules(self) -> tuple[Rule, ...]:
+        return (Rule(f"at({self.first},1)"), *self.facts, FORWARD)
+
+    def misread(self, asks: tuple[Rule, ...]) -> tuple[Mistake, ...]:
+        """The line as somebody sees it who reads it from the wrong end, or takes the clues in the order told."""
+        last = witness(self.first, dict(self.clues))[-1]
+        told = tuple(Rule(f"at({behind},{number})") for number, (_, behind) in enumerate(self.clues, 2))
+        return (
+            Mistake("takes the clues in the order told", (Rule(f"at({self.first},1)"), *told, *asks)),
+            Mistake("counts from the back", (Rule(f"at({last},1)"), *self.facts, BACKWARD, *asks)),
+        )
+
+
+def build(draw: Random, level: int) -> World:
+    scene = draw.choice(SCENES)
+    people = draw.sample(sorted(NAMES), 3 + level)
+    clues = list(pairwise(people))
+    draw.shuffle(clues)
+    line = Line(people[0], tuple(clues))
+    story = sentences(
+        [
+            say(scene.opening, n=len(people)),
+            say(FIRST, p=line.first),
+            *(say(CLUE, p=ahead, q=behind) for ahead, behind in line.clues),
+        ]
+    )
+    *places, last = draw.sample(range(2, len(people) + 1), 3)
+    queries = [_place(draw, scene, line, number) for number in places]
+    queries.append(_ahead(draw, line) if draw.random() < 0.5 else _place(draw, scene, line, last))
+    return World(line.rules, story, tuple(queries))
+
+
+def witness(first: str, behind: dict[str, str]) -> list[str]:
+    """Everybody in line, front to back: walk from the first to whoever is right behind."""
+    line = [first]
+    while line[-1] in behind:
+        line.append(behind[line[-1]])
+    return line
+
+
+def _place(draw: Random, scene: Scene, line: Line, number: int) -> Query:
+    order = witness(line.first, dict(line.clues))
+    last = number == len(order) and draw.random() < 0.5
+
+    def asks(place: int) -> tuple[Rule, ...]:
+        return (Rule("answer(X)", (f"at(X,{place})",)),)
+
+    def worked(derivation: Derivation) -> Phrase:
+        places = _places(derivation)
+        return sentences([_told(places), say(FOUND, n=number, p=places[number])])
+
+    miscounts = (
+        Mistake("counts one too few", (*line.rules, *asks(number - 1))),
+        Mistake("counts one too many", (*line.rules, *asks(number + 1))),
+    )
+    mistakes = [*miscounts, *line.misread(asks(number))]
+    draw.shuffle(mistakes)
+    question = scene.last if last else say(scene.place, n=number)
+    return Query(question, asks(number), order[number - 1], tuple(mistakes), draw.choice((3, 4, 4, 4)), worked)
+
+
+def _ahead(draw: Random, line: Line) -> Query:
+    order = witness(line.first, dict(line.clues))
+    one, other = draw.sample(order, 2)
+    asks = (
+        Rule("answer(yes)", (f"at({one},M)", f"at({other},N)", "M < N")),
+        Rule("answer(no)", ("not answer(yes)",)),
+    )
+
+    def worked(derivation: Derivation) -> Phrase:
+        places = _places(derivation)
+        number = {person: place for place, person in places.items()}
+        return sentences([_told(places), say(PAIR, p=one, m=number[one], q=other, n=number[other])])
+
+    holds = order.index(one) < order.index(other)
+    return Query(say(AHEAD, p=one, q=other), asks, "yes" if holds else "no", line.misread(asks), 2, worked)
+
+
+def _places(derivation: Derivation) -> dict[int, str]:
+    """Number -> person, in the order the derivation of the last place goes through them."""
+    end = max((atom for atom in derivation.atoms if atom.match("at", 2)), key=lambda atom: atom.arguments[1].number)
+    passed = [finding.atom.arguments for finding in derivation.path(str(end)) if finding.atom.match("at", 2)]
+    return {place.number: str(person) for person, place in passed}
+
+
+def _told(places: dict[int, str]) -> Phrase:
+    return say(STOP, text=join([say(PLACE, n=number, p=person) for number, person in places.items()], COMMA))

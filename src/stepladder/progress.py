@@ -1,0 +1,65 @@
+"""The live view of a run: which stage is at work, how far, how long still. It shows state and owns none."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bars
+from rich.progress import TimeRemainingColumn
+
+
+class Progress:
+    """One line per finished stage, and a live line for the one at work.
+
+    Off a terminal (a log file, CI) only the finished lines are printed.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self._bars: Bars | None = None
+        self._task: TaskID | None = None
+
+    def up_to_date(self, label: str) -> None:
+        self.console.print(f"[dim]  ·  {label:<24} up to date[/dim]")
+
+    @contextlib.contextmanager
+    def stage(self, label: str) -> Iterator[None]:
+        """Show ``label`` as running until the block ends; a failed stage leaves a cross."""
+        start = time.monotonic()
+        columns = (
+            SpinnerColumn(), TextColumn("{task.description:<24}"), TextColumn("{task.fields[what]}"), BarColumn(24),
+            MofNCompleteColumn(), TextColumn("{task.fields[note]}"), TimeElapsedColumn(), TextColumn("left"),
+            TimeRemainingColumn(),
+        )  # fmt: skip
+        with Bars(*columns, console=self.console, transient=True) as bars:
+            self._bars, self._task = bars, bars.add_task(label, total=None, what="", note="")
+            try:
+                yield
+            except BaseException:
+                bars.stop()
+                self.console.print(f"  [red]x[/red]  {label:<24} stopped")
+                raise
+            finally:
+                self._bars = self._task = None
+        self.console.print(f"  [green]✓[/green]  {label:<24} {duration(time.monotonic() - start)}")
+
+    def update(self, what: str, done: float, total: float, note: str = "") -> None:
+        """How far the running stage is: ``what`` names the unit of work, ``note`` a figure worth seeing."""
+        if self._bars is not None and self._task is not None:
+            self._bars.update(self._task, completed=done, total=total, what=what, note=note)
+
+    def say(self, text: str) -> None:
+        """A finding worth one line."""
+        self.console.print(f"     {text}", style="dim", highlight=False)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person writes them: ``42 s``, ``3 min 05 s``, ``1 h 20 min``."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"

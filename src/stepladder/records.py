@@ -1,0 +1,135 @@
+"""The four records that cross a stage, one JSON line each, and how lines are read and written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from stepladder.errors import InputError
+
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+Language = Literal["zh", "en"]
+Split = Literal["train", "validation", "test"]
+Verdict = Literal["accepted", "wrong", "unparsed", "truncated"]
+
+
+class Record(BaseModel):
+    """A frozen row; unknown fields are errors, so that a typo never passes silently."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Question(Record):
+    """One multiple-choice sub-question with the problem it belongs to.
+
+    ``worked`` is a worked solution without option letters: steps, then the text of the right option alone on the
+    last line, so that it stays valid under any order of the options. ``program`` is a closed-world logic program
+    that proves the answer.
+    """
+
+    id: str
+    problem_id: str
+    problem: str
+    question: str
+    options: tuple[str, ...] = Field(min_length=2, max_length=26)
+    answer: str | None = None
+    language: Language
+    source: str
+    worked: str | None = None
+    program: str | None = None
+
+
+class Sample(Record):
+    """One answer to one training question, judged. ``permutation[i]`` is the original index of the option shown
+    as letter i; ``answer`` is the strict answer in the original order, or null when none could be read."""
+
+    question_id: str
+    rung: str
+    model: str
+    sample_index: int
+    permutation: tuple[int, ...]
+    key: str
+    text: str
+    answer: str | None
+    verdict: Verdict
+    micro_dollars: int = 0
+
+
+class Message(Record):
+    """One chat message."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+class Example(Record):
+    """One training conversation (the ``{"messages": [...]}`` line TRL and ms-swift read) and where it came from."""
+
+    messages: tuple[Message, ...]
+    question_id: str
+    teacher: str
+
+
+class Prediction(Record):
+    """What one system answered to one question. Votes are in the original option order; null is unparsed."""
+
+    question_id: str
+    member: str
+    votes: tuple[str | None, ...]
+    answer: str | None
+    texts: tuple[str, ...]
+
+
+R = TypeVar("R", bound=Record)
+
+
+def read(path: Path, kind: type[R]) -> list[R]:
+    """Read a JSONL file written by :func:`lines`.
+
+    Raises:
+        InputError: naming file, line and field.
+    """
+    rows = []
+    for number, value in parse_lines(path):
+        try:
+            rows.append(kind.model_validate(value))
+        except ValidationError as error:
+            first = error.errors()[0]
+            field = ".".join(str(part) for part in first["loc"]) or None
+            raise InputError(path, first["msg"], line=number, field=field) from None
+    return rows
+
+
+def parse_lines(path: Path) -> Iterator[tuple[int, Any]]:
+    """Yield ``(line number, JSON value)`` of every non-empty line.
+
+    Raises:
+        InputError: the file is missing, not UTF-8, or a line is not JSON.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise InputError(path, "no such file; check the path in the configuration") from None
+    except IsADirectoryError:
+        raise InputError(path, "is a folder; name a JSONL file") from None
+    except UnicodeDecodeError as error:
+        raise InputError(path, f"not UTF-8 at byte {error.start}; save the file as UTF-8") from None
+    except OSError as error:
+        raise InputError(path, f"cannot be read ({error.strerror})") from None
+    # Only "\n" ends a line: str.splitlines would also cut at U+2028 and friends inside a JSON string.
+    for number, line in enumerate(text.removeprefix("\ufeff").split("\n"), start=1):
+        if line.strip():
+            try:
+                yield number, json.loads(line)
+            except json.JSONDecodeError as error:
+                raise InputError(path, f"not JSON ({error.msg}, column {error.colno})", line=number) from None
+
+
+def lines(rows: Iterable[Record]) -> str:
+    """The rows as JSONL, in the order given (stages sort by id)."""
+    return "".join(row.model_dump_json() + "\n" for row in rows)

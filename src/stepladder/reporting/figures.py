@@ -1,0 +1,227 @@
+"""The charts of the report, each a function from report values to inline SVG."""
+
+from __future__ import annotations
+
+import math
+from itertools import groupby
+from typing import Any
+
+from markupsafe import Markup
+
+from stepladder.progress import duration
+from stepladder.reporting import words
+from stepladder.reporting.svg import Drawing, Scale
+
+WIDTH = 880
+ROW = 30
+LANE = 44
+QUARTERS = (0, 0.25, 0.5, 0.75, 1)
+POINTS = 200
+"""Points of a loss curve; a longer log is averaged in as many equal stretches."""
+
+Row = dict[str, Any]
+
+
+def staircase(report: Row) -> Markup:
+    """Base, tuned, quantised and ensemble as steps, with 95 % intervals and the line of guessing."""
+    run = report["run"]
+    steps = words.staircase(report)
+    drawing = Drawing(WIDTH, 364, f"Accuracy step by step: {words.headline(report)}")
+    height, right = Scale(0, 1, 300, 30), WIDTH - 70
+    for share in QUARTERS:
+        drawing.line(50, height(share), right, height(share), "grid")
+        drawing.text(42, height(share) + 4, words.percent(share), "tick", "end")
+    wide = (right - 60) / len(steps)
+    for index, row in enumerate(steps):
+        left, middle = 60 + index * wide, 60 + (index + 0.42) * wide
+        tip = _tip(row, run["bits"])
+        drawing.rect(
+            left, height(row["accuracy"]), wide - 4, 300 - height(row["accuracy"]), f"s-{row['system']}", tip=tip
+        )
+        drawing.line(middle, height(row["low"]), middle, height(row["high"]), "whisker")
+        for end in (row["low"], row["high"]):
+            drawing.line(middle - 6, height(end), middle + 6, height(end), "whisker")
+        drawing.text(middle + 14, height(row["accuracy"]) - 10, words.percent(row["accuracy"]), "figure")
+        drawing.text(left + wide / 2 - 2, 322, words.name(row, run["bits"]), "strong", "middle")
+        drawing.text(left + wide / 2 - 2, 341, f"{row['correct']} of {row['n']} right", "tick", "middle")
+        if row["unparsed"]:
+            drawing.text(left + wide / 2 - 2, 358, f"{row['unparsed']} unreadable", "tick", "middle")
+    chance = height(report["chance"][run["split"]])
+    drawing.line(50, chance, right, chance, "chance")
+    drawing.text(right + 6, chance + 4, "guessing", "chance-label")
+    return drawing.markup()
+
+
+def all_systems(report: Row) -> Markup:
+    """Every system on the shown split: a dot with its 95 % interval."""
+    run = report["run"]
+    rows = [row for row in report["results"] if row["split"] == run["split"]]
+    bottom = 20 + ROW * len(rows)
+    drawing = Drawing(WIDTH, bottom + 30, "Accuracy of every system with its 95 % interval")
+    x = _share_axis(drawing, bottom)
+    chance = x(report["chance"][run["split"]])
+    drawing.line(chance, 10, chance, bottom, "chance")
+    drawing.text(chance + 5, bottom - 4, "guessing", "chance-label")
+    for index, row in enumerate(rows):
+        y = 20 + ROW * (index + 0.5)
+        drawing.text(170, y + 4, words.name(row, run["bits"]), "", "end")
+        drawing.line(x(row["low"]), y, x(row["high"]), y, f"range s-{row['system']}")
+        drawing.dot(x(row["accuracy"]), y, 6, f"s-{row['system']}", tip=_tip(row, run["bits"]))
+        interval = f"{100 * row['low']:.0f} to {words.percent(row['high'])}"
+        drawing.text(WIDTH, y + 4, f"{words.percent(row['accuracy'], 1)}  ({interval})", "tick", "end")
+    return drawing.markup()
+
+
+def cascade(report: Row) -> Markup:
+    """Which stretch of the training questions each rung solved, and what is left."""
+    found = report["cascade"]
+    bottom = 10 + ROW * (len(found["rungs"]) + 1)
+    drawing = Drawing(WIDTH, bottom + 10, "How many questions each rung of the cascade solved")
+    x = Scale(0, max(found["questions"], 1), 180, WIDTH - 200)
+    solved = 0
+    for index, rung in enumerate(found["rungs"]):
+        y = 10 + ROW * index
+        drawing.text(170, y + 18, rung["name"], "", "end")
+        drawing.rect(x(solved), y + 3, x(solved + rung["asked"]) - x(solved), ROW - 6, "track")
+        drawing.rect(
+            x(solved), y + 3, x(solved + rung["solved"]) - x(solved), ROW - 6, "s-quantised",
+            tip=f"{rung['name']}: {rung['solved']} solved of {rung['asked']} asked",
+        )  # fmt: skip
+        paid = f", {words.money(rung['dollars'])}" if rung["dollars"] else ""
+        drawing.text(WIDTH - 190, y + 18, f"{rung['solved']} of {rung['asked']} solved{paid}", "tick")
+        solved += rung["solved"]
+    y = bottom - ROW
+    drawing.text(170, y + 18, "unsolved", "", "end")
+    drawing.rect(
+        x(solved), y + 3, x(found["questions"]) - x(solved), ROW - 6, "bad", tip=f"{found['unsolved']} unsolved"
+    )
+    drawing.text(WIDTH - 190, y + 18, f"{found['unsolved']} of {found['questions']}", "tick")
+    return drawing.markup()
+
+
+def breakdown(report: Row, rows: list[Row], key: str) -> Markup:
+    """Accuracy within groups (``key`` is ``family`` or ``letter``): the way from base to the final answer."""
+    run = report["run"]
+    steps = [(row["split"], row["system"], row["member"]) for row in words.staircase(report)]
+    shown = [row for row in rows if (row["split"], row["system"], row["member"]) in steps]
+    groups = [(name, list(group)) for name, group in groupby(shown, key=lambda row: str(row[key]))]
+    bottom = 20 + LANE * len(groups)
+    drawing = Drawing(WIDTH, bottom + 30, f"Accuracy by {key}")
+    x = _share_axis(drawing, bottom)
+    for index, (name, group) in enumerate(groups):
+        y = 20 + LANE * (index + 0.5)
+        drawing.text(170, y + 4, name if len(name) <= 24 else f"{name[:23]}…", "", "end")
+        # Each system has its own height in the lane, so that equal accuracies do not hide each other.
+        points = [(x(row["accuracy"]), y + 8 * (place - (len(group) - 1) / 2)) for place, row in enumerate(group)]
+        drawing.path(points, "join")
+        for point, row in zip(points, group, strict=True):
+            tip = f"{words.name(row, run['bits'])}: {row['correct']} of {row['n']} right"
+            drawing.dot(*point, 5, f"s-{row['system']}", tip=tip)
+        final = group[-1]
+        label = f"{words.percent(group[0]['accuracy'])} → {words.percent(final['accuracy'])}   n = {final['n']}"
+        drawing.text(WIDTH, y + 4, label, "tick", "end")
+        drawing.line(190, y + LANE / 2, WIDTH - 170, y + LANE / 2, "grid")
+    return drawing.markup()
+
+
+def loss(report: Row) -> Markup:
+    """Training loss of every member over its epochs."""
+    curves = [(row["member"], _thinned(row["log"])) for row in report["training"] if row["log"]]
+    drawing = Drawing(WIDTH, 280, "Training loss over epochs")
+    if not curves:
+        return drawing.markup()
+    top, last = (max(point[axis] for _, points in curves for point in points) for axis in (1, 0))
+    y, x = Scale(0, 1.05 * top, 240, 10), Scale(0, last, 60, WIDTH - 130)
+    for value in _ticks(y.high):
+        drawing.line(x.start, y(value), x.end, y(value), "grid")
+        drawing.text(52, y(value) + 4, f"{value:g}", "tick", "end")
+    for value in _ticks(x.high):
+        drawing.text(x(value), 260, f"{value:g}", "tick", "middle")
+    drawing.text((x.start + x.end) / 2, 277, "epoch", "tick", "middle")
+    # Labels stand where their curve ends, moved down where two would overlap.
+    free = 0.0
+    for index, (member, points) in sorted(enumerate(curves), key=lambda item: y(item[1][1][-1][1])):
+        drawing.path(((x(epoch), y(value)) for epoch, value in points), f"curve c{index % 6}")
+        free = max(free + 16, y(points[-1][1]))
+        drawing.text(x.end + 8, free + 4, f"{member}  {points[-1][1]:.2f}", f"c{index % 6}")
+    return drawing.markup()
+
+
+def _ticks(high: float) -> list[float]:
+    """Round values from 0 to ``high`` for an axis, four to eight of them."""
+    magnitude = 10.0 ** math.floor(math.log10(high))
+    step = next(part * magnitude for part in (0.2, 0.5, 1.0, 2.0) if high / (part * magnitude) <= 7)
+    return [index * step for index in range(int(high / step + 1e-9) + 1)]
+
+
+def _thinned(log: list[Row]) -> list[tuple[float, float]]:
+    """(epoch, loss) points, averaged in stretches where there are more than a chart can show."""
+    length = -(-len(log) // POINTS)
+    stretches = [log[start : start + length] for start in range(0, len(log), length)]
+    return [(part[-1]["epoch"], sum(step["loss"] for step in part) / len(part)) for part in stretches]
+
+
+def flips(report: Row) -> Markup:
+    """What quantisation changed, per member: answers lost and won, to both sides of a line."""
+    rows = report["quantisation"]
+    drawing = Drawing(WIDTH, 30 + ROW * len(rows), "Answers that quantisation turned wrong or right")
+    most = max([1, *(count for row in rows for count in row["flips"].values())])
+    x = Scale(-most, most, 260, WIDTH - 80)
+    drawing.text(x(0) - 8, 16, "turned wrong", "tick", "end")
+    drawing.text(x(0) + 8, 16, "turned right", "tick")
+    for index, row in enumerate(rows):
+        y = 24 + ROW * index
+        lost, won = row["flips"]["right_to_wrong"], row["flips"]["wrong_to_right"]
+        drawing.text(170, y + 18, row["member"], "", "end")
+        drawing.rect(x(-lost), y + 3, x(0) - x(-lost), ROW - 6, "bad")
+        drawing.rect(x(0), y + 3, x(won) - x(0), ROW - 6, "good")
+        drawing.text(x(-lost) - 6, y + 18, str(lost), "tick", "end")
+        drawing.text(x(won) + 6, y + 18, str(won), "tick")
+    drawing.line(x(0), 22, x(0), 26 + ROW * len(rows), "axis")
+    return drawing.markup()
+
+
+def sizes(report: Row) -> Markup:
+    """Weights on disk before and after quantisation, per member."""
+    bars = [
+        (f"{words.step(kind, report['run']['bits'])} {row['member']}", row["bytes"][kind], kind)
+        for row in report["quantisation"]
+        for kind in ("merged", "quantised")
+    ]
+    return _bars("Size of the weights", [(label, count, f"s-{kind}", words.size(count)) for label, count, kind in bars])
+
+
+def stages(report: Row) -> Markup:
+    """Recorded time of every artifact; money where some was spent."""
+    bars = []
+    for row in report["stages"]:
+        label = "/".join(filter(None, (row["stage"], row["part"])))
+        paid = f"  {words.money(row['dollars'])}" if row["dollars"] else ""
+        bars.append((label, row["seconds"], "s-merged", duration(row["seconds"]) + paid))
+    return _bars("Time of every stage", bars)
+
+
+def _bars(title: str, bars: list[tuple[str, float, str, str]]) -> Markup:
+    """Horizontal bars from zero; a bar is (label, length, CSS class, words after it)."""
+    drawing = Drawing(WIDTH, 10 + ROW * len(bars), title)
+    x = Scale(0, max([1e-9, *(length for _, length, _, _ in bars)]), 180, WIDTH - 160)
+    for index, (label, length, css, after) in enumerate(bars):
+        y = 5 + ROW * index
+        drawing.text(170, y + 18, label, "", "end")
+        drawing.rect(x(0), y + 5, max(x(length) - x(0), 1), ROW - 10, css)
+        drawing.text(max(x(length), x(0) + 1) + 8, y + 18, after, "tick")
+    return drawing.markup()
+
+
+def _share_axis(drawing: Drawing, bottom: float) -> Scale:
+    """A horizontal axis from 0 to 100 % with room for labels on both sides."""
+    x = Scale(0, 1, 190, WIDTH - 170)
+    for share in QUARTERS:
+        drawing.line(x(share), 10, x(share), bottom, "grid")
+        drawing.text(x(share), bottom + 18, words.percent(share), "tick", "middle")
+    return x
+
+
+def _tip(row: Row, bits: int) -> str:
+    interval = f"95 % interval {100 * row['low']:.1f} to {words.percent(row['high'], 1)}"
+    return f"{words.name(row, bits)}: {row['correct']} of {row['n']} right, {interval}"

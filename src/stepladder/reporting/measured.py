@@ -1,0 +1,103 @@
+"""Who answered which question rightly: predictions joined with labels, before any statistics."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from stepladder.config import BASE as BASE_FOLDER
+from stepladder.config import Config
+from stepladder.errors import InputError, UserError
+from stepladder.records import Prediction, Question, read
+
+HeldOut = Literal["validation", "test"]
+
+
+class System(NamedTuple):
+    """Somebody who answered: the untouched base, a member before or after quantisation, or the ensemble."""
+
+    kind: Literal["base", "merged", "quantised", "ensemble"]
+    member: str | None = None
+
+    def path(self, run: Path, split: HeldOut) -> Path:
+        """The system's answers, in the run folder ``run``."""
+        if self.kind == "ensemble":
+            return run / "ensemble" / f"{split}.jsonl"
+        return run / "predictions" / (self.member or BASE_FOLDER) / f"{self.kind}.{split}.jsonl"
+
+
+BASE = System("base")
+ENSEMBLE = System("ensemble")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The labelled questions of one split, sorted by id, and every system's answers in the same order."""
+
+    split: HeldOut
+    questions: tuple[Question, ...]
+    answers: dict[System, tuple[Prediction, ...]]
+
+    @cached_property
+    def right(self) -> dict[System, list[bool]]:
+        """Per system, whether each question was answered rightly; an unparsed answer is wrong."""
+        return {
+            system: [given.answer == question.answer for given, question in zip(answers, self.questions, strict=True)]
+            for system, answers in self.answers.items()
+        }
+
+    def accuracy(self, system: System) -> float:
+        right = self.right[system]
+        return sum(right) / len(right)
+
+    @property
+    def chance(self) -> float:
+        """Expected accuracy of guessing: the mean of 1 / number of options."""
+        return sum(1 / len(question.options) for question in self.questions) / len(self.questions)
+
+
+def systems(config: Config) -> list[System]:
+    """Everybody who answers in this run, in the order they are shown."""
+    members = [member.name for member in config.member]
+    tuned = [System(kind, name) for kind in ("merged", "quantised") for name in members]
+    return [BASE, *tuned, ENSEMBLE]
+
+
+def load(run: Path, config: Config) -> list[Measured]:
+    """The splits that can be measured: validation, and test if it was given with labels.
+
+    Raises:
+        UserError: no validation question carries a label, so nothing could be chosen.
+        InputError: a system did not answer every labelled question.
+    """
+    splits: list[HeldOut] = ["validation"] if config.questions.test is None else ["validation", "test"]
+    measured = []
+    for split in splits:
+        questions = [row for row in read(run / "questions" / f"{split}.jsonl", Question) if row.answer is not None]
+        if not questions and split == "validation":
+            raise UserError("no validation question has a label; give more labelled problems or raise 'validation'")
+        if questions:
+            measured.append(_join(run, split, sorted(questions, key=lambda row: row.id), systems(config)))
+    return measured
+
+
+def best_member(validation: Measured, members: list[str]) -> str:
+    """The member whose quantised model does best on validation, the first in the order given on ties.
+
+    Validation only: a member picked by its test score would make that score too good.
+    """
+    return max(members, key=lambda name: validation.accuracy(System("quantised", name)))
+
+
+def _join(run: Path, split: HeldOut, questions: list[Question], answering: list[System]) -> Measured:
+    answers = {}
+    for system in answering:
+        path = system.path(run, split)
+        given = {row.question_id: row for row in read(path, Prediction)}
+        for question in questions:
+            if question.id not in given:
+                raise InputError(path, f"no answer to question {question.id}; remove the folder and run again")
+        answers[system] = tuple(given[question.id] for question in questions)
+    return Measured(split, tuple(questions), answers)

@@ -1,0 +1,230 @@
+"""The content of report.json: plain JSON values in a fixed order, without clock and without paths of this machine.
+
+Durations appear under ``stages`` only, so two runs of the same work differ nowhere else.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path, PurePath
+from typing import Any, NamedTuple
+
+from stepladder.config import Config
+from stepladder.models import BUNDLED, BUNDLED_FILE
+from stepladder.records import Prediction, Question, Sample, parse_lines, read
+from stepladder.reporting.measured import BASE, ENSEMBLE, Measured, System, best_member, load
+from stepladder.stats import accuracy_interval, holm, mcnemar
+from stepladder.workspace import MANIFEST
+
+EXAMPLES = 2
+"""Example answers shown of each kind, right and wrong."""
+
+
+class Folder(NamedTuple):
+    """An artifact of the run by the names of its stage and part."""
+
+    stage: str
+    part: str | None
+
+
+def collect(run: Path, config: Config, folders: Iterable[Folder]) -> dict[str, Any]:
+    """Everything the report says about the finished run in the folder ``run``.
+
+    ``folders`` are the artifacts whose time is reported, in flow order.
+
+    Raises:
+        UserError: as :func:`stepladder.reporting.measured.load`.
+    """
+    splits = load(run, config)
+    # The headline is measured on test where that has labels: validation has already been used to choose.
+    validation, shown = splits[0], splits[-1]
+    members = [member.name for member in config.member]
+    best = best_member(validation, members)
+    samples = read(run / "samples" / "accepted.jsonl", Sample) + read(run / "samples" / "rejected.jsonl", Sample)
+    choice = _json(run / "ensemble" / "choice.json")
+    return {
+        "run": {
+            "name": config.name,
+            "language": config.language,
+            "seed": config.seed,
+            "base": PurePath(BUNDLED_FILE if config.train.base == BUNDLED else config.train.base).name,
+            "members": members,
+            "best_member": best,
+            "bits": config.quantise.bits,
+            "votes": config.predict.votes,
+            "split": shown.split,
+        },
+        "questions": _json(run / "questions" / "audit.json"),
+        "chance": {measured.split: measured.chance for measured in splits},
+        "results": [row for measured in splits for row in _results(measured, config.seed)],
+        "comparisons": _comparisons(shown, members, best, choice["rule"]),
+        "families": [row for measured in splits for row in _broken_down(measured, "family", _family_of)],
+        "letters": [row for measured in splits for row in _broken_down(measured, "letter", _letter_of)],
+        "cascade": _cascade(run / "samples" / "summary.json", samples),
+        "training": [_training(run, member) for member in members],
+        "quantisation": [{"member": name} | _json(run / "quantised" / name / "verdict.json") for name in members],
+        "ensemble": choice | {"asked": config.ensemble.rule},
+        "stages": _stages(run, folders, samples),
+        "examples": _examples(shown, System("quantised", best)),
+    }
+
+
+def family(source: str) -> str:
+    """The family of a question's source: up to the last "/", and short for the built-in ones.
+
+    >>> family("closedworld/ordering/2"), family("contest/round-1"), family("contest")
+    ('ordering', 'contest', 'contest')
+    """
+    return (source.rpartition("/")[0] or source).removeprefix("closedworld/")
+
+
+def _json(path: Path) -> dict[str, Any]:
+    value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return value
+
+
+def _who(system: System) -> dict[str, str | None]:
+    return {"system": system.kind, "member": system.member}
+
+
+def _results(measured: Measured, seed: int) -> list[dict[str, Any]]:
+    problems = [question.problem_id for question in measured.questions]
+    rows = []
+    for system, right in measured.right.items():
+        interval = accuracy_interval(right, problems, seed)
+        rows.append(
+            _who(system)
+            | {"split": measured.split, "n": len(right), "correct": sum(right), "accuracy": measured.accuracy(system)}
+            | {"low": interval.low, "high": interval.high}
+            | {"unparsed": sum(answer.answer is None for answer in measured.answers[system])}
+        )
+    return rows
+
+
+def _comparisons(measured: Measured, members: list[str], best: str, rule: str) -> list[dict[str, Any]]:
+    """Neighbours on the way from base to ensemble, with p-values adjusted for looking at all of them."""
+    pairs = []
+    for name in members:
+        merged, quantised = System("merged", name), System("quantised", name)
+        pairs += [(BASE, merged), (merged, quantised)]
+    # Under the rule "single" the ensemble is that model, and a thing is not tested against itself.
+    if rule != "single":
+        pairs.append((System("quantised", best), ENSEMBLE))
+    tests = [mcnemar(measured.right[before], measured.right[after]) for before, after in pairs]
+    adjusted = holm([test.p for test in tests])
+    return [
+        {
+            "before": _who(before),
+            "after": _who(after),
+            "split": measured.split,
+            "n": len(measured.questions),
+            "b": test.lost,
+            "c": test.won,
+            "p": test.p,
+            "p_holm": p_holm,
+        }
+        for (before, after), test, p_holm in zip(pairs, tests, adjusted, strict=True)
+    ]
+
+
+def _family_of(question: Question) -> str:
+    return family(question.source)
+
+
+def _letter_of(question: Question) -> str:
+    return str(question.answer)
+
+
+def _broken_down(measured: Measured, name: str, key: Callable[[Question], str]) -> list[dict[str, Any]]:
+    """Accuracy of every system within the groups that ``key`` makes; ``name`` is the group's JSON key."""
+    groups = [key(question) for question in measured.questions]
+    rows = []
+    for group in sorted(set(groups)):
+        for system, right in measured.right.items():
+            hits = [hit for hit, member_of in zip(right, groups, strict=True) if member_of == group]
+            rows.append(
+                {name: group, "split": measured.split}
+                | _who(system)
+                | {"n": len(hits), "correct": sum(hits), "accuracy": sum(hits) / len(hits)}
+            )
+    return rows
+
+
+def _cascade(path: Path, samples: list[Sample]) -> dict[str, Any]:
+    summary = _json(path)
+    rungs = [
+        rung | {"dollars": _dollars(sample for sample in samples if sample.rung == rung["name"])}
+        for rung in summary["rungs"]
+    ]
+    return summary | {"rungs": rungs}
+
+
+def _dollars(samples: Iterable[Sample]) -> float:
+    """Money is summed as integers; dollars are only how the sum is shown."""
+    return sum(sample.micro_dollars for sample in samples) / 1_000_000
+
+
+def _training(run: Path, member: str) -> dict[str, Any]:
+    steps = [step for _, step in parse_lines(run / "adapter" / member / "log.jsonl")]
+    return {"member": member} | _json(run / "trainset" / member / "card.json") | {"log": steps}
+
+
+def _stages(run: Path, folders: Iterable[Folder], samples: list[Sample]) -> list[dict[str, Any]]:
+    """Recorded time and money of each artifact. Only asking teachers costs money so far: the student is our own."""
+    return [
+        {
+            "stage": folder.stage,
+            "part": folder.part,
+            "seconds": _json(run / folder.stage / (folder.part or "") / MANIFEST)["seconds"],
+            "dollars": _dollars(samples) if folder.stage == "samples" else 0.0,
+        }
+        for folder in folders
+    ]
+
+
+class Answered(NamedTuple):
+    """One question, what a system answered, and whether it and the base model were right."""
+
+    question: Question
+    given: Prediction
+    right: bool
+    base_right: bool
+
+
+def _examples(measured: Measured, system: System) -> list[dict[str, Any]]:
+    """Answers worth reading: right ones, those the base model got wrong first, then wrong ones."""
+    columns = (measured.questions, measured.answers[system], measured.right[system], measured.right[BASE])
+    rows = [Answered(*row) for row in zip(*columns, strict=True)]
+    # Sorting is stable: within the gained and the rest, questions stay in the order of their ids.
+    right = sorted((row for row in rows if row.right), key=lambda row: row.base_right)
+    wrong = [row for row in rows if not row.right]
+    return [
+        {
+            "id": row.question.id,
+            "problem": row.question.problem,
+            "question": row.question.question,
+            "options": list(row.question.options),
+            "label": row.question.answer,
+            "answer": row.given.answer,
+            "base_right": row.base_right,
+            "right": row.right,
+            "text": _chain(row.given),
+        }
+        for chosen in (right, wrong)
+        for row in _one_family_each(chosen)[:EXAMPLES]
+    ]
+
+
+def _one_family_each(rows: list[Answered]) -> list[Answered]:
+    """The same rows, the first of every family up front: two examples of one kind teach less than two kinds."""
+    first: dict[str, Answered] = {}
+    for row in rows:
+        first.setdefault(family(row.question.source), row)
+    return [*first.values(), *(row for row in rows if row is not first[family(row.question.source)])]
+
+
+def _chain(given: Prediction) -> str:
+    """A text that voted for the chosen answer."""
+    votes = zip(given.votes, given.texts, strict=True)
+    return next((text for vote, text in votes if vote == given.answer), given.texts[0] if given.texts else "")

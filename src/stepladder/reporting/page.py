@@ -1,0 +1,21 @@
+"""report.html from report.json: one file, no script, nothing loaded from anywhere."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from stepladder.reporting import figures, words
+
+
+def render(report: dict[str, Any]) -> str:
+    """The page. Everything in ``report`` may have been written by a model or a stranger, so all of it is escaped."""
+    environment = Environment(
+        loader=PackageLoader("stepladder.reporting", ""),
+        undefined=StrictUndefined,
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("report.html.j2").render(report=report, words=words, figures=figures)

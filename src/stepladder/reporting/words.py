@@ -1,0 +1,127 @@
+"""Numbers in plain words, the same on the page and in the terminal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from stepladder.progress import duration
+
+SIGNIFICANT = 0.05
+"""A Holm-adjusted p-value below this is called a real difference."""
+
+Row = dict[str, Any]
+
+
+def percent(share: float, digits: int = 0) -> str:
+    """A share as a person reads it; the space does not break across lines."""
+    return f"{100 * share:.{digits}f}\u00a0%"
+
+
+def step(system: str, bits: int) -> str:
+    """A system in the reader's words: ``base``, ``tuned``, ``4-bit``, ``ensemble``."""
+    return {"merged": "tuned", "quantised": f"{bits}-bit"}.get(system, system)
+
+
+def name(row: Row, bits: int) -> str:
+    """Who a row is about: ``base``, ``tuned m1``, ``4-bit m1``, ``ensemble``."""
+    return " ".join(filter(None, (step(row["system"], bits), row["member"])))
+
+
+def staircase(report: Row) -> list[Row]:
+    """The results a reader climbs, on the shown split: base, the best member tuned and quantised, and the ensemble
+    unless that is the member itself."""
+    run = report["run"]
+    rows = [row for row in report["results"] if row["split"] == run["split"]]
+    steps = [row for row in rows if row["member"] in (None, run["best_member"])]
+    return [row for row in steps if row["system"] != "ensemble" or not alone(report)]
+
+
+def headline(report: Row) -> str:
+    """``base 31 % → tuned 84 % → 4-bit 83 %``."""
+    bits = report["run"]["bits"]
+    return " → ".join(f"{step(row['system'], bits)} {percent(row['accuracy'])}" for row in staircase(report))
+
+
+def measured_on(report: Row) -> str:
+    """What the headline was measured on, and against what."""
+    run = report["run"]
+    row = staircase(report)[0]
+    what = "held-out test questions" if run["split"] == "test" else "held-out validation questions"
+    return f"on {row['n']} {what}; guessing would get {percent(report['chance'][run['split']])}"
+
+
+def alone(report: Row) -> bool:
+    """Whether the ensemble is just one member."""
+    return bool(report["ensemble"]["rule"] == "single")
+
+
+def is_real(comparison: Row) -> bool:
+    return bool(comparison["p_holm"] < SIGNIFICANT)
+
+
+def p_value(p: float) -> str:
+    """Three figures where they matter, so that a p just under the limit does not read as the limit."""
+    return "p\u00a0<\u00a00.0001" if p < 0.0001 else f"p\u00a0=\u00a0{p:.{3 if p < 0.1 else 2}g}"
+
+
+def verdict(comparison: Row) -> str:
+    """What a comparison means."""
+    lost, won = comparison["b"], comparison["c"]
+    if lost == won == 0:
+        return "the same questions right"
+    if not is_real(comparison):
+        return "within noise"
+    return "a real gain" if won > lost else "a real loss"
+
+
+def movement(comparison: Row) -> str:
+    """How many questions changed sides."""
+    return f"{comparison['c']} newly right, {comparison['b']} newly wrong"
+
+
+def ensemble(report: Row) -> str:
+    """The ensemble choice in one sentence, with what the measured difference is worth."""
+    choice, run = report["ensemble"], report["run"]
+    if len(run["members"]) == 1:
+        return f"There is one member, {run['best_member']}, so its answers are the final answers."
+    scores = ", ".join(f"{rule} {percent(value, 1)}" for rule, value in choice["validation"].items())
+    by = "chosen on validation" if choice["asked"] == "auto" else "set in the configuration"
+    how = {
+        "single": f"the answers of the best member, {choice['leader']}, alone",
+        "vote": f"the most frequent letter of {len(choice['members'])} members",
+        "leader": f"{choice['leader']}, unless all other members agree on another letter",
+    }[choice["rule"]]
+    sentence = f"The final answer is {how} (rule “{choice['rule']}”, {by}: {scores})."
+    if alone(report):
+        return sentence
+    last = next(row for row in report["comparisons"] if row["after"]["system"] == "ensemble")
+    change = f"{movement(last)}; {verdict(last)} ({p_value(last['p_holm'])})"
+    return f"{sentence} Against the best single model on {last['n']} {last['split']} questions: {change}."
+
+
+def cascade(report: Row) -> str:
+    """The cascade in one line."""
+    found = report["cascade"]
+    rungs = ", ".join(f"{rung['name']} solved {rung['solved']} of {rung['asked']}" for rung in found["rungs"])
+    dollars = sum(rung["dollars"] for rung in found["rungs"])
+    return f"{found['questions']} training questions: {rungs}; {found['unsolved']} unsolved; {money(dollars)} spent"
+
+
+def money(dollars: float) -> str:
+    return f"${dollars:,.2f}"
+
+
+def size(count: int) -> str:
+    """Bytes as a person writes them, decimal units."""
+    for unit, worth in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= worth:
+            return f"{count / worth:.{1 if count < 100 * worth else 0}f}\u00a0{unit}"
+    return f"{count}\u00a0bytes"
+
+
+def cost(report: Row) -> str:
+    """Time and money of the whole run."""
+    seconds = sum(row["seconds"] for row in report["stages"])
+    dollars = sum(row["dollars"] for row in report["stages"])
+    paid = f"{money(dollars)} for teachers" if dollars else "nothing, since every model was local"
+    return f"The stages took {duration(seconds)} and cost {paid}."

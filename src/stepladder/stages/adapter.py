@@ -1,0 +1,45 @@
+"""adapter: LoRA fine-tuning of each member."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from stepladder import models, records, template
+from stepladder.config import settings
+from stepladder.errors import UserError
+from stepladder.records import Example
+from stepladder.stages.flow import Context, digest_of, members
+from stepladder.stages.trainset import member
+from stepladder.training import trl
+from stepladder.workspace import Artifact
+
+parts = members
+
+
+def artifact(context: Context, part: str | None) -> Artifact:
+    config = context.config
+    chosen = {"train": settings(config.train), "seed": member(config, part).seed}
+    inputs = {
+        "trainset": digest_of(context, "trainset", part),
+        "base": models.content_digest(models.locate(config.train.base)),
+    }
+    return Artifact(context.workspace.path("adapter", part), chosen, inputs)
+
+
+def build(context: Context, part: str | None, folder: Path) -> None:
+    base = models.locate(context.config.train.base)
+    trainset = context.input("trainset", part)
+    template.check(models.load_tokenizer(base), trainset)
+    examples = records.read(trainset / "train.jsonl", Example)
+    if not examples:
+        raise UserError(
+            f"member {part!r} has nothing to learn from: {trainset / 'train.jsonl'} is empty; widen its teachers or "
+            "share, or add a rung that solves more"
+        )
+
+    def report(step: int, steps: int, loss: float) -> None:
+        context.progress.update("step", step, steps, f"loss {loss:.3f}")
+
+    trl.train(context.config.train, member(context.config, part).seed, base, examples, folder, report)
+    shutil.rmtree(folder / "trainer", ignore_errors=True)

@@ -1,0 +1,73 @@
+"""How a student answers questions: asked through the ledger like any model, at price 0, then voted.
+
+Used by ``quantised`` (to measure) and by ``predictions`` (to keep); the second finds the first's answers stored.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from stepladder import models
+from stepladder.ask.engine import ask
+from stepladder.ask.ledger import Ledger
+from stepladder.ask.local import Local
+from stepladder.ask.request import Request
+from stepladder.mcq.answer import majority, strict
+from stepladder.mcq.prompts import ask_messages
+from stepladder.mcq.shuffle import Permutation, orders, to_original
+from stepladder.records import Prediction, Question
+from stepladder.stages.flow import Context
+
+
+def predict(context: Context, member: str, weights: Path, questions: list[Question], what: str) -> list[Prediction]:
+    """Answer every question ``[predict] votes`` times, the first time in the options' own order, then shuffled.
+
+    Returns predictions in the order of the questions; letters are in the original option order.
+    """
+    settings = context.config.predict
+    name = models.content_digest(weights)
+    asked: list[tuple[Question, Permutation, Request]] = []
+    for question in questions:
+        size = len(question.options)
+        shuffled = orders(settings.votes - 1, size, context.config.seed, question.id, "predict")
+        for index, order in enumerate([tuple(range(size)), *shuffled]):
+            request = Request(
+                model=name,
+                messages=ask_messages(question, order),
+                temperature=settings.temperature,
+                sample_index=index,
+                max_tokens=settings.max_tokens,
+            )
+            asked.append((question, order, request))
+    with Ledger(context.workspace.ledger) as ledger:
+        answers = ask(
+            [request for _, _, request in asked],
+            lambda: Local(weights),
+            ledger,
+            context.workspace.name,
+            lambda done, total: context.progress.update(what, done, total),
+        )
+    predictions = []
+    for at in range(0, len(asked), settings.votes):
+        question = asked[at][0]
+        votes, texts = [], []
+        for _, order, request in asked[at : at + settings.votes]:
+            text = answers[request.key].text
+            letter = strict(text, len(question.options)).letter
+            votes.append(None if letter is None else to_original(letter, order))
+            texts.append(text)
+        predictions.append(
+            Prediction(
+                question_id=question.id,
+                member=member,
+                votes=tuple(votes),
+                answer=majority(tuple(votes)),
+                texts=tuple(texts),
+            )
+        )
+    return predictions
+
+
+def correct(questions: list[Question], predictions: list[Prediction]) -> list[bool]:
+    """Whether each prediction equals the label; an unparsed answer is wrong."""
+    return [q.answer == p.answer for q, p in zip(questions, predictions, strict=True)]

@@ -1,0 +1,102 @@
+"""ensemble: one answer from the quantised members' answers. The rule is chosen on validation only."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+from stepladder import records
+from stepladder.config import Config, settings
+from stepladder.mcq.answer import majority
+from stepladder.records import Prediction, Question
+from stepladder.stages.answers import correct
+from stepladder.stages.flow import Context, digest_of, members
+from stepladder.stages.predictions import splits
+from stepladder.workspace import Artifact, write_atomic
+
+RULES = ("single", "vote", "leader")
+"""In order of simplicity: an earlier rule wins ties."""
+
+
+def parts(config: Config) -> tuple[str | None, ...]:
+    return (None,)
+
+
+def artifact(context: Context, part: str | None) -> Artifact:
+    config = context.config
+    inputs = {f"predictions {name}": digest_of(context, "predictions", name) for name in members(config)}
+    inputs["questions"] = digest_of(context, "questions")
+    return Artifact(context.workspace.path("ensemble"), {"ensemble": settings(config.ensemble)}, inputs)
+
+
+def build(context: Context, part: str | None, folder: Path) -> None:
+    config = context.config
+    questions = {s: records.read(context.input("questions") / f"{s}.jsonl", Question) for s in splits(config)}
+    answers = {
+        split: {
+            member.name: records.read(
+                context.input("predictions", member.name) / f"quantised.{split}.jsonl", Prediction
+            )
+            for member in config.member
+        }
+        for split in questions
+    }
+    validation = questions["validation"]
+    scores = {name: sum(correct(validation, given)) for name, given in answers["validation"].items()}
+    leader = max(scores, key=lambda name: scores[name])  # the first of equals
+    by_rule = {
+        rule: sum(correct(validation, combine(rule, leader, answers["validation"]))) / len(validation) for rule in RULES
+    }
+    auto = max(RULES, key=lambda rule: by_rule[rule])
+    rule = auto if config.ensemble.rule == "auto" else config.ensemble.rule
+    for split, given in answers.items():
+        combined = combine(rule, leader, given)
+        write_atomic(folder / f"{split}.jsonl", records.lines(combined))
+        write_atomic(folder / f"answers.{split}.jsonl", submission(questions[split], combined))
+    choice = {"rule": rule, "leader": leader, "members": list(scores), "validation": by_rule}
+    write_atomic(folder / "choice.json", json.dumps(choice, indent=1, ensure_ascii=False) + "\n")
+
+
+def combine(rule: str, leader: str, given: dict[str, list[Prediction]]) -> list[Prediction]:
+    """One prediction per question from the members' predictions, all in the same order."""
+    names = list(given)
+    combined = []
+    for rows in zip(*given.values(), strict=True):
+        votes = tuple(row.answer for row in rows)
+        answer = decide(rule, names.index(leader), votes)
+        texts = tuple(text for row in rows for text in row.texts[:1])
+        combined.append(
+            Prediction(question_id=rows[0].question_id, member="ensemble", votes=votes, answer=answer, texts=texts)
+        )
+    return combined
+
+
+def decide(rule: str, leader: int, votes: Sequence[str | None]) -> str | None:
+    """One question's answer by a rule, from one vote per member.
+
+    ``single``: the leader's. ``vote``: the most frequent letter, ties to the leader's if it is among them.
+    ``leader``: the other members' where they all agree, otherwise the leader's (the winning entry's rule).
+    """
+    best = votes[leader]
+    others = [vote for at, vote in enumerate(votes) if at != leader]
+    if rule == "single" or not others:
+        return best
+    if rule == "vote":
+        # The leader's vote goes first, and the first of equally frequent letters wins.
+        return majority((best, *others))
+    agreed = others[0] if len(set(others)) == 1 else None
+    return agreed or best or majority(tuple(others))
+
+
+def submission(questions: list[Question], predictions: list[Prediction]) -> str:
+    """The contest's answer format: per problem its id and the letters of its questions, "A" where nothing could be
+    read, since an empty answer is surely wrong."""
+    problems: dict[str, list[dict[str, str]]] = defaultdict(list)
+    for question, prediction in zip(questions, predictions, strict=True):
+        problems[question.problem_id].append({"answer": prediction.answer or "A"})
+    return "".join(
+        json.dumps({"id": problem, "questions": letters}, ensure_ascii=False) + "\n"
+        for problem, letters in problems.items()
+    )

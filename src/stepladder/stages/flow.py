@@ -1,0 +1,87 @@
+"""What every stage shares: the context it works in, and the loop that runs what is not done."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, cast
+
+from stepladder.config import Config
+from stepladder.progress import Progress
+from stepladder.workspace import Artifact, State, Workspace
+
+NAMES = (
+    "questions", "samples", "trainset", "adapter", "merged", "quantised", "predictions", "ensemble", "report",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Context:
+    """One run at work."""
+
+    config: Config
+    workspace: Workspace
+    progress: Progress
+
+    def input(self, stage: str, part: str | None = None) -> Path:
+        """Folder of a finished artifact to read from."""
+        return self.workspace.path(stage, part)
+
+
+class Stage(Protocol):
+    """What a stage module offers."""
+
+    def parts(self, config: Config) -> tuple[str | None, ...]: ...
+
+    def artifact(self, context: Context, part: str | None) -> Artifact: ...
+
+    def build(self, context: Context, part: str | None, folder: Path) -> None: ...
+
+
+def stage(name: str) -> Stage:
+    """The module of a stage, imported when it is needed."""
+    return cast(Stage, importlib.import_module(f"stepladder.stages.{name}"))
+
+
+def digest_of(context: Context, name: str, part: str | None = None) -> str:
+    """Digest of a finished artifact, for the inputs of a later one."""
+    return stage(name).artifact(context, part).digest()
+
+
+def members(config: Config) -> tuple[str | None, ...]:
+    """The parts of a stage that exists once per member."""
+    return tuple(member.name for member in config.member)
+
+
+def run(context: Context, names: tuple[str, ...] = NAMES) -> None:
+    """Bring the named stages up to date, in flow order."""
+    for name in NAMES:
+        if name not in names:
+            continue
+        module = stage(name)
+        for part in module.parts(context.config):
+            artifact = module.artifact(context, part)
+            label = name if part is None else f"{name}/{part}"
+            if artifact.state() == "done":
+                context.progress.up_to_date(label)
+                continue
+            with context.progress.stage(label), artifact.writing() as folder:
+                module.build(context, part, folder)
+
+
+def states(context: Context) -> Iterator[tuple[str, State]]:
+    """Every artifact of the run with its state. An artifact whose input is not there is missing or stale itself."""
+    broken = False
+    for name in NAMES:
+        module = stage(name)
+        for part in module.parts(context.config):
+            label = name if part is None else f"{name}/{part}"
+            if broken:
+                folder = context.workspace.path(name, part)
+                yield label, "stale" if folder.exists() else "missing"
+                continue
+            state = module.artifact(context, part).state()
+            broken = state != "done"
+            yield label, state

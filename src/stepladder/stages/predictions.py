@@ -1,0 +1,47 @@
+"""predictions: base, merged and quantised models answer validation and test; every answer is kept."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from stepladder import models, records
+from stepladder.config import BASE, Config, settings
+from stepladder.records import Question
+from stepladder.stages.answers import predict
+from stepladder.stages.flow import Context, digest_of, members
+from stepladder.workspace import Artifact, write_atomic
+
+
+def parts(config: Config) -> tuple[str | None, ...]:
+    return (BASE, *members(config))
+
+
+def systems(context: Context, part: str | None) -> dict[str, Path]:
+    """The models that answer under one part: system -> weights."""
+    if part == BASE:
+        return {BASE: models.locate(context.config.train.base)}
+    return {system: context.input(system, part) for system in ("merged", "quantised")}
+
+
+def artifact(context: Context, part: str | None) -> Artifact:
+    config = context.config
+    inputs = {"questions": digest_of(context, "questions")}
+    if part == BASE:
+        inputs["base"] = models.content_digest(models.locate(config.train.base))
+    else:
+        inputs |= {system: digest_of(context, system, part) for system in ("merged", "quantised")}
+    chosen = {"predict": settings(config.predict), "seed": config.seed}
+    return Artifact(context.workspace.path("predictions", part), chosen, inputs)
+
+
+def build(context: Context, part: str | None, folder: Path) -> None:
+    for system, weights in systems(context, part).items():
+        for split in splits(context.config):
+            questions = records.read(context.input("questions") / f"{split}.jsonl", Question)
+            answers = predict(context, str(part), weights, questions, f"{split}, {system}")
+            write_atomic(folder / f"{system}.{split}.jsonl", records.lines(answers))
+
+
+def splits(config: Config) -> tuple[str, ...]:
+    """The splits that are answered."""
+    return ("validation",) if config.questions.test is None else ("validation", "test")

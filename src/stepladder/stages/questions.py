@@ -1,0 +1,193 @@
+"""questions: the user's files -> one record per sub-question, split by problem, with an audit of the input."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from stepladder import records
+from stepladder.config import Config
+from stepladder.errors import InputError
+from stepladder.mcq.shuffle import rng
+from stepladder.records import LETTERS, Language, Question
+from stepladder.stages.flow import Context
+from stepladder.workspace import Artifact, file_digest, write_atomic
+
+
+class Finding(NamedTuple):
+    """Something odd in the input that stops nothing but that the user should know."""
+
+    kind: str
+    file: str
+    line: int
+    message: str
+
+
+class Problem(NamedTuple):
+    """The sub-questions of one line, in file order."""
+
+    id: str
+    line: int
+    questions: list[Question]
+
+
+def parts(config: Config) -> tuple[str | None, ...]:
+    return (None,)
+
+
+def artifact(context: Context, part: str | None) -> Artifact:
+    config = context.config
+    inputs = {"train": _digest(config.questions.train)}
+    if config.questions.test is not None:
+        inputs["test"] = _digest(config.questions.test)
+    settings = {"language": config.language, "seed": config.seed, "validation": config.questions.validation}
+    return Artifact(context.workspace.path("questions"), settings, inputs)
+
+
+def build(context: Context, part: str | None, folder: Path) -> None:
+    config = context.config
+    train = read_problems(config.questions.train, config.language, labelled=True)
+    test = []
+    if config.questions.test is not None:
+        test = read_problems(config.questions.test, config.language, labelled=False)
+    findings = [*_audit(config.questions.train, train), *(_audit(config.questions.test, test) if test else ())]
+    findings += _shared_texts(config, train, test)
+    held_out = set(validation_ids([problem.id for problem in train], config.questions.validation, config.seed))
+    splits = {
+        "train": [q for problem in train if problem.id not in held_out for q in problem.questions],
+        "validation": [q for problem in train if problem.id in held_out for q in problem.questions],
+        "test": [q for problem in test for q in problem.questions],
+    }
+    for name, questions in splits.items():
+        write_atomic(folder / f"{name}.jsonl", records.lines(questions))
+    audit = {
+        "problems": len(train) + len(test),
+        "questions": {name: len(questions) for name, questions in splits.items()},
+        "findings": [finding._asdict() for finding in findings],
+    }
+    write_atomic(folder / "audit.json", json.dumps(audit, indent=1, ensure_ascii=False) + "\n")
+    if findings:
+        context.progress.say(f"{len(findings)} oddities in the input: {context.input('questions') / 'audit.json'}")
+
+
+def validation_ids(problems: list[str], share: float, seed: int) -> list[str]:
+    """The problems held out for validation: at least one, and never all."""
+    if len(problems) < 2:
+        return []
+    count = min(max(1, round(share * len(problems))), len(problems) - 1)
+    return rng("validation", seed).sample(sorted(problems), count)
+
+
+def read_problems(path: Path, language: Language, *, labelled: bool) -> list[Problem]:
+    """Read the contest's format: a line is ``{"id", "problem", "questions": [{"question", "options", "answer"}]}``;
+    sub-questions may bring ``worked`` and ``program``.
+
+    Raises:
+        InputError: naming file, line and field.
+    """
+    problems: list[Problem] = []
+    seen: dict[str, int] = {}
+    for number, row in records.parse_lines(path):
+        problem = _problem(path, number, row, language, labelled)
+        if problem.id in seen:
+            raise InputError(
+                path,
+                f"id {problem.id!r} was used on line {seen[problem.id]}; ids must be unique",
+                line=number,
+                field="id",
+            )
+        seen[problem.id] = number
+        problems.append(problem)
+    if not problems:
+        raise InputError(path, "holds no problems; one JSON object a line is expected")
+    return problems
+
+
+def _problem(path: Path, number: int, row: Any, language: Language, labelled: bool) -> Problem:
+    def wrong(field: str, problem: str) -> InputError:
+        return InputError(path, problem, line=number, field=field)
+
+    if not isinstance(row, dict):
+        raise InputError(path, "is not a JSON object; one problem a line is expected", line=number)
+    for field in ("id", "problem"):
+        if not isinstance(row.get(field), str):
+            raise wrong(field, "must be a text" if field in row else "is missing; every problem needs one")
+    if not row["id"]:
+        raise wrong("id", "is empty; every problem needs one")
+    if not isinstance(row.get("questions"), list) or not row["questions"]:
+        raise wrong("questions", "must be a list with at least one question")
+    questions = []
+    for index, item in enumerate(row["questions"]):
+        at = f"questions[{index}]"
+        if not isinstance(item, dict):
+            raise wrong(at, "must be an object with question, options and answer")
+        if not isinstance(item.get("question"), str):
+            raise wrong(f"{at}.question", "must be a text")
+        options = item.get("options")
+        if not isinstance(options, list) or not all(isinstance(option, str) for option in options):
+            raise wrong(f"{at}.options", "must be a list of texts")
+        if not 2 <= len(options) <= len(LETTERS):
+            raise wrong(f"{at}.options", f"has {len(options)} options; 2 to {len(LETTERS)} are needed")
+        answer = item.get("answer")
+        allowed = LETTERS[: len(options)]
+        if answer is not None and (not isinstance(answer, str) or len(answer) != 1 or answer not in allowed):
+            raise wrong(f"{at}.answer", f"{answer!r} is not one of the letters {allowed[0]} to {allowed[-1]}")
+        if answer is None and labelled:
+            raise wrong(f"{at}.answer", "is missing; training questions need their letter")
+        for field in ("worked", "program"):
+            if item.get(field) is not None and not isinstance(item[field], str):
+                raise wrong(f"{at}.{field}", "must be a text or null")
+        questions.append(
+            Question(
+                id=f"{row['id']}#{index}",
+                problem_id=row["id"],
+                problem=row["problem"].strip(),
+                question=item["question"].strip(),
+                options=tuple(option.strip() for option in options),
+                answer=answer,
+                language=language,
+                source=str(row.get("source", path.stem)),
+                worked=item.get("worked"),
+                program=item.get("program"),
+            )
+        )
+    return Problem(row["id"], number, questions)
+
+
+def _audit(path: Path | None, problems: list[Problem]) -> Iterator[Finding]:
+    name = "" if path is None else path.name
+    for problem in problems:
+        for question in problem.questions:
+            if not question.question:
+                yield Finding("empty question", name, problem.line, f"{question.id} has no question text")
+            if len(set(question.options)) < len(question.options):
+                yield Finding("repeated option", name, problem.line, f"{question.id} offers the same option twice")
+            if "\ufffd" in question.problem + question.question + "".join(question.options):
+                yield Finding("broken text", name, problem.line, f"{question.id} holds U+FFFD (a lost character)")
+    letters = Counter(q.answer for problem in problems for q in problem.questions if q.answer is not None)
+    if letters and max(letters.values()) > 0.5 * sum(letters.values()) >= 15:
+        letter, count = letters.most_common(1)[0]
+        yield Finding("letter skew", name, 0, f"{count} of {sum(letters.values())} labels are {letter}")
+
+
+def _shared_texts(config: Config, train: list[Problem], test: list[Problem]) -> Iterator[Finding]:
+    """Problems whose text stands more than once: twins inside a file, and leaks from test into training."""
+    first: dict[str, str] = {}
+    files = [(config.questions.train, train)]
+    if config.questions.test is not None:
+        files.append((config.questions.test, test))
+    for path, problems in files:
+        for problem in problems:
+            text = problem.questions[0].problem
+            if text in first:
+                yield Finding("repeated problem", path.name, problem.line, f"{problem.id} repeats {first[text]}")
+            first.setdefault(text, problem.id)
+
+
+def _digest(path: Path) -> str:
+    if not path.is_file():
+        raise InputError(path, "no such file; check [questions] in the configuration")
+    return file_digest(path)

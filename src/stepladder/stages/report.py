@@ -1,0 +1,88 @@
+"""The report: what every step gained, as ``report.json`` for programs and ``report.html`` for people."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from stepladder.config import Config
+from stepladder.stages import flow
+from stepladder.workspace import Artifact
+
+HTML = "report.html"
+JSON = "report.json"
+
+
+def parts(config: Config) -> tuple[None]:
+    """One report a run."""
+    return (None,)
+
+
+def artifact(context: flow.Context, part: str | None) -> Artifact:
+    """The report reads every folder made before it.
+
+    Raises:
+        UserError: one of them is not there yet.
+    """
+    inputs = {
+        "/".join(filter(None, (name, folder))): flow.digest_of(context, name, folder)
+        for name, folder in _earlier(context.config)
+    }
+    # Nearly every setting appears in some sentence of the page; where files lie on this machine does not.
+    settings = context.config.model_dump(mode="json", exclude={"questions", "models"})
+    return Artifact(context.workspace.path("report"), settings, inputs)
+
+
+def build(context: flow.Context, part: str | None, folder: Path) -> None:
+    """Write report.json and report.html; the page is made of the JSON alone.
+
+    Raises:
+        UserError: no validation question is labelled.
+        InputError: a system left a labelled question unanswered.
+    """
+    # SciPy takes a second to import, which 'stepladder status' should not wait for.
+    from stepladder.reporting import numbers, page
+
+    folders = [numbers.Folder(name, part) for name, part in _earlier(context.config)]
+    report = numbers.collect(context.workspace.folder, context.config, folders)
+    (folder / JSON).write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8", newline="\n")
+    (folder / HTML).write_text(page.render(report), encoding="utf-8", newline="\n")
+
+
+def summary(report: dict[str, Any], console: Console) -> None:
+    """Print what a person wants to know at the end of a run. ``report`` is the content of report.json."""
+    from stepladder.reporting import words
+
+    run = report["run"]
+    table = Table(box=None, header_style="dim", padding=(0, 2, 0, 0))
+    table.add_column("system")
+    for header in ("right", "accuracy", "95 % interval"):
+        table.add_column(header, justify="right")
+    for row in report["results"]:
+        if row["split"] == run["split"]:
+            interval = f"{100 * row['low']:.1f} to {words.percent(row['high'], 1)}"
+            accuracy = Text(words.percent(row["accuracy"], 1), style="bold")
+            # Text, not str: a member named "[b]" must not be read as markup.
+            table.add_row(Text(words.name(row, run["bits"])), f"{row['correct']}/{row['n']}", accuracy, interval)
+    console.print()
+    console.print(Text(words.headline(report), style="bold"))
+    console.print(Text(words.measured_on(report), style="dim"))
+    console.print()
+    console.print(table)
+    console.print()
+    sentences = Table.grid(padding=(0, 2, 0, 0))
+    sentences.add_column(style="dim")
+    sentences.add_row("cascade", Text(words.cascade(report)))
+    sentences.add_row("ensemble", Text(words.ensemble(report)))
+    sentences.add_row("cost", Text(words.cost(report)))
+    console.print(sentences)
+
+
+def _earlier(config: Config) -> list[tuple[str, str | None]]:
+    """Every folder made before the report, in flow order."""
+    return [(name, part) for name in flow.NAMES if name != "report" for part in flow.stage(name).parts(config)]

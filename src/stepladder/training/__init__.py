@@ -1,0 +1,1 @@
+"""From examples to weights: template, LoRA fine-tuning, merging, quantisation."""

@@ -1,0 +1,154 @@
+"""The run folder: which artifacts are done, stale or missing, and how one is written so that a kill cannot hurt it.
+
+An artifact is a folder ``runs/<name>/<stage>[/<part>]``. It is built in a hidden folder beside it and renamed into
+place with its ``manifest.json`` written last, so a folder with a manifest is whole and one without is not there.
+The fingerprint in the manifest covers the settings and the digests of everything the stage read; when it still
+matches, there is nothing to do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from stepladder.errors import UserError
+
+MANIFEST = "manifest.json"
+State = Literal["done", "stale", "missing"]
+
+
+def canonical(value: Any) -> str:
+    """Canonical JSON: sorted keys, no spaces, non-ASCII kept. Equal values give equal text."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def digest(value: Any) -> str:
+    """SHA-256 (hex) of a value's canonical JSON."""
+    return hashlib.sha256(canonical(value).encode()).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 (hex) of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Write a text file so that readers see the old one or the new one, never half of it."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    with partial.open("w", encoding="utf-8", newline="\n") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """One folder of a run and what it is to be made from."""
+
+    folder: Path
+    settings: Mapping[str, Any]
+    inputs: Mapping[str, str]
+    """What it reads: name -> digest."""
+
+    @property
+    def fingerprint(self) -> str:
+        return digest({"settings": self.settings, "inputs": self.inputs})
+
+    def manifest(self) -> dict[str, Any] | None:
+        """The manifest, or None while the artifact is not whole (a listed file is gone or has another size)."""
+        try:
+            manifest: dict[str, Any] = json.loads((self.folder / MANIFEST).read_text(encoding="utf-8"))
+            sizes = {name: (self.folder / name).stat().st_size for name in manifest["files"]}
+        except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError, KeyError):
+            return None
+        return manifest if all(sizes[name] == entry["bytes"] for name, entry in manifest["files"].items()) else None
+
+    def state(self) -> State:
+        manifest = self.manifest()
+        if manifest is None:
+            return "missing"
+        return "done" if manifest["fingerprint"] == self.fingerprint else "stale"
+
+    def digest(self) -> str:
+        """Digest of the finished files: what a later stage puts among its inputs.
+
+        Raises:
+            UserError: the artifact is not there yet.
+        """
+        manifest = self.manifest()
+        if manifest is None:
+            raise UserError(f"{self.folder}: not there yet; run the stages before this one ('stepladder run')")
+        return digest({name: entry["sha256"] for name, entry in manifest["files"].items()})
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[Path]:
+        """Give a fresh folder to write into; on success it replaces the artifact, on failure it vanishes."""
+        partial = self.folder.with_name(f".{self.folder.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        start = time.monotonic()
+        try:
+            yield partial
+            files = sorted(path for path in partial.rglob("*") if path.is_file())
+            manifest = {
+                "fingerprint": self.fingerprint,
+                "settings": self.settings,
+                "inputs": self.inputs,
+                "files": {
+                    path.relative_to(partial).as_posix(): {"bytes": path.stat().st_size, "sha256": file_digest(path)}
+                    for path in files
+                },
+                "seconds": round(time.monotonic() - start, 1),
+            }
+            write_atomic(partial / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
+            if self.folder.exists():
+                shutil.rmtree(self.folder)
+            partial.rename(self.folder)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """``runs/<name>``: where artifacts live, and the ledger beside them."""
+
+    runs: Path
+    name: str
+
+    @property
+    def folder(self) -> Path:
+        return self.runs / self.name
+
+    @property
+    def ledger(self) -> Path:
+        return self.runs / "ledger.sqlite"
+
+    def path(self, stage: str, part: str | None = None) -> Path:
+        return self.folder / stage if part is None else self.folder / stage / part
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the run for this process; a second process is told so instead of racing.
+
+        Raises:
+            UserError: another process works on this run.
+        """
+        import fcntl
+
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / ".lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(f"{self.folder}: another stepladder works on this run; wait for it to end") from None
+            yield

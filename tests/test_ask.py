@@ -1,0 +1,119 @@
+"""Identity and ledger: what was answered is kept, and never asked again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from stepladder.ask.engine import ask
+from stepladder.ask.ledger import Ledger
+from stepladder.ask.local import share_prefixes
+from stepladder.ask.request import Request, Response
+from stepladder.errors import UserError
+from stepladder.records import Message
+
+
+def request(text: str = "hi", max_tokens: int = 8, sample_index: int = 0) -> Request:
+    messages = (Message(role="user", content=text),)
+    return Request(model="weights", messages=messages, max_tokens=max_tokens, sample_index=sample_index)
+
+
+class Counting:
+    """A transport that answers with the prompt reversed and keeps its own books."""
+
+    def __init__(self, *, finished: bool = True, group: int = 2) -> None:
+        self.answered: list[Request] = []
+        self.finished = finished
+        self.group = group
+
+    def plan(self, requests: Sequence[Request]) -> list[list[Request]]:
+        ordered = sorted(requests, key=lambda r: r.key)
+        return [list(ordered[at : at + self.group]) for at in range(0, len(ordered), self.group)]
+
+    def answer(self, group: Sequence[Request]) -> list[Response]:
+        self.answered += group
+        return [
+            Response(
+                text=r.messages[0].content[::-1],
+                finished=self.finished,
+                max_tokens=r.max_tokens,
+                prompt_tokens=1,
+                completion_tokens=1,
+            )
+            for r in group
+        ]
+
+
+def test_identity_leaves_the_cap_out_and_keeps_the_rest() -> None:
+    assert request().key == request(max_tokens=99).key
+    assert len({request().key, request("ho").key, request(sample_index=1).key}) == 3
+    assert request().key.startswith("v1:")
+
+
+def test_identity_is_frozen() -> None:
+    """A changed key would buy everything again: change it only together with its version."""
+    assert request().key == "v1:6eeb6f0ac8b7a9ffbd6c38bc05f95574b82130d7d1380965d48ca14bc9a63e80"
+
+
+def test_an_answer_is_asked_once(tmp_path: Path) -> None:
+    wanted = [request(text) for text in ("one", "two", "three", "one")]
+    transport = Counting()
+    with Ledger(tmp_path / "ledger.sqlite") as ledger:
+        first = ask(wanted, lambda: transport, ledger, "run")
+        again = ask(wanted, lambda: pytest.fail("loaded a model for nothing"), ledger, "run")
+        assert ledger.calls("run") == 3
+    assert first == again
+    assert len(transport.answered) == 3
+    assert first[request("two").key].text == "owt"
+
+
+def test_answers_survive_the_process_that_was_killed_between_groups(tmp_path: Path) -> None:
+    wanted = [request(str(number)) for number in range(6)]
+
+    class Dying(Counting):
+        def answer(self, group: Sequence[Request]) -> list[Response]:
+            if len(self.answered) >= 4:
+                raise KeyboardInterrupt
+            return super().answer(group)
+
+    with Ledger(tmp_path / "ledger.sqlite") as ledger, pytest.raises(KeyboardInterrupt):
+        ask(wanted, Dying, ledger, "run")
+    transport = Counting()
+    with Ledger(tmp_path / "ledger.sqlite") as ledger:
+        answers = ask(wanted, lambda: transport, ledger, "run")
+    assert len(answers) == 6
+    assert len(transport.answered) == 2
+
+
+def test_a_cut_answer_serves_its_own_cap_only_and_a_finished_one_any(tmp_path: Path) -> None:
+    with Ledger(tmp_path / "ledger.sqlite") as ledger:
+        ask([request(max_tokens=8)], lambda: Counting(finished=False), ledger, "run")
+        assert ledger.find(request(max_tokens=8)) is not None
+        assert ledger.find(request(max_tokens=4)) is not None
+        assert ledger.find(request(max_tokens=16)) is None
+        ask([request(max_tokens=16)], lambda: Counting(finished=True), ledger, "run")
+        found = ledger.find(request(max_tokens=999))
+        assert found is not None
+        assert found.finished
+
+
+def test_a_file_that_is_no_ledger_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.sqlite"
+    path.write_text("not a database at all, but long enough to be read as one" * 20)
+    with pytest.raises(UserError, match="not a usable ledger"):
+        Ledger(path)
+
+
+def test_rows_with_a_common_beginning_share_it() -> None:
+    prompts = [(1, 2, 3, 4, 9), (7, 7), (1, 2, 3, 4, 8, 8), (1, 2, 3, 4, 9, 5)]
+    groups = {tuple(sorted(group.rows)): group.prefix for group in share_prefixes(prompts)}
+    assert groups == {(0, 2, 3): 4, (1,): 1}
+
+
+def test_every_row_keeps_a_token_of_its_own() -> None:
+    prompts = [(1, 2, 3), (1, 2, 3), (1, 2, 3, 4)]
+    groups = share_prefixes(prompts)
+    assert sorted(row for group in groups for row in group.rows) == [0, 1, 2]
+    assert all(group.prefix < len(prompts[row]) for group in groups for row in group.rows)
