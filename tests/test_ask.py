@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from stepladder.ask.engine import ask
 from stepladder.ask.ledger import Ledger
@@ -106,14 +108,19 @@ def test_a_file_that_is_no_ledger_is_refused(tmp_path: Path) -> None:
         Ledger(path)
 
 
-def test_rows_with_a_common_beginning_share_it() -> None:
-    prompts = [(1, 2, 3, 4, 9), (7, 7), (1, 2, 3, 4, 8, 8), (1, 2, 3, 4, 9, 5)]
-    groups = {tuple(sorted(group.rows)): group.prefix for group in share_prefixes(prompts)}
-    assert groups == {(0, 2, 3): 4, (1,): 1}
+@given(st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=9).map(tuple), min_size=1, max_size=8))
+def test_levels_spell_every_prompt_and_leave_it_a_token_of_its_own(prompts: list[tuple[int, ...]]) -> None:
+    common, groups, own = share_prefixes(prompts)
+    for i, prompt in enumerate(prompts):
+        group = own.parents[i]
+        assert common.segments[groups.parents[group]] + groups.segments[group] + own.segments[i] == prompt
+        assert own.segments[i]
 
 
-def test_every_row_keeps_a_token_of_its_own() -> None:
-    prompts = [(1, 2, 3), (1, 2, 3), (1, 2, 3, 4)]
-    groups = share_prefixes(prompts)
-    assert sorted(row for group in groups for row in group.rows) == [0, 1, 2]
-    assert all(group.prefix < len(prompts[row]) for group in groups for row in group.rows)
+def test_questions_on_one_problem_share_its_text_and_all_share_the_system_prompt() -> None:
+    system, problem = (9, 9, 9, 9), (1, 2, 3, 4)
+    prompts = [(*system, *problem, 5, 5), (*system, 7, 7, 7, 7), (*system, *problem, 6, 6)]
+    common, groups, own = share_prefixes(prompts)
+    assert common.segments == [system]
+    assert problem in groups.segments
+    assert own.parents[0] == own.parents[2] != own.parents[1]

@@ -1,4 +1,4 @@
-"""Imports point one way: __main__ -> cli -> stages -> (mcq, ask, training, closedworld, reporting) -> the ground floor."""
+"""Imports point one way: cli -> stages -> (mcq, ask, training, closedworld, reporting) -> the ground floor."""
 
 from __future__ import annotations
 

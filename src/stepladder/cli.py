@@ -1,4 +1,4 @@
-"""The command line: one short command per stage, plus run, status, doctor, init and worlds. Heavy imports happen inside."""
+"""The command line: one short command per stage, and run, status, doctor, init, worlds. Heavy imports happen inside."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from stepladder.errors import StepladderError, UserError
 
@@ -47,6 +48,8 @@ def _context(config: Path, runs: Path) -> Context:
     from stepladder.workspace import Workspace
 
     loaded = load(config)
+    if runs.exists() and not runs.is_dir():
+        raise UserError(f"{runs}: is not a folder; give --runs a folder, which is made if it is not there")
     return Context(loaded, Workspace(runs, loaded.name), Progress(Console()))
 
 
@@ -59,12 +62,14 @@ def run(config: ConfigFile, runs: Runs = RUNS) -> None:
     from stepladder.stages.report import summary
 
     context = _context(config, runs)
-    context.progress.console.print(f"[bold]{context.config.name}[/bold]  [dim]{context.workspace.folder}[/dim]")
+    place = escape(str(context.workspace.folder))
+    context.progress.console.print(f"[bold]{context.config.name}[/bold]  [dim]{place}[/dim]")
     with context.workspace.locked():
         flow.run(context)
     report = json.loads((context.input("report") / "report.json").read_text(encoding="utf-8"))
     summary(report, context.progress.console)
-    context.progress.console.print(f"\nReport: {context.input('report') / 'report.html'}", soft_wrap=True)
+    page = context.input("report") / "report.html"
+    context.progress.console.print(f"\nReport: {escape(str(page))}", soft_wrap=True)
 
 
 def _stage_command(name: str) -> Callable[[Path, Path], None]:
@@ -118,7 +123,7 @@ def init(
     from stepladder.starter import write_starter
 
     toml = write_starter(folder, language)
-    Console().print(f"Wrote {toml}. Next: stepladder run {toml}", soft_wrap=True)
+    Console().print(f"Wrote {toml}. Next: stepladder run {toml}", soft_wrap=True, markup=False)
 
 
 @app.command()
@@ -133,6 +138,8 @@ def worlds(
     from stepladder.closedworld.generate import generate, to_line
     from stepladder.workspace import write_atomic
 
+    if not out.parent.is_dir():  # said now, not after minutes of proving
+        raise UserError(f"{out}: there is no folder {out.parent}; make it, or name a file in another one")
     write_atomic(out, "".join(to_line(record) for record in generate(seed, problems, language, split)))
 
 

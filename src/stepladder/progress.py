@@ -7,9 +7,16 @@ import time
 from collections.abc import Iterator
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.progress import Progress as Bars
-from rich.progress import TimeRemainingColumn
 
 
 class Progress:
@@ -54,7 +61,7 @@ class Progress:
 
     def say(self, text: str) -> None:
         """A finding worth one line."""
-        self.console.print(f"     {text}", style="dim", highlight=False)
+        self.console.print(f"     {text}", style="dim", highlight=False, markup=False)
 
 
 def duration(seconds: float) -> str:

@@ -109,7 +109,7 @@ def parse_lines(path: Path) -> Iterator[tuple[int, Any]]:
     """Yield ``(line number, JSON value)`` of every non-empty line.
 
     Raises:
-        InputError: the file is missing, not UTF-8, or a line is not JSON.
+        InputError: the file is missing, not UTF-8, or a line is not JSON (or nested or long beyond reason).
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -125,9 +125,18 @@ def parse_lines(path: Path) -> Iterator[tuple[int, Any]]:
     for number, line in enumerate(text.removeprefix("\ufeff").split("\n"), start=1):
         if line.strip():
             try:
-                yield number, json.loads(line)
+                value = json.loads(line)
+                if "\\ud" in line.lower():
+                    json.dumps(value, ensure_ascii=False).encode()
             except json.JSONDecodeError as error:
-                raise InputError(path, f"not JSON ({error.msg}, column {error.colno})", line=number) from None
+                problem = f"not JSON ({error.msg}, column {error.colno}); write one JSON object a line"
+                raise InputError(path, problem, line=number) from None
+            except UnicodeEncodeError:
+                problem = "holds half a character (a lone surrogate such as \\ud83d); write whole ones"
+                raise InputError(path, problem, line=number) from None
+            except (RecursionError, ValueError) as error:  # nested too deeply; a number of thousands of digits
+                raise InputError(path, f"cannot be read as JSON ({error}); simplify the line", line=number) from None
+            yield number, value
 
 
 def lines(rows: Iterable[Record]) -> str:

@@ -76,5 +76,11 @@ def write_starter(folder: Path, language: str) -> Path:
         raise UserError(f"{folder}: cannot be made ({error.strerror}); name another folder") from None
     for split, path in files.items():
         write_atomic(path, "".join(map(to_line, generate(2024, PROBLEMS[split], cast(Language, language), split))))
-    write_atomic(toml, TOML.format(name=folder.resolve().name.replace(" ", "-") or "run", language=language))
+    write_atomic(toml, TOML.format(name=_run_name(folder), language=language))
     return toml
+
+
+def _run_name(folder: Path) -> str:
+    """The folder's name as a run's name may be spelt."""
+    name = "".join(c if c.isalnum() or c in "-_." else "-" for c in folder.resolve().name)
+    return name.lstrip(".") or "run"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 from stepladder.errors import TemplateError
 from stepladder.records import Message
@@ -28,9 +28,7 @@ _SAMPLE = (
 
 def prompt_tokens(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[int]:
     """Token ids of the messages with the assistant's turn opened, shape (tokens,)."""
-    chat = [message.model_dump() for message in messages]
-    ids = tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=True, return_dict=False)
-    return [int(i) for i in ids]
+    return _render(tokenizer, messages, add_generation_prompt=True)
 
 
 def conversation_tokens(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> tuple[list[int], list[int]]:
@@ -41,8 +39,7 @@ def conversation_tokens(tokenizer: PreTrainedTokenizerBase, messages: Sequence[M
             would not be what is served.
     """
     prompt = prompt_tokens(tokenizer, messages[:-1])
-    chat = [message.model_dump() for message in messages]
-    whole = [int(i) for i in tokenizer.apply_chat_template(chat, tokenize=True, return_dict=False)]
+    whole = _render(tokenizer, messages, add_generation_prompt=False)
     if whole[: len(prompt)] != prompt:
         raise TemplateError("the chat template renders a prompt differently before and after its answer")
     eos = tokenizer.eos_token_id
@@ -51,7 +48,17 @@ def conversation_tokens(tokenizer: PreTrainedTokenizerBase, messages: Sequence[M
     return prompt, completion[: completion.index(eos) + 1] if eos in completion else [*completion, eos]
 
 
-def fingerprint(tokenizer: PreTrainedTokenizerBase) -> dict[str, object]:
+def _render(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, add_generation_prompt: bool
+) -> list[int]:
+    chat = [message.model_dump() for message in messages]
+    ids = tokenizer.apply_chat_template(
+        chat, add_generation_prompt=add_generation_prompt, tokenize=True, return_dict=False
+    )
+    return cast("list[int]", ids)
+
+
+def fingerprint(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     """The contract: a hash over the rendered tokens of the fixed conversation, and the tokens themselves."""
     prompt, completion = conversation_tokens(tokenizer, _SAMPLE)
     return {"sha256": digest([prompt, completion]), "prompt": prompt, "completion": completion}
@@ -74,7 +81,6 @@ def check(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
         return
     for part in ("prompt", "completion"):
         a, b = expected[part], actual[part]
-        assert isinstance(a, list) and isinstance(b, list)
         if a != b:
             at = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
             raise TemplateError(

@@ -42,13 +42,22 @@ def file_digest(path: Path) -> str:
 
 
 def write_atomic(path: Path, text: str) -> None:
-    """Write a text file so that readers see the old one or the new one, never half of it."""
+    """Write a text file so that readers see the old one or the new one, never half of it.
+
+    Raises:
+        UserError: the folder is not there or cannot be written, or the disk is full.
+    """
     partial = path.with_name(f".{path.name}.{os.getpid()}")
-    with partial.open("w", encoding="utf-8", newline="\n") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    try:
+        with partial.open("w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        raise UserError(f"{path}: cannot be written ({error.strerror}); name a folder you can write to") from None
 
 
 @dataclass(frozen=True)
@@ -141,11 +150,14 @@ class Workspace:
         """Hold the run for this process; a second process is told so instead of racing.
 
         Raises:
-            UserError: another process works on this run.
+            UserError: another process works on this run, or its folder cannot be made.
         """
         import fcntl
 
-        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{self.folder}: cannot be made ({error.strerror}); give --runs another folder") from None
         with (self.folder / ".lock").open("w") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,7 +1,7 @@
 """Batched decoding on a preallocated cache, with shared prefixes. Imports torch; only ask/local.py imports this.
 
-Columns of the cache are laid out ``[prefix | own part | completion]``, the first two padded on the left; what a row
-may see is a mask over columns, and positions count visible columns, so padding changes nothing.
+Columns of the cache are laid out ``[common | neighbours' | own | completion]``, each segment padded on the left; what a
+row may see is a mask over columns, and positions count visible columns, so padding changes nothing.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ ATTENTION = "stepladder_grouped"
 HIDDEN = -1e30  # finite: a fully hidden padding row must not become NaN
 
 
+@torch.inference_mode()
 def decode(model: PreTrainedModel, rows: Sequence[Row], ends: set[int]) -> list[tuple[list[int], bool]]:
     """Completion ids of every row (the closing token left out) and whether it closed before its cap.
 
@@ -33,29 +34,20 @@ def decode(model: PreTrainedModel, rows: Sequence[Row], ends: set[int]) -> list[
     from stepladder.ask.local import share_prefixes
 
     device = model.device
-    prompts = [row.tokens for row in rows]
-    groups = share_prefixes(prompts)
-    group_of = {i: g for g, group in enumerate(groups) for i in group.rows}
-    order = [group_of[i] for i in range(len(rows))]
-    prefix = max(group.prefix for group in groups)
-    own = max(len(prompts[i]) - groups[group_of[i]].prefix for i in range(len(rows)))
     cap = rows[0].request.max_tokens
-    width = prefix + own + cap
-
-    heads = _pad([prompts[group.rows[0]][: group.prefix] for group in groups], prefix)
-    tails = _pad([prompt[groups[g].prefix :] for prompt, g in zip(prompts, order, strict=True)], own)
-    visible = torch.zeros(len(rows), width, dtype=torch.bool, device=device)
-    for i, (prompt, g) in enumerate(zip(prompts, order, strict=True)):
-        visible[i, prefix - groups[g].prefix : prefix] = True
-        visible[i, prefix + own - (len(prompt) - groups[g].prefix) :] = True
-
-    with _grouped_attention(model):
-        first = _Block(model, len(groups), prefix)
-        _forward(model, heads.to(device), first, visible[[group.rows[0] for group in groups], :prefix])
-        cache = _Block(model, len(rows), width)
-        cache.copy_from(first, torch.tensor(order, device=device), prefix)
-        del first
-        logits = _forward(model, tails.to(device), cache, visible[:, : prefix + own])
+    with _GroupedAttention(model):
+        cache, visible = _Block(model, 1, 0), torch.zeros(1, 0, dtype=torch.bool, device=device)
+        levels = share_prefixes([row.tokens for row in rows])
+        for level in levels:
+            ids, real = _pad(level.segments, device)
+            if ids.shape[1] == 0:  # nothing in common
+                continue
+            parents = torch.tensor(level.parents, device=device)
+            room = cap if level is levels[-1] else 0
+            cache = cache.spread(parents, ids.shape[1] + room)
+            visible = torch.cat([visible[parents], real], 1)
+            logits = _forward(model, ids, cache, visible)
+        visible = torch.nn.functional.pad(visible, (0, cap), value=True)
 
         out: list[list[int]] = [[] for _ in rows]
         finished = [False] * len(rows)
@@ -83,9 +75,12 @@ def decode(model: PreTrainedModel, rows: Sequence[Row], ends: set[int]) -> list[
     return list(zip(out, finished, strict=True))
 
 
-def _pad(rows: Sequence[tuple[int, ...]], width: int) -> torch.Tensor:
-    """Left-padded ids, shape (rows, width)."""
-    return torch.tensor([[0] * (width - len(row)) + list(row) for row in rows])
+def _pad(segments: Sequence[tuple[int, ...]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Left-padded ids and which of them are real, both of shape (segments, longest)."""
+    width = max(map(len, segments))
+    ids = torch.tensor([[0] * (width - len(segment)) + list(segment) for segment in segments], dtype=torch.long)
+    real = torch.tensor([[False] * (width - len(segment)) + [True] * len(segment) for segment in segments])
+    return ids.to(device), real.to(device)
 
 
 def _forward(model: PreTrainedModel, ids: torch.Tensor, cache: _Block, visible: torch.Tensor) -> torch.Tensor:
@@ -107,7 +102,8 @@ def _forward(model: PreTrainedModel, ids: torch.Tensor, cache: _Block, visible: 
         use_cache=True,
         logits_to_keep=1,
     )
-    return output.logits[:, -1].float()
+    logits: torch.Tensor = output.logits
+    return logits[:, -1].float()
 
 
 def _generator(request: Request) -> torch.Generator:
@@ -125,11 +121,14 @@ def _choose(logits: torch.Tensor, how: Sequence[tuple[float, torch.Generator]]) 
     return greedy
 
 
-class _Layer(CacheLayerMixin):
+class _Layer(CacheLayerMixin):  # type: ignore[no-untyped-call]
     """Keys and values of one layer in a block of fixed width; reading is a view of the filled columns."""
 
+    keys: torch.Tensor
+    values: torch.Tensor
+
     def __init__(self, rows: int, width: int) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.rows, self.width, self.length = rows, width, 0
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
@@ -163,6 +162,7 @@ class _Block(Cache):
     """The cache of a batch: one block per layer."""
 
     def __init__(self, model: PreTrainedModel, rows: int, width: int) -> None:
+        self.model = model
         self.blocks = [_Layer(rows, width) for _ in range(model.config.num_hidden_layers)]
         super().__init__(layers=list(self.blocks))
 
@@ -171,13 +171,13 @@ class _Block(Cache):
         """Columns filled so far."""
         return self.blocks[0].length
 
-    def copy_from(self, other: _Block, rows: torch.Tensor, columns: int) -> None:
-        """Fill the first columns of every row from the row of ``other`` it belongs to."""
-        for mine, theirs in zip(self.blocks, other.blocks, strict=True):
-            mine.lazy_initialization(theirs.keys, theirs.values)
-            mine.keys[:, :, :columns] = theirs.keys[rows]
-            mine.values[:, :, :columns] = theirs.values[rows]
-            mine.length = columns
+    def spread(self, parents: torch.Tensor, room: int) -> _Block:
+        """A new cache whose row i begins with a copy of row ``parents[i]``, with room for more columns."""
+        new = _Block(self.model, len(parents), self.length + room)
+        if self.length:
+            for mine, theirs in zip(new.blocks, self.blocks, strict=True):
+                mine.update(theirs.keys[parents, :, : self.length], theirs.values[parents, :, : self.length])
+        return new
 
     def keep(self, rows: torch.Tensor) -> None:
         """Drop the rows that are finished."""
@@ -185,7 +185,7 @@ class _Block(Cache):
             block.keys, block.values = block.keys[rows], block.values[rows]
 
 
-class _grouped_attention:
+class _GroupedAttention:
     """Within the block, the model attends with :func:`_attend`."""
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -207,18 +207,21 @@ def _attend(
     scaling: float,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Grouped-query attention that reads the cache in place instead of repeating its heads.
+    """Grouped-query attention that, token by token, reads the cache in place instead of repeating its heads.
 
     Shapes: query (rows, heads, new, size), key and value (rows, key heads, columns, size), mask (rows, 1, new,
     columns); returns (rows, new, heads, size).
     """
     rows, heads, new, size = query.shape
     kv = key.shape[1]
-    grouped = query.reshape(rows, kv, heads // kv * new, size)
-    mask = attention_mask.expand(rows, heads // kv, new, -1).reshape(rows, 1, heads // kv * new, -1)
-    scores = torch.matmul(grouped, key.transpose(2, 3)) * scaling + mask
+    if new > 1:  # a prompt: many queries share the cost of repeating the heads
+        repeated = (states.repeat_interleave(heads // kv, 1) for states in (key, value))
+        mixed = torch.nn.functional.scaled_dot_product_attention(query, *repeated, attention_mask, scale=scaling)
+        return mixed.transpose(1, 2), None
+    grouped = query.reshape(rows, kv, heads // kv, size)
+    scores = torch.matmul(grouped, key.transpose(2, 3)) * scaling + attention_mask
     mixed = torch.matmul(torch.softmax(scores, -1, dtype=torch.float32).to(query.dtype), value)
-    return mixed.reshape(rows, heads, new, size).transpose(1, 2), None
+    return mixed.reshape(rows, 1, heads, size), None
 
 
 AttentionInterface.register(ATTENTION, _attend)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -38,12 +38,13 @@ class Ledger:
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
+        self._db = sqlite3.connect(path, timeout=60, isolation_level=None)
         try:
-            self._db = sqlite3.connect(path, timeout=60, isolation_level=None)
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute("PRAGMA synchronous = FULL")
             self._migrate(path)
         except sqlite3.DatabaseError as error:
+            self._db.close()
             raise UserError(f"{path}: not a usable ledger ({error}); move it away to start a new one") from None
 
     def _migrate(self, path: Path) -> None:
@@ -104,10 +105,6 @@ class Ledger:
     def calls(self, run: str) -> int:
         """Responses the run has caused."""
         return int(self._db.execute("SELECT COUNT(*) FROM responses WHERE run = ?", (run,)).fetchone()[0])
-
-    def keys(self) -> Sequence[str]:
-        """Keys of every answered request, sorted."""
-        return [row[0] for row in self._db.execute("SELECT DISTINCT key FROM responses ORDER BY key")]
 
     def close(self) -> None:
         self._db.close()

@@ -11,13 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple, cast
 
 from stepladder import models, template
 from stepladder.ask.request import Request, Response
-
-if TYPE_CHECKING:
-    import torch
 
 ROWS = 96
 """Requests per batch: more rows multiply bigger matrices, until the cache no longer fits the processor's."""
@@ -38,13 +35,12 @@ class Local:
     """
 
     def __init__(self, folder: Path) -> None:
-        torch = models.import_torch()
+        models.require()
         from stepladder.ask import decoding
 
         self._tokenizer = models.load_tokenizer(folder)
-        self._model = models.load(folder).eval()
+        self._model = models.load(folder)
         self._decode = decoding.decode
-        self._torch = torch
         ends = self._model.generation_config.eos_token_id
         self._ends = {self._tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
 
@@ -62,11 +58,10 @@ class Local:
     def answer(self, group: Sequence[Request]) -> list[Response]:
         """One response per request, in order."""
         rows = [self._row(request) for request in group]
-        with self._torch.inference_mode():
-            completions = self._decode(self._model, rows, self._ends)
+        completions = self._decode(self._model, rows, self._ends)
         return [
             Response(
-                text=self._tokenizer.decode(ids, skip_special_tokens=True).strip(),
+                text=cast("str", self._tokenizer.decode(ids, skip_special_tokens=True)).strip(),
                 finished=finished,
                 max_tokens=row.request.max_tokens,
                 prompt_tokens=len(row.tokens),
@@ -79,31 +74,53 @@ class Local:
         return Row(request, tuple(template.prompt_tokens(self._tokenizer, request.messages)))
 
 
-class Group(NamedTuple):
-    """Rows of a batch that begin with the same ``prefix`` tokens."""
+class Level(NamedTuple):
+    """One generation of a family of prompts: token segments, and for each the segment before it (its parent's index in
+    the level above; 0 for the first level, which has none)."""
 
-    prefix: int
-    rows: list[int]
+    segments: list[tuple[int, ...]]
+    parents: list[int]
 
 
-def share_prefixes(prompts: Sequence[tuple[int, ...]]) -> list[Group]:
-    """Group prompts that share at least half of their tokens; every row keeps one token of its own to continue from.
+def share_prefixes(prompts: Sequence[tuple[int, ...]]) -> list[Level]:
+    """Split prompts into what all of them begin with, what neighbours begin with, and what is each one's own.
 
-    A row without a partner gives all but the length of the others' own parts to its prefix, which keeps the padded
-    block of own parts small.
+    Three levels; following the parents from segment ``i`` of the last level spells prompt ``i``. Every prompt keeps at
+    least one token of its own to continue from. Neighbours are prompts that share a quarter of what is left behind the
+    common beginning: the text of a problem, not the first words of its sentence.
     """
     order = sorted(range(len(prompts)), key=lambda i: prompts[i])
-    runs: list[Group] = []
+    first, last = prompts[order[0]], prompts[order[-1]]
+    common = min(_common(first, last), min(map(len, prompts)) - 1)
+    groups: list[list[int]] = []
+    shared: list[int] = []
     for i in order:
-        if runs:
-            length = min(_common(prompts[runs[-1].rows[0]], prompts[i]), runs[-1].prefix, len(prompts[i]) - 1)
-            if 2 * length >= len(prompts[i]):
-                runs[-1].rows.append(i)
-                runs[-1] = Group(length, runs[-1].rows)
+        prompt = prompts[i]
+        if groups:
+            length = min(_common(prompts[groups[-1][0]], prompt), shared[-1], len(prompt) - 1)
+            if 4 * (length - common) >= len(prompt) - common:
+                groups[-1].append(i)
+                shared[-1] = length
                 continue
-        runs.append(Group(len(prompts[i]) - 1, [i]))
-    own = max((len(prompts[i]) - run.prefix for run in runs if len(run.rows) > 1 for i in run.rows), default=1)
-    return [run if len(run.rows) > 1 else Group(max(1, len(prompts[run.rows[0]]) - own), run.rows) for run in runs]
+        groups.append([i])
+        shared.append(len(prompt) - 1)
+    # A prompt without neighbours puts all but the length of the others' own parts into its prefix: own parts are padded
+    # to one length, and a long one would make everybody's block wide.
+    pairs = [(i, length) for group, length in zip(groups, shared, strict=True) if len(group) > 1 for i in group]
+    own = max((len(prompts[i]) - length for i, length in pairs), default=1)
+    shared = [
+        length if len(group) > 1 else max(common, length + 1 - own)
+        for group, length in zip(groups, shared, strict=True)
+    ]
+    group_of = {i: at for at, group in enumerate(groups) for i in group}
+    return [
+        Level([first[:common]], [0]),
+        Level([prompts[group[0]][common:n] for group, n in zip(groups, shared, strict=True)], [0] * len(groups)),
+        Level(
+            [prompt[shared[group_of[i]] :] for i, prompt in enumerate(prompts)],
+            [group_of[i] for i in range(len(prompts))],
+        ),
+    ]
 
 
 def _common(a: tuple[int, ...], b: tuple[int, ...]) -> int:

@@ -1,6 +1,6 @@
-"""A line of people, told as shuffled clues "Right behind Ann is Bob."; the first one is stated.
+"""A line of people, told as shuffled clues "Ann, then Bob."; the first one is stated.
 
-Levels 1, 2 and 3 have four, five and six people.
+Levels 1, 2 and 3 have three, four and five people.
 """
 
 from dataclasses import dataclass
@@ -9,16 +9,15 @@ from random import Random
 
 from stepladder.closedworld.derive import Derivation
 from stepladder.closedworld.rules import Rule
-from stepladder.closedworld.words import NAMES, Phrase, join, say, sentences
+from stepladder.closedworld.words import NAMES, Phrase, join, say, sentences, word
 from stepladder.closedworld.world import Mistake, Query, World
 
 FIRST: Phrase = {"en": "{p} is first.", "zh": "{p}第一。"}
-CLUE: Phrase = {"en": "Right behind {p} is {q}.", "zh": "{p}后面紧跟着{q}。"}
+CLUE: Phrase = {"en": "{p}, then {q}.", "zh": "{p}，然后{q}。"}
+THEN: Phrase = {"en": ", then ", "zh": "，然后"}
 PLACE: Phrase = {"en": "{n} {p}", "zh": "{n}{p}"}
 COMMA: Phrase = {"en": ", ", "zh": "，"}
 STOP: Phrase = {"en": "{text}.", "zh": "{text}。"}
-FOUND: Phrase = {"en": "Number {n} is {p}.", "zh": "第{n}位是{p}。"}
-PAIR: Phrase = {"en": "{p} is {m}, {q} is {n}.", "zh": "{p}第{m}，{q}第{n}。"}
 AHEAD: Phrase = {"en": "Is {p} ahead of {q}?", "zh": "{p}在{q}前面吗？"}
 
 # at/2 counts along the line from the first. A line read from the back uses the same clues the other way round.
@@ -86,7 +85,7 @@ class Line:
 
 def build(draw: Random, level: int) -> World:
     scene = draw.choice(SCENES)
-    people = draw.sample(sorted(NAMES), 3 + level)
+    people = draw.sample(sorted(NAMES), 2 + level)
     clues = list(pairwise(people))
     draw.shuffle(clues)
     line = Line(people[0], tuple(clues))
@@ -97,9 +96,9 @@ def build(draw: Random, level: int) -> World:
             *(say(CLUE, p=ahead, q=behind) for ahead, behind in line.clues),
         ]
     )
-    *places, last = draw.sample(range(2, len(people) + 1), 3)
-    queries = [_place(draw, scene, line, number) for number in places]
-    queries.append(_ahead(draw, line) if draw.random() < 0.5 else _place(draw, scene, line, last))
+    places = draw.sample(range(1, len(people) + 1), 3)
+    queries = [_place(draw, scene, line, number) for number in places[:2]]
+    queries.append(_ahead(draw, line) if draw.random() < 0.5 else _place(draw, scene, line, places[2]))
     return World(line.rules, story, tuple(queries))
 
 
@@ -120,7 +119,7 @@ def _place(draw: Random, scene: Scene, line: Line, number: int) -> Query:
 
     def worked(derivation: Derivation) -> Phrase:
         places = _places(derivation)
-        return sentences([_told(places), say(FOUND, n=number, p=places[number])])
+        return sentences([_walked(places), _counted(places, number)])
 
     miscounts = (
         Mistake("counts one too few", (*line.rules, *asks(number - 1))),
@@ -142,8 +141,8 @@ def _ahead(draw: Random, line: Line) -> Query:
 
     def worked(derivation: Derivation) -> Phrase:
         places = _places(derivation)
-        number = {person: place for place, person in places.items()}
-        return sentences([_told(places), say(PAIR, p=one, m=number[one], q=other, n=number[other])])
+        later = max(place for place, person in places.items() if person in (one, other))
+        return sentences([_walked(places), _counted(places, later)])
 
     holds = order.index(one) < order.index(other)
     return Query(say(AHEAD, p=one, q=other), asks, "yes" if holds else "no", line.misread(asks), 2, worked)
@@ -156,5 +155,11 @@ def _places(derivation: Derivation) -> dict[int, str]:
     return {place.number: str(person) for person, place in passed}
 
 
-def _told(places: dict[int, str]) -> Phrase:
-    return say(STOP, text=join([say(PLACE, n=number, p=person) for number, person in places.items()], COMMA))
+def _walked(places: dict[int, str]) -> Phrase:
+    """The line from the first to the last, in the words of the clues."""
+    return say(STOP, text=join([word(person) for person in places.values()], THEN))
+
+
+def _counted(places: dict[int, str], last: int) -> Phrase:
+    """The line again, counted as far as the question needs."""
+    return say(STOP, text=join([say(PLACE, n=n, p=person) for n, person in places.items() if n <= last], COMMA))

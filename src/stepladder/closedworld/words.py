@@ -25,14 +25,7 @@ NAMES = _pool(
     "mark=小马 lucy=小露 emma=小艾 john=小江",
     proper=True,
 )
-TRAITS = _pool(
-    "kind=善良 loud=吵闹 calm=冷静 wise=睿智 tall=高大 shy=害羞 brave=勇敢 rich=富有 quick=敏捷 neat=整洁 strong=强壮 "
-    "proud=骄傲 smart=聪明 funny=风趣"
-)
-MOODS = _pool(
-    "busy=忙碌 late=迟到 free=空闲 warm=暖和 sick=生病 tired=疲倦 happy=高兴 hungry=饥饿 wet=潮湿 "
-    "lost=迷路 safe=安全 quiet=安静"
-)
+TRAITS = _pool("kind=善良 loud=吵闹 calm=冷静 wise=睿智 tall=高大 shy=害羞 brave=勇敢 rich=富有 quick=敏捷 neat=整洁")
 COLOURS = _pool("red=红 blue=蓝 green=绿 gold=金 pink=粉 grey=灰 black=黑 white=白 brown=棕")
 CITIES = _pool(
     "rome=罗马 oslo=奥斯陆 lima=利马 cairo=开罗 paris=巴黎 delhi=德里 tokyo=东京 berlin=柏林 "
@@ -50,7 +43,7 @@ DEVICES = _pool(
 )
 VERDICTS: dict[str, Phrase] = {"yes": {"en": "Yes", "zh": "是"}, "no": {"en": "No", "zh": "否"}}
 
-POOLS = (NAMES, TRAITS, MOODS, COLOURS, CITIES, DAYS, WEATHER, GOODS, DEVICES, VERDICTS)
+POOLS = (NAMES, TRAITS, COLOURS, CITIES, DAYS, WEATHER, GOODS, DEVICES, VERDICTS)
 GLOSSARY: dict[str, Phrase] = {key: phrase for pool in POOLS for key, phrase in pool.items()}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 
@@ -18,25 +19,15 @@ def rng(*parts: object) -> random.Random:
 
 
 def orders(count: int, size: int, *seed: object) -> list[Permutation]:
-    """``count`` orders of ``size`` options, distinct until all of them are used; never the original order first
-    when shuffling is asked for, since a label's place must not help.
-
-    Two-option questions have two orders only; asking for more repeats them.
-    """
+    """``count`` orders of ``size`` options, drawn by ``seed``, distinct until there is none left: two options have
+    two orders only, and asking for more repeats them."""
     draw = rng(*seed)
-    seen: list[Permutation] = []
-    while len(seen) < count:
+    drawn: list[Permutation] = []
+    while len(drawn) < count:
         order = tuple(draw.sample(range(size), size))
-        if order not in seen or len(set(seen)) == _factorial_capped(size):
-            seen.append(order)
-    return seen
-
-
-def _factorial_capped(size: int) -> int:
-    total = 1
-    for factor in range(2, min(size, 5) + 1):
-        total *= factor
-    return total
+        if order not in drawn or len(drawn) >= math.factorial(size):
+            drawn.append(order)
+    return drawn
 
 
 def shown(items: Sequence[str], permutation: Permutation) -> list[str]:

@@ -43,6 +43,7 @@ def collect(run: Path, config: Config, folders: Iterable[Folder]) -> dict[str, A
     best = best_member(validation, members)
     samples = read(run / "samples" / "accepted.jsonl", Sample) + read(run / "samples" / "rejected.jsonl", Sample)
     choice = _json(run / "ensemble" / "choice.json")
+    alone = choice["rule"] == "single" or len(members) == 1
     return {
         "run": {
             "name": config.name,
@@ -58,13 +59,13 @@ def collect(run: Path, config: Config, folders: Iterable[Folder]) -> dict[str, A
         "questions": _json(run / "questions" / "audit.json"),
         "chance": {measured.split: measured.chance for measured in splits},
         "results": [row for measured in splits for row in _results(measured, config.seed)],
-        "comparisons": _comparisons(shown, members, best, choice["rule"]),
+        "comparisons": _comparisons(shown, members, None if alone else best),
         "families": [row for measured in splits for row in _broken_down(measured, "family", _family_of)],
         "letters": [row for measured in splits for row in _broken_down(measured, "letter", _letter_of)],
         "cascade": _cascade(run / "samples" / "summary.json", samples),
         "training": [_training(run, member) for member in members],
         "quantisation": [{"member": name} | _json(run / "quantised" / name / "verdict.json") for name in members],
-        "ensemble": choice | {"asked": config.ensemble.rule},
+        "ensemble": choice | {"asked": config.ensemble.rule, "alone": alone},
         "stages": _stages(run, folders, samples),
         "examples": _examples(shown, System("quantised", best)),
     }
@@ -102,15 +103,18 @@ def _results(measured: Measured, seed: int) -> list[dict[str, Any]]:
     return rows
 
 
-def _comparisons(measured: Measured, members: list[str], best: str, rule: str) -> list[dict[str, Any]]:
-    """Neighbours on the way from base to ensemble, with p-values adjusted for looking at all of them."""
+def _comparisons(measured: Measured, members: list[str], single: str | None) -> list[dict[str, Any]]:
+    """Neighbours on the way from base to ensemble, with p-values adjusted for looking at all of them.
+
+    ``single`` is the member the ensemble is held against; None where the ensemble is that member, since a thing is
+    not tested against itself.
+    """
     pairs = []
     for name in members:
         merged, quantised = System("merged", name), System("quantised", name)
         pairs += [(BASE, merged), (merged, quantised)]
-    # Under the rule "single" the ensemble is that model, and a thing is not tested against itself.
-    if rule != "single":
-        pairs.append((System("quantised", best), ENSEMBLE))
+    if single is not None:
+        pairs.append((System("quantised", single), ENSEMBLE))
     tests = [mcnemar(measured.right[before], measured.right[after]) for before, after in pairs]
     adjusted = holm([test.p for test in tests])
     return [

@@ -52,7 +52,7 @@ def measured_on(report: Row) -> str:
 
 def alone(report: Row) -> bool:
     """Whether the ensemble is just one member."""
-    return bool(report["ensemble"]["rule"] == "single")
+    return bool(report["ensemble"]["alone"])
 
 
 def is_real(comparison: Row) -> bool:

@@ -19,7 +19,8 @@ parts = members
 
 def artifact(context: Context, part: str | None) -> Artifact:
     config = context.config
-    chosen = {"train": settings(config.train), "seed": member(config, part).seed}
+    # The base is known by its content below; where it lies changes nothing.
+    chosen = {"train": settings(config.train, without="base"), "seed": member(config, part).seed}
     inputs = {
         "trainset": digest_of(context, "trainset", part),
         "base": models.content_digest(models.locate(config.train.base)),

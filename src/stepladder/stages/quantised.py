@@ -57,8 +57,8 @@ def build(context: Context, part: str | None, folder: Path) -> None:
     }
     if not verdict["passed"]:
         raise GateError(
-            f"quantised/{part}: validation accuracy fell by {loss:.3f} (from {sum(before)} to {sum(after)} of {n}), more "
-            f"than [quantise] max_loss = {config.quantise.max_loss}; raise samples, lower group_size or use 8 bits"
+            f"quantised/{part}: validation accuracy fell by {loss:.3f} (from {sum(before)} to {sum(after)} of {n}), "
+            f"more than [quantise] max_loss = {config.quantise.max_loss}; raise samples, lower group_size or use 8 bits"
         )
     write_atomic(folder / "verdict.json", json.dumps(verdict, indent=1) + "\n")
 

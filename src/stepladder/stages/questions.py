@@ -50,6 +50,9 @@ def artifact(context: Context, part: str | None) -> Artifact:
 def build(context: Context, part: str | None, folder: Path) -> None:
     config = context.config
     train = read_problems(config.questions.train, config.language, labelled=True)
+    if len(train) < 2:
+        reason = "holds one problem; at least two are needed, one to train on and one for validation"
+        raise InputError(config.questions.train, reason)
     test = []
     if config.questions.test is not None:
         test = read_problems(config.questions.test, config.language, labelled=False)
@@ -93,12 +96,8 @@ def read_problems(path: Path, language: Language, *, labelled: bool) -> list[Pro
     for number, row in records.parse_lines(path):
         problem = _problem(path, number, row, language, labelled)
         if problem.id in seen:
-            raise InputError(
-                path,
-                f"id {problem.id!r} was used on line {seen[problem.id]}; ids must be unique",
-                line=number,
-                field="id",
-            )
+            reason = f"id {problem.id!r} was used on line {seen[problem.id]}; ids must be unique"
+            raise InputError(path, reason, line=number, field="id")
         seen[problem.id] = number
         problems.append(problem)
     if not problems:

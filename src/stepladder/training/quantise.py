@@ -23,7 +23,8 @@ def quantise(settings: Quantise, merged: Path, examples: Sequence[Example], max_
     Raises:
         ModelError: ``group_size`` does not divide a layer's input width.
     """
-    torch = models.import_torch()
+    models.require("compressed_tensors", "datasets", "llmcompressor", "loguru")
+    import torch
     from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme, QuantizationStrategy
     from datasets import Dataset
     from llmcompressor import oneshot
@@ -61,6 +62,6 @@ def quantise(settings: Quantise, merged: Path, examples: Sequence[Example], max_
         shuffle_calibration_samples=False,
         log_dir=None,
     )
-    model.to(torch.bfloat16).save_pretrained(folder, save_compressed=True)
+    model.to(torch.bfloat16).save_pretrained(folder, save_compressed=True)  # type: ignore[arg-type]
     tokenizer.save_pretrained(folder)
     template.write(tokenizer, folder)

@@ -6,13 +6,14 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from stepladder import models, template
 from stepladder.config import Train
 from stepladder.records import Example
 
 if TYPE_CHECKING:
+    from peft import PeftModel
     from transformers import PreTrainedTokenizerBase
 
 Report = Callable[[int, int, float], None]
@@ -42,7 +43,8 @@ def train(settings: Train, seed: int, base: Path, examples: Sequence[Example], f
     Only completion tokens carry loss. Batches hold sequences of like length. The adapter is a standard PEFT folder;
     ``log.jsonl`` has one line per optimiser step: step, epoch, loss, learning_rate, tokens (trained on so far).
     """
-    torch = models.import_torch()
+    models.require("datasets", "peft", "trl")
+    import torch
     from datasets import Dataset
     from peft import LoraConfig
     from transformers import TrainerCallback, TrainerControl, TrainerState, set_seed
@@ -120,8 +122,9 @@ def train(settings: Train, seed: int, base: Path, examples: Sequence[Example], f
 
     trainer.remove_callback(PrinterCallback)
     trainer.train()
-    trainer.model.peft_config["default"].base_model_name_or_path = base.name  # a name, not a path of this machine
-    trainer.model.save_pretrained(folder)
+    tuned = cast("PeftModel", trainer.model)
+    tuned.peft_config["default"].base_model_name_or_path = base.name  # a name, not a path of this machine
+    tuned.save_pretrained(str(folder))
     template.write(tokenizer, folder)
     with (folder / "log.jsonl").open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(row) + "\n" for row in log)
@@ -129,7 +132,7 @@ def train(settings: Train, seed: int, base: Path, examples: Sequence[Example], f
 
 def merge(base: Path, adapter: Path, folder: Path) -> None:
     """Fold an adapter into its base, in the base's own dtype, and write an ordinary model folder."""
-    models.import_torch()
+    models.require("peft")
     from peft import PeftModel
 
     tokenizer = models.load_tokenizer(base)
@@ -143,6 +146,8 @@ def merge(base: Path, adapter: Path, folder: Path) -> None:
 
 
 def _own_dtype(folder: Path) -> Any:
-    torch = models.import_torch()
+    models.require()
+    import torch
+
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     return getattr(torch, str(config.get("dtype") or config.get("torch_dtype") or "float32"))

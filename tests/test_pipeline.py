@@ -1,0 +1,170 @@
+"""The whole path with the real bundled model on a handful of questions, through the command line a user types."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from stepladder.closedworld import generate, to_line
+from stepladder.stages.flow import NAMES
+
+TOML = """
+name = "tiny"
+language = "en"
+
+[questions]
+train = "train.jsonl"
+test = "test.jsonl"
+validation = 0.3
+
+[models.student]
+
+[[rung]]
+name = "easy"
+models = ["student"]
+orders = 2
+max_tokens = 4
+
+[[rung]]
+name = "worked"
+kind = "worked"
+
+[train]
+lora_rank = 4
+lora_alpha = 8
+epochs = 1
+learning_rate = 1e-3
+batch_size = 2
+gradient_accumulation = 2
+
+[[member]]
+name = "all"
+
+[[member]]
+name = "half"
+teachers = ["worked"]
+share = 0.5
+seed = 1
+
+[quantise]
+group_size = 64
+samples = 2
+max_loss = 1.0
+
+[predict]
+max_tokens = 8
+"""
+
+
+def stepladder(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-W", "error::DeprecationWarning:stepladder", "-m", "stepladder", *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=600, check=False)
+
+
+def files(run: Path) -> dict[str, str]:
+    """Every file of a run that must not depend on when it was made: hash by name. The manifests and the report hold
+    recorded durations."""
+    kept = (p for p in sorted(run.rglob("*")) if p.is_file() and p.name not in {"manifest.json", ".lock"})
+    return {
+        str(path.relative_to(run)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in kept
+        if path.parent.name != "report"
+    }
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a configuration, questions and one finished run."""
+    folder = tmp_path_factory.mktemp("project")
+    (folder / "tiny.toml").write_text(TOML, encoding="utf-8")
+    for split, problems in (("train", 5), ("test", 2)):
+        text = "".join(map(to_line, generate(2024, problems, "en", split)))
+        (folder / f"{split}.jsonl").write_text(text, encoding="utf-8")
+    done = stepladder(folder, "run", "tiny.toml")
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_every_stage_leaves_a_real_artifact(project: Path) -> None:
+    run = project / "runs" / "tiny"
+    assert {path.name for path in run.iterdir() if not path.name.startswith(".")} == set(NAMES)
+    adapter = json.loads((run / "adapter" / "all" / "adapter_config.json").read_text())
+    assert adapter["r"] == 4
+    quantised = json.loads((run / "quantised" / "all" / "config.json").read_text())
+    assert quantised["quantization_config"]["quant_method"] == "compressed-tensors"
+    verdict = json.loads((run / "quantised" / "all" / "verdict.json").read_text())
+    assert verdict["bytes"]["quantised"] < verdict["bytes"]["merged"]
+    answers = (run / "ensemble" / "answers.test.jsonl").read_text().splitlines()
+    assert [json.loads(line)["id"] for line in answers] == [
+        json.loads(line)["id"] for line in (project / "test.jsonl").read_text().splitlines()
+    ]
+
+
+def test_the_report_has_a_row_for_every_system_and_split(project: Path) -> None:
+    report = json.loads((project / "runs" / "tiny" / "report" / "report.json").read_text())
+    rows = {(row["system"], row["member"], row["split"]) for row in report["results"]}
+    systems = {("base", None), ("ensemble", None)} | {(s, m) for s in ("merged", "quantised") for m in ("all", "half")}
+    assert rows == {(*system, split) for system in systems for split in ("validation", "test")}
+    for row in report["results"]:
+        assert 0 <= row["low"] <= row["accuracy"] <= row["high"] <= 1
+        assert row["n"] > 0
+    assert "<html" in (project / "runs" / "tiny" / "report" / "report.html").read_text()
+
+
+def test_the_cascade_solves_what_its_rungs_say(project: Path) -> None:
+    samples = project / "runs" / "tiny" / "samples"
+    summary = json.loads((samples / "summary.json").read_text())
+    easy, worked = summary["rungs"]
+    assert easy["asked"] == summary["questions"]
+    assert worked["asked"] == easy["asked"] - easy["solved"]
+    assert worked["solved"] == worked["asked"]
+    assert summary["unsolved"] == 0
+
+
+def test_a_second_run_has_nothing_to_do(project: Path) -> None:
+    before = files(project / "runs" / "tiny")
+    again = stepladder(project, "run", "tiny.toml")
+    assert again.returncode == 0, again.stderr
+    assert again.stdout.count("up to date") == 4 * 2 + 4 + 3  # four per member, four once, three predictions
+    assert files(project / "runs" / "tiny") == before
+
+
+def test_an_unanswered_change_makes_stale_only_what_hangs_on_it(project: Path) -> None:
+    text = (
+        (project / "tiny.toml")
+        .read_text()
+        .replace('name = "half"', 'name = "half"\n# seed moved')
+        .replace("seed = 1", "seed = 2")
+    )
+    (project / "other.toml").write_text(text)
+    shown = stepladder(project, "status", "other.toml").stdout
+    states = {line.split()[1]: line.split()[2] for line in shown.splitlines() if "/" in line}
+    assert states["trainset/all"] == "done"
+    assert states["trainset/half"] == "stale"
+    assert states["adapter/half"] == "stale"
+
+
+def test_a_killed_run_ends_with_the_same_files(project: Path, tmp_path: Path) -> None:
+    """SIGKILL at the moment the first adapter starts training, then again; the files are those of the unkilled run."""
+    for name in ("tiny.toml", "train.jsonl", "test.jsonl"):
+        (tmp_path / name).write_bytes((project / name).read_bytes())
+    for moment in ("samples", "adapter/.all.partial"):
+        child = subprocess.Popen(
+            [sys.executable, "-m", "stepladder", "run", "tiny.toml"],
+            cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        while not (tmp_path / "runs" / "tiny" / moment).exists() and child.poll() is None:
+            time.sleep(0.02)
+        os.kill(child.pid, signal.SIGKILL)
+        assert child.wait() == -signal.SIGKILL
+    done = stepladder(tmp_path, "run", "tiny.toml")
+    assert done.returncode == 0, done.stderr
+    assert files(tmp_path / "runs" / "tiny") == files(project / "runs" / "tiny")
