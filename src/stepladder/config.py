@@ -132,6 +132,9 @@ class Predict(Table):
     """Sampling temperature; 0 is greedy."""
     votes: int = Field(default=1, ge=1)
     """Answers per question; the most frequent letter is chosen."""
+    merged_test: Literal["all", "leader"] = "all"
+    """Whose merged (not yet quantised) weights answer the test too: ``leader``, only the best member on validation,
+    saves time, since merged weights are measured but not shipped."""
 
 
 class Ensemble(Table):

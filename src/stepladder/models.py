@@ -11,6 +11,7 @@ import importlib.metadata
 import json
 import os
 import shutil
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -117,13 +118,14 @@ def _unpack_gguf(gguf: Path, folder: Path) -> None:
 def require(*libraries: str) -> None:
     """Make sure that torch, transformers and ``libraries`` are installed; the caller imports them right after.
 
-    No hub, and no progress bars of others in our live view.
+    No hub, and no progress bars or warnings of others in our live view.
 
     Raises:
         MissingExtra: one line on how to get what is not there.
     """
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TQDM_DISABLE", "1")
     for library in ("torch", "transformers", *libraries):
         try:
             importlib.import_module(library)
@@ -131,6 +133,7 @@ def require(*libraries: str) -> None:
             raise MissingExtra(error.name or library) from None
     from transformers.utils import logging
 
+    warnings.filterwarnings("ignore", module=r"(transformers|compressed_tensors|llmcompressor|torch|peft|trl)\b")
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
 

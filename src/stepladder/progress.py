@@ -42,7 +42,7 @@ class Progress:
             MofNCompleteColumn(), TextColumn("{task.fields[note]}"), TimeElapsedColumn(), TextColumn("left"),
             TimeRemainingColumn(),
         )  # fmt: skip
-        with Bars(*columns, console=self.console, transient=True) as bars:
+        with Bars(*columns, console=self.console, transient=True, disable=not self.console.is_terminal) as bars:
             self._bars, self._task = bars, bars.add_task(label, total=None, what="", note="")
             try:
                 yield

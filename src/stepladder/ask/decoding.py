@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from stepladder.ask.local import Row
 
 ATTENTION = "stepladder_grouped"
+COMPACT = 0.85  # share of rows still at work below which the others are dropped: dropping copies the cache
 HIDDEN = -1e30  # finite: a fully hidden padding row must not become NaN
 
 
@@ -51,25 +52,22 @@ def decode(model: PreTrainedModel, rows: Sequence[Row], ends: set[int]) -> list[
 
         out: list[list[int]] = [[] for _ in rows]
         finished = [False] * len(rows)
-        alive = list(range(len(rows)))
+        slots = list(range(len(rows)))  # which row each row of the cache belongs to
         draws = [_generator(row.request) for row in rows]
         for step in range(cap):
-            tokens = _choose(logits, [(rows[i].request.temperature, draws[i]) for i in alive])
-            keep = []
-            for at, (i, token) in enumerate(zip(alive, tokens, strict=True)):
-                if token in ends:
-                    finished[i] = True
-                else:
+            tokens = _choose(logits, [(rows[i].request.temperature, draws[i]) for i in slots])
+            for i, token in zip(slots, tokens, strict=True):
+                finished[i] = finished[i] or token in ends
+                if not finished[i]:
                     out[i].append(token)
-                    keep.append(at)
-            if not keep or step == cap - 1:
+            alive = [at for at, i in enumerate(slots) if not finished[i]]
+            if not alive or step == cap - 1:
                 break
-            if len(keep) < len(alive):
-                alive = [alive[at] for at in keep]
-                tokens = [tokens[at] for at in keep]
-                index = torch.tensor(keep, device=device)
+            if len(alive) <= COMPACT * len(slots):
+                index = torch.tensor(alive, device=device)
                 cache.keep(index)
                 visible = visible[index]
+                slots, tokens = [slots[at] for at in alive], [tokens[at] for at in alive]
             ids = torch.tensor(tokens, device=device).unsqueeze(1)
             logits = _forward(model, ids, cache, visible[:, : cache.length + 1])
     return list(zip(out, finished, strict=True))

@@ -1,91 +1,88 @@
-"""One small function used again and again: what it does depends on whether the number is under ten.
+"""Two buttons, pressed again and again: each does one small sum with the number on the display.
 
-Level n uses it n times. Numbers stay below twenty: the student is to reason, not to add.
+Level n presses n times. Numbers stay small: the student is to reason, not to add.
 """
 
+from collections.abc import Sequence
 from itertools import pairwise
 from random import Random
 
 from stepladder.closedworld.derive import Derivation
 from stepladder.closedworld.rules import Rule
-from stepladder.closedworld.words import DEVICES, NAMES, Phrase, say, sentences
-from stepladder.closedworld.world import LEVELS, Mistake, Query, World
+from stepladder.closedworld.words import COLOURS, DEVICES, NAMES, Phrase, join, say, sentences
+from stepladder.closedworld.world import Mistake, Query, World
 
-OWNER: Phrase = {"en": "{p} has a {d}.", "zh": "{p}有一个{d}。"}
-RULES: Phrase = {
-    "en": "A number under 10 gets plus {a}. Any other number gets minus {b}.",
-    "zh": "小于10的数加{a}，其他的数减{b}。",
-}
+OWNER: Phrase = {"en": "{p} has a {d} with a number.", "zh": "{p}有一个带数字的{d}。"}
+BUTTONS: Phrase = {"en": "Button {up} adds {a}. Button {down} takes {b}.", "zh": "{up}键加{a}。{down}键减{b}。"}
 RUN: Phrase = {
-    "en": "Start with {s} and use the {d} {k} times. What comes out?",
-    "zh": "从{s}开始，用{d}{k}次，结果是多少？",
+    "en": "The number is {s}. Press {presses}. What is the number now?",
+    "zh": "数字是{s}。依次按{presses}。现在数字是几？",
 }
-RUN_ONCE: Phrase = {
-    "en": "Start with {s} and use the {d} 1 time. What comes out?",
-    "zh": "从{s}开始，用{d}1次，结果是多少？",
-}
-# A step says how many there are, so that where to stop can be read and need not be counted.
-UP: Phrase = {"en": "{n}/{k}: {x} is under 10, {x} + {d} = {y}.", "zh": "{n}/{k}：{x}小于10，{x}+{d}={y}。"}
-DOWN: Phrase = {"en": "{n}/{k}: {x} is not, {x} - {d} = {y}.", "zh": "{n}/{k}：{x}不小于10，{x}-{d}={y}。"}
-LIMIT = 10
-STARTS = range(5, 15)
-UPS = range(3, 8)
-DOWNS = range(2, 6)
+PRESS: Phrase = {"en": "{n} {button}", "zh": "{n}{button}"}
+COMMA: Phrase = {"en": ", ", "zh": "，"}
+ADDS: Phrase = {"en": "{n} {button} adds {d}: {x} + {d} = {y}.", "zh": "{n}{button}键加{d}：{x}+{d}={y}。"}
+TAKES: Phrase = {"en": "{n} {button} takes {d}: {x} - {d} = {y}.", "zh": "{n}{button}键减{d}：{x}-{d}={y}。"}
+STARTS = range(6, 13)
+UPS = range(2, 6)
+DOWNS = range(1, 3)  # so small that three presses leave something even of the smallest start
+Effects = dict[str, int]
+"""What each button does to the number."""
 
 
 def build(draw: Random, level: int) -> World:
+    up, down = draw.sample(sorted(COLOURS), 2)
     plus, minus = draw.choice(UPS), draw.choice(DOWNS)
-    device = draw.choice(sorted(DEVICES))
-    owner = say(OWNER, p=draw.choice(sorted(NAMES)), d=device)
-    story = sentences([owner, say(RULES, a=plus, b=minus)])
-    starts = draw.sample(STARTS, 3)
-    return World(_program(plus, minus), story, tuple(_run(draw, device, plus, minus, s, level) for s in starts))
+    owner = say(OWNER, p=draw.choice(sorted(NAMES)), d=draw.choice(sorted(DEVICES)))
+    story = sentences([owner, say(BUTTONS, up=up, a=plus, down=down, b=minus)])
+    effects = {up: plus, down: -minus}
+    queries = [_run(draw, effects, start, draw.choices([up, down], k=level)) for start in draw.sample(STARTS, 3)]
+    return World(_program(effects), story, tuple(queries))
 
 
-def witness(start: int, times: int, plus: int, minus: int) -> int:
-    """What comes out after so many times."""
-    number = start
-    for _ in range(times):
-        number += plus if number < LIMIT else -minus
-    return number
+def witness(start: int, presses: Sequence[str], effects: Effects) -> int:
+    """The number after the presses."""
+    return start + sum(effects[button] for button in presses)
 
 
-def _program(plus: int, minus: int) -> tuple[Rule, ...]:
-    # Two steps more than any question needs, because too many is a mistake somebody may make.
-    more = f"T <= {max(LEVELS) + 2}"
-    return (
-        Rule(f"value(T+1,X+{plus})", ("value(T,X)", f"X < {LIMIT}", more)),
-        Rule(f"value(T+1,X-{minus})", ("value(T,X)", f"X >= {LIMIT}", more)),
-    )
+def _program(effects: Effects) -> tuple[Rule, ...]:
+    changes = tuple(Rule(f"change({button},{by})") for button, by in effects.items())
+    return (*changes, Rule("value(T+1,X+D)", ("value(T,X)", "press(T+1,B)", "change(B,D)")))
 
 
-def _run(draw: Random, device: str, plus: int, minus: int, start: int, times: int) -> Query:
-    def asks(count: int) -> tuple[Rule, ...]:
-        return (Rule(f"value(0,{start})"), Rule("answer(X)", (f"value({count},X)",)))
+def _run(draw: Random, effects: Effects, start: int, presses: list[str]) -> Query:
+    def asks(pressed: Sequence[str]) -> tuple[Rule, ...]:
+        pushed = (Rule(f"press({n},{button})") for n, button in enumerate(pressed, 1))
+        return (Rule(f"value(0,{start})"), *pushed, Rule("answer(X)", (f"value({len(pressed)},X)",)))
+
+    def wrong(reason: str, pressed: Sequence[str], by: Effects) -> Mistake:
+        return Mistake(reason, (*_program(by), *asks(pressed)))
 
     def worked(derivation: Derivation) -> Phrase:
-        path = derivation.path(f"value({times},{derivation.answers[0]})")
+        path = derivation.path(f"value({len(presses)},{derivation.answers[0]})")
         values = [finding.atom.arguments[1].number for finding in path if finding.atom.match("value", 2)]
-        return sentences(_steps(values))
+        return sentences(_steps(presses, values))
 
-    right = _program(plus, minus)
-    up, down = right
+    (up, plus), (down, minus) = effects.items()
+    other = {up: down, down: up}
     mistakes = [
-        Mistake("stops one step too early", (*right, *asks(times - 1))),
-        Mistake("takes one step too many", (*right, *asks(times + 1))),
-        Mistake("takes two steps too many", (*right, *asks(times + 2))),
-        Mistake("always adds", (up, Rule(f"value(T+1,X+{plus})", (*down.body,)), *asks(times))),
-        Mistake("adds one too many", (*_program(plus + 1, minus), *asks(times))),
-        Mistake("takes away one too many", (*_program(plus, minus + 1), *asks(times))),
+        wrong("presses the last button twice", [*presses, presses[-1]], effects),
+        wrong("mistakes the last button for the other", [*presses[:-1], other[presses[-1]]], effects),
+        wrong("mistakes the first button for the other", [other[presses[0]], *presses[1:]], effects),
+        wrong("always adds", presses, {up: plus, down: -minus}),
+        wrong("swaps the buttons", presses, {up: minus, down: plus}),
+        wrong("adds one too many", presses, {up: plus + 1, down: minus}),
+        wrong("takes one too many", presses, {up: plus, down: minus - 1}),
     ]
+    if len(presses) > 1:
+        mistakes.append(wrong("forgets the last press", presses[:-1], effects))
     draw.shuffle(mistakes)
-    question = say(RUN if times > 1 else RUN_ONCE, s=start, d=device, k=times)
-    result = str(witness(start, times, plus, minus))
-    return Query(question, asks(times), result, tuple(mistakes), 4, worked)
+    listed = join([say(PRESS, n=n, button=button) for n, button in enumerate(presses, 1)], COMMA)
+    question = say(RUN, s=start, presses=listed)
+    return Query(question, asks(presses), str(witness(start, presses, effects)), tuple(mistakes), 4, worked)
 
 
-def _steps(values: list[int]) -> list[Phrase]:
-    times = len(values) - 1
+def _steps(presses: list[str], values: list[int]) -> list[Phrase]:
     return [
-        say(UP if x < y else DOWN, n=n, k=times, x=x, d=abs(y - x), y=y) for n, (x, y) in enumerate(pairwise(values), 1)
+        say(ADDS if x < y else TAKES, n=n, button=button, x=x, d=abs(y - x), y=y)
+        for n, (button, (x, y)) in enumerate(zip(presses, pairwise(values), strict=True), 1)
     ]

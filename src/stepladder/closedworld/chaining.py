@@ -1,8 +1,10 @@
-"""Rule chaining with negation as failure: whoever is kind and not tall is wise; whoever is wise is rich; is Ann rich?
+"""Rule chaining with negation as failure: whoever is kind is shy, unless wise; whoever is shy is rich.
 
-Level 1 is one rule with an exception; levels 2 and 3 add a second and a third rule on top.
+Level 1 is one rule with an exception; levels 2 and 3 add a second and a third rule on top. Every fact about a person
+has something to say under some rule, so a chain can follow each fact to where it leads.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from random import Random
@@ -14,19 +16,18 @@ from stepladder.closedworld.world import Mistake, Query, World
 
 AND: Phrase = {"en": " and ", "zh": "且"}
 FACT: Phrase = {"en": "{p} is {facts}.", "zh": "{p}{facts}。"}
-PLAIN: Phrase = {"en": "Whoever is {needs} is {gives}.", "zh": "如果一个人{needs}，他就{gives}。"}
-EXCEPT: Phrase = {
-    "en": "Whoever is {needs} and not {bars} is {gives}.",
-    "zh": "如果一个人{needs}且不{bars}，他就{gives}。",
-}
+RULE: Phrase = {"en": "Whoever is {needs} is {gives}.", "zh": "{needs}的人{gives}。"}
+EXCEPTION: Phrase = {"en": "Exception: whoever is {bars} is not {gives}.", "zh": "例外：{bars}的人不{gives}。"}
 IS: Phrase = {"en": "Is {p} {goal}?", "zh": "{p}{goal}吗？"}
-HOLDS: Phrase = {"en": "{what}: yes.", "zh": "{what}：是。"}
-FAILS: Phrase = {"en": "{what}: no.", "zh": "{what}：否。"}
+LEADS: Phrase = {"en": "{fact} is {gives}.", "zh": "{fact}的人{gives}。"}
+BARS: Phrase = {"en": "{fact} is not {gives}.", "zh": "{fact}的人不{gives}。"}
+HOLDS: Phrase = {"en": "{goal}: yes.", "zh": "{goal}：是。"}
+FAILS: Phrase = {"en": "{goal}: no.", "zh": "{goal}：否。"}
 
 
 @dataclass(frozen=True)
 class Link:
-    """Whoever is `needs`, and not `bars` if there is one, is `gives`."""
+    """Whoever is `needs` is `gives`, except who is `bars`, if there is such an exception."""
 
     needs: str
     bars: str | None
@@ -38,27 +39,25 @@ class Link:
         return Rule(f"is(P,{self.gives})", body if self.bars is None else (*body, f"not is(P,{self.bars})"))
 
     @property
-    def sentence(self) -> Phrase:
+    def told(self) -> Phrase:
+        rule = say(RULE, needs=self.needs, gives=self.gives)
         if self.bars is None:
-            return say(PLAIN, needs=self.needs, gives=self.gives)
-        return say(EXCEPT, needs=self.needs, bars=self.bars, gives=self.gives)
+            return rule
+        return sentences([rule, say(EXCEPTION, bars=self.bars, gives=self.gives)])
 
 
 def build(draw: Random, level: int) -> World:
-    cause, bar, other, *gives = draw.sample(sorted(TRAITS), 3 + level)
-    links = [Link(cause, bar, gives[0]), *(Link(needs, None, given) for needs, given in pairwise(gives))]
-    goal = gives[-1]
+    cause, bar, other, aside, *gives = draw.sample(sorted(TRAITS), 4 + level)
+    chain = [Link(cause, bar, gives[0]), *(Link(needs, None, given) for needs, given in pairwise(gives))]
+    links = (*chain, Link(other, None, aside))
     people = {person: _facts(draw, cause, bar, other) for person in draw.sample(sorted(NAMES), 3)}
 
     facts = [Rule(f"person({person})") for person in people]
     facts += [Rule(f"is({person},{fact})") for person, stated in people.items() for fact in stated]
     rules = (*facts, *(link.rule for link in links))
     told = {person: say(FACT, p=person, facts=_listed(stated)) for person, stated in people.items()}
-    story = sentences([*told.values(), *(link.sentence for link in links)])
-
-    holders = [person for person, stated in people.items() if witness(stated, links, goal)]
-    asked = draw.sample(sorted(people), 3)
-    queries = [_is(rules, links, person, goal, told[person], person in holders) for person in asked]
+    story = sentences([*told.values(), *(link.told for link in links)])
+    queries = [_is(rules, links, person, stated, told[person], gives[-1]) for person, stated in people.items()]
     return World(rules, story, tuple(queries))
 
 
@@ -73,34 +72,42 @@ def witness(stated: list[str], links: list[Link], goal: str) -> bool:
 
 def _facts(draw: Random, cause: str, bar: str, other: str) -> list[str]:
     """One or two facts that lead to the goal about half the time, and mostly fail for the interesting reason."""
-    reaching = [[cause], [cause, other]]
-    barred = [[cause, bar]]
-    missing = [[other], [bar], [bar, other]]
-    return draw.choice(reaching if draw.random() < 0.5 else draw.choice([barred, missing]))
+    reaching = [[cause], [other, cause]]
+    failing = [[cause, bar], [cause, bar], [other], [bar], [other, bar]]
+    return draw.choice(reaching if draw.random() < 0.5 else failing)
 
 
 def _listed(words: list[str]) -> Phrase:
     return join([word(fact) for fact in words], AND)
 
 
-def _is(rules: tuple[Rule, ...], links: list[Link], person: str, goal: str, told: Phrase, holds: bool) -> Query:
+def _is(
+    rules: tuple[Rule, ...], links: tuple[Link, ...], person: str, stated: list[str], told: Phrase, goal: str
+) -> Query:
     asks = (Rule("answer(yes)", (f"is({person},{goal})",)), Rule("answer(no)", ("not answer(yes)",)))
 
     def worked(derivation: Derivation) -> Phrase:
-        return sentences([told, *_steps(derivation, person, goal)])
+        model = {str(atom) for atom in derivation.atoms}
+        steps = [step for fact in stated for step in _followed(model, links, person, fact)]
+        verdict = HOLDS if f"is({person},{goal})" in model else FAILS
+        return sentences([told, *steps, say(verdict, goal=goal)])
 
+    holds = witness(stated, list(links), goal)
     return Query(say(IS, p=person, goal=goal), asks, "yes" if holds else "no", _mistakes(rules, links, asks), 2, worked)
 
 
-def _steps(derivation: Derivation, person: str, goal: str) -> list[Phrase]:
-    return [
-        say(HOLDS if finding.holds else FAILS, what=str(finding.atom.arguments[1]))
-        for finding in derivation.path(f"is({person},{goal})")
-        if finding.atom.match("is", 2)
-    ]
+def _followed(model: set[str], links: tuple[Link, ...], person: str, fact: str) -> Iterator[Phrase]:
+    """Where one fact leads in the model: through the rules that need it, as far as they fired, or to what it bars."""
+    for link in links:
+        if link.bars == fact:
+            yield say(BARS, fact=fact, gives=link.gives)
+        if link.needs == fact:
+            yield say(LEADS, fact=fact, gives=link.gives)
+            if f"is({person},{link.gives})" in model:
+                yield from _followed(model, links, person, link.gives)
 
 
-def _mistakes(rules: tuple[Rule, ...], links: list[Link], asks: tuple[Rule, ...]) -> tuple[Mistake, ...]:
+def _mistakes(rules: tuple[Rule, ...], links: tuple[Link, ...], asks: tuple[Rule, ...]) -> tuple[Mistake, ...]:
     """How a rule is misread: its exception forgotten or turned round, its condition forgotten, all of it forgotten."""
     mistakes: list[Mistake] = []
     for link in links:

@@ -79,7 +79,11 @@ def load(run: Path, config: Config) -> list[Measured]:
         if not questions and split == "validation":
             raise UserError("no validation question has a label; give more labelled problems or raise 'validation'")
         if questions:
-            measured.append(_join(run, split, sorted(questions, key=lambda row: row.id), systems(config)))
+            answering = systems(config)
+            if split == "test" and config.predict.merged_test == "leader":
+                best = best_member(measured[0], [member.name for member in config.member])
+                answering = [system for system in answering if system.kind != "merged" or system.member == best]
+            measured.append(_join(run, split, sorted(questions, key=lambda row: row.id), answering))
     return measured
 
 

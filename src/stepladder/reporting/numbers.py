@@ -112,7 +112,7 @@ def _comparisons(measured: Measured, members: list[str], single: str | None) -> 
     pairs = []
     for name in members:
         merged, quantised = System("merged", name), System("quantised", name)
-        pairs += [(BASE, merged), (merged, quantised)]
+        pairs += [(BASE, merged), (merged, quantised)] if merged in measured.right else [(BASE, quantised)]
     if single is not None:
         pairs.append((System("quantised", single), ENSEMBLE))
     tests = [mcnemar(measured.right[before], measured.right[after]) for before, after in pairs]

@@ -13,7 +13,7 @@ from stepladder.mcq.answer import majority
 from stepladder.records import Prediction, Question
 from stepladder.stages.answers import correct
 from stepladder.stages.flow import Context, digest_of, members
-from stepladder.stages.predictions import splits
+from stepladder.stages.predictions import leader, splits
 from stepladder.workspace import Artifact, write_atomic
 
 RULES = ("single", "vote", "leader")
@@ -28,6 +28,7 @@ def artifact(context: Context, part: str | None) -> Artifact:
     config = context.config
     inputs = {f"predictions {name}": digest_of(context, "predictions", name) for name in members(config)}
     inputs["questions"] = digest_of(context, "questions")
+    inputs["leader"] = leader(context)
     return Artifact(context.workspace.path("ensemble"), {"ensemble": settings(config.ensemble)}, inputs)
 
 
@@ -44,18 +45,17 @@ def build(context: Context, part: str | None, folder: Path) -> None:
         for split in questions
     }
     validation = questions["validation"]
-    scores = {name: sum(correct(validation, given)) for name, given in answers["validation"].items()}
-    leader = max(scores, key=lambda name: scores[name])  # the first of equals
+    best = leader(context)
     by_rule = {
-        rule: sum(correct(validation, combine(rule, leader, answers["validation"]))) / len(validation) for rule in RULES
+        rule: sum(correct(validation, combine(rule, best, answers["validation"]))) / len(validation) for rule in RULES
     }
     auto = max(RULES, key=lambda rule: by_rule[rule])
     rule = auto if config.ensemble.rule == "auto" else config.ensemble.rule
     for split, given in answers.items():
-        combined = combine(rule, leader, given)
+        combined = combine(rule, best, given)
         write_atomic(folder / f"{split}.jsonl", records.lines(combined))
         write_atomic(folder / f"answers.{split}.jsonl", submission(questions[split], combined))
-    choice = {"rule": rule, "leader": leader, "members": list(scores), "validation": by_rule}
+    choice = {"rule": rule, "leader": best, "members": list(answers["validation"]), "validation": by_rule}
     write_atomic(folder / "choice.json", json.dumps(choice, indent=1, ensure_ascii=False) + "\n")
 
 

@@ -9,18 +9,12 @@ from stepladder.config import BASE, Config, settings
 from stepladder.records import Question
 from stepladder.stages.answers import predict
 from stepladder.stages.flow import Context, digest_of, members
+from stepladder.stages.quantised import verdict
 from stepladder.workspace import Artifact, write_atomic
 
 
 def parts(config: Config) -> tuple[str | None, ...]:
     return (BASE, *members(config))
-
-
-def systems(context: Context, part: str | None) -> dict[str, Path]:
-    """The models that answer under one part: system -> weights."""
-    if part == BASE:
-        return {BASE: models.locate(context.config.train.base)}
-    return {system: context.input(system, part) for system in ("merged", "quantised")}
 
 
 def artifact(context: Context, part: str | None) -> Artifact:
@@ -30,13 +24,17 @@ def artifact(context: Context, part: str | None) -> Artifact:
         inputs["base"] = models.content_digest(models.locate(config.train.base))
     else:
         inputs |= {system: digest_of(context, system, part) for system in ("merged", "quantised")}
+    if part != BASE and config.predict.merged_test == "leader":
+        inputs["leader"] = leader(context)
     chosen = {"predict": settings(config.predict), "seed": config.seed}
     return Artifact(context.workspace.path("predictions", part), chosen, inputs)
 
 
 def build(context: Context, part: str | None, folder: Path) -> None:
-    for system, weights in systems(context, part).items():
+    for system, weights in _systems(context, part).items():
         for split in splits(context.config):
+            if system == "merged" and split == "test" and not _merged_answers_test(context, part):
+                continue
             questions = records.read(context.input("questions") / f"{split}.jsonl", Question)
             answers = predict(context, str(part), weights, questions, f"{split}, {system}")
             write_atomic(folder / f"{system}.{split}.jsonl", records.lines(answers))
@@ -45,3 +43,20 @@ def build(context: Context, part: str | None, folder: Path) -> None:
 def splits(config: Config) -> tuple[str, ...]:
     """The splits that are answered."""
     return ("validation",) if config.questions.test is None else ("validation", "test")
+
+
+def leader(context: Context) -> str:
+    """The member whose quantised form was right most often on validation; the first of equals."""
+    scores = {name: verdict(context, name)["quantised"] for name in members(context.config)}
+    return str(max(scores, key=lambda name: scores[name]))
+
+
+def _systems(context: Context, part: str | None) -> dict[str, Path]:
+    """The models that answer under one part: system -> weights."""
+    if part == BASE:
+        return {BASE: models.locate(context.config.train.base)}
+    return {system: context.input(system, part) for system in ("merged", "quantised")}
+
+
+def _merged_answers_test(context: Context, part: str | None) -> bool:
+    return context.config.predict.merged_test == "all" or part == leader(context)

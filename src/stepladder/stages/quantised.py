@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from stepladder import records
 from stepladder.config import settings
@@ -14,6 +15,8 @@ from stepladder.stages.answers import correct, predict
 from stepladder.stages.flow import Context, digest_of, members
 from stepladder.training.quantise import quantise
 from stepladder.workspace import Artifact, write_atomic
+
+VERDICT = "verdict.json"
 
 parts = members
 
@@ -42,7 +45,7 @@ def build(context: Context, part: str | None, folder: Path) -> None:
     after = correct(questions, predict(context, str(part), folder, questions, "validation, 4-bit"))
     n = len(questions)
     loss = (sum(before) - sum(after)) / n
-    verdict = {
+    measured = {
         "merged": sum(before) / n,
         "quantised": sum(after) / n,
         "loss": loss,
@@ -55,12 +58,18 @@ def build(context: Context, part: str | None, folder: Path) -> None:
         },
         "bytes": {"merged": _weights(merged), "quantised": _weights(folder)},
     }
-    if not verdict["passed"]:
+    if not measured["passed"]:
         raise GateError(
             f"quantised/{part}: validation accuracy fell by {loss:.3f} (from {sum(before)} to {sum(after)} of {n}), "
             f"more than [quantise] max_loss = {config.quantise.max_loss}; raise samples, lower group_size or use 8 bits"
         )
-    write_atomic(folder / "verdict.json", json.dumps(verdict, indent=1) + "\n")
+    write_atomic(folder / VERDICT, json.dumps(measured, indent=1) + "\n")
+
+
+def verdict(context: Context, member: str | None) -> dict[str, Any]:
+    """What quantising a member was measured to cost."""
+    written: dict[str, Any] = json.loads((context.input("quantised", member) / VERDICT).read_text(encoding="utf-8"))
+    return written
 
 
 def _weights(folder: Path) -> int:
