@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from stepladder.ask.engine import ask
 from stepladder.ask.ledger import Ledger
-from stepladder.ask.local import share_prefixes
+from stepladder.ask.prefixes import share_prefixes
 from stepladder.ask.request import Request, Response
 from stepladder.errors import UserError
 from stepladder.records import Message

@@ -6,20 +6,17 @@ row may see is a mask over columns, and positions count visible columns, so padd
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.cache_utils import Cache, CacheLayerMixin
 from transformers.masking_utils import sdpa_mask
 
+from stepladder.ask.prefixes import share_prefixes
 from stepladder.ask.request import Request
 from stepladder.workspace import digest
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from stepladder.ask.local import Row
 
 ATTENTION = "stepladder_grouped"
 COMPACT = 0.85  # share of rows still at work below which the others are dropped: dropping copies the cache
@@ -27,35 +24,34 @@ HIDDEN = -1e30  # finite: a fully hidden padding row must not become NaN
 
 
 @torch.inference_mode()
-def decode(model: PreTrainedModel, rows: Sequence[Row], ends: set[int]) -> list[tuple[list[int], bool]]:
-    """Completion ids of every row (the closing token left out) and whether it closed before its cap.
+def decode(
+    model: PreTrainedModel, requests: Sequence[Request], prompts: Sequence[tuple[int, ...]], ends: set[int]
+) -> list[tuple[list[int], bool]]:
+    """Completion ids of every request (the closing token left out) and whether it closed before its cap.
 
     Greedy at temperature 0, otherwise sampled with a generator seeded by the request's identity.
     """
-    from stepladder.ask.local import share_prefixes
-
     device = model.device
-    cap = rows[0].request.max_tokens
+    cap = requests[0].max_tokens
     with _GroupedAttention(model):
         cache, visible = _Block(model, 1, 0), torch.zeros(1, 0, dtype=torch.bool, device=device)
-        levels = share_prefixes([row.tokens for row in rows])
+        levels = share_prefixes(prompts)
         for level in levels:
             ids, real = _pad(level.segments, device)
-            if ids.shape[1] == 0:  # nothing in common
-                continue
             parents = torch.tensor(level.parents, device=device)
             room = cap if level is levels[-1] else 0
             cache = cache.spread(parents, ids.shape[1] + room)
             visible = torch.cat([visible[parents], real], 1)
-            logits = _forward(model, ids, cache, visible)
+            if ids.shape[1]:  # a level may be empty: nothing in common
+                logits = _forward(model, ids, cache, visible)
         visible = torch.nn.functional.pad(visible, (0, cap), value=True)
 
-        out: list[list[int]] = [[] for _ in rows]
-        finished = [False] * len(rows)
-        slots = list(range(len(rows)))  # which row each row of the cache belongs to
-        draws = [_generator(row.request) for row in rows]
+        out: list[list[int]] = [[] for _ in requests]
+        finished = [False] * len(requests)
+        slots = list(range(len(requests)))  # which request each row of the cache belongs to
+        draws = [_generator(request) for request in requests]
         for step in range(cap):
-            tokens = _choose(logits, [(rows[i].request.temperature, draws[i]) for i in slots])
+            tokens = _choose(logits, [(requests[i].temperature, draws[i]) for i in slots])
             for i, token in zip(slots, tokens, strict=True):
                 finished[i] = finished[i] or token in ends
                 if not finished[i]:

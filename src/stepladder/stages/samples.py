@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections import Counter
 from pathlib import Path
@@ -47,7 +48,7 @@ def build(context: Context, part: str | None, folder: Path) -> None:
             for model in rung.models:
                 judged += climb(context, ledger, rung, model, unsolved)
             samples += judged
-            solved = {question.id for question in unsolved} & _solved(rung, judged)
+            solved = {sample.question_id for sample in _fully_accepted(judged)}
             verdicts = Counter(sample.verdict for sample in judged)
             rows.append(
                 {
@@ -78,12 +79,10 @@ def climb(context: Context, ledger: Ledger, rung: Rung, model: str, questions: l
     name = models.content_digest(weights)
     samples: list[Sample] = []
     hopeful = questions
-    engine: list[Local] = []
 
+    @functools.cache  # one load for all orders, and none where the ledger knows every answer
     def load() -> Local:
-        if not engine:
-            engine.append(Local(weights))
-        return engine[0]
+        return Local(weights)
 
     for index in range(rung.orders):
         asked: list[tuple[Question, Permutation, Request]] = []
@@ -151,10 +150,6 @@ def worked(rung: Rung, questions: list[Question], seed: int) -> list[Sample]:
             )
         )
     return samples
-
-
-def _solved(rung: Rung, samples: list[Sample]) -> set[str]:
-    return {sample.question_id for sample in _fully_accepted(samples)}
 
 
 def _fully_accepted(samples: list[Sample]) -> list[Sample]:

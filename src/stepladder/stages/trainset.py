@@ -57,8 +57,12 @@ def build(context: Context, part: str | None, folder: Path) -> None:
         kept.setdefault(example.messages, example)
 
     tokenizer = models.load_tokenizer(models.locate(context.config.train.base))
-    examples = [e for e in kept.values() if tokenise(tokenizer, [e], context.config.train.max_length)]
-    tokens = sum(len(row.ids) for row in tokenise(tokenizer, examples, context.config.train.max_length))
+    tokens = 0
+    examples = []
+    for example in kept.values():
+        for row in tokenise(tokenizer, [example], context.config.train.max_length):  # none where it does not fit
+            tokens += len(row.ids)
+            examples.append(example)
     letters = Counter(strict(e.messages[-1].content, 26).letter for e in examples)
     card = {
         "examples": len(examples),

@@ -1,0 +1,59 @@
+"""The embedded engine against transformers' own generate, on the real bundled model."""
+
+from __future__ import annotations
+
+import pytest
+
+from stepladder import models
+from stepladder.ask.local import Local
+from stepladder.ask.request import Request
+from stepladder.records import Message
+
+TEXTS = (
+    "Ann is kind. Bob is loud. Who is loud?",
+    "Ann is kind. Bob is loud. Who is kind?",
+    "What is 2 + 2?",
+    "hi",
+)
+
+
+def request(text: str, **settings: float) -> Request:
+    messages = (Message(role="system", content="Answer briefly."), Message(role="user", content=text))
+    return Request.model_validate({"model": "bundled", "messages": messages, "max_tokens": 12} | settings)
+
+
+@pytest.fixture(scope="module")
+def engine() -> Local:
+    return Local(models.locate(models.BUNDLED))
+
+
+def test_a_batch_answers_what_generate_answers_one_at_a_time(engine: Local) -> None:
+    import torch
+
+    requests = [request(text) for text in TEXTS]
+    answers = engine.answer(requests)
+    for asked, answer in zip(requests, answers, strict=True):
+        ids = torch.tensor([engine._row(asked).tokens])
+        expected = engine._model.generate(  # type: ignore[operator]
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=asked.max_tokens, do_sample=False
+        )
+        text = engine._tokenizer.decode(expected[0, ids.shape[1] :], skip_special_tokens=True)
+        assert answer.text == str(text).strip()
+        assert answer.prompt_tokens == ids.shape[1]
+
+
+def test_sampling_depends_on_the_request_and_not_on_its_company(engine: Local) -> None:
+    hot = [request(TEXTS[0], temperature=1.5, sample_index=index) for index in range(4)]
+    together = engine.answer(hot)
+    alone = engine.answer(hot[:1])
+    assert together[0].text == alone[0].text
+    assert len({answer.text for answer in together}) > 1
+
+
+def test_a_plan_holds_every_request_once(engine: Local) -> None:
+    requests = [request(text, max_tokens=cap) for text in TEXTS for cap in (4, 8)]
+    groups = engine.plan(requests)
+    assert sorted(r.key + str(r.max_tokens) for g in groups for r in g) == sorted(
+        r.key + str(r.max_tokens) for r in requests
+    )
+    assert all(len({r.max_tokens for r in group}) == 1 for group in groups)
