@@ -142,6 +142,8 @@ def train(settings: Train, seed: int, base: Path, examples: Sequence[Example], f
     tuned = cast("PeftModel", trainer.model)
     tuned.peft_config["default"].base_model_name_or_path = base.name  # a name, not a path of this machine
     tuned.save_pretrained(str(folder))
+    # PEFT's model card is an empty form that names folders of this machine.
+    (folder / "README.md").unlink(missing_ok=True)
     template.write(tokenizer, folder)
     with (folder / "log.jsonl").open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(row) + "\n" for row in log)
