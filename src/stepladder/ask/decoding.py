@@ -209,8 +209,8 @@ def _attend(
     rows, heads, new, size = query.shape
     kv = key.shape[1]
     if new > 1:  # a prompt: many queries share the cost of repeating the heads
-        repeated = (states.repeat_interleave(heads // kv, 1) for states in (key, value))
-        mixed = torch.nn.functional.scaled_dot_product_attention(query, *repeated, attention_mask, scale=scaling)
+        keys, values = (states.repeat_interleave(heads // kv, 1) for states in (key, value))
+        mixed = torch.nn.functional.scaled_dot_product_attention(query, keys, values, attention_mask, scale=scaling)
         return mixed.transpose(1, 2), None
     grouped = query.reshape(rows, kv, heads // kv, size)
     scores = torch.matmul(grouped, key.transpose(2, 3)) * scaling + attention_mask

@@ -73,7 +73,7 @@ def load(run: Path, config: Config) -> list[Measured]:
         InputError: a system did not answer every labelled question.
     """
     splits: list[HeldOut] = ["validation"] if config.questions.test is None else ["validation", "test"]
-    measured = []
+    measured: list[Measured] = []
     for split in splits:
         questions = [row for row in read(run / "questions" / f"{split}.jsonl", Question) if row.answer is not None]
         if not questions and split == "validation":

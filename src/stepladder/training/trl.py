@@ -82,7 +82,7 @@ def train(settings: Train, seed: int, base: Path, examples: Sequence[Example], f
             """The mean cross-entropy of the completion tokens, as in TRL. Off CUDA, TRL scores the prompts' positions
             too and throws them away: a third of a step where the vocabulary is most of a small model."""
             if cuda or return_outputs:
-                return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+                return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)  # type: ignore[no-untyped-call]
             causal = model.get_base_model()
             labels = inputs["labels"][:, 1:]
             scored = labels != -100
