@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from collections.abc import Iterable
@@ -340,6 +341,22 @@ def test_one_member_alone_is_said_so(context: flow.Context, rule: str) -> None:
     assert "There is one member, m1" in shown
     assert "base 12 % → tuned 88 % → 4-bit 75 % on 8 held-out" in shown
     assert [row["after"]["system"] for row in content["comparisons"]] == ["merged", "quantised"]
+
+
+def test_merged_members_that_did_not_answer_the_test_are_left_out(context: flow.Context) -> None:
+    predict = context.config.predict.model_copy(update={"merged_test": "leader"})
+    context = dataclasses.replace(context, config=context.config.model_copy(update={"predict": predict}))
+    (context.input("predictions", "m2") / "merged.test.jsonl").unlink()
+    content = numbers(context)
+    merged = [(row["split"], row["member"]) for row in content["results"] if row["system"] == "merged"]
+    assert merged == [("validation", "m1"), ("validation", "m2"), ("test", "m1")]
+    pairs = [
+        (row["before"]["system"], row["after"]["system"], row["after"]["member"]) for row in content["comparisons"]
+    ]
+    assert ("base", "quantised", "m2") in pairs
+    assert ("base", "merged", "m1") in pairs
+    assert "<h1" in (built(context, "page") / "report.html").read_text(encoding="utf-8")
+    assert "m2" in summarised(content)
 
 
 def test_a_missing_answer_is_an_error_that_names_the_file(context: flow.Context) -> None:
