@@ -1,0 +1,59 @@
+"""What the student saw in training is, token for token, what it is served."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from stepladder import models, template
+from stepladder.errors import TemplateError
+from stepladder.records import Example, Message
+from stepladder.training.trl import tokenise
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+CHAT = (
+    Message(role="system", content="Be brief."),
+    Message(role="user", content="Who?"),
+    Message(role="assistant", content="Bob.\nAnswer: B"),
+)
+
+
+@pytest.fixture
+def tokenizer() -> PreTrainedTokenizerBase:
+    return models.load_tokenizer(models.locate(models.BUNDLED))
+
+
+def test_a_conversation_is_its_prompt_and_then_its_completion(tokenizer: PreTrainedTokenizerBase) -> None:
+    prompt, completion = template.conversation_tokens(tokenizer, CHAT)
+    assert prompt == template.prompt_tokens(tokenizer, CHAT[:-1])
+    assert tokenizer.decode(prompt).endswith("<|im_start|>assistant\n")
+    assert tokenizer.decode(completion) == "Bob.\nAnswer: B<|im_end|>"
+    assert completion[-1] == tokenizer.eos_token_id
+
+
+def test_the_same_template_passes(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+    template.write(tokenizer, tmp_path)
+    template.check(tokenizer, tmp_path)
+
+
+def test_another_template_is_stopped_at_the_token_that_differs(
+    tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    template.write(tokenizer, tmp_path)
+    assert isinstance(tokenizer.chat_template, str)
+    tokenizer.chat_template = tokenizer.chat_template.replace("<|im_start|>", "<|im_start|> ")
+    with pytest.raises(TemplateError, match=r"prompt token \d+ was"):
+        template.check(tokenizer, tmp_path)
+
+
+def test_an_example_that_does_not_fit_is_left_out_whole(tokenizer: PreTrainedTokenizerBase) -> None:
+    example = Example(messages=CHAT, question_id="q", teacher="worked")
+    (row,) = tokenise(tokenizer, [example], max_length=400)
+    prompt, completion = template.conversation_tokens(tokenizer, CHAT)
+    assert row.ids == prompt + completion
+    assert row.prompt == len(prompt)
+    assert tokenise(tokenizer, [example], max_length=len(row.ids) - 1) == []
