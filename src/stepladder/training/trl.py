@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+import random
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
@@ -35,6 +36,37 @@ def tokenise(tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], ma
         if len(prompt) + len(completion) <= max_length:
             rows.append(Row(prompt + completion, len(prompt)))
     return rows
+
+
+class Batched:
+    """A sampler whose batches hold sequences of like length, in random order.
+
+    Sorting a whole epoch by length, as the Trainer's own strategy does with a few hundred examples, feeds the student
+    one kind of question after another; it forgets the first before it has seen the last (EXPERIMENTS.md). Here only
+    the examples of eight random batches are sorted, and their batches are shuffled again. Every epoch draws anew.
+    """
+
+    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
+        self.lengths, self.batch_size, self.seed, self.epoch = lengths, batch_size, seed, 0
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by the data loader before each epoch."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        draw = random.Random(f"{self.seed}/{self.epoch}")
+        order = draw.sample(range(len(self.lengths)), len(self.lengths))
+        window, size = 8 * self.batch_size, self.batch_size
+        batches = []
+        for at in range(0, len(order), window):
+            alike = sorted(order[at : at + window], key=lambda i: self.lengths[i])
+            batches += [alike[start : start + size] for start in range(0, len(alike), size)]
+        *full, last = sorted(batches, key=len, reverse=True)  # a short batch anywhere but last would shift the others
+        draw.shuffle(full)
+        return (i for batch in (*full, last) for i in batch)
 
 
 def train(settings: Train, seed: int, base: Path, examples: Sequence[Example], folder: Path, report: Report) -> None:
@@ -76,6 +108,9 @@ def train(settings: Train, seed: int, base: Path, examples: Sequence[Example], f
                 report(state.global_step, state.max_steps, float(logs["loss"]))
 
     class Trainer(SFTTrainer):  # type: ignore[misc, unused-ignore]
+        def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+            return Batched([len(row.ids) for row in rows], settings.batch_size, seed)
+
         def compute_loss(
             self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
         ) -> Any:
@@ -105,7 +140,6 @@ def train(settings: Train, seed: int, base: Path, examples: Sequence[Example], f
         gradient_accumulation_steps=settings.gradient_accumulation,
         # On a card memory is the limit and recomputing is cheap; on a CPU it is the other way round.
         gradient_checkpointing=cuda,
-        train_sampling_strategy="group_by_length",
         dataset_kwargs={"skip_prepare_dataset": True},
         max_length=None,
         bf16=dtype is torch.bfloat16,
