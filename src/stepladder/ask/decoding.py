@@ -73,7 +73,8 @@ def _pad(segments: Sequence[tuple[int, ...]], device: torch.device) -> tuple[tor
     """Left-padded ids and which of them are real, both of shape (segments, longest)."""
     width = max(map(len, segments))
     ids = torch.tensor([[0] * (width - len(segment)) + list(segment) for segment in segments], dtype=torch.long)
-    real = torch.tensor([[False] * (width - len(segment)) + [True] * len(segment) for segment in segments])
+    marks = [[False] * (width - len(segment)) + [True] * len(segment) for segment in segments]
+    real = torch.tensor(marks, dtype=torch.bool)
     return ids.to(device), real.to(device)
 
 
