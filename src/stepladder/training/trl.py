@@ -14,7 +14,7 @@ from stepladder.config import Train
 from stepladder.records import Example
 
 if TYPE_CHECKING:
-    from peft import PeftModel
+    from peft import LoraConfig, PeftModel
     from transformers import PreTrainedTokenizerBase
 
 Report = Callable[[int, int, float], None]
@@ -174,7 +174,9 @@ def train(settings: Train, seed: int, base: Path, examples: Sequence[Example], f
     trainer.remove_callback(PrinterCallback)
     trainer.train()
     tuned = cast("PeftModel", trainer.model)
-    tuned.peft_config["default"].base_model_name_or_path = base.name  # a name, not a path of this machine
+    lora = cast("LoraConfig", tuned.peft_config["default"])
+    lora.base_model_name_or_path = base.name  # a name, not a path of this machine
+    lora.target_modules = sorted(lora.target_modules or ())  # a set: its order would differ from process to process
     tuned.save_pretrained(str(folder))
     # PEFT's model card is an empty form that names folders of this machine.
     (folder / "README.md").unlink(missing_ok=True)
