@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import importlib.metadata
+import io
 import json
 import os
 import shutil
@@ -177,13 +178,18 @@ def load(folder: Path, dtype: torch.dtype | None = None) -> PreTrainedModel:
     from transformers import AutoModelForCausalLM
     from transformers.utils.quantization_config import CompressedTensorsConfig
 
-    with _loading("model", folder):
+    with _loading("model", folder), quiet():
         quantised = "quantization_config" in json.loads((folder / "config.json").read_text(encoding="utf-8"))
         unpack = {"quantization_config": CompressedTensorsConfig(run_compressed=False)} if quantised else {}
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype or compute_dtype(), **unpack)
     if torch.cuda.is_available():
         model = model.to("cuda")  # type: ignore[arg-type]
     return model
+
+
+def quiet() -> contextlib.AbstractContextManager[object]:
+    """No progress bars of libraries that draw theirs whatever they are told; errors are raised as ever."""
+    return contextlib.redirect_stderr(io.StringIO())
 
 
 @contextlib.contextmanager

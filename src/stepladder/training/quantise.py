@@ -53,15 +53,16 @@ def quantise(settings: Quantise, merged: Path, examples: Sequence[Example], max_
             strategy=QuantizationStrategy.GROUP,
         ),
     )
-    oneshot(
-        model=model,
-        dataset=data,
-        recipe=GPTQModifier(config_groups={"weights": scheme}, ignore=["lm_head"]),
-        max_seq_length=max_length,
-        num_calibration_samples=len(rows),
-        shuffle_calibration_samples=False,
-        log_dir=None,
-    )
-    model.to(torch.bfloat16).save_pretrained(folder, save_compressed=True)  # type: ignore[arg-type]
+    with models.quiet():
+        oneshot(
+            model=model,
+            dataset=data,
+            recipe=GPTQModifier(config_groups={"weights": scheme}, ignore=["lm_head"]),
+            max_seq_length=max_length,
+            num_calibration_samples=len(rows),
+            shuffle_calibration_samples=False,
+            log_dir=None,
+        )
+        model.to(torch.bfloat16).save_pretrained(folder, save_compressed=True)  # type: ignore[arg-type]
     tokenizer.save_pretrained(folder)
     template.write(tokenizer, folder)
