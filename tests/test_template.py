@@ -30,7 +30,7 @@ def tokenizer() -> PreTrainedTokenizerBase:
 def test_a_conversation_is_its_prompt_and_then_its_completion(tokenizer: PreTrainedTokenizerBase) -> None:
     prompt, completion = template.conversation_tokens(tokenizer, CHAT)
     assert prompt == template.prompt_tokens(tokenizer, CHAT[:-1])
-    assert tokenizer.decode(prompt).endswith("<|im_start|>assistant\n")
+    assert str(tokenizer.decode(prompt)).endswith("<|im_start|>assistant\n")
     assert tokenizer.decode(completion) == "Bob.\nAnswer: B<|im_end|>"
     assert completion[-1] == tokenizer.eos_token_id
 
