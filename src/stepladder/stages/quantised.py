@@ -67,7 +67,12 @@ def build(context: Context, part: str | None, folder: Path) -> None:
 
 
 def verdict(context: Context, member: str | None) -> dict[str, Any]:
-    """What quantising a member was measured to cost."""
+    """What quantising a member was measured to cost.
+
+    Raises:
+        UserError: the member is not quantised yet.
+    """
+    digest_of(context, "quantised", member)
     written: dict[str, Any] = json.loads((context.input("quantised", member) / VERDICT).read_text(encoding="utf-8"))
     return written
 
