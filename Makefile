@@ -28,7 +28,7 @@ check: setup
 
 # The demo's questions, bit for bit: a test compares them with the generator.
 worlds: setup
-	$(VENV)/bin/stepladder worlds examples/closedworld/train.jsonl --problems 72 --split train
+	$(VENV)/bin/stepladder worlds examples/closedworld/train.jsonl --problems 144 --split train
 	$(VENV)/bin/stepladder worlds examples/closedworld/test.jsonl --problems 67 --split test
 
 clean:

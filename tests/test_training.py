@@ -1,11 +1,71 @@
-"""The order in which a student sees its examples."""
+"""What a training step computes: packs lose nothing, and the order in which a student sees them."""
 
 from __future__ import annotations
 
+from collections import Counter
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stepladder.training.trl import Batched
+from stepladder.training.packing import IGNORED, Batched, Pack, Row, pack
+
+
+def rows_of(packed: Pack) -> list[tuple[list[int], list[int]]]:
+    """The rows of a pack spelled out again: (ids, scored ids)."""
+    tokens = list(zip(packed.input_ids, packed.labels, packed.position_ids, packed.branches, strict=True))
+    rows = []
+    for branch in range(1, max(packed.branches) + 1):
+        own = [token for token in tokens if token[3] in (0, branch)]
+        assert [token[2] for token in own] == list(range(len(own)))
+        rows.append(([token[0] for token in own], [token[1] for token in own if token[1] != IGNORED]))
+    return rows
+
+
+@given(st.lists(st.tuples(st.lists(st.integers(0, 1), min_size=2, max_size=9), st.integers(1, 8)), max_size=12))
+def test_packs_hold_every_row_once_in_no_more_tokens_than_the_rows_have(drawn: list[tuple[list[int], int]]) -> None:
+    rows = [Row(ids, min(prompt, len(ids) - 1)) for ids, prompt in drawn]
+    packs = pack(rows, max_length=20)
+    packed = Counter(tuple(map(tuple, row)) for one in packs for row in rows_of(one))
+    assert packed == Counter((tuple(row.ids), tuple(row.ids[row.prompt :])) for row in rows)
+    assert sum(len(one.input_ids) for one in packs) <= sum(len(row.ids) for row in rows)
+    assert all(len(one.input_ids) <= 20 for one in packs)
+
+
+def test_questions_about_one_problem_share_a_pack_and_others_do_not() -> None:
+    system, problems = list(range(10)), [list(range(20, 40)), list(range(40, 60))]
+    rows = [Row([*system, *problem, 100 + n, 101, 102], 31) for problem in problems for n in range(3)]
+    packs = pack(rows, max_length=100)
+    assert [max(one.branches) for one in packs] == [3, 3]
+    assert [len(one.input_ids) for one in packs] == [30 + 3 * 3] * 2
+
+
+def test_a_pack_gives_the_loss_and_the_gradients_of_its_rows() -> None:
+    torch = pytest.importorskip("torch")
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from stepladder.training.trl import collate, completion_loss
+
+    torch.manual_seed(0)
+    shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=50, num_key_value_heads=2, **shape)).double()
+    draw = torch.Generator().manual_seed(1)
+    shared = torch.randint(50, (7,), generator=draw).tolist()
+    rows = [Row(shared + torch.randint(50, (n,), generator=draw).tolist(), 9) for n in (5, 9, 6)]
+    rows.append(Row(rows[0].ids[:9] + [1, 2, 3], 9))  # another chain of the first row's question
+    rows.append(Row([3, 4, 5, 6], 2))  # shares nothing
+
+    def measure(packs: list[Pack]) -> list[torch.Tensor]:
+        model.zero_grad()
+        loss = completion_loss(model, collate([one._asdict() for one in packs]))
+        loss.backward()
+        return [loss.detach(), *(p.grad.clone() for p in model.parameters())]
+
+    packs = pack(rows, max_length=100)
+    assert len(packs) < len(rows)
+    alone = measure([one for row in rows for one in pack([row], max_length=100)])
+    for expected, got in zip(alone, measure(packs), strict=True):
+        torch.testing.assert_close(got, expected)
 
 
 @given(st.lists(st.integers(1, 400), min_size=1, max_size=90), st.integers(1, 8), st.integers(0, 9))

@@ -91,11 +91,13 @@ class Train(Table):
     warmup: float = Field(default=0.05, ge=0, lt=1)
     """Share of the steps spent warming up."""
     batch_size: int = Field(default=1, ge=1)
-    """Sequences per forward pass."""
+    """Sequences per forward pass. Examples that share their beginning, such as the questions about one problem, are one
+    sequence that holds it once."""
     gradient_accumulation: int = Field(default=8, ge=1)
     """Forward passes per optimiser step."""
     max_length: int = Field(default=2048, ge=16)
-    """Longest sequence, tokens; a longer example is left out and counted in the data card, never cut."""
+    """Longest sequence, tokens, for packing too; a longer example is left out and counted in the data card, never
+    cut."""
 
 
 class Member(Table):
@@ -117,6 +119,9 @@ class Quantise(Table):
     """Bits per weight."""
     group_size: int = Field(default=128, ge=1)
     """Weights per scale; must divide every linear layer's input width."""
+    symmetric: bool = True
+    """Whether the range of a group is centred on zero. ``false`` stores a zero point with each group: a little larger
+    and closer to the weights."""
     samples: int = Field(default=128, ge=1)
     """Calibration examples, drawn from the member's own chat-formatted training set."""
     max_loss: float = Field(default=0.01, ge=0, le=1)

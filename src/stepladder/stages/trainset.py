@@ -13,7 +13,7 @@ from stepladder.mcq.prompts import ask_messages
 from stepladder.mcq.shuffle import rng
 from stepladder.records import Example, Message, Question, Sample
 from stepladder.stages.flow import Context, digest_of, members
-from stepladder.training.trl import tokenise
+from stepladder.training.packing import tokenise
 from stepladder.workspace import Artifact, write_atomic
 
 parts = members

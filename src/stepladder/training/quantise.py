@@ -13,7 +13,7 @@ from stepladder import models, template
 from stepladder.config import Quantise
 from stepladder.errors import ModelError
 from stepladder.records import Example
-from stepladder.training.trl import tokenise
+from stepladder.training.packing import tokenise
 
 
 def quantise(settings: Quantise, merged: Path, examples: Sequence[Example], max_length: int, folder: Path) -> None:
@@ -49,7 +49,7 @@ def quantise(settings: Quantise, merged: Path, examples: Sequence[Example], max_
         weights=QuantizationArgs(
             num_bits=settings.bits,
             group_size=settings.group_size,
-            symmetric=True,  # vLLM's fast kernels are symmetric only
+            symmetric=settings.symmetric,
             strategy=QuantizationStrategy.GROUP,
         ),
     )

@@ -4,76 +4,30 @@ from __future__ import annotations
 
 import json
 import math
-import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from stepladder import models, template
 from stepladder.config import Train
 from stepladder.records import Example
+from stepladder.training.packing import IGNORED, Batched, pack, tokenise
 
 if TYPE_CHECKING:
+    import torch
     from peft import LoraConfig, PeftModel
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
 Report = Callable[[int, int, float], None]
 """Called with (optimiser steps done, steps in all, last loss)."""
 
 
-class Row(NamedTuple):
-    """A tokenised example: ids of the whole conversation, and how many of them are the prompt's (no loss there)."""
-
-    ids: list[int]
-    prompt: int
-
-
-def tokenise(tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], max_length: int) -> list[Row]:
-    """Rows of the examples that fit; one that does not is left out, since a cut chain teaches a cut answer."""
-    rows = []
-    for example in examples:
-        prompt, completion = template.conversation_tokens(tokenizer, example.messages)
-        if len(prompt) + len(completion) <= max_length:
-            rows.append(Row(prompt + completion, len(prompt)))
-    return rows
-
-
-class Batched:
-    """A sampler whose batches hold sequences of like length, in random order.
-
-    Sorting a whole epoch by length, as the Trainer's own strategy does with a few hundred examples, feeds the student
-    one kind of question after another; it forgets the first before it has seen the last (EXPERIMENTS.md). Here only
-    the examples of eight random batches are sorted, and their batches are shuffled again. Every epoch draws anew.
-    """
-
-    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
-        self.lengths, self.batch_size, self.seed, self.epoch = lengths, batch_size, seed, 0
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Called by the data loader before each epoch."""
-        self.epoch = epoch
-
-    def __iter__(self) -> Iterator[int]:
-        draw = random.Random(f"{self.seed}/{self.epoch}")
-        order = draw.sample(range(len(self.lengths)), len(self.lengths))
-        window, size = 8 * self.batch_size, self.batch_size
-        batches = []
-        for at in range(0, len(order), window):
-            alike = sorted(order[at : at + window], key=lambda i: self.lengths[i])
-            batches += [alike[start : start + size] for start in range(0, len(alike), size)]
-        *full, last = sorted(batches, key=len, reverse=True)  # a short batch anywhere but last would shift the others
-        draw.shuffle(full)
-        return (i for batch in (*full, last) for i in batch)
-
-
 def train(settings: Train, seed: int, base: Path, examples: Sequence[Example], folder: Path, report: Report) -> None:
     """Fine-tune a LoRA adapter on all linear layers and write it, with its log, into ``folder``.
 
-    Only completion tokens carry loss. Batches hold sequences of like length. The adapter is a standard PEFT folder;
-    ``log.jsonl`` has one line per optimiser step: step, epoch, loss, learning_rate, tokens (trained on so far).
+    Only completion tokens carry loss. Examples that share a beginning are packed (training/packing.py). The adapter is
+    a standard PEFT folder; ``log.jsonl`` has one line per optimiser step: step, epoch, loss, learning_rate, tokens
+    (computed so far).
     """
     models.require("datasets", "peft", "trl")
     import torch
@@ -85,10 +39,9 @@ def train(settings: Train, seed: int, base: Path, examples: Sequence[Example], f
     tokenizer = models.load_tokenizer(base)
     dtype = models.compute_dtype()
     rows = tokenise(tokenizer, examples, settings.max_length)
-    data = Dataset.from_list(
-        [{"input_ids": row.ids, "labels": [-100] * row.prompt + row.ids[row.prompt :]} for row in rows]
-    )
-    steps = math.ceil(len(rows) / (settings.batch_size * settings.gradient_accumulation)) * settings.epochs
+    packs = pack(rows, settings.max_length)
+    data = Dataset.from_list([p._asdict() for p in packs])
+    steps = math.ceil(len(packs) / (settings.batch_size * settings.gradient_accumulation)) * settings.epochs
     log: list[dict[str, Any]] = []
 
     class Log(TrainerCallback):  # type: ignore[misc, unused-ignore]
@@ -109,23 +62,12 @@ def train(settings: Train, seed: int, base: Path, examples: Sequence[Example], f
 
     class Trainer(SFTTrainer):  # type: ignore[misc, unused-ignore]
         def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-            return Batched([len(row.ids) for row in rows], settings.batch_size, seed)
+            return Batched([len(p.input_ids) for p in packs], settings.batch_size, seed)
 
         def compute_loss(
             self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
         ) -> Any:
-            """The mean cross-entropy of the completion tokens, as in TRL. Off CUDA, TRL scores the prompts' positions
-            too and throws them away: a third of a step where the vocabulary is most of a small model."""
-            if cuda or return_outputs:
-                return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)  # type: ignore[no-untyped-call]
-            causal = model.get_base_model()
-            labels = inputs["labels"][:, 1:]
-            scored = labels != -100
-            # Padding is on the right, where a causal model's earlier positions cannot see it: no mask is needed.
-            hidden = causal.base_model(input_ids=inputs["input_ids"], use_cache=False).last_hidden_state[:, :-1]
-            logits = causal.get_output_embeddings()(hidden[scored]).float()
-            loss = torch.nn.functional.cross_entropy(logits, labels[scored], reduction="sum")
-            return loss / (scored.sum() if num_items_in_batch is None else num_items_in_batch)
+            return completion_loss(model.get_base_model(), inputs, num_items_in_batch)
 
     cuda = torch.cuda.is_available()
     arguments = SFTConfig(
@@ -142,6 +84,7 @@ def train(settings: Train, seed: int, base: Path, examples: Sequence[Example], f
         gradient_checkpointing=cuda,
         dataset_kwargs={"skip_prepare_dataset": True},
         max_length=None,
+        remove_unused_columns=False,
         bf16=dtype is torch.bfloat16,
         use_cpu=not cuda,
         dataloader_pin_memory=cuda,
@@ -159,6 +102,7 @@ def train(settings: Train, seed: int, base: Path, examples: Sequence[Example], f
         model=models.load(base, dtype),
         args=arguments,
         train_dataset=data,
+        data_collator=collate,
         processing_class=tokenizer,
         peft_config=LoraConfig(
             r=settings.lora_rank,
@@ -183,6 +127,36 @@ def train(settings: Train, seed: int, base: Path, examples: Sequence[Example], f
     template.write(tokenizer, folder)
     with (folder / "log.jsonl").open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(row) + "\n" for row in log)
+
+
+def collate(packs: Sequence[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
+    """Packs side by side, padded on the right with a branch that nobody else sees; shapes (packs, longest)."""
+    import torch
+
+    width = max(len(p["input_ids"]) for p in packs)
+    fill = {"input_ids": 0, "labels": IGNORED, "position_ids": 0, "branches": -1}
+    return {key: torch.tensor([p[key] + [value] * (width - len(p[key])) for p in packs]) for key, value in fill.items()}
+
+
+def completion_loss(
+    model: PreTrainedModel, batch: dict[str, torch.Tensor], count: torch.Tensor | int | None = None
+) -> torch.Tensor:
+    """Cross-entropy of the completion tokens of a collated batch, summed and divided by ``count``, by default their
+    number. Only their positions are scored: with a small model the vocabulary is most of a step."""
+    import torch
+
+    labels, branches = batch["labels"][:, 1:], batch["branches"]
+    scored = labels != IGNORED
+    sees = (branches[:, None, :] == 0) | (branches[:, None, :] == branches[:, :, None])
+    hidden = model.base_model(
+        input_ids=batch["input_ids"],
+        position_ids=batch["position_ids"],
+        attention_mask=sees.tril()[:, None],  # (packs, 1, queries, keys)
+        use_cache=False,
+    ).last_hidden_state[:, :-1]
+    logits = model.get_output_embeddings()(hidden[scored]).float()
+    loss = torch.nn.functional.cross_entropy(logits, labels[scored], reduction="sum")
+    return loss / (scored.sum() if count is None else count)
 
 
 def merge(base: Path, adapter: Path, folder: Path) -> None:

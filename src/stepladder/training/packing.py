@@ -1,0 +1,119 @@
+"""Which tokens a training step computes: examples as rows, rows packed by what they share, packs in a good order.
+
+Questions about one problem begin with the same tokens, and several chains of one question share all of its prompt. A
+pack holds that beginning once and the rest of every row behind it, as branches that do not see each other. Positions
+and attention are those of the rows on their own, so loss and gradients are the same, for fewer tokens (a third fewer
+on the demo's questions, three to a problem).
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from stepladder import template
+from stepladder.records import Example
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+IGNORED = -100
+"""Label of a token without loss."""
+
+
+class Row(NamedTuple):
+    """A tokenised example: ids of the whole conversation, and how many of them are the prompt's (no loss there)."""
+
+    ids: list[int]
+    prompt: int
+
+
+class Pack(NamedTuple):
+    """Rows with one beginning. All lists have one entry a token, the beginning first, then row after row."""
+
+    input_ids: list[int]
+    labels: list[int]
+    position_ids: list[int]
+    branches: list[int]
+    """0 in the beginning, which every branch sees; in the branches 1, 2, ..., each of which sees itself."""
+
+
+def tokenise(tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], max_length: int) -> list[Row]:
+    """Rows of the examples that fit; one that does not is left out, since a cut chain teaches a cut answer."""
+    rows = []
+    for example in examples:
+        prompt, completion = template.conversation_tokens(tokenizer, example.messages)
+        if len(prompt) + len(completion) <= max_length:
+            rows.append(Row(prompt + completion, len(prompt)))
+    return rows
+
+
+def pack(rows: Sequence[Row], max_length: int) -> list[Pack]:
+    """Pack rows that save tokens together, into packs of at most ``max_length`` tokens (a row on its own may be
+    longer)."""
+    groups: list[list[Row]] = []
+    shared = 0
+    for row in sorted(rows):
+        if groups:
+            group = groups[-1]
+            both = min(_beginning([*group, row]), shared or len(row.ids))
+            saves = len(group) * both > (len(group) - 1) * shared
+            if saves and both + sum(len(r.ids) - both for r in [*group, row]) <= max_length:
+                group.append(row)
+                shared = both
+                continue
+        groups.append([row])
+        shared = 0
+    return [_packed(group) for group in groups]
+
+
+def _beginning(group: Sequence[Row]) -> int:
+    """Tokens that all rows of a group begin with. The last token of a prompt stays in its branch: what it predicts,
+    the first token that carries loss, differs from row to row."""
+    common = len(os.path.commonprefix([group[0].ids, group[-1].ids]))  # sorted: the ends differ most
+    return min(common, *(row.prompt - 1 for row in group))
+
+
+def _packed(group: list[Row]) -> Pack:
+    start = _beginning(group) if len(group) > 1 else 0
+    result = Pack(group[0].ids[:start], [IGNORED] * start, list(range(start)), [0] * start)
+    for branch, row in enumerate(group, start=1):
+        scored = row.ids[max(row.prompt, start) :]
+        result.input_ids.extend(row.ids[start:])
+        result.labels.extend([IGNORED] * (len(row.ids) - start - len(scored)) + scored)
+        result.position_ids.extend(range(start, len(row.ids)))
+        result.branches.extend([branch] * (len(row.ids) - start))
+    return result
+
+
+class Batched:
+    """A sampler whose batches hold packs of like length, in random order.
+
+    Sorting a whole epoch by length, as the Trainer's own strategy does with a few hundred examples, feeds the student
+    one kind of question after another; it forgets the first before it has seen the last (EXPERIMENTS.md). Here only
+    the packs of eight random batches are sorted, and their batches are shuffled again. Every epoch draws anew.
+    """
+
+    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
+        self.lengths, self.batch_size, self.seed, self.epoch = lengths, batch_size, seed, 0
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by the data loader before each epoch."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        draw = random.Random(f"{self.seed}/{self.epoch}")
+        order = draw.sample(range(len(self.lengths)), len(self.lengths))
+        window, size = 8 * self.batch_size, self.batch_size
+        batches = []
+        for at in range(0, len(order), window):
+            alike = sorted(order[at : at + window], key=lambda i: self.lengths[i])
+            batches += [alike[start : start + size] for start in range(0, len(alike), size)]
+        *full, last = sorted(batches, key=len, reverse=True)  # a short batch anywhere but last would shift the others
+        draw.shuffle(full)
+        return (i for batch in (*full, last) for i in batch)
