@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from stepladder.ask.engine import ask
 from stepladder.ask.ledger import Ledger
-from stepladder.ask.prefixes import share_prefixes
 from stepladder.ask.request import Request, Response
 from stepladder.errors import UserError
+from stepladder.prefixes import share_prefixes
 from stepladder.records import Message
 
 

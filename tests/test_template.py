@@ -10,7 +10,7 @@ import pytest
 from stepladder import models, template
 from stepladder.errors import TemplateError
 from stepladder.records import Example, Message
-from stepladder.training.trl import tokenise
+from stepladder.training.packing import tokenise
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

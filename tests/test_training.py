@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -47,19 +48,19 @@ def test_a_pack_gives_the_loss_and_the_gradients_of_its_rows() -> None:
     from stepladder.training.trl import collate, completion_loss
 
     torch.manual_seed(0)
-    shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
-    model = LlamaForCausalLM(LlamaConfig(vocab_size=50, num_key_value_heads=2, **shape)).double()
+    config = LlamaConfig(
+        vocab_size=50, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4
+    )
+    model = LlamaForCausalLM(config).double()  # type: ignore[no-untyped-call]
     draw = torch.Generator().manual_seed(1)
     shared = torch.randint(50, (7,), generator=draw).tolist()
     rows = [Row(shared + torch.randint(50, (n,), generator=draw).tolist(), 9) for n in (5, 9, 6)]
-    rows.append(Row(rows[0].ids[:9] + [1, 2, 3], 9))  # another chain of the first row's question
+    rows.append(Row([*rows[0].ids[:9], 1, 2, 3], 9))  # another chain of the first row's question
     rows.append(Row([3, 4, 5, 6], 2))  # shares nothing
 
-    def measure(packs: list[Pack]) -> list[torch.Tensor]:
-        model.zero_grad()
+    def measure(packs: list[Pack]) -> list[Any]:
         loss = completion_loss(model, collate([one._asdict() for one in packs]))
-        loss.backward()
-        return [loss.detach(), *(p.grad.clone() for p in model.parameters())]
+        return [loss.detach(), *torch.autograd.grad(loss, list(model.parameters()))]
 
     packs = pack(rows, max_length=100)
     assert len(packs) < len(rows)

@@ -14,8 +14,8 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.cache_utils import Cache, CacheLayerMixin
 from transformers.masking_utils import sdpa_mask
 
-from stepladder.ask.prefixes import share_prefixes
 from stepladder.ask.request import Request
+from stepladder.prefixes import share_prefixes
 from stepladder.workspace import digest
 
 ATTENTION = "stepladder_grouped"

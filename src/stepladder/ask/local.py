@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import NamedTuple, cast
 
 from stepladder import models, template
-from stepladder.ask.prefixes import share_prefixes
 from stepladder.ask.request import Request, Response
+from stepladder.prefixes import share_prefixes
 
 ROWS = 128
 """Requests per batch. Every token step reads all weights once, so more rows share that; the cache of 128 rows of 200

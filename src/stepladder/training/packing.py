@@ -8,12 +8,12 @@ on the demo's questions, three to a problem).
 
 from __future__ import annotations
 
-import os
 import random
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from stepladder import template
+from stepladder.prefixes import common_prefix
 from stepladder.records import Example
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def pack(rows: Sequence[Row], max_length: int) -> list[Pack]:
 def _beginning(group: Sequence[Row]) -> int:
     """Tokens that all rows of a group begin with. The last token of a prompt stays in its branch: what it predicts,
     the first token that carries loss, differs from row to row."""
-    common = len(os.path.commonprefix([group[0].ids, group[-1].ids]))  # sorted: the ends differ most
+    common = common_prefix(group[0].ids, group[-1].ids)  # sorted: the ends differ most
     return min(common, *(row.prompt - 1 for row in group))
 
 

@@ -154,7 +154,7 @@ def completion_loss(
         attention_mask=sees.tril()[:, None],  # (packs, 1, queries, keys)
         use_cache=False,
     ).last_hidden_state[:, :-1]
-    logits = model.get_output_embeddings()(hidden[scored]).float()
+    logits = model.get_output_embeddings()(hidden[scored]).float()  # type: ignore[no-untyped-call]
     loss = torch.nn.functional.cross_entropy(logits, labels[scored], reduction="sum")
     return loss / (scored.sum() if count is None else count)
 

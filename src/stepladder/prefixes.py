@@ -1,4 +1,4 @@
-"""What the prompts of a batch have in common, so that it is computed once."""
+"""What token sequences have in common, so that it is computed once."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ def share_prefixes(prompts: Sequence[tuple[int, ...]]) -> list[Level]:
     """
     order = sorted(range(len(prompts)), key=lambda i: prompts[i])
     first, last = prompts[order[0]], prompts[order[-1]]
-    common = min(_common(first, last), min(map(len, prompts)) - 1)
+    common = min(common_prefix(first, last), min(map(len, prompts)) - 1)
     groups: list[list[int]] = []
     shared: list[int] = []
     for i in order:
         prompt = prompts[i]
         if groups:
-            length = min(_common(prompts[groups[-1][0]], prompt), shared[-1], len(prompt) - 1)
+            length = min(common_prefix(prompts[groups[-1][0]], prompt), shared[-1], len(prompt) - 1)
             if 4 * (length - common) >= len(prompt) - common:
                 groups[-1].append(i)
                 shared[-1] = length
@@ -55,8 +55,8 @@ def share_prefixes(prompts: Sequence[tuple[int, ...]]) -> list[Level]:
     ]
 
 
-def _common(a: tuple[int, ...], b: tuple[int, ...]) -> int:
-    """Length of the common beginning."""
+def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many tokens both begin with."""
     for i, (x, y) in enumerate(zip(a, b, strict=False)):
         if x != y:
             return i
