@@ -31,8 +31,11 @@ def quantise(settings: Quantise, merged: Path, examples: Sequence[Example], max_
     from llmcompressor.modifiers.quantization import GPTQModifier
     from loguru import logger
 
-    logger.disable("llmcompressor")
-    logging.getLogger("llmcompressor").setLevel(logging.ERROR)
+    # Remarks meant for these libraries' own developers, in the middle of our live view.
+    for library in ("llmcompressor", "compressed_tensors"):
+        logger.disable(library)
+    for name in ("llmcompressor", "torch.fx._symbolic_trace"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     tokenizer = models.load_tokenizer(merged)
     template.check(tokenizer, merged)
     model = models.load(merged)
