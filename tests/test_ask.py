@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stepladder.ask.engine import ask
+from stepladder.ask.embedded import ask_embedded
 from stepladder.ask.ledger import Ledger
 from stepladder.ask.request import Request, Response
 from stepladder.errors import UserError
@@ -39,7 +39,7 @@ class Counting:
         return [
             Response(
                 text=r.messages[0].content[::-1],
-                finished=self.finished,
+                finish="stop" if self.finished else "length",
                 max_tokens=r.max_tokens,
                 prompt_tokens=1,
                 completion_tokens=1,
@@ -63,8 +63,8 @@ def test_an_answer_is_asked_once(tmp_path: Path) -> None:
     wanted = [request(text) for text in ("one", "two", "three", "one")]
     transport = Counting()
     with Ledger(tmp_path / "ledger.sqlite") as ledger:
-        first = ask(wanted, lambda: transport, ledger, "run")
-        again = ask(wanted, lambda: pytest.fail("loaded a model for nothing"), ledger, "run")
+        first = ask_embedded(wanted, lambda: transport, ledger, "run")
+        again = ask_embedded(wanted, lambda: pytest.fail("loaded a model for nothing"), ledger, "run")
         assert ledger.calls("run") == 3
     assert first == again
     assert len(transport.answered) == 3
@@ -81,21 +81,21 @@ def test_answers_survive_the_process_that_was_killed_between_groups(tmp_path: Pa
             return super().answer(group)
 
     with Ledger(tmp_path / "ledger.sqlite") as ledger, pytest.raises(KeyboardInterrupt):
-        ask(wanted, Dying, ledger, "run")
+        ask_embedded(wanted, Dying, ledger, "run")
     transport = Counting()
     with Ledger(tmp_path / "ledger.sqlite") as ledger:
-        answers = ask(wanted, lambda: transport, ledger, "run")
+        answers = ask_embedded(wanted, lambda: transport, ledger, "run")
     assert len(answers) == 6
     assert len(transport.answered) == 2
 
 
 def test_a_cut_answer_serves_its_own_cap_only_and_a_finished_one_any(tmp_path: Path) -> None:
     with Ledger(tmp_path / "ledger.sqlite") as ledger:
-        ask([request(max_tokens=8)], lambda: Counting(finished=False), ledger, "run")
+        ask_embedded([request(max_tokens=8)], lambda: Counting(finished=False), ledger, "run")
         assert ledger.find(request(max_tokens=8)) is not None
         assert ledger.find(request(max_tokens=4)) is not None
         assert ledger.find(request(max_tokens=16)) is None
-        ask([request(max_tokens=16)], lambda: Counting(finished=True), ledger, "run")
+        ask_embedded([request(max_tokens=16)], lambda: Counting(finished=True), ledger, "run")
         found = ledger.find(request(max_tokens=999))
         assert found is not None
         assert found.finished

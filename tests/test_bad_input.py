@@ -146,6 +146,10 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
 
 MEMBER = '[[member]]\nname = "a"\n'
 
+PATH = 'path = "student"'
+URL = 'base_url = "http://127.0.0.1:9/v1"'
+FREE = "price = { input = 0, output = 0 }"
+
 BAD_CONFIG = {
     "not TOML": ('name = "demo"', 'name = "demo', ["run.toml", "not TOML", "line 1"]),
     "unknown key": ('language = "en"', 'langage = "en"', ["'langage'", "the file knows", "language"]),
@@ -172,6 +176,16 @@ BAD_CONFIG = {
     "unknown teacher": (MEMBER, f'{MEMBER}teachers = ["gpt"]\n', ["'a'", "'gpt'", "known: easy, student"]),
     "member twice": (MEMBER, MEMBER * 2, ["member name 'a' is used twice"]),
     "member called base": (MEMBER, MEMBER.replace('"a"', '"base"'), ["'base'", "untuned student"]),
+    "a price for weights": (PATH, f"{PATH}\ntimeout = 5", ["'models.student'", "'timeout' is for engine = 'openai'"]),
+    "an API without address": (PATH, f'engine = "openai"\n{FREE}', ["'models.student'", "needs base_url"]),
+    "an API without price": (PATH, f'engine = "openai"\n{URL}', ["'models.student'", "needs a price", "budget"]),
+    "a price below 0": (
+        PATH,
+        f'engine = "openai"\n{URL}\n{FREE.replace("0", "-1", 1)}',
+        ["'models.student.price.input'", "greater than or equal to 0"],
+    ),
+    "a cap below 0": (MEMBER, f"{MEMBER}[limits]\ndollars = -1\n", ["'limits.dollars'", "greater than or equal to 0"]),
+    "an unknown limit": (MEMBER, f"{MEMBER}[limits]\neuros = 1\n", ["'limits.euros'", "[limits] knows: dollars"]),
     "bits that do not exist": (MEMBER, f"{MEMBER}[quantise]\nbits = 3\n", ["'quantise.bits'", "4 or 8", "3"]),
 }
 
@@ -294,6 +308,17 @@ def test_a_stage_before_its_time_says_what_is_missing(desk: Desk) -> None:
         refused(desk.run(stage, "run.toml"), "runs/demo/", "not there yet", "run the stages before", "stepladder run")
     assert desk.artifacts() == []
     assert desk.leftovers() == []
+
+
+def test_a_teacher_s_key_that_is_not_there_is_named(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NO_SUCH_KEY", raising=False)
+    desk.config(PATH, f'engine = "openai"\n{URL}\n{FREE}\napi_key_env = "NO_SUCH_KEY"')
+    assert desk.run("questions", "run.toml").code == 0
+    refused(desk.run("samples", "run.toml"), "'student'", "NO_SUCH_KEY is not set")
+
+
+def test_a_ledger_that_is_not_there_yet(desk: Desk) -> None:
+    refused(desk.run("ledger", "run.toml"), "there is no ledger yet", "stepladder run run.toml")
 
 
 @pytest.mark.parametrize("files", [(), ("config.json",), ("config.json", "pytorch_model.bin")], ids=str)

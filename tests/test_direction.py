@@ -13,7 +13,7 @@ GROUND = {"errors", "records", "config", "workspace", "progress", "stats", "mode
 LAYERS = [
     {"__main__"},
     {"cli"},
-    {"stages", "starter", "checkup"},
+    {"stages", "starter", "checkup", "spending"},
     {"mcq", "ask", "training", "closedworld", "reporting"},
     GROUND,
 ]

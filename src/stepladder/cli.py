@@ -103,6 +103,35 @@ def status(config: ConfigFile, runs: Runs = RUNS) -> None:
         with Ledger(context.workspace.ledger) as ledger:
             name = context.workspace.name
             console.print(f"\n{ledger.calls(name)} model calls, ${ledger.spent(name) / 1e6:.2f} spent")
+            for attempt in ledger.unsettled(name):
+                fate = "in flight" if attempt.alive else "in flight when its process ended, so charged at the worst"
+                console.print(f"  ${attempt.reserved / 1e6:.4f}  {escape(attempt.model)}: {fate}", highlight=False)
+
+
+@app.command()
+def ledger(
+    config: ConfigFile,
+    runs: Runs = RUNS,
+    export: Annotated[
+        Path | None, typer.Option(help="Write every request and raw response, of all runs, as JSONL.")
+    ] = None,
+) -> None:
+    """Show what the run's model calls cost, by rung and model, and how they ended."""
+    from stepladder.ask.ledger import Ledger
+    from stepladder.spending import show
+    from stepladder.workspace import write_atomic
+
+    context = _context(config, runs)
+    place = context.workspace.ledger
+    if not place.exists():
+        raise UserError(f"{place}: there is no ledger yet; 'stepladder run {config}' starts one")
+    with Ledger(place) as opened:
+        show(opened.accounts(context.workspace.name), context.progress.console)
+        if export is not None:
+            import json
+
+            write_atomic(export, (json.dumps(row, ensure_ascii=False) + "\n" for row in opened.export()))
+            context.progress.console.print(f"Wrote {export}", soft_wrap=True, markup=False)
 
 
 @app.command()

@@ -5,11 +5,13 @@ The docstring under a field is its documentation; defaults keep real files short
 
 from __future__ import annotations
 
+import math
 import tomllib
+from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from stepladder.errors import ConfigError
 from stepladder.records import Language
@@ -44,13 +46,74 @@ class Questions(Table):
     """Share of the training problems (never of sub-questions) held out for every choice that is made."""
 
 
+class Price(Table):
+    """``price``: dollars per million tokens, as providers list them, which is micro-dollars per token."""
+
+    input: Decimal = Field(ge=0)
+    """Of the prompt."""
+    output: Decimal = Field(ge=0)
+    """Of the answer, reasoning included."""
+
+    def of(self, prompt_tokens: int, completion_tokens: int) -> int:
+        """Micro-dollars, rounded up."""
+        return math.ceil(self.input * prompt_tokens + self.output * completion_tokens)
+
+
 class Model(Table):
     """``[models.<name>]``: somebody who can be asked."""
 
-    engine: Literal["local"] = "local"
-    """How it is asked; ``local`` is a transformers model in this process."""
-    path: str = "bundled"
-    """A folder with weights, or ``bundled`` for the SmolLM2-135M-Instruct that comes with Stepladder."""
+    engine: Literal["local", "openai"] = "local"
+    """How it is asked: ``local`` is a transformers model in this process, ``openai`` any server that speaks the
+    OpenAI protocol (a provider, or a vLLM of your own)."""
+    path: str | None = None
+    """``local``: a folder with weights, or ``bundled`` (the default) for the SmolLM2-135M-Instruct that comes with
+    Stepladder. ``openai``: the folder of the weights your own servers serve, so that their answers are known by the
+    weights and not by the address."""
+    base_url: tuple[str, ...] = ()
+    """``openai``: the address up to and with ``/v1``, or a list of servers of the same model, among which requests are
+    balanced."""
+    model: str | None = None
+    """``openai``: the model's name at the server; by default the table's name."""
+    api_key_env: str | None = None
+    """``openai``: the environment variable that holds the API key."""
+    price: Price | None = None
+    """``openai``: no request is sent without one; a server of your own has ``{ input = 0, output = 0 }``."""
+    concurrency: int = Field(default=256, ge=1)
+    """``openai``: most requests in flight at one server; how many there are adapts to what the server bears."""
+    requests_per_minute: float | None = Field(default=None, gt=0)
+    """``openai``: the account's limit at each server."""
+    tokens_per_minute: float | None = Field(default=None, gt=0)
+    """``openai``: the account's limit at each server."""
+    timeout: float = Field(default=600, gt=0)
+    """``openai``: seconds for one attempt."""
+    cap_name: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
+    """``openai``: what the server calls the cap on the answer; some reasoning models want the longer name."""
+
+    @field_validator("base_url", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: object) -> object:
+        return (value,) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _keys_fit_engine(self) -> Self:
+        given = self.model_fields_set - {"engine", "path"}
+        if self.engine == "local" and given:
+            raise ValueError(f"{sorted(given)[0]!r} is for engine = 'openai'")
+        if self.engine == "openai" and not self.base_url:
+            raise ValueError("engine = 'openai' needs base_url")
+        if self.engine == "openai" and self.price is None:
+            raise ValueError(
+                "engine = 'openai' needs a price, such as { input = 0.15, output = 0.60 } dollars per million tokens; "
+                "without one no budget can be kept"
+            )
+        return self
+
+
+class Limits(Table):
+    """``[limits]``: what the run may use."""
+
+    dollars: float | None = Field(default=None, ge=0)
+    """Hard cap on what the run may spend, all restarts together; reserved before a request is sent."""
 
 
 class Rung(Table):
@@ -67,6 +130,8 @@ class Rung(Table):
     """Cap on the answer's length, tokens."""
     temperature: float = Field(default=0.0, ge=0)
     """Sampling temperature; 0 is greedy."""
+    dollars: float | None = Field(default=None, ge=0)
+    """Hard cap on what this rung may spend, within the run's."""
 
     @model_validator(mode="after")
     def _models_fit_kind(self) -> Self:
@@ -160,6 +225,7 @@ class Config(Table):
     seed: int = 2024
     """Root of every random choice."""
     questions: Questions
+    limits: Limits = Limits()
     models: dict[str, Model] = {}
     rung: tuple[Rung, ...] = Field(min_length=1)
     train: Train = Train()
@@ -218,7 +284,8 @@ def load(path: Path) -> Config:
         }
     )
     models = {
-        name: model.model_copy(update={"path": _beside(root, model.path)}) for name, model in config.models.items()
+        name: model if model.path is None else model.model_copy(update={"path": _beside(root, model.path)})
+        for name, model in config.models.items()
     }
     train = config.train.model_copy(update={"base": _beside(root, config.train.base)})
     return config.model_copy(update={"questions": questions, "models": models, "train": train})
@@ -252,7 +319,7 @@ def _first_problem(error: ValidationError) -> str:
 def _known_keys(location: tuple[int | str, ...]) -> tuple[str, str]:
     """The table an unknown key was found in and the keys it knows."""
     tables: dict[str, type[Table]] = {
-        "questions": Questions, "models": Model, "rung": Rung, "train": Train, "member": Member,
+        "questions": Questions, "limits": Limits, "models": Model, "rung": Rung, "train": Train, "member": Member,
         "quantise": Quantise, "predict": Predict, "ensemble": Ensemble,
     }  # fmt: skip
     table: type[Table] = tables.get(str(location[0]), Config) if len(location) > 1 else Config

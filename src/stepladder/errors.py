@@ -6,6 +6,8 @@
         ├── InputError       a data file: path, line, field
         ├── MissingExtra     an optional part of the installation is not there
         ├── ModelError       weights that cannot be found or loaded
+        ├── AskError         a model that cannot be asked, or did not answer
+        ├── BudgetError      a cap on dollars is reached (exit code 1: what was bought is kept)
         ├── TemplateError    the tokens of training and of serving differ
         └── GateError        a measured quality gate failed (exit code 1: the input was fine, the result is not)
 
@@ -48,6 +50,16 @@ class MissingExtra(UserError):
 
 class ModelError(UserError):
     """Model weights cannot be found or loaded."""
+
+
+class AskError(UserError):
+    """A model cannot be asked (wrong key, unknown name, no price), or some requests got no answer."""
+
+
+class BudgetError(UserError):
+    """A cap on dollars is reached. Nothing is lost: with a higher cap the run goes on from there."""
+
+    exit_code = 1
 
 
 class TemplateError(UserError):

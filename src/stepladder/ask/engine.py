@@ -1,53 +1,342 @@
-"""ask(): from requests to stored responses. What the ledger knows is not asked again."""
+"""The engine: many requests to a priced model, as fast as its servers allow, inside a budget, losing nothing.
+
+Every request passes the same gate in the same order: look up, reserve the worst case, send, commit the bytes and
+settle, and only then read the answer. A request is a job on one of two queues (ready, or to be tried later); a job
+becomes a task when an endpoint has room; a task makes one attempt and ends, and its outcome decides what the job does.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Protocol
+import asyncio
+import contextlib
+import heapq
+import itertools
+import random
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
 
-from stepladder.ask.ledger import Ledger
-from stepladder.ask.request import Request, Response
+from stepladder.ask.commit import Committer
+from stepladder.ask.gate import Gate
+from stepladder.ask.ledger import CHUNK, Grant, Ledger, Scope
+from stepladder.ask.outcome import FINAL, Delivery, Outcome, judge
+from stepladder.ask.request import Request, prompt_bound, worst_case
+from stepladder.config import Price
+from stepladder.errors import AskError, BudgetError
+from stepladder.workspace import digest
+
+TRIES = 5
+"""Attempts at a request whose answers keep getting lost or cannot be read."""
+PATIENCE = 50
+"""Times a request may be told to come back later."""
+BACKOFF = 0.5
+"""Seconds before the second try; doubles with each further one, give or take a half."""
+RIVAL_WAIT = 0.25
+"""Seconds before looking again at a request that another process is asking."""
 
 
 class Transport(Protocol):
-    """How one kind of model is reached."""
+    """How one endpoint is reached."""
 
-    def plan(self, requests: Sequence[Request]) -> list[list[Request]]:
-        """Split requests into groups answered and committed together."""
+    async def send(self, request: Request, idempotency_key: str) -> Delivery:
+        """Make one attempt. Never raises for what the network or the server does."""
 
-    def answer(self, group: Sequence[Request]) -> list[Response]:
-        """One response per request, in order."""
+    async def close(self) -> None:
+        """Give connections back."""
+
+
+@dataclass
+class Endpoint:
+    """One server: its address, how to connect, and its gate."""
+
+    name: str
+    connect: Callable[[], Transport]
+    gate: Gate
+
+
+@dataclass
+class Teacher:
+    """A priced model: who it is, what it costs, and the servers it is reached at."""
+
+    name: str
+    price: Price
+    endpoints: Sequence[Endpoint]
+
+
+@dataclass
+class Tally:
+    """What a call of :func:`ask_all` did."""
+
+    stored: int = 0
+    """Requests whose answer was in the ledger."""
+    answered: int = 0
+    failed: list[str] = field(default_factory=list)
+    """Last message of every request that got no answer."""
+    micro_dollars: int = 0
+    """Settled or still reserved by the attempts made."""
 
 
 Report = Callable[[int, int], None]
-"""Called with (answered, wanted) whenever that changes."""
+"""Called with (requests dealt with, micro-dollars spent by this call) whenever that changes."""
 
 
-def ask(
-    requests: Sequence[Request],
-    transport: Callable[[], Transport],
+class Job(NamedTuple):
+    """A request on its way: how often it was tried, how often it was told to wait, whether its cap was doubled."""
+
+    request: Request
+    tries: int = 0
+    waits: int = 0
+    doubled: bool = False
+
+
+async def ask_all(
+    requests: Iterable[Request],
+    teacher: Teacher,
     ledger: Ledger,
-    run: str,
-    report: Report = lambda answered, wanted: None,
-) -> dict[str, Response]:
-    """Answer every request and return the responses by request key.
+    scope: Scope,
+    report: Report = lambda done, spent: None,
+) -> Tally:
+    """Answer every request; the answers are in the ledger, for the requests may be more than memory holds.
 
-    Each group is committed before anything reads it. ``transport`` is only called (weights are only loaded) when
-    something is missing from the ledger. Groups are planned over all requests, the answered ones too, so that a run
-    that was killed batches, and therefore rounds, exactly like one that was not.
+    Cancelled, it sends nothing more, waits for what is in flight, and commits that first.
+
+    Raises:
+        BudgetError, AskError: see :func:`stepladder.ask.courier.ask`.
     """
-    unique = {request.key: request for request in requests}
-    found = {key: response for key, request in unique.items() if (response := ledger.find(request)) is not None}
-    report(len(found), len(unique))
-    if len(found) == len(unique):
-        return found
-    engine = transport()
-    for group in engine.plan(list(unique.values())):
-        if all(request.key in found for request in group):
-            continue
-        missing = [request for request in group if request.key not in found]
-        answers = engine.answer(missing)
-        ledger.store(run, zip(missing, answers, strict=True))
-        found.update(zip((request.key for request in missing), answers, strict=True))
-        report(len(found), len(unique))
-    return found
+    async with Committer(ledger) as committer, contextlib.AsyncExitStack() as stack:
+        round_ = _Round(iter(requests), teacher, committer, scope, report)
+        for transport in round_.transports.values():
+            stack.push_async_callback(transport.close)
+        await round_.run()
+    return round_.finish()
+
+
+class _Round:
+    """One call of :func:`ask_all`."""
+
+    def __init__(
+        self, source: Iterator[Request], teacher: Teacher, committer: Committer, scope: Scope, report: Report
+    ) -> None:
+        self.source, self.teacher, self.committer, self.scope, self.report = source, teacher, committer, scope, report
+        self.transports = {endpoint.name: endpoint.connect() for endpoint in teacher.endpoints}
+        self.tally = Tally()
+        self.ready: deque[Job] = deque()
+        self.later: list[tuple[float, int, Job]] = []
+        self.numbers = itertools.count()
+        self.tasks: set[asyncio.Task[None]] = set()
+        self.wanted: dict[str, int] = {}  # the largest cap asked for, of requests that are on a queue or in flight
+        self.given_up: set[str] = set()
+        self.exhausted = False
+        self.fatal: str | None = None
+        self.error: BaseException | None = None  # a bug, or a ledger that cannot be written
+        self.allowance: int | None = None  # once a reservation did not fit: one new try per settled attempt
+        self.broke = False
+        self.rest = (0, 0)  # requests that the budget left over, and what they would cost at worst
+        self.changed = asyncio.Event()
+
+    async def run(self) -> None:
+        try:
+            while self.fatal is None and self.error is None and not self.broke:
+                self.changed.clear()
+                await self._refill()
+                if not (self.ready or self.later or self.tasks):
+                    return
+                pause = self._launch()
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self.changed.wait(), pause)
+        finally:
+            # What is in flight is paid for: it is waited for and kept, also when the user interrupts.
+            if self.tasks:
+                await asyncio.wait(self.tasks)
+        if self.broke:
+            self.rest = await self._count_rest()
+        if self.error is not None:
+            raise self.error
+
+    async def _refill(self) -> None:
+        """Keep enough jobs ready: what is due again, then new requests that the ledger cannot answer."""
+        now = time.monotonic()
+        while self.later and self.later[0][0] <= now:
+            self.ready.append(heapq.heappop(self.later)[2])
+        while not self.exhausted and len(self.ready) < CHUNK:
+            some = list(itertools.islice(self.source, CHUNK))
+            if len(some) < CHUNK:
+                self.exhausted = True
+            known = await self.committer.read(lambda ledger, some=some: ledger.find_all(some))  # type: ignore[misc]
+            for request in some:
+                key = request.key
+                if key in known and known[key].settles(request):
+                    self.tally.stored += 1
+                elif key in known and key not in self.wanted:  # cut off, and the run ended before the second chance
+                    self.wanted[key] = 2 * request.max_tokens
+                    self.ready.append(Job(_with_cap(request, 2 * request.max_tokens), doubled=True))
+                elif key in self.given_up:
+                    continue
+                elif key in self.wanted:  # identical requests are one
+                    self.wanted[key] = max(self.wanted[key], request.max_tokens)
+                else:
+                    self.wanted[key] = request.max_tokens
+                    self.ready.append(Job(request))
+            self._tell()
+
+    def _launch(self) -> float | None:
+        """Send what may go now; returns the seconds until more may, or None when only an answer can change that."""
+        if self.allowance == 0 and not self.tasks:
+            self.broke = True
+            return 0.0
+        now = time.monotonic()
+        while self.ready and self.allowance != 0:
+            tokens = prompt_bound(self.ready[0].request.messages) // 4 + self.ready[0].request.max_tokens
+            waits = [(endpoint.gate.wait(tokens, now), endpoint) for endpoint in self.teacher.endpoints]
+            open_now = [endpoint for wait, endpoint in waits if wait == 0]
+            if not open_now:
+                return min((wait for wait, _ in waits if wait is not None), default=None)
+            endpoint = max(open_now, key=lambda one: one.gate.limit - one.gate.in_flight)
+            endpoint.gate.enter(tokens, now)
+            if self.allowance is not None:
+                self.allowance -= 1
+            task = asyncio.create_task(self._attempt(self.ready.popleft(), endpoint, now))
+            self.tasks.add(task)
+            task.add_done_callback(self._landed)
+        return max(0.0, self.later[0][0] - now) if self.later and self.allowance != 0 else None
+
+    def _landed(self, task: asyncio.Task[None]) -> None:
+        self.tasks.discard(task)
+        self.changed.set()
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self.error = error
+
+    async def _attempt(self, job: Job, endpoint: Endpoint, entered: float) -> None:
+        """Reserve, send, commit, settle; then let the outcome decide."""
+        request, scope = job.request, self.scope
+        price = self.teacher.price
+        grant = await self.committer.write(
+            lambda ledger: ledger.reserve(request, price, scope, self.teacher.name, endpoint.name)
+        )
+        if not isinstance(grant, Grant):
+            endpoint.gate.turn_back()
+            if grant == "broke":
+                self.allowance = 0
+                self.ready.appendleft(job)
+            elif grant == "busy":
+                self._again(job, RIVAL_WAIT)
+            else:
+                self.tally.stored += 1
+                self._finish(job)
+            return
+        self.tally.micro_dollars += grant.worst
+        started = time.monotonic()
+        delivery = await self.transports[endpoint.name].send(request, _idempotency_key(request, grant))
+        now = time.monotonic()
+        outcome = judge(request, delivery, price)
+        await self.committer.write(
+            lambda ledger: ledger.settle(grant, request, scope, delivery, outcome, now - started)
+        )
+        if outcome.charge is not None:
+            self.tally.micro_dollars += outcome.charge - grant.worst
+        if self.allowance is not None:
+            self.allowance += 1
+        endpoint.gate.leave(outcome.kind, entered, now, outcome.retry_after, delivery.headers)
+        if not delivery.sent:
+            endpoint.gate.shut(now)
+            if job.tries + 1 >= TRIES and not self.tally.answered:
+                self.fatal = self.fatal or f"{endpoint.name} cannot be reached ({outcome.message})"
+        self._decide(job, outcome)
+
+    def _decide(self, job: Job, outcome: Outcome) -> None:
+        """What becomes of a request after an attempt."""
+        request = job.request
+        if outcome.kind == "truncated":
+            wanted = self.wanted[request.key]
+            if wanted > request.max_tokens or not job.doubled:
+                cap = wanted if wanted > request.max_tokens else 2 * request.max_tokens
+                doubled = job.doubled or wanted <= request.max_tokens
+                self.ready.append(Job(_with_cap(request, cap), doubled=doubled))
+                return
+        if outcome.kind in FINAL:
+            self.tally.answered += 1
+            self._finish(job)
+        elif outcome.kind == "fatal" or (outcome.kind == "rejected" and not self.tally.answered):
+            self.fatal = self.fatal or outcome.message
+        elif outcome.kind == "rejected":
+            self._give_up(job, outcome)
+        elif outcome.kind == "rate_limited":
+            if job.waits + 1 >= PATIENCE:
+                self._give_up(job, outcome)
+            else:
+                self.ready.appendleft(job._replace(waits=job.waits + 1))
+        elif job.tries + 1 >= TRIES:
+            self._give_up(job, outcome)
+        else:
+            jitter = random.Random(f"{request.key}/{job.tries}").uniform(0.5, 1.5)
+            self._again(
+                job._replace(tries=job.tries + 1), max(BACKOFF * 2**job.tries * jitter, outcome.retry_after or 0)
+            )
+
+    def _again(self, job: Job, wait: float) -> None:
+        heapq.heappush(self.later, (time.monotonic() + wait, next(self.numbers), job))
+
+    def _give_up(self, job: Job, outcome: Outcome) -> None:
+        self.tally.failed.append(outcome.message)
+        self.given_up.add(job.request.key)
+        self._finish(job)
+
+    def _finish(self, job: Job) -> None:
+        del self.wanted[job.request.key]
+        self._tell()
+
+    def _tell(self) -> None:
+        tally = self.tally
+        self.report(tally.stored + tally.answered + len(tally.failed), tally.micro_dollars)
+
+    def finish(self) -> Tally:
+        """The tally, or what went wrong as one line."""
+        tally, name = self.tally, self.teacher.name
+        if self.fatal is not None:
+            raise AskError(f"model {name!r}: {self.fatal}; nothing more was sent, and what was answered is kept")
+        if self.broke:
+            raise BudgetError(self._over_budget())
+        if tally.failed:
+            raise AskError(
+                f"model {name!r}: {len(tally.failed)} requests got no answer (the last: {tally.failed[-1]}); "
+                "all others are kept, run again to ask for these"
+            )
+        return tally
+
+    def _worst(self, request: Request) -> int:
+        return worst_case(request, self.teacher.price)
+
+    async def _count_rest(self) -> tuple[int, int]:
+        """How many requests the ledger still cannot answer, and the most they would cost."""
+        left = [job.request for job in (*self.ready, *(job for *_, job in self.later))]
+        count, worst = len(left), sum(map(self._worst, left))
+        while some := list(itertools.islice(self.source, CHUNK)):
+            known = await self.committer.read(lambda ledger, some=some: ledger.find_all(some))  # type: ignore[misc]
+            missing = [request for request in some if request.key not in known and request.key not in self.wanted]
+            count, worst = count + len(missing), worst + sum(map(self._worst, missing))
+        return count, worst
+
+    def _over_budget(self) -> str:
+        """How far the money went and what the rest would cost."""
+        scope, tally, (count, worst) = self.scope, self.tally, self.rest
+        caps = {"run": scope.run_cap, f"rung {scope.rung}": scope.rung_cap}
+        limits = " and ".join(f"${cap / 1e6:.4f} for the {what}" for what, cap in caps.items() if cap is not None)
+        usual = ""
+        if tally.answered:
+            usual = f", about ${tally.micro_dollars / tally.answered * count / 1e6:.4f} going by those before"
+        return (
+            f"model {self.teacher.name!r}: the cap is reached ({limits}); {tally.stored + tally.answered} requests are "
+            f"answered and kept, {count} are not and would cost at most ${worst / 1e6:.4f}{usual}; raise the cap and "
+            "run again"
+        )
+
+
+def _with_cap(request: Request, max_tokens: int) -> Request:
+    return request.model_copy(update={"max_tokens": max_tokens})
+
+
+def _idempotency_key(request: Request, grant: Grant) -> str:
+    """The same for every retry that follows no answer, so that a server which keeps such keys bills one of them."""
+    return digest([request.key, request.max_tokens, grant.answers_before])

@@ -71,7 +71,7 @@ class Local:
         return [
             Response(
                 text=cast("str", self._tokenizer.decode(ids, skip_special_tokens=True)).strip(),
-                finished=finished,
+                finish="stop" if finished else "length",
                 max_tokens=row.request.max_tokens,
                 prompt_tokens=len(row.tokens),
                 completion_tokens=len(ids),

@@ -8,14 +8,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from stepladder import models
-from stepladder.ask.engine import ask
-from stepladder.ask.ledger import Ledger
-from stepladder.ask.local import Local
 from stepladder.ask.request import Request
 from stepladder.mcq.answer import majority, strict
 from stepladder.mcq.prompts import ask_messages
 from stepladder.mcq.shuffle import Permutation, orders, to_original
 from stepladder.records import Prediction, Question
+from stepladder.stages.asking import ask_weights
 from stepladder.stages.flow import Context
 
 
@@ -39,14 +37,7 @@ def predict(context: Context, member: str, weights: Path, questions: list[Questi
                 max_tokens=settings.max_tokens,
             )
             asked.append((question, order, request))
-    with Ledger(context.workspace.ledger) as ledger:
-        answers = ask(
-            [request for _, _, request in asked],
-            lambda: Local(weights),
-            ledger,
-            context.workspace.name,
-            lambda done, total: context.progress.update(what, done, total),
-        )
+    answers = ask_weights(context, weights, [request for _, _, request in asked], what)
     predictions = []
     for at in range(0, len(asked), settings.votes):
         question = asked[at][0]

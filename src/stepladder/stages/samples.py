@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import functools
 import json
 from collections import Counter
 from pathlib import Path
 
-from stepladder import models, records
-from stepladder.ask.engine import ask
-from stepladder.ask.ledger import Ledger
-from stepladder.ask.local import Local
+from stepladder import records
 from stepladder.ask.request import Request
 from stepladder.config import Config, Rung, settings
 from stepladder.mcq.prompts import ask_messages, worked_solution
 from stepladder.mcq.shuffle import Permutation, orders
 from stepladder.mcq.verify import judge
 from stepladder.records import Question, Sample
+from stepladder.stages.asking import Respondent, identity
 from stepladder.stages.flow import Context, digest_of
 from stepladder.workspace import Artifact, digest, write_atomic
 
@@ -32,7 +29,7 @@ def artifact(context: Context, part: str | None) -> Artifact:
     config = context.config
     asked = sorted({model for rung in config.rung for model in rung.models})
     inputs = {"questions": digest_of(context, "questions")}
-    inputs |= {f"model {name}": models.content_digest(models.locate(config.models[name].path)) for name in asked}
+    inputs |= {f"model {name}": identity(config, name) for name in asked}
     rungs = {"seed": config.seed, "rungs": [settings(rung) for rung in config.rung]}
     return Artifact(context.workspace.path("samples"), rungs, inputs)
 
@@ -42,27 +39,26 @@ def build(context: Context, part: str | None, folder: Path) -> None:
     unsolved = sorted(questions, key=lambda question: question.id)
     samples: list[Sample] = []
     rows = []
-    with Ledger(context.workspace.ledger) as ledger:
-        for rung in context.config.rung:
-            judged = worked(rung, unsolved, context.config.seed) if rung.kind == "worked" else []
-            for model in rung.models:
-                judged += climb(context, ledger, rung, model, unsolved)
-            samples += judged
-            solved = {sample.question_id for sample in _fully_accepted(judged)}
-            verdicts = Counter(sample.verdict for sample in judged)
-            rows.append(
-                {
-                    "name": rung.name,
-                    "kind": rung.kind,
-                    "asked": len(unsolved),
-                    "solved": len(solved),
-                    "wrong": verdicts["wrong"],
-                    "unparsed": verdicts["unparsed"],
-                    "truncated": verdicts["truncated"],
-                }
-            )
-            context.progress.say(f"rung {rung.name}: {len(solved)} of {len(unsolved)} questions solved")
-            unsolved = [question for question in unsolved if question.id not in solved]
+    for rung in context.config.rung:
+        judged = worked(rung, unsolved, context.config.seed) if rung.kind == "worked" else []
+        for model in rung.models:
+            judged += climb(context, rung, model, unsolved)
+        samples += judged
+        solved = {sample.question_id for sample in _fully_accepted(judged)}
+        verdicts = Counter(sample.verdict for sample in judged)
+        rows.append(
+            {
+                "name": rung.name,
+                "kind": rung.kind,
+                "asked": len(unsolved),
+                "solved": len(solved),
+                "wrong": verdicts["wrong"],
+                "unparsed": verdicts["unparsed"],
+                "truncated": verdicts["truncated"],
+            }
+        )
+        context.progress.say(f"rung {rung.name}: {len(solved)} of {len(unsolved)} questions solved")
+        unsolved = [question for question in unsolved if question.id not in solved]
     samples.sort(key=lambda sample: (sample.question_id, sample.rung, sample.model, sample.sample_index))
     accepted = {(s.rung, s.model, s.question_id) for s in _fully_accepted(samples)}
     keep = [(s.rung, s.model, s.question_id) in accepted for s in samples]
@@ -72,18 +68,13 @@ def build(context: Context, part: str | None, folder: Path) -> None:
     write_atomic(folder / "summary.json", json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
 
 
-def climb(context: Context, ledger: Ledger, rung: Rung, model: str, questions: list[Question]) -> list[Sample]:
+def climb(context: Context, rung: Rung, model: str, questions: list[Question]) -> list[Sample]:
     """Ask one model of a rung, one option order after the other; an order is only asked where all before it were
     right, since one wrong answer already keeps the question on the ladder."""
-    weights = models.locate(context.config.models[model].path)
-    name = models.content_digest(weights)
+    name = identity(context.config, model)
+    respondent = Respondent(context, model, rung)
     samples: list[Sample] = []
     hopeful = questions
-
-    @functools.cache  # one load for all orders, and none where the ledger knows every answer
-    def load() -> Local:
-        return Local(weights)
-
     for index in range(rung.orders):
         asked: list[tuple[Question, Permutation, Request]] = []
         for question in hopeful:
@@ -97,13 +88,7 @@ def climb(context: Context, ledger: Ledger, rung: Rung, model: str, questions: l
             )
             asked.append((question, order, request))
         what = f"{model}, order {index + 1} of {rung.orders}"
-        answers = ask(
-            [request for _, _, request in asked],
-            load,
-            ledger,
-            context.workspace.name,
-            lambda done, total, what=what: context.progress.update(what, done, total),  # type: ignore[misc]
-        )
+        answers = respondent.ask([request for _, _, request in asked], what)
         hopeful = []
         for question, order, request in asked:
             answer = answers[request.key]

@@ -1,0 +1,178 @@
+"""The courier: priced requests are sent from a process of its own, so that what is in flight survives the run.
+
+An answer that has arrived while the run is being killed is lost with the run's memory, and it is paid for. The courier
+has no part in the run's fate: when its parent is gone, or interrupted, it sends nothing more, waits for what is in
+flight, commits it and ends. A run that is started meanwhile finds those requests busy and waits for them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from stepladder.ask.engine import Endpoint, Report, Teacher, ask_all
+from stepladder.ask.gate import Gate
+from stepladder.ask.ledger import Ledger, Scope
+from stepladder.ask.openai_http import Http
+from stepladder.ask.request import Request, Response
+from stepladder.config import Model
+from stepladder.errors import AskError, BudgetError
+
+ERRORS = {error.__name__: error for error in (AskError, BudgetError)}
+WATCH = 0.1
+"""Seconds between looks at whether the parent is still there."""
+TELL = 0.1
+"""Seconds between two reports, at least."""
+
+
+def ask(
+    requests: Sequence[Request],
+    name: str,
+    model: Model,
+    ledger: Ledger,
+    scope: Scope,
+    report: Report = lambda done, spent: None,
+) -> dict[str, Response]:
+    """Answer every request and return the responses by request key, truncated and refused ones too.
+
+    Raises:
+        BudgetError: the cap is reached; what was answered is kept, and a higher cap goes on from there.
+        AskError: the key or the model is wrong, or some requests got no answer.
+    """
+    known = ledger.find_all(requests)
+    missing = [r for r in requests if r.key not in known or not known[r.key].settles(r)]
+    here = len(requests) - len(missing)
+    with ledger.transaction():
+        ledger.hit(scope, name, here)
+    report(here, 0)
+    if missing:
+        _key(name, model)  # before anything starts
+        job = {"name": name, "model": model.model_dump(mode="json", exclude_unset=True), "ledger": str(ledger.path)}
+        _send(missing, {**job, "scope": scope._asdict()}, lambda done, spent: report(here + done, spent))
+    return ledger.find_all(requests)
+
+
+def _send(requests: list[Request], job: dict[str, Any], report: Report) -> None:
+    """Start a courier, hand it the requests, pass on what it reports."""
+    process = subprocess.Popen(  # noqa: S603 (our own module, no shell)
+        [sys.executable, "-m", "stepladder.ask.courier", str(os.getpid())],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        encoding="utf-8",
+        start_new_session=True,  # out of reach of the terminal's Ctrl-C, which its parent passes on
+    )
+    assert process.stdin is not None  # noqa: S101 (both are pipes)
+    assert process.stdout is not None  # noqa: S101
+    feeder = threading.Thread(target=_feed, args=(process.stdin, job, requests), daemon=True)
+    feeder.start()
+    failure: dict[str, str] = {}
+    with process.stdout as told:
+        try:
+            for line in told:
+                message = json.loads(line)
+                if "error" in message:
+                    failure = message
+                else:
+                    report(message["done"], message["spent"])
+            process.wait()
+        except KeyboardInterrupt:
+            process.send_signal(signal.SIGINT)
+            process.wait()
+            raise
+    feeder.join()
+    if failure:
+        raise ERRORS[failure["error"]](failure["message"])
+    if process.returncode:
+        raise RuntimeError(f"the courier ended with code {process.returncode}")
+
+
+def _feed(pipe: IO[str], job: dict[str, Any], requests: list[Request]) -> None:
+    with contextlib.suppress(BrokenPipeError), pipe:  # it may stop before it needs them all
+        pipe.write(json.dumps(job) + "\n")
+        pipe.writelines(request.model_dump_json() + "\n" for request in requests)
+
+
+def _key(name: str, model: Model) -> str:
+    """The API key; a server of one's own that wants none gets a word."""
+    if model.api_key_env is None:
+        return "none"
+    if not (key := os.environ.get(model.api_key_env, "")):
+        raise AskError(f"model {name!r}: environment variable {model.api_key_env} is not set; put the key there")
+    return key
+
+
+def _teacher(name: str, model: Model) -> Teacher:
+    if model.price is None:
+        raise AskError(f"model {name!r} has no price; without one no budget can be kept")
+    served, key = model.model or name, _key(name, model)
+    endpoints = [
+        Endpoint(
+            url,
+            lambda url=url: Http(url, served, key, model.timeout, model.cap_name),  # type: ignore[misc]
+            Gate(model.concurrency, model.requests_per_minute, model.tokens_per_minute),
+        )
+        for url in model.base_url
+    ]
+    return Teacher(name, model.price, endpoints)
+
+
+# In the courier's own process
+
+
+def main() -> None:
+    """Read the job and its requests from standard input; report on standard output."""
+    with contextlib.suppress(KeyboardInterrupt):  # by then, what was in flight is settled
+        _work()
+
+
+def _work() -> None:
+    threading.Thread(target=_end_with, args=(int(sys.argv[1]),), daemon=True).start()
+    job = json.loads(sys.stdin.readline())
+    last = 0.0
+
+    def report(done: int, spent: int) -> None:
+        nonlocal last
+        if (now := time.monotonic()) - last >= TELL:
+            last = now
+            _tell({"done": done, "spent": spent})
+
+    with Ledger(Path(job["ledger"])) as ledger:
+        try:
+            teacher = _teacher(job["name"], Model.model_validate(job["model"]))
+            tally = asyncio.run(ask_all(_requests(), teacher, ledger, Scope(**job["scope"]), report))
+        except (AskError, BudgetError) as error:
+            _tell({"error": type(error).__name__, "message": str(error)})
+        else:
+            _tell({"done": tally.stored + tally.answered, "spent": tally.micro_dollars})
+
+
+def _requests() -> Iterator[Request]:
+    for line in sys.stdin:
+        yield Request.model_validate_json(line)
+
+
+def _end_with(parent: int) -> None:
+    """Interrupt this process once its parent is gone."""
+    while os.getppid() == parent:
+        time.sleep(WATCH)
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def _tell(message: dict[str, Any]) -> None:
+    with contextlib.suppress(OSError):  # nobody may be listening any more
+        os.write(sys.stdout.fileno(), json.dumps(message).encode() + b"\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,84 @@
+"""Several processes on one ledger, and processes that are killed: nothing is lost, nothing bought twice."""
+
+from __future__ import annotations
+
+import json
+import random
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from api_server import ApiServer
+from asker import request
+
+from stepladder.ask.ledger import Ledger
+
+ASKER = [sys.executable, str(Path(__file__).with_name("asker.py"))]
+FAULTS = [
+    {"kind": "429", "share": 0.02, "retry_after": 0.05},
+    {"kind": "500", "share": 0.02},
+    {"kind": "disconnect_before", "share": 0.01},
+    {"kind": "disconnect_after", "share": 0.02},
+    {"kind": "truncated_body", "share": 0.01},
+    {"kind": "malformed", "share": 0.01},
+]
+
+
+def start(*arguments: object) -> subprocess.Popen[str]:
+    return subprocess.Popen([*ASKER, *map(str, arguments)], stdout=subprocess.PIPE, text=True)
+
+
+def finish(process: subprocess.Popen[str]) -> dict[str, Any]:
+    out, _ = process.communicate(timeout=120)
+    assert process.returncode == 0
+    figures: dict[str, Any] = json.loads(out)
+    return figures
+
+
+def answers(ledger: Path) -> int:
+    """Attempts that brought an answer home."""
+    with sqlite3.connect(ledger) as db:
+        count = db.execute("SELECT COUNT(*) FROM attempts WHERE outcome = 'answered'").fetchone()[0]
+    db.close()
+    return int(count)
+
+
+def test_two_processes_share_the_work_and_the_cap(tmp_path: Path) -> None:
+    ledger = tmp_path / "ledger.sqlite"
+    with ApiServer(tmp_path, {"latency_s": 0.02}) as api:
+        both = [start(api.url, ledger, "--count", 200, "--concurrency", 16) for _ in range(2)]
+        figures = [finish(process) for process in both]
+        assert api.settled()["billed"] == 200
+    assert figures[0]["said"] == figures[1]["said"] == ""
+    with Ledger(ledger) as opened:
+        assert opened.calls("run") == 200
+        assert opened.unsettled("run") == []
+
+
+def test_killed_while_asking_nothing_delivered_is_lost_and_the_bill_is_covered(tmp_path: Path) -> None:
+    ledger = tmp_path / "ledger.sqlite"
+    draw = random.Random(1)
+    with ApiServer(tmp_path, {"latency_s": [0.005, 0.08], "faults": FAULTS}) as api:
+        for _ in range(3):
+            process = start(api.url, ledger, "--count", 600)
+            time.sleep(draw.uniform(1.2, 2.2))
+            process.kill()
+            process.communicate()
+            with Ledger(ledger) as opened:
+                while opened.unsettled("run"):  # the courier takes in what was in flight
+                    time.sleep(0.05)
+                assert opened.spent("run") >= api.settled()["micro_dollars"]
+                assert answers(ledger) == len(api.log("delivered"))
+        figures = finish(start(api.url, ledger, "--count", 600))
+        assert figures["said"] == ""
+        assert figures["answered"] == 600
+        billing = api.settled()
+        assert figures["spent"] >= billing["micro_dollars"]
+        again = finish(start(api.url, ledger, "--count", 600))
+        assert api.settled()["billed"] == billing["billed"]
+        assert again["spent"] == figures["spent"]
+    with Ledger(ledger) as opened:
+        assert len(opened.find_all([request(f"question {n}") for n in range(600)])) == 600
