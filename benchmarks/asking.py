@@ -1,0 +1,162 @@
+"""Benchmarks of the asking engine against the test server, each a ratio or a count within one run.
+
+python benchmarks/asking.py kill         SIGKILL at random moments under load and faults: what was lost or billed
+python benchmarks/asking.py budget       a cap of one dollar at 512 in flight: how near the bill comes
+python benchmarks/asking.py throughput   5,000 requests at 50 ms against a bare asyncio.gather over the same SDK
+python benchmarks/asking.py scale        10,000 and 100,000 requests at no latency: time, memory, ledger size, rerun
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+TESTS = HERE.parent / "tests"
+ASKER = TESTS / "asker.py"
+sys.path.insert(0, str(TESTS))
+
+from api_server import ApiServer  # noqa: E402
+from asker import PRICE, request  # noqa: E402
+
+from stepladder.ask.ledger import Ledger  # noqa: E402
+from stepladder.ask.request import worst_case  # noqa: E402
+
+FAULTS = [
+    {"kind": "500", "share": 0.02},
+    {"kind": "disconnect_before", "share": 0.01},
+    {"kind": "disconnect_after", "share": 0.02},
+    {"kind": "truncated_body", "share": 0.01},
+    {"kind": "malformed", "share": 0.01},
+    {"kind": "wrong_usage", "share": 0.01},
+]
+
+
+def start(*arguments: object) -> subprocess.Popen[str]:
+    return subprocess.Popen([sys.executable, *map(str, arguments)], stdout=subprocess.PIPE, text=True)
+
+
+def finish(process: subprocess.Popen[str]) -> dict[str, Any]:
+    out, _ = process.communicate()
+    if process.returncode:
+        raise SystemExit(f"asker failed with {process.returncode}")
+    figures: dict[str, Any] = json.loads(out)
+    return figures
+
+
+def kill(folder: Path, rounds: int) -> None:
+    """What the server delivered whole is counted against what the ledger holds, after every kill."""
+    ledger, draw, count = folder / "ledger.sqlite", random.Random(), 40_000
+    cap = 30_000 * worst_case(request("question 1"), PRICE)
+    script = {"latency_s": [0.2, 0.8], "faults": FAULTS}
+    with ApiServer(folder, script) as api:
+        for number in range(rounds):
+            process = start(ASKER, api.url, ledger, "--count", count, "--cap", cap)
+            time.sleep(draw.uniform(2.0, 6.0))
+            process.kill()
+            process.communicate()
+            with Ledger(ledger) as opened:  # what it had in flight is still taken in by its courier
+                while any(attempt.alive for attempt in opened.unsettled("run")):
+                    time.sleep(0.05)
+            billing = api.settled()
+            with Ledger(ledger) as opened:
+                spent = opened.spent("run")
+                open_ = len(opened.unsettled("run"))
+            with sqlite3.connect(ledger) as db:
+                kept = db.execute("SELECT COUNT(*) FROM attempts WHERE outcome = 'answered'").fetchone()[0]
+                twice = db.execute(
+                    "SELECT COUNT(*) FROM (SELECT key FROM attempts WHERE outcome = 'answered' GROUP BY key"
+                    " HAVING COUNT(*) > 1)"
+                ).fetchone()[0]
+            db.close()
+            delivered = len(api.log("delivered"))
+            bill = billing["micro_dollars"]
+            sound = bill <= spent <= cap and not twice and delivered == kept
+            print(
+                f"kill {number + 1:2}: delivered whole {delivered:5}, on record {kept:5}, open {open_}, bought twice "
+                f"{twice}, at most {billing['max_in_flight']} in flight, bill {bill} <= spent {spent} <= cap {cap}  "
+                f"{'ok' if sound else 'BROKEN'}",
+                flush=True,
+            )
+
+
+def budget(folder: Path, rounds: int) -> None:
+    cap = 1_000_000
+    for number in range(rounds):
+        place = folder / str(number)
+        place.mkdir()
+        script = {"latency_s": 1.0, "completion_tokens": [1, 500], "prompt_tokens": "words"}
+        with ApiServer(place, script, seed=number) as api:
+            asked = ("--count", 20_000, "--cap", cap, "--concurrency", 512, "--max-tokens", 500)
+            figures = finish(start(ASKER, api.url, place / "ledger.sqlite", *asked))
+            billing = api.settled()
+        bill = billing["micro_dollars"]
+        print(
+            f"run {number + 1:2}: bill ${bill / 1e6:.4f}, ledger ${figures['spent'] / 1e6:.4f}, most in flight "
+            f"{billing['max_in_flight']}, {figures['answered']} answers in {figures['seconds']:.0f} s  "
+            f"{'ok' if 0.9 * cap <= bill <= figures['spent'] <= cap else 'BROKEN'}",
+            flush=True,
+        )
+
+
+def throughput(folder: Path, rounds: int) -> None:
+    """Wall time of whole processes, interpreter and imports included, since the courier brings a second one."""
+    count = 5000
+    for number in range(rounds):
+        place = folder / str(number)
+        place.mkdir()
+        wall = {}
+        with ApiServer(place, {"latency_s": 0.05}) as api:
+            for name, command in (
+                ("bare gather", (HERE / "bare_gather.py", api.url, count)),
+                ("engine alone", (ASKER, api.url, place / "engine.sqlite", "--count", count, "--in-process")),
+                ("with courier", (ASKER, api.url, place / "courier.sqlite", "--count", count)),
+            ):
+                begun = time.perf_counter()
+                f = finish(start(*command))
+                wall[name] = time.perf_counter() - begun
+                print(
+                    f"{name:12} {wall[name]:5.1f} s, {count / wall[name]:4.0f} requests/s, "
+                    f"{f['cpu_seconds']:5.1f} CPU s, peak {f['peak_mib']:.0f} MiB, {f['answered']} answers, "
+                    f"ratio {wall['bare gather'] / wall[name]:.2f}",
+                    flush=True,
+                )
+
+
+def scale(folder: Path, rounds: int) -> None:
+    took = {}
+    with ApiServer(folder, {}) as api:
+        for count in (10_000, 100_000):
+            ledger = folder / f"{count}.sqlite"
+            for what in ("asked", "again"):
+                f = finish(start(ASKER, api.url, ledger, "--count", count, "--in-process"))
+                took[count, what] = f["seconds"]
+                print(
+                    f"{count:7,} {what}: {f['seconds']:6.1f} s, {count / f['seconds']:7.0f} requests/s, "
+                    f"peak {f['peak_mib']:.0f} MiB, ledger {ledger.stat().st_size / count:.0f} bytes a request",
+                    flush=True,
+                )
+    print(f"100,000 took {took[100_000, 'asked'] / took[10_000, 'asked']:.1f} times as long as 10,000")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    work = {"kill": (kill, 20), "budget": (budget, 20), "throughput": (throughput, 3), "scale": (scale, 1)}
+    parser.add_argument("what", choices=work)
+    parser.add_argument("--rounds", type=int)
+    asked = parser.parse_args()
+    function, rounds = work[asked.what]
+    with tempfile.TemporaryDirectory() as folder:
+        function(Path(folder), asked.rounds or rounds)
+
+
+if __name__ == "__main__":
+    main()
