@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -28,7 +29,9 @@ FAULTS = [
 
 
 def start(*arguments: object) -> subprocess.Popen[str]:
-    return subprocess.Popen([*ASKER, *map(str, arguments)], stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [*ASKER, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
 
 
 def finish(process: subprocess.Popen[str]) -> dict[str, Any]:
@@ -56,6 +59,21 @@ def test_two_processes_share_the_work_and_the_cap(tmp_path: Path) -> None:
     with Ledger(ledger) as opened:
         assert opened.calls("run") == 200
         assert opened.unsettled("run") == []
+
+
+def test_interrupted_it_waits_for_what_is_in_flight(tmp_path: Path) -> None:
+    ledger = tmp_path / "ledger.sqlite"
+    with ApiServer(tmp_path, {"latency_s": 0.6}) as api:
+        process = start(api.url, ledger, "--count", 400)
+        while not api.billing()["in_flight"]:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=30)
+        assert process.returncode != 0
+        with Ledger(ledger) as opened:
+            assert opened.unsettled("run") == []
+            assert opened.calls("run") == len(api.log("delivered")) > 0
+        assert api.settled()["billed"] < 400
 
 
 def test_killed_while_asking_nothing_delivered_is_lost_and_the_bill_is_covered(tmp_path: Path) -> None:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from stepladder import models, template
+from stepladder.ask.request import prompt_bound
+from stepladder.closedworld import generate
 from stepladder.errors import TemplateError
 from stepladder.records import Example, Message
 from stepladder.training.packing import tokenise
@@ -33,6 +35,17 @@ def test_a_conversation_is_its_prompt_and_then_its_completion(tokenizer: PreTrai
     assert str(tokenizer.decode(prompt)).endswith("<|im_start|>assistant\n")
     assert tokenizer.decode(completion) == "Bob.\nAnswer: B<|im_end|>"
     assert completion[-1] == tokenizer.eos_token_id
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_no_prompt_has_more_tokens_than_the_bound_without_a_tokenizer_says(
+    tokenizer: PreTrainedTokenizerBase, language: str
+) -> None:
+    texts = [record["problem"] for record in generate(7, 24, language, "test")]
+    texts += ["", " ", "\n" * 50, "㍿①ﬁ", "🧑‍🚀" * 9, "a" * 300, "0123456789" * 9, "\u200b\u0301" * 40]
+    for text in texts:
+        for messages in ([Message(role="user", content=text)], [CHAT[0], Message(role="user", content=text)]):
+            assert len(template.prompt_tokens(tokenizer, messages)) <= prompt_bound(messages)
 
 
 def test_the_same_template_passes(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:

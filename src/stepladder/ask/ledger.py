@@ -78,7 +78,7 @@ MIGRATIONS = (
         count INTEGER NOT NULL,
         PRIMARY KEY (run, rung, model)
     ) WITHOUT ROWID;
-    CREATE INDEX attempts_open ON attempts (key) WHERE outcome IS NULL;
+    CREATE INDEX attempts_key ON attempts (key, outcome);
     CREATE INDEX attempts_spent ON attempts (run, rung, COALESCE(charged, reserved));
     """,
 )
