@@ -40,19 +40,21 @@ FAULTS = [
 ]
 
 
-def start(*arguments: object) -> subprocess.Popen[str]:
-    return subprocess.Popen([sys.executable, *map(str, arguments)], stdout=subprocess.PIPE, text=True)
+def start(*arguments: object, python: str = sys.executable) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [python, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
 
 
 def finish(process: subprocess.Popen[str]) -> dict[str, Any]:
     out, _ = process.communicate()
     if process.returncode:
         raise SystemExit(f"asker failed with {process.returncode}")
-    figures: dict[str, Any] = json.loads(out)
+    figures: dict[str, Any] = json.loads(out.splitlines()[-1])
     return figures
 
 
-def kill(folder: Path, rounds: int) -> None:
+def kill(folder: Path, rounds: int, _: str | None) -> None:
     """What the server delivered whole is counted against what the ledger holds, after every kill."""
     ledger, draw, count = folder / "ledger.sqlite", random.Random(), 40_000
     cap = 30_000 * worst_case(request("question 1"), PRICE)
@@ -88,7 +90,7 @@ def kill(folder: Path, rounds: int) -> None:
             )
 
 
-def budget(folder: Path, rounds: int) -> None:
+def budget(folder: Path, rounds: int, _: str | None) -> None:
     cap = 1_000_000
     for number in range(rounds):
         place = folder / str(number)
@@ -107,21 +109,24 @@ def budget(folder: Path, rounds: int) -> None:
         )
 
 
-def throughput(folder: Path, rounds: int) -> None:
+def throughput(folder: Path, rounds: int, curator: str | None) -> None:
     """Wall time of whole processes, interpreter and imports included, since the courier brings a second one."""
     count = 5000
     for number in range(rounds):
         place = folder / str(number)
         place.mkdir()
         wall = {}
-        with ApiServer(place, {"latency_s": 0.05}) as api:
-            for name, command in (
-                ("bare gather", (HERE / "bare_gather.py", api.url, count)),
-                ("engine alone", (ASKER, api.url, place / "engine.sqlite", "--count", count, "--in-process")),
-                ("with courier", (ASKER, api.url, place / "courier.sqlite", "--count", count)),
-            ):
+        with ApiServer(place, {"latency_s": 0.05, "models": ["test-model", "gpt-4o-mini"]}) as api:
+            work: dict[str, tuple[object, ...]] = {
+                "bare gather": (HERE / "bare_gather.py", api.url, count),
+                "engine alone": (ASKER, api.url, place / "engine.sqlite", "--count", count, "--in-process"),
+                "with courier": (ASKER, api.url, place / "courier.sqlite", "--count", count),
+            }
+            if curator is not None:
+                work["curator"] = (HERE / "curator_ask.py", api.url, count)
+            for name, command in work.items():
                 begun = time.perf_counter()
-                f = finish(start(*command))
+                f = finish(start(*command, python=(curator or "") if name == "curator" else sys.executable))
                 wall[name] = time.perf_counter() - begun
                 print(
                     f"{name:12} {wall[name]:5.1f} s, {count / wall[name]:4.0f} requests/s, "
@@ -131,7 +136,7 @@ def throughput(folder: Path, rounds: int) -> None:
                 )
 
 
-def scale(folder: Path, rounds: int) -> None:
+def scale(folder: Path, rounds: int, _: str | None) -> None:
     took = {}
     with ApiServer(folder, {}) as api:
         for count in (10_000, 100_000):
@@ -152,10 +157,11 @@ def main() -> None:
     work = {"kill": (kill, 20), "budget": (budget, 20), "throughput": (throughput, 3), "scale": (scale, 1)}
     parser.add_argument("what", choices=work)
     parser.add_argument("--rounds", type=int)
+    parser.add_argument("--curator", help="throughput: the Python of an environment with bespokelabs-curator 0.1.31")
     asked = parser.parse_args()
     function, rounds = work[asked.what]
     with tempfile.TemporaryDirectory() as folder:
-        function(Path(folder), asked.rounds or rounds)
+        function(Path(folder), asked.rounds or rounds, asked.curator)
 
 
 if __name__ == "__main__":
