@@ -41,6 +41,7 @@ lora_rank = 4
 lora_alpha = 8
 epochs = 1
 learning_rate = 1e-3
+warmup = 0.0
 batch_size = 2
 gradient_accumulation = 2
 
@@ -170,5 +171,26 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_files(project: Path, tmp_pa
     for stage in stages:
         done = stepladder(tmp_path, stage, "tiny.toml")
         assert done.returncode == 0, done.stderr
-    expected = {name: hashed for name, hashed in files(project / "runs" / "tiny").items() if name.startswith(stages)}
-    assert files(run) == expected
+    whole = project / "runs" / "tiny"
+    expected = {name: hashed for name, hashed in files(whole).items() if name.startswith(stages)}
+    found = files(run)
+    assert found.keys() == expected.keys()
+    for name in (name for name in found if found[name] != expected[name]):
+        assert same_up_to_rounding(run / name, whole / name), name
+
+
+def same_up_to_rounding(one: Path, other: Path) -> bool:
+    """Floating-point sums of two processes have once been seen to differ in the sixth digit (a logged loss of 2.50830
+    after 2.50832); another order of the data, another seed or a lost step differ by more than this allows."""
+    if one.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        left, right = load_file(one), load_file(other)
+        return left.keys() == right.keys() and all(
+            bool((left[name] - right[name]).float().norm() <= 1e-3 * right[name].float().norm()) for name in right
+        )
+    if one.name == "log.jsonl":
+        left_rows, right_rows = ([json.loads(line) for line in path.read_text().splitlines()] for path in (one, other))
+        losses = [[row.pop("loss") for row in rows] for rows in (left_rows, right_rows)]
+        return left_rows == right_rows and losses[0] == pytest.approx(losses[1], rel=1e-4)
+    return False
