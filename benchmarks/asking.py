@@ -9,59 +9,38 @@ python benchmarks/asking.py scale        10,000 and 100,000 requests at no laten
 from __future__ import annotations
 
 import argparse
-import json
 import random
-import sqlite3
-import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
-from typing import Any
 
 HERE = Path(__file__).parent
-TESTS = HERE.parent / "tests"
-ASKER = TESTS / "asker.py"
-sys.path.insert(0, str(TESTS))
+sys.path.insert(0, str(HERE.parent / "tests"))
 
 from api_server import ApiServer  # noqa: E402
-from asker import PRICE, request  # noqa: E402
+from asker import FAULTS, PRICE, answers, finish, request, start  # noqa: E402
 
 from stepladder.ask.ledger import Ledger  # noqa: E402
 from stepladder.ask.request import worst_case  # noqa: E402
 
-FAULTS = [
-    {"kind": "500", "share": 0.02},
-    {"kind": "disconnect_before", "share": 0.01},
-    {"kind": "disconnect_after", "share": 0.02},
-    {"kind": "truncated_body", "share": 0.01},
-    {"kind": "malformed", "share": 0.01},
-    {"kind": "wrong_usage", "share": 0.01},
-]
+WRONG_USAGE = {"kind": "wrong_usage", "share": 0.01}
 
 
-def start(*arguments: object, python: str = sys.executable) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [python, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    )
-
-
-def finish(process: subprocess.Popen[str]) -> dict[str, Any]:
-    out, _ = process.communicate()
-    if process.returncode:
-        raise SystemExit(f"asker failed with {process.returncode}")
-    figures: dict[str, Any] = json.loads(out.splitlines()[-1])
-    return figures
+def tell(line: str, sound: bool | None = None) -> None:
+    """Print a line at once, and whether what it says is as it must be."""
+    print(line if sound is None else f"{line}  {'ok' if sound else 'BROKEN'}", flush=True)
 
 
 def kill(folder: Path, rounds: int, _: str | None) -> None:
     """What the server delivered whole is counted against what the ledger holds, after every kill."""
     ledger, draw, count = folder / "ledger.sqlite", random.Random(), 40_000
     cap = 30_000 * worst_case(request("question 1"), PRICE)
-    script = {"latency_s": [0.2, 0.8], "faults": FAULTS}
+    script = {"latency_s": [0.2, 0.8], "faults": [*FAULTS, WRONG_USAGE]}
     with ApiServer(folder, script) as api:
         for number in range(rounds):
-            process = start(ASKER, api.url, ledger, "--count", count, "--cap", cap)
+            process = start(api.url, ledger, "--count", count, "--cap", cap)
             time.sleep(draw.uniform(2.0, 6.0))
             process.kill()
             process.communicate()
@@ -70,23 +49,14 @@ def kill(folder: Path, rounds: int, _: str | None) -> None:
                     time.sleep(0.05)
             billing = api.settled()
             with Ledger(ledger) as opened:
-                spent = opened.spent("run")
-                open_ = len(opened.unsettled("run"))
-            with sqlite3.connect(ledger) as db:
-                kept = db.execute("SELECT COUNT(*) FROM attempts WHERE outcome = 'answered'").fetchone()[0]
-                twice = db.execute(
-                    "SELECT COUNT(*) FROM (SELECT key FROM attempts WHERE outcome = 'answered' GROUP BY key"
-                    " HAVING COUNT(*) > 1)"
-                ).fetchone()[0]
-            db.close()
-            delivered = len(api.log("delivered"))
-            bill = billing["micro_dollars"]
-            sound = bill <= spent <= cap and not twice and delivered == kept
-            print(
+                spent, open_, kept = opened.spent("run"), len(opened.unsettled("run")), answers(opened)
+                bought = Counter(row["key"] for row in opened.export() if row["outcome"] == "answered")
+            twice = sum(times > 1 for times in bought.values())
+            delivered, bill = len(api.log("delivered")), billing["micro_dollars"]
+            tell(
                 f"kill {number + 1:2}: delivered whole {delivered:5}, on record {kept:5}, open {open_}, bought twice "
-                f"{twice}, at most {billing['max_in_flight']} in flight, bill {bill} <= spent {spent} <= cap {cap}  "
-                f"{'ok' if sound else 'BROKEN'}",
-                flush=True,
+                f"{twice}, at most {billing['max_in_flight']} in flight, bill {bill} <= spent {spent} <= cap {cap}",
+                bill <= spent <= cap and not twice and delivered == kept,
             )
 
 
@@ -98,14 +68,13 @@ def budget(folder: Path, rounds: int, _: str | None) -> None:
         script = {"latency_s": 1.0, "completion_tokens": [1, 500], "prompt_tokens": "words"}
         with ApiServer(place, script, seed=number) as api:
             asked = ("--count", 20_000, "--cap", cap, "--concurrency", 512, "--max-tokens", 500)
-            figures = finish(start(ASKER, api.url, place / "ledger.sqlite", *asked))
+            figures = finish(start(api.url, place / "ledger.sqlite", *asked))
             billing = api.settled()
         bill = billing["micro_dollars"]
-        print(
+        tell(
             f"run {number + 1:2}: bill ${bill / 1e6:.4f}, ledger ${figures['spent'] / 1e6:.4f}, most in flight "
-            f"{billing['max_in_flight']}, {figures['answered']} answers in {figures['seconds']:.0f} s  "
-            f"{'ok' if 0.9 * cap <= bill <= figures['spent'] <= cap else 'BROKEN'}",
-            flush=True,
+            f"{billing['max_in_flight']}, {figures['answered']} answers in {figures['seconds']:.0f} s",
+            0.9 * cap <= bill <= figures["spent"] <= cap,
         )
 
 
@@ -117,22 +86,23 @@ def throughput(folder: Path, rounds: int, curator: str | None) -> None:
         place.mkdir()
         wall = {}
         with ApiServer(place, {"latency_s": 0.05, "models": ["test-model", "gpt-4o-mini"]}) as api:
-            work: dict[str, tuple[object, ...]] = {
-                "bare gather": (HERE / "bare_gather.py", api.url, count),
-                "engine alone": (ASKER, api.url, place / "engine.sqlite", "--count", count, "--in-process"),
-                "with courier": (ASKER, api.url, place / "courier.sqlite", "--count", count),
+            engine = (api.url, place / "engine.sqlite", "--count", count, "--in-process")
+            courier = (api.url, place / "courier.sqlite", "--count", count)
+            work = {
+                "bare gather": lambda api=api: start(api.url, count, script=HERE / "bare_gather.py"),
+                "engine alone": lambda engine=engine: start(*engine),
+                "with courier": lambda courier=courier: start(*courier),
             }
             if curator is not None:
-                work["curator"] = (HERE / "curator_ask.py", api.url, count)
+                work["curator"] = lambda api=api: start(api.url, count, script=HERE / "curator_ask.py", python=curator)
             for name, command in work.items():
                 begun = time.perf_counter()
-                f = finish(start(*command, python=(curator or "") if name == "curator" else sys.executable))
+                f = finish(command())
                 wall[name] = time.perf_counter() - begun
-                print(
+                tell(
                     f"{name:12} {wall[name]:5.1f} s, {count / wall[name]:4.0f} requests/s, "
                     f"{f['cpu_seconds']:5.1f} CPU s, peak {f['peak_mib']:.0f} MiB, {f['answered']} answers, "
-                    f"ratio {wall['bare gather'] / wall[name]:.2f}",
-                    flush=True,
+                    f"ratio {wall['bare gather'] / wall[name]:.2f}"
                 )
 
 
@@ -142,14 +112,13 @@ def scale(folder: Path, rounds: int, _: str | None) -> None:
         for count in (10_000, 100_000):
             ledger = folder / f"{count}.sqlite"
             for what in ("asked", "again"):
-                f = finish(start(ASKER, api.url, ledger, "--count", count, "--in-process"))
+                f = finish(start(api.url, ledger, "--count", count, "--in-process"))
                 took[count, what] = f["seconds"]
-                print(
+                tell(
                     f"{count:7,} {what}: {f['seconds']:6.1f} s, {count / f['seconds']:7.0f} requests/s, "
-                    f"peak {f['peak_mib']:.0f} MiB, ledger {ledger.stat().st_size / count:.0f} bytes a request",
-                    flush=True,
+                    f"peak {f['peak_mib']:.0f} MiB, ledger {ledger.stat().st_size / count:.0f} bytes a request"
                 )
-    print(f"100,000 took {took[100_000, 'asked'] / took[10_000, 'asked']:.1f} times as long as 10,000")
+    tell(f"100,000 took {took[100_000, 'asked'] / took[10_000, 'asked']:.1f} times as long as 10,000")
 
 
 def main() -> None:

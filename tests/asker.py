@@ -7,17 +7,18 @@ import asyncio
 import json
 import os
 import resource
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import openai  # noqa: F401 (imported before the clock starts)
 
-from stepladder.ask.courier import ask
-from stepladder.ask.engine import Endpoint, Teacher, ask_all
-from stepladder.ask.gate import Gate
+from stepladder.ask.courier import ask, teacher
+from stepladder.ask.engine import ask_all
 from stepladder.ask.ledger import Ledger, Scope
-from stepladder.ask.openai_http import Http
 from stepladder.ask.request import Request
 from stepladder.config import Model, Price
 from stepladder.errors import AskError, BudgetError
@@ -25,23 +26,43 @@ from stepladder.records import Message
 
 WHO = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
 PRICE = Price.model_validate({"input": 1, "output": 2})
+FAULTS = [
+    {"kind": "500", "share": 0.02},
+    {"kind": "disconnect_before", "share": 0.01},
+    {"kind": "disconnect_after", "share": 0.02},
+    {"kind": "truncated_body", "share": 0.01},
+    {"kind": "malformed", "share": 0.01},
+]
+
+
+def start(*arguments: object, script: Path = Path(__file__), python: str = sys.executable) -> subprocess.Popen[str]:
+    """Start this file, or another that prints its figures, in a process of its own."""
+    command = [python, str(script), *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+
+
+def finish(process: subprocess.Popen[str]) -> dict[str, Any]:
+    """The figures it printed last."""
+    out, _ = process.communicate(timeout=300)
+    assert process.returncode == 0
+    figures: dict[str, Any] = json.loads(out.splitlines()[-1])
+    return figures
+
+
+def answers(ledger: Ledger) -> int:
+    """Attempts that brought an answer home."""
+    return sum(account.outcomes.get("answered", 0) for account in ledger.accounts("run"))
 
 
 def request(text: str, max_tokens: int = 64) -> Request:
     return Request(model="api test-model", messages=(Message(role="user", content=text),), max_tokens=max_tokens)
 
 
-def teacher(url: str, concurrency: int, timeout: float = 5, start: int | None = None) -> Teacher:
-    gate = Gate(concurrency)
-    gate.limit = float(start or gate.limit)
-    return Teacher("test-model", PRICE, [Endpoint(url, lambda: Http(url, "test-model", "test-key", timeout), gate)])
-
-
-def model(url: str, concurrency: int, timeout: float) -> Model:
-    """The same as a table of the configuration would say it."""
+def model(url: str, concurrency: int) -> Model:
+    """The test server as a table of the configuration says it."""
     os.environ["ASKER_KEY"] = "test-key"
     table = {"engine": "openai", "base_url": url, "api_key_env": "ASKER_KEY", "price": {"input": 1, "output": 2}}
-    return Model.model_validate({**table, "concurrency": concurrency, "timeout": timeout})
+    return Model.model_validate({**table, "concurrency": concurrency, "timeout": 5})
 
 
 def main() -> None:
@@ -50,11 +71,8 @@ def main() -> None:
     parser.add_argument("ledger", type=Path)
     parser.add_argument("--count", type=int, default=500)
     parser.add_argument("--concurrency", type=int, default=256)
-    parser.add_argument("--start", type=int, help="requests in flight from the first moment on")
     parser.add_argument("--cap", type=int, help="micro-dollars")
     parser.add_argument("--max-tokens", type=int, default=64)
-    parser.add_argument("--timeout", type=float, default=5)
-    parser.add_argument("--run", default="run")
     parser.add_argument("--in-process", action="store_true", help="without a courier, the requests as a stream")
     asked = parser.parse_args()
 
@@ -65,21 +83,20 @@ def main() -> None:
     begun, cpu = time.perf_counter(), time.process_time()
     said = ""
     with Ledger(asked.ledger) as ledger:
-        scope = Scope(asked.run, run_cap=asked.cap)
+        scope, served = Scope("run", run_cap=asked.cap), model(asked.url, asked.concurrency)
         try:
             if asked.in_process:
-                some = teacher(asked.url, asked.concurrency, asked.timeout, asked.start)
-                asyncio.run(ask_all(stream(), some, ledger, scope))
+                asyncio.run(ask_all(stream(), teacher("test-model", served), ledger, scope))
             else:
-                ask(list(stream()), "test-model", model(asked.url, asked.concurrency, asked.timeout), ledger, scope)
+                ask(list(stream()), "test-model", served, ledger, scope)
         except (AskError, BudgetError) as error:
             said = f"{type(error).__name__}: {error}"
         figures = {
             "seconds": time.perf_counter() - begun,
             "cpu_seconds": time.process_time() - cpu + resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime,
             "peak_mib": max(resource.getrusage(who).ru_maxrss for who in WHO) / 1024,
-            "answered": ledger.calls(asked.run),
-            "spent": ledger.spent(asked.run),
+            "answered": ledger.calls("run"),
+            "spent": ledger.spent("run"),
             "said": said,
         }
     print(json.dumps(figures))

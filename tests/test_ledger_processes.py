@@ -2,51 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import random
 import signal
-import sqlite3
-import subprocess
-import sys
 import time
 from pathlib import Path
-from typing import Any
 
 from api_server import ApiServer
-from asker import request
+from asker import FAULTS, answers, finish, request, start
 
 from stepladder.ask.ledger import Ledger
 
-ASKER = [sys.executable, str(Path(__file__).with_name("asker.py"))]
-FAULTS = [
-    {"kind": "429", "share": 0.02, "retry_after": 0.05},
-    {"kind": "500", "share": 0.02},
-    {"kind": "disconnect_before", "share": 0.01},
-    {"kind": "disconnect_after", "share": 0.02},
-    {"kind": "truncated_body", "share": 0.01},
-    {"kind": "malformed", "share": 0.01},
-]
-
-
-def start(*arguments: object) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [*ASKER, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    )
-
-
-def finish(process: subprocess.Popen[str]) -> dict[str, Any]:
-    out, _ = process.communicate(timeout=120)
-    assert process.returncode == 0
-    figures: dict[str, Any] = json.loads(out)
-    return figures
-
-
-def answers(ledger: Path) -> int:
-    """Attempts that brought an answer home."""
-    with sqlite3.connect(ledger) as db:
-        count = db.execute("SELECT COUNT(*) FROM attempts WHERE outcome = 'answered'").fetchone()[0]
-    db.close()
-    return int(count)
+THROTTLED = {"kind": "429", "share": 0.02, "retry_after": 0.05}
 
 
 def test_two_processes_share_the_work_and_the_cap(tmp_path: Path) -> None:
@@ -79,7 +45,7 @@ def test_interrupted_it_waits_for_what_is_in_flight(tmp_path: Path) -> None:
 def test_killed_while_asking_nothing_delivered_is_lost_and_the_bill_is_covered(tmp_path: Path) -> None:
     ledger = tmp_path / "ledger.sqlite"
     draw = random.Random(1)
-    with ApiServer(tmp_path, {"latency_s": [0.005, 0.08], "faults": FAULTS}) as api:
+    with ApiServer(tmp_path, {"latency_s": [0.005, 0.08], "faults": [THROTTLED, *FAULTS]}) as api:
         for _ in range(3):
             process = start(api.url, ledger, "--count", 600)
             time.sleep(draw.uniform(1.2, 2.2))
@@ -89,7 +55,7 @@ def test_killed_while_asking_nothing_delivered_is_lost_and_the_bill_is_covered(t
                 while opened.unsettled("run"):  # the courier takes in what was in flight
                     time.sleep(0.05)
                 assert opened.spent("run") >= api.settled()["micro_dollars"]
-                assert answers(ledger) == len(api.log("delivered"))
+                assert answers(opened) == len(api.log("delivered"))
         figures = finish(start(api.url, ledger, "--count", 600))
         assert figures["said"] == ""
         assert figures["answered"] == 600

@@ -52,13 +52,15 @@ def ask(
     known = ledger.find_all(requests)
     missing = [r for r in requests if r.key not in known or not known[r.key].settles(r)]
     here = len(requests) - len(missing)
-    with ledger.transaction():
-        ledger.hit(scope, name, here)
+    if here:
+        with ledger.transaction():
+            ledger.hit(scope, name, here)
     report(here, 0)
-    if missing:
-        _key(name, model)  # before anything starts
-        job = {"name": name, "model": model.model_dump(mode="json", exclude_unset=True), "ledger": str(ledger.path)}
-        _send(missing, {**job, "scope": scope._asdict()}, lambda done, spent: report(here + done, spent))
+    if not missing:
+        return known
+    _key(name, model)  # before anything starts
+    job = {"name": name, "model": model.model_dump(mode="json", exclude_unset=True), "ledger": str(ledger.path)}
+    _send(missing, {**job, "scope": scope._asdict()}, lambda done, spent: report(here + done, spent))
     return ledger.find_all(requests)
 
 
@@ -112,7 +114,8 @@ def _key(name: str, model: Model) -> str:
     return key
 
 
-def _teacher(name: str, model: Model) -> Teacher:
+def teacher(name: str, model: Model) -> Teacher:
+    """A model of the configuration as the engine asks it."""
     if model.price is None:
         raise AskError(f"model {name!r} has no price; without one no budget can be kept")
     served, key = model.model or name, _key(name, model)
@@ -149,8 +152,8 @@ def _work() -> None:
 
     with Ledger(Path(job["ledger"])) as ledger:
         try:
-            teacher = _teacher(job["name"], Model.model_validate(job["model"]))
-            tally = asyncio.run(ask_all(_requests(), teacher, ledger, Scope(**job["scope"]), report))
+            asked = teacher(job["name"], Model.model_validate(job["model"]))
+            tally = asyncio.run(ask_all(_requests(), asked, ledger, Scope(**job["scope"]), report))
         except (AskError, BudgetError) as error:
             _tell({"error": type(error).__name__, "message": str(error)})
         else:

@@ -22,7 +22,7 @@ from stepladder.ask.commit import Committer
 from stepladder.ask.gate import Gate
 from stepladder.ask.ledger import CHUNK, Grant, Ledger, Scope
 from stepladder.ask.outcome import FINAL, Delivery, Outcome, judge
-from stepladder.ask.request import Request, prompt_bound, worst_case
+from stepladder.ask.request import Request, Response, worst_case
 from stepladder.config import Price
 from stepladder.errors import AskError, BudgetError
 from stepladder.workspace import digest
@@ -161,10 +161,8 @@ class _Round:
         while self.later and self.later[0][0] <= now:
             self.ready.append(heapq.heappop(self.later)[2])
         while not self.exhausted and len(self.ready) < CHUNK:
-            some = list(itertools.islice(self.source, CHUNK))
-            if len(some) < CHUNK:
-                self.exhausted = True
-            known = await self.committer.read(lambda ledger, some=some: ledger.find_all(some))  # type: ignore[misc]
+            some, known = await self._take()
+            self.exhausted = len(some) < CHUNK
             for request in some:
                 key = request.key
                 if key in known and known[key].settles(request):
@@ -181,6 +179,11 @@ class _Round:
                     self.ready.append(Job(request))
             self._tell()
 
+    async def _take(self) -> tuple[list[Request], dict[str, Response]]:
+        """The next requests of the source, and what the ledger knows of them."""
+        some = list(itertools.islice(self.source, CHUNK))
+        return some, await self.committer.read(lambda ledger: ledger.find_all(some))
+
     def _launch(self) -> float | None:
         """Send what may go now; returns the seconds until more may, or None when only an answer can change that."""
         if self.allowance == 0 and not self.tasks:
@@ -188,7 +191,8 @@ class _Round:
             return 0.0
         now = time.monotonic()
         while self.ready and self.allowance != 0:
-            tokens = prompt_bound(self.ready[0].request.messages) // 4 + self.ready[0].request.max_tokens
+            request = self.ready[0].request
+            tokens = request.prompt_bound // 4 + request.max_tokens
             waits = [(endpoint.gate.wait(tokens, now), endpoint) for endpoint in self.teacher.endpoints]
             open_now = [endpoint for wait, endpoint in waits if wait == 0]
             if not open_now:
@@ -250,10 +254,11 @@ class _Round:
         request = job.request
         if outcome.kind == "truncated":
             wanted = self.wanted[request.key]
-            if wanted > request.max_tokens or not job.doubled:
-                cap = wanted if wanted > request.max_tokens else 2 * request.max_tokens
-                doubled = job.doubled or wanted <= request.max_tokens
-                self.ready.append(Job(_with_cap(request, cap), doubled=doubled))
+            if wanted > request.max_tokens:
+                self.ready.append(Job(_with_cap(request, wanted), doubled=job.doubled))
+                return
+            if not job.doubled:
+                self.ready.append(Job(_with_cap(request, 2 * request.max_tokens), doubled=True))
                 return
         if outcome.kind in FINAL:
             self.tally.answered += 1
@@ -312,8 +317,8 @@ class _Round:
         """How many requests the ledger still cannot answer, and the most they would cost."""
         left = [job.request for job in (*self.ready, *(job for *_, job in self.later))]
         count, worst = len(left), sum(map(self._worst, left))
-        while some := list(itertools.islice(self.source, CHUNK)):
-            known = await self.committer.read(lambda ledger, some=some: ledger.find_all(some))  # type: ignore[misc]
+        while (chunk := await self._take())[0]:
+            some, known = chunk
             missing = [request for request in some if request.key not in known and request.key not in self.wanted]
             count, worst = count + len(missing), worst + sum(map(self._worst, missing))
         return count, worst

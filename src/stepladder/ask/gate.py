@@ -115,11 +115,10 @@ class Gate:
                 self._threshold = self.limit = max(1.0, self.limit * DECREASE)
                 self._eased_at = now
                 if kind == "rate_limited":
-                    pause = WAITS[min(self._refused, len(WAITS) - 1)]
-                    self._closed_until = max(self._closed_until, now + (pause if retry_after is None else retry_after))
-                    self._refused += 1
+                    pause = self._pause()
+                    self._close(now + (pause if retry_after is None else retry_after))
             elif retry_after is not None:
-                self._closed_until = max(self._closed_until, now + retry_after)
+                self._close(now + retry_after)
             return
         if kind in FAILURES:
             return
@@ -128,13 +127,20 @@ class Gate:
             step = 1.0 if self.limit < self._threshold else max(1.0 / self.limit, GROWTH)
             self.limit = min(float(self.ceiling), self.limit + step)
         if exhausted := remaining_until(headers):
-            self._closed_until = max(self._closed_until, now + exhausted)
+            self._close(now + exhausted)
 
     def shut(self, now: float) -> None:
         """Nobody is there: leave it alone for a while, so that other endpoints get the work."""
         if now >= self._closed_until:
-            self._closed_until = now + WAITS[min(self._refused, len(WAITS) - 1)]
-            self._refused += 1
+            self._close(now + self._pause())
+
+    def _close(self, until: float) -> None:
+        self._closed_until = max(self._closed_until, until)
+
+    def _pause(self) -> float:
+        """Seconds to wait after one more refusal in a row."""
+        self._refused += 1
+        return WAITS[min(self._refused, len(WAITS)) - 1]
 
 
 def remaining_until(headers: Mapping[str, str]) -> float:

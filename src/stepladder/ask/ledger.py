@@ -182,8 +182,8 @@ class Ledger:
 
     def find_all(self, requests: Iterable[Request]) -> dict[str, Response]:
         """The stored responses that serve the requests, by key."""
-        caps = {request.key: request.max_tokens for request in requests}
-        keys = list(caps)
+        wanted = {request.key: request for request in requests}
+        keys = list(wanted)
         found: dict[str, Response] = {}
         for at in range(0, len(keys), CHUNK):
             some = keys[at : at + CHUNK]
@@ -194,16 +194,17 @@ class Ledger:
                 some,
             )
             for key, text, finish, max_tokens, prompt_tokens, completion_tokens, reasoning, micro_dollars in rows:
-                if finish != "length" or max_tokens >= caps[key]:
-                    found[key] = Response.model_construct(
-                        text=text,
-                        finish=finish,
-                        max_tokens=max_tokens,
-                        prompt_tokens=prompt_tokens,
-                        completion_tokens=completion_tokens,
-                        reasoning=reasoning,
-                        micro_dollars=micro_dollars,
-                    )
+                response = Response.model_construct(
+                    text=text,
+                    finish=finish,
+                    max_tokens=max_tokens,
+                    prompt_tokens=prompt_tokens,
+                    completion_tokens=completion_tokens,
+                    reasoning=reasoning,
+                    micro_dollars=micro_dollars,
+                )
+                if response.serves(wanted[key]):
+                    found[key] = response
         return found
 
     # Writing

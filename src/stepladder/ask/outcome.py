@@ -20,7 +20,7 @@ import time
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
-from stepladder.ask.request import Finish, Request, Response, prompt_bound, worst_case
+from stepladder.ask.request import Finish, Request, Response, worst_case
 from stepladder.config import Price
 
 Kind = Literal[
@@ -137,7 +137,7 @@ def _usage(request: Request, body: Any, *, empty: bool) -> tuple[int, int] | Non
         return None
     if type(prompt) is not int or type(completion) is not int:
         return None
-    plausible = 0 < prompt <= prompt_bound(request.messages) and (0 if empty else 1) <= completion
+    plausible = 0 < prompt <= request.prompt_bound and (0 if empty else 1) <= completion
     return (prompt, completion) if plausible else None
 
 

@@ -50,6 +50,11 @@ class Request(Record):
         """The request's name in the ledger: a version, and the SHA-256 of its identity."""
         return f"{KEY_VERSION}:{hashlib.sha256(self.identity().encode()).hexdigest()}"
 
+    @functools.cached_property
+    def prompt_bound(self) -> int:
+        """:func:`prompt_bound` of its messages, counted once."""
+        return prompt_bound(self.messages)
+
 
 class Response(Record):
     """What came back, as the ledger holds it."""
@@ -79,7 +84,7 @@ class Response(Record):
 
 def worst_case(request: Request, price: Price) -> int:
     """Micro-dollars that the request cannot exceed: its longest possible prompt and an answer up to its cap."""
-    return price.of(prompt_bound(request.messages), request.max_tokens)
+    return price.of(request.prompt_bound, request.max_tokens)
 
 
 def prompt_bound(messages: Sequence[Message]) -> int:

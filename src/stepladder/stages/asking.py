@@ -12,7 +12,7 @@ from stepladder.ask.embedded import ask_embedded
 from stepladder.ask.ledger import Ledger, Scope
 from stepladder.ask.local import Local
 from stepladder.ask.request import Request, Response
-from stepladder.config import Config, Rung
+from stepladder.config import Config, Model, Rung
 from stepladder.stages.flow import Context
 
 
@@ -20,7 +20,7 @@ def identity(config: Config, name: str) -> str:
     """Who answers to a name under ``[models]``: the hash of its weights where they are at hand, else its address."""
     model = config.models[name]
     if model.engine == "local" or model.path is not None:
-        return models.content_digest(models.locate(model.path or models.BUNDLED))
+        return models.content_digest(_weights(model))
     return f"{model.base_url[0].rstrip('/')} {model.model or name}"
 
 
@@ -31,7 +31,7 @@ class Respondent:
     def __init__(self, context: Context, name: str, rung: Rung) -> None:
         self._context, self._name = context, name
         self._model = context.config.models[name]
-        self._load = functools.cache(lambda: Local(models.locate(self._model.path or models.BUNDLED)))
+        self._load = functools.cache(lambda: Local(_weights(self._model)))
         dollars = context.config.limits.dollars
         self._scope = Scope(context.workspace.name, rung.name, _micro(dollars), _micro(rung.dollars))
 
@@ -68,6 +68,10 @@ def _ask_embedded(
             context.workspace.name,
             lambda done, total: context.progress.update(what, done, total),
         )
+
+
+def _weights(model: Model) -> Path:
+    return models.locate(model.path or models.BUNDLED)
 
 
 def _micro(dollars: float | None) -> int | None:

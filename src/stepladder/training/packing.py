@@ -54,18 +54,15 @@ def pack(rows: Sequence[Row], max_length: int) -> list[Pack]:
     """Pack rows that save tokens together, into packs of at most ``max_length`` tokens (a row on its own may be
     longer)."""
     groups: list[list[Row]] = []
-    shared = 0
     for row in sorted(rows):
         if groups:
-            group = groups[-1]
-            both = min(_beginning([*group, row]), shared or len(row.ids))
-            saves = len(group) * both > (len(group) - 1) * shared
-            if saves and both + sum(len(r.ids) - both for r in [*group, row]) <= max_length:
-                group.append(row)
-                shared = both
+            group, joined = groups[-1], [*groups[-1], row]
+            shared = _beginning(joined)
+            saves = len(group) * shared > (len(group) - 1) * _beginning(group)
+            if saves and shared + sum(len(r.ids) - shared for r in joined) <= max_length:
+                groups[-1] = joined
                 continue
         groups.append([row])
-        shared = 0
     return [_packed(group) for group in groups]
 
 
