@@ -121,3 +121,20 @@ def test_a_cap_stops_the_rung_and_a_higher_one_goes_on(terminal: Terminal, api: 
     terminal.cap(1.0)
     assert terminal.run("samples", "run.toml")[0] == 0
     assert api.settled()["billed"] - before["billed"] == 16
+
+
+def test_a_rung_may_go_through_the_batch_api_at_half_the_price(terminal: Terminal, api: ApiServer) -> None:
+    config = terminal.folder / "run.toml"
+    config.write_text(config.read_text().replace("max_tokens = 40", "max_tokens = 40\nbatch = true"))
+    assert terminal.run("questions", "run.toml")[0] == 0
+    before = api.settled()
+    assert terminal.run("samples", "run.toml")[0] == 0
+    after = api.settled()
+    assert after["billed"] - before["billed"] == 16
+    assert all(entry["custom_id"] for entry in [e for e in api.log() if e["event"] == "billed"][-16:])
+    spent = f"${(after['micro_dollars'] - before['micro_dollars']) / 1e6:.4f} in all"
+    assert spent in terminal.run("ledger", "run.toml")[1]
+    config.write_text(config.read_text().replace(f'base_url = "{api.url}"', f'base_url = ["{api.url}", "http://b/v1"]'))
+    code, said = terminal.run("samples", "run.toml")
+    assert code == 2
+    assert "batch = true, which needs models with engine = 'openai' and one base_url" in said

@@ -103,6 +103,10 @@ def status(config: ConfigFile, runs: Runs = RUNS) -> None:
         with Ledger(context.workspace.ledger) as ledger:
             name = context.workspace.name
             console.print(f"\n{ledger.calls(name)} model calls, ${ledger.spent(name) / 1e6:.2f} spent")
+            for batch in ledger.waiting(name):
+                what = f"batch {batch.remote}: " if batch.remote else "batch: "
+                what += f"{batch.requests:,} requests at the provider; the next run collects them"
+                console.print(f"  ${batch.reserved / 1e6:.4f}  {escape(what)}", highlight=False)
             for attempt in ledger.unsettled(name):
                 fate = "in flight" if attempt.alive else "in flight when its process ended, so charged at the worst"
                 console.print(f"  ${attempt.reserved / 1e6:.4f}  {escape(attempt.model)}: {fate}", highlight=False)

@@ -53,6 +53,12 @@ class Price(Table):
     """Of the prompt."""
     output: Decimal = Field(ge=0)
     """Of the answer, reasoning included."""
+    batch: Decimal = Field(default=Decimal("0.5"), ge=0, le=1)
+    """What the provider's batch API costs, as a share of the above."""
+
+    def in_batch(self) -> Price:
+        """The same for requests in a batch."""
+        return Price(input=self.input * self.batch, output=self.output * self.batch)
 
     def of(self, prompt_tokens: int, completion_tokens: int) -> int:
         """Micro-dollars, rounded up."""
@@ -132,6 +138,8 @@ class Rung(Table):
     """Sampling temperature; 0 is greedy."""
     dollars: float | None = Field(default=None, ge=0)
     """Hard cap on what this rung may spend, within the run's."""
+    batch: bool = False
+    """Whether its models are asked through their provider's batch API: at half the price, within 24 hours."""
 
     @model_validator(mode="after")
     def _models_fit_kind(self) -> Self:
@@ -245,6 +253,11 @@ class Config(Table):
                 if model not in self.models:
                     known = ", ".join(self.models) or "none"
                     raise ValueError(f"rung {rung.name!r} names unknown model {model!r}; known under [models]: {known}")
+                if rung.batch and len(self.models[model].base_url) != 1:
+                    raise ValueError(
+                        f"rung {rung.name!r} has batch = true, which needs models with engine = 'openai' and one "
+                        f"base_url; model {model!r} is not one"
+                    )
         teachers = {r.name for r in self.rung} | set(self.models)
         for member in self.member:
             if member.name == BASE:

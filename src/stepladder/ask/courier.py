@@ -20,6 +20,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
+from stepladder.ask.batch import ask_in_batches, collect
 from stepladder.ask.engine import Endpoint, Report, Teacher, ask_all
 from stepladder.ask.gate import Gate
 from stepladder.ask.ledger import Ledger, Scope
@@ -42,8 +43,12 @@ def ask(
     ledger: Ledger,
     scope: Scope,
     report: Report = lambda done, spent: None,
+    *,
+    batch: bool = False,
 ) -> dict[str, Response]:
     """Answer every request and return the responses by request key, truncated and refused ones too.
+
+    With ``batch``, through the provider's batch API.
 
     Raises:
         BudgetError: the cap is reached; what was answered is kept, and a higher cap goes on from there.
@@ -58,9 +63,17 @@ def ask(
     report(here, 0)
     if not missing:
         return known
-    _key(name, model)  # before anything starts
+    key = _key(name, model)  # before anything starts
+
+    def told(done: int, spent: int) -> None:
+        report(here + done, spent)
+
+    if batch:
+        ask_in_batches(missing, name, model, key, ledger, scope, told)
+        return ledger.find_all(requests)
+    collect(name, model, key, ledger, told)
     job = {"name": name, "model": model.model_dump(mode="json", exclude_unset=True), "ledger": str(ledger.path)}
-    _send(missing, {**job, "scope": scope._asdict()}, lambda done, spent: report(here + done, spent))
+    _send(missing, {**job, "scope": scope._asdict()}, told)
     return ledger.find_all(requests)
 
 

@@ -169,7 +169,7 @@ class _Round:
                     self.tally.stored += 1
                 elif key in known and key not in self.wanted:  # cut off, and the run ended before the second chance
                     self.wanted[key] = 2 * request.max_tokens
-                    self.ready.append(Job(_with_cap(request, 2 * request.max_tokens), doubled=True))
+                    self.ready.append(Job(with_cap(request, 2 * request.max_tokens), doubled=True))
                 elif key in self.given_up:
                     continue
                 elif key in self.wanted:  # identical requests are one
@@ -255,10 +255,10 @@ class _Round:
         if outcome.kind == "truncated":
             wanted = self.wanted[request.key]
             if wanted > request.max_tokens:
-                self.ready.append(Job(_with_cap(request, wanted), doubled=job.doubled))
+                self.ready.append(Job(with_cap(request, wanted), doubled=job.doubled))
                 return
             if not job.doubled:
-                self.ready.append(Job(_with_cap(request, 2 * request.max_tokens), doubled=True))
+                self.ready.append(Job(with_cap(request, 2 * request.max_tokens), doubled=True))
                 return
         if outcome.kind in FINAL:
             self.tally.answered += 1
@@ -302,12 +302,9 @@ class _Round:
         if self.fatal is not None:
             raise AskError(f"model {name!r}: {self.fatal}; nothing more was sent, and what was answered is kept")
         if self.broke:
-            raise BudgetError(self._over_budget())
+            raise over_budget(name, self.scope, tally, *self.rest)
         if tally.failed:
-            raise AskError(
-                f"model {name!r}: {len(tally.failed)} requests got no answer (the last: {tally.failed[-1]}); "
-                "all others are kept, run again to ask for these"
-            )
+            raise no_answers(name, tally.failed)
         return tally
 
     def _worst(self, request: Request) -> int:
@@ -323,22 +320,30 @@ class _Round:
             count, worst = count + len(missing), worst + sum(map(self._worst, missing))
         return count, worst
 
-    def _over_budget(self) -> str:
-        """How far the money went and what the rest would cost."""
-        scope, tally, (count, worst) = self.scope, self.tally, self.rest
-        caps = {"run": scope.run_cap, f"rung {scope.rung}": scope.rung_cap}
-        limits = " and ".join(f"${cap / 1e6:.4f} for the {what}" for what, cap in caps.items() if cap is not None)
-        usual = ""
-        if tally.answered:
-            usual = f", about ${tally.micro_dollars / tally.answered * count / 1e6:.4f} going by those before"
-        return (
-            f"model {self.teacher.name!r}: the cap is reached ({limits}); {tally.stored + tally.answered} requests are "
-            f"answered and kept, {count} are not and would cost at most ${worst / 1e6:.4f}{usual}; raise the cap and "
-            "run again"
-        )
+
+def over_budget(name: str, scope: Scope, tally: Tally, rest: int, worst: int) -> BudgetError:
+    """How far the money went, and what the ``rest`` requests would cost, ``worst`` micro-dollars at most."""
+    caps = {"run": scope.run_cap, f"rung {scope.rung}": scope.rung_cap}
+    limits = " and ".join(f"${cap / 1e6:.4f} for the {what}" for what, cap in caps.items() if cap is not None)
+    usual = ""
+    if tally.answered:
+        usual = f", about ${tally.micro_dollars / tally.answered * rest / 1e6:.4f} going by those before"
+    return BudgetError(
+        f"model {name!r}: the cap is reached ({limits}); {tally.stored + tally.answered} requests are answered and "
+        f"kept, {rest} are not and would cost at most ${worst / 1e6:.4f}{usual}; raise the cap and run again"
+    )
 
 
-def _with_cap(request: Request, max_tokens: int) -> Request:
+def no_answers(name: str, failed: Sequence[str]) -> AskError:
+    """Some requests came to nothing."""
+    return AskError(
+        f"model {name!r}: {len(failed)} requests got no answer (the last: {failed[-1]}); all others are kept, run "
+        "again to ask for these"
+    )
+
+
+def with_cap(request: Request, max_tokens: int) -> Request:
+    """The same request with another cap."""
     return request.model_copy(update={"max_tokens": max_tokens})
 
 

@@ -12,6 +12,7 @@ import json
 import os
 import sqlite3
 import time
+import uuid
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -19,70 +20,10 @@ from types import TracebackType
 from typing import Any, Literal, NamedTuple, Self
 
 from stepladder.ask.outcome import Delivery, Outcome
-from stepladder.ask.request import Request, Response, worst_case
+from stepladder.ask.request import Request, Response, TokenLogprob, worst_case
+from stepladder.ask.schema import MIGRATIONS
 from stepladder.config import Price
 from stepladder.errors import UserError
-
-MIGRATIONS = (
-    """
-    CREATE TABLE requests (
-        key TEXT PRIMARY KEY,
-        identity TEXT NOT NULL
-    ) WITHOUT ROWID;
-    CREATE TABLE responses (
-        key TEXT NOT NULL REFERENCES requests (key),
-        max_tokens INTEGER NOT NULL,
-        run TEXT NOT NULL,
-        text TEXT NOT NULL,
-        finished INTEGER NOT NULL,
-        prompt_tokens INTEGER NOT NULL,
-        completion_tokens INTEGER NOT NULL,
-        micro_dollars INTEGER NOT NULL,
-        PRIMARY KEY (key, max_tokens)
-    ) WITHOUT ROWID;
-    """,
-    """
-    ALTER TABLE responses ADD COLUMN finish TEXT NOT NULL DEFAULT 'stop';
-    ALTER TABLE responses ADD COLUMN reasoning TEXT NOT NULL DEFAULT '';
-    ALTER TABLE responses ADD COLUMN attempt INTEGER REFERENCES attempts (id);
-    UPDATE responses SET finish = 'length' WHERE NOT finished;
-    CREATE TABLE sessions (
-        id INTEGER PRIMARY KEY,
-        pid INTEGER NOT NULL,
-        started REAL NOT NULL
-    );
-    CREATE TABLE attempts (
-        id INTEGER PRIMARY KEY,
-        key TEXT NOT NULL REFERENCES requests (key),
-        session INTEGER NOT NULL REFERENCES sessions (id),
-        run TEXT NOT NULL,
-        rung TEXT NOT NULL,
-        model TEXT NOT NULL,
-        endpoint TEXT NOT NULL DEFAULT '',
-        max_tokens INTEGER NOT NULL,
-        reserved INTEGER NOT NULL,
-        charged INTEGER,
-        outcome TEXT,
-        status INTEGER,
-        message TEXT NOT NULL DEFAULT '',
-        started REAL NOT NULL,
-        seconds REAL,
-        prompt_tokens INTEGER NOT NULL DEFAULT 0,
-        completion_tokens INTEGER NOT NULL DEFAULT 0,
-        raw BLOB
-    );
-    CREATE TABLE hits (
-        run TEXT NOT NULL,
-        rung TEXT NOT NULL,
-        model TEXT NOT NULL,
-        count INTEGER NOT NULL,
-        PRIMARY KEY (run, rung, model)
-    ) WITHOUT ROWID;
-    CREATE INDEX attempts_key ON attempts (key, outcome);
-    CREATE INDEX attempts_spent ON attempts (run, rung, COALESCE(charged, reserved));
-    """,
-)
-"""Append-only: a migration that has shipped is never edited; ``PRAGMA user_version`` counts those applied."""
 
 CHUNK = 500
 """Keys looked up in one statement."""
@@ -119,6 +60,30 @@ class Open(NamedTuple):
     reserved: int
     alive: bool
     """Whether the process that sent it still runs; if not, nobody will ever know what became of it."""
+
+
+class Batch(NamedTuple):
+    """Requests handed to a provider in one file, or about to be."""
+
+    id: int
+    intent: str
+    """What the batch's metadata carries, so that one whose name was never heard can be found."""
+    scope: Scope
+    """On whose account it goes; without caps, which have been seen to."""
+    endpoint: str
+    remote: str | None
+    """The provider's name for it, once known."""
+    created: float
+    """Seconds since the epoch."""
+
+
+class Waiting(NamedTuple):
+    """A batch that has not ended."""
+
+    remote: str | None
+    requests: int
+    reserved: int
+    """Micro-dollars."""
 
 
 class Account(NamedTuple):
@@ -189,19 +154,20 @@ class Ledger:
             some = keys[at : at + CHUNK]
             marks = ",".join("?" * len(some))
             rows = self._db.execute(
-                "SELECT key, text, finish, max_tokens, prompt_tokens, completion_tokens, reasoning, micro_dollars"  # noqa: S608
-                f" FROM responses WHERE key IN ({marks}) ORDER BY finish != 'length', max_tokens",
+                "SELECT key, text, finish, max_tokens, prompt_tokens, completion_tokens, reasoning, micro_dollars,"  # noqa: S608
+                f" logprobs FROM responses WHERE key IN ({marks}) ORDER BY finish != 'length', max_tokens",
                 some,
             )
-            for key, text, finish, max_tokens, prompt_tokens, completion_tokens, reasoning, micro_dollars in rows:
+            for key, text, finish, max_tokens, prompt, completion, reasoning, micro_dollars, logprobs in rows:
                 response = Response.model_construct(
                     text=text,
                     finish=finish,
                     max_tokens=max_tokens,
-                    prompt_tokens=prompt_tokens,
-                    completion_tokens=completion_tokens,
+                    prompt_tokens=prompt,
+                    completion_tokens=completion,
                     reasoning=reasoning,
                     micro_dollars=micro_dollars,
+                    logprobs=tuple(TokenLogprob(*row) for row in json.loads(logprobs)) if logprobs else (),
                 )
                 if response.serves(wanted[key]):
                     found[key] = response
@@ -244,7 +210,15 @@ class Ledger:
                 self._remember(request)
                 self._respond(run, request, response, None)
 
-    def reserve(self, request: Request, price: Price, scope: Scope, model: str, endpoint: str = "") -> Grant | Refusal:
+    def reserve(
+        self,
+        request: Request,
+        price: Price,
+        scope: Scope,
+        model: str,
+        endpoint: str = "",
+        batch: Batch | None = None,
+    ) -> Grant | Refusal:
         """Set the worst case aside and open an attempt, or say why not. Inside a transaction."""
         if self.find(request) is not None:
             return "stored"
@@ -260,8 +234,8 @@ class Ledger:
             "SELECT COUNT(*) FROM attempts WHERE key = ? AND raw IS NOT NULL AND status = 200", (request.key,)
         ).fetchone()[0]
         attempt = self._db.execute(
-            "INSERT INTO attempts (key, session, run, rung, model, endpoint, max_tokens, reserved, started)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT INTO attempts (key, session, run, rung, model, endpoint, max_tokens, reserved, started, batch)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 request.key,
                 self._session,
@@ -272,6 +246,7 @@ class Ledger:
                 request.max_tokens,
                 worst,
                 time.time(),
+                batch.id if batch else None,
             ),
         ).lastrowid
         self._add(scope.run, scope.rung, worst)
@@ -302,10 +277,76 @@ class Ledger:
     def _respond(self, run: str, request: Request, r: Response, attempt: int | None) -> None:
         self._db.execute(
             "INSERT OR IGNORE INTO responses (key, max_tokens, run, text, finished, finish, reasoning, prompt_tokens,"
-            " completion_tokens, micro_dollars, attempt) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            " completion_tokens, micro_dollars, attempt, logprobs) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (request.key, r.max_tokens, run, r.text, r.finished, r.finish, r.reasoning, r.prompt_tokens,
-             r.completion_tokens, r.micro_dollars, attempt),
+             r.completion_tokens, r.micro_dollars, attempt, json.dumps(r.logprobs) if r.logprobs else ""),
         )  # fmt: skip
+
+    # Batches. All but the last two inside a transaction.
+
+    def open_batch(self, scope: Scope, endpoint: str) -> Batch:
+        """Write down that a batch is going to be made."""
+        batch = Batch(0, uuid.uuid4().hex, Scope(scope.run, scope.rung), endpoint, None, time.time())
+        row = self._db.execute(
+            "INSERT INTO batches (intent, session, run, rung, endpoint, created) VALUES (?, ?, ?, ?, ?, ?)",
+            (batch.intent, self._session, scope.run, scope.rung, endpoint, batch.created),
+        ).lastrowid
+        return batch._replace(id=int(row or 0))
+
+    def name_batch(self, batch: Batch, remote: str) -> Batch:
+        """The provider has taken it, under this name."""
+        self._db.execute("UPDATE batches SET remote = ? WHERE id = ?", (remote, batch.id))
+        return batch._replace(remote=remote)
+
+    def end_batch(self, batch: Batch, how: str, stray: bytes = b"") -> None:
+        """It has ended, and all its attempts are settled; ``stray`` are lines of its files that name none of them."""
+        self._db.execute("UPDATE batches SET ended = ?, stray = ? WHERE id = ?", (how, stray or None, batch.id))
+
+    def adopt_batches(self, endpoint: str) -> list[Batch]:
+        """Batches at this address that have not ended and whose process has: they are this process's now."""
+        rows = self._db.execute(
+            "SELECT id, intent, run, rung, endpoint, remote, created, session FROM batches"
+            " WHERE ended IS NULL AND endpoint = ? ORDER BY id",
+            (endpoint,),
+        ).fetchall()
+        if not rows:
+            return []
+        self.begin_session()
+        alive = {session: self._is_alive(session) for session in {row[-1] for row in rows} - {self._session}}
+        found = [row for row in rows if not alive.get(row[-1])]
+        for row in found:
+            for table, key in (("batches", "id"), ("attempts", "batch")):
+                self._db.execute(f"UPDATE {table} SET session = ? WHERE {key} = ?", (self._session, row[0]))  # noqa: S608
+        return [
+            Batch(number, intent, Scope(run, rung), endpoint, remote, created)
+            for number, intent, run, rung, endpoint, remote, created, _ in found
+        ]
+
+    def in_batch(self, batch: Batch) -> dict[int, tuple[Grant, Request] | None]:
+        """Its attempts by number; None where one is settled."""
+        rows = self._db.execute(
+            "SELECT id, reserved, max_tokens, identity, outcome FROM attempts JOIN requests USING (key)"
+            " WHERE batch = ? ORDER BY id",
+            (batch.id,),
+        )
+        return {
+            attempt: (
+                Grant(attempt, reserved, 0),
+                Request.model_validate({**json.loads(identity), "max_tokens": max_tokens}),
+            )
+            if outcome is None
+            else None
+            for attempt, reserved, max_tokens, identity, outcome in rows
+        }
+
+    def waiting(self, run: str) -> list[Waiting]:
+        """Batches of the run that have not ended."""
+        rows = self._db.execute(
+            "SELECT remote, COUNT(*), SUM(reserved) FROM batches JOIN attempts ON attempts.batch = batches.id"
+            " WHERE batches.run = ? AND ended IS NULL AND outcome IS NULL GROUP BY batches.id ORDER BY batches.id",
+            (run,),
+        )
+        return [Waiting(*row) for row in rows]
 
     # Money
 
@@ -364,9 +405,12 @@ class Ledger:
         return False
 
     def unsettled(self, run: str) -> list[Open]:
-        """The run's attempts without an outcome, oldest first; those of dead processes stay charged at their worst."""
+        """The run's attempts without an outcome, oldest first; those of dead processes stay charged at their worst.
+        Those in batches are not among them: they can still be collected."""
         rows = self._db.execute(
-            "SELECT id, model, reserved, session FROM attempts WHERE outcome IS NULL AND run = ? ORDER BY id", (run,)
+            "SELECT id, model, reserved, session FROM attempts"
+            " WHERE outcome IS NULL AND run = ? AND batch IS NULL ORDER BY id",
+            (run,),
         ).fetchall()
         alive = {session: self._is_alive(session) for session in {row[3] for row in rows}}
         return [Open(attempt, model, reserved, alive[session]) for attempt, model, reserved, session in rows]

@@ -3,14 +3,30 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Iterable, Iterator
 from typing import Any, Literal
 
 from stepladder.ask.outcome import Delivery
 from stepladder.ask.request import Request
-from stepladder.errors import MissingExtra
+from stepladder.errors import AskError, MissingExtra
 
 CapName = Literal["max_tokens", "max_completion_tokens"]
+
+
+def chat_body(request: Request, model: str, cap_name: CapName) -> dict[str, Any]:
+    """What is posted to /chat/completions."""
+    body: dict[str, Any] = {
+        "model": model,
+        "messages": [message.model_dump() for message in request.messages],
+        "temperature": request.temperature,
+        cap_name: request.max_tokens,
+    }
+    if request.top_p is not None:
+        body["top_p"] = request.top_p
+    if request.top_logprobs is not None:
+        body |= {"logprobs": True, "top_logprobs": request.top_logprobs}
+    return body
 
 
 class Http:
@@ -43,14 +59,7 @@ class Http:
 
     async def send(self, request: Request, idempotency_key: str) -> Delivery:
         """One attempt; whatever happens to it comes back as a delivery."""
-        body: dict[str, Any] = {
-            "model": self._model,
-            "messages": [message.model_dump() for message in request.messages],
-            "temperature": request.temperature,
-            self._cap_name: request.max_tokens,
-        }
-        if request.top_p is not None:
-            body["top_p"] = request.top_p
+        body = chat_body(request, self._model, self._cap_name)
         try:
             async with asyncio.timeout(self._timeout):  # the SDK's own starts anew with every piece that arrives
                 # The SDK's own create() checks and converts the body against its types: a third of all work here.
@@ -74,6 +83,78 @@ class Http:
 
     async def close(self) -> None:
         await self._client.close()
+
+
+class Files:
+    """The batch API of an OpenAI-compatible provider (platform.openai.com/docs/guides/batch).
+
+    Every method raises :class:`Unreachable` when no usable answer came, so that whoever asks may try again,
+    :class:`Gone` when the provider knows no such thing, and :class:`Refused` when it says no.
+    """
+
+    def __init__(self, base_url: str, key: str, timeout: float) -> None:
+        try:
+            import openai
+        except ModuleNotFoundError as error:
+            raise MissingExtra(error.name or "openai", "'stepladder[api]'") from None
+        self._openai, self._address = openai, base_url
+        self._client = openai.OpenAI(base_url=base_url, api_key=key, max_retries=0, timeout=timeout)
+
+    def upload(self, content: bytes) -> str:
+        """Store a file of requests; its name."""
+        with self._said():
+            return self._client.files.create(file=("requests.jsonl", content), purpose="batch").id
+
+    def create(self, file: str, metadata: dict[str, str]) -> str:
+        """Start a batch over an uploaded file; its name."""
+        with self._said():
+            return self._client.batches.create(
+                input_file_id=file, endpoint="/v1/chat/completions", completion_window="24h", metadata=metadata
+            ).id
+
+    def look(self, batch: str) -> dict[str, Any]:
+        """What the provider says of a batch."""
+        with self._said():
+            return self._client.batches.retrieve(batch).model_dump()
+
+    def all(self) -> Iterable[dict[str, Any]]:
+        """Every batch of the account, the newest first."""
+        with self._said():
+            for batch in self._client.batches.list(limit=100):
+                yield batch.model_dump()
+
+    def content(self, file: str) -> bytes:
+        """The bytes of a file."""
+        with self._said():
+            return self._client.files.content(file).content
+
+    @contextlib.contextmanager
+    def _said(self) -> Iterator[None]:
+        try:
+            yield
+        except self._openai.APIStatusError as error:
+            said = f"HTTP {error.status_code}: {' '.join(str(error.message).split())[:300]}"
+            again = error.status_code >= 500 or error.status_code in (408, 409, 429)
+            kind = Unreachable if again else Gone if error.status_code == 404 else Refused
+            raise kind(f"{self._address}: {said}") from None
+        except (self._openai.APIError, ValueError) as error:  # ValueError: a body that is no JSON
+            reason = list(_causes(error))[-1]
+            raise Unreachable(f"{type(reason).__name__}: {reason}".rstrip(": ")) from None
+
+    def close(self) -> None:
+        self._client.close()
+
+
+class Unreachable(Exception):
+    """No usable answer; another try may bring one."""
+
+
+class Refused(AskError):
+    """The provider says no, and will say so again."""
+
+
+class Gone(Refused):
+    """It knows nothing under that name."""
 
 
 def _lower(headers: Any) -> dict[str, str]:

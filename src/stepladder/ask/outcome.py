@@ -20,7 +20,7 @@ import time
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
-from stepladder.ask.request import Finish, Request, Response, worst_case
+from stepladder.ask.request import Finish, Request, Response, TokenLogprob, worst_case
 from stepladder.config import Price
 
 Kind = Literal[
@@ -125,8 +125,24 @@ def _answer(request: Request, delivery: Delivery, price: Price) -> Outcome:
         completion_tokens=completion_tokens,
         reasoning=reasoning,
         micro_dollars=worst_case(request, price) if charge is None else charge,
+        logprobs=_logprobs(choice),
     )
     return Outcome(KINDS[finish], charge, response)
+
+
+def _logprobs(choice: Any) -> tuple[TokenLogprob, ...]:
+    """What the server tells of each token; nothing where that cannot be read, since the answer is good without."""
+    try:
+        return tuple(
+            TokenLogprob(
+                str(token["token"]),
+                float(token["logprob"]),
+                {str(top["token"]): float(top["logprob"]) for top in token.get("top_logprobs") or ()},
+            )
+            for token in (choice.get("logprobs") or {}).get("content") or ()
+        )
+    except (LookupError, TypeError, ValueError, AttributeError):
+        return ()
 
 
 def _usage(request: Request, body: Any, *, empty: bool) -> tuple[int, int] | None:

@@ -6,7 +6,9 @@ import functools
 import hashlib
 import unicodedata
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
+
+from pydantic import Field
 
 from stepladder.config import Price
 from stepladder.records import Message, Record
@@ -24,13 +26,23 @@ Finish = Literal["stop", "length", "filtered", "refused"]
 ``refused``: the provider will not take this prompt (too long, not allowed), so asking again is pointless."""
 
 
+class TokenLogprob(NamedTuple):
+    """One token of an answer and how likely it was; natural logarithms."""
+
+    token: str
+    logprob: float
+    top: dict[str, float]
+    """The likeliest tokens at its place, as many as were asked for, the likeliest first."""
+
+
 class Request(Record):
     """One question to one model.
 
     ``model`` says who is asked in a way that outlives names: base URL and model name of an API; for own weights the
     hash of their content, so that several servers of the same weights share answers.
     ``sample_index`` tells repeated samples of the same question apart; with temperature above 0 it seeds them.
-    ``max_tokens`` caps the answer's length.
+    ``max_tokens`` caps the answer's length. ``top_logprobs`` asks for each token's log-probability and for so many of
+    the likeliest tokens at its place.
     """
 
     model: str
@@ -38,6 +50,7 @@ class Request(Record):
     temperature: float = 0.0
     top_p: float | None = None
     sample_index: int = 0
+    top_logprobs: int | None = Field(default=None, ge=0, le=20)
     max_tokens: int
 
     def identity(self) -> str:
@@ -67,6 +80,8 @@ class Response(Record):
     reasoning: str = ""
     """What a reasoning model thought aloud, where its provider shows it."""
     micro_dollars: int = 0
+    logprobs: tuple[TokenLogprob, ...] = ()
+    """One entry per token, where they were asked for."""
 
     @property
     def finished(self) -> bool:

@@ -32,6 +32,7 @@ class Respondent:
         self._context, self._name = context, name
         self._model = context.config.models[name]
         self._load = functools.cache(lambda: Local(_weights(self._model)))
+        self._batch = rung.batch
         dollars = context.config.limits.dollars
         self._scope = Scope(context.workspace.name, rung.name, _micro(dollars), _micro(rung.dollars))
 
@@ -49,7 +50,7 @@ class Respondent:
             self._context.progress.update(what, done, len(requests), f"${micro_dollars / 1e6:.4f}")
 
         with Ledger(self._context.workspace.ledger) as ledger:
-            return ask(requests, self._name, self._model, ledger, self._scope, report)
+            return ask(requests, self._name, self._model, ledger, self._scope, report, batch=self._batch)
 
 
 def ask_weights(context: Context, weights: Path, requests: Sequence[Request], what: str) -> dict[str, Response]:

@@ -1,0 +1,266 @@
+"""Rungs at half price, against the test server's batch API, whose books say what was paid and what was delivered."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import asker
+import pytest
+from api_server import ApiServer
+
+from stepladder.ask import batch
+from stepladder.ask.courier import ask
+from stepladder.ask.ledger import Ledger, Scope
+from stepladder.ask.openai_http import Files
+from stepladder.ask.request import Request, worst_case
+from stepladder.config import Model
+from stepladder.errors import AskError, BudgetError
+
+SCOPE = Scope("run", "medium")
+
+
+@pytest.fixture(scope="module")
+def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
+    with ApiServer(tmp_path_factory.mktemp("api")) as server:
+        yield server
+
+
+@pytest.fixture
+def ledger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ledger]:
+    monkeypatch.setattr(batch, "PAUSES", (0.01,) * 7)
+    monkeypatch.setattr(batch, "GRACE", 0.05)
+    with Ledger(tmp_path / "ledger.sqlite") as opened:
+        yield opened
+
+
+@pytest.fixture
+def model(api: ApiServer) -> Model:
+    api.set_script({})
+    return asker.model(api.url, 8).model_copy(update={"model": "test-model"})
+
+
+def requests(what: str, count: int, max_tokens: int = 16) -> list[Request]:
+    return [asker.request(f"{what} {number}", max_tokens) for number in range(count)]
+
+
+def faults(*some: dict[str, Any], **more: Any) -> dict[str, Any]:
+    return {"faults": list(some), **more}
+
+
+def paid(api: ApiServer, since: dict[str, Any]) -> dict[str, int]:
+    after = api.settled()
+    return {key: after[key] - since[key] for key in ("billed", "micro_dollars", "duplicates")}
+
+
+def rows(ledger: Ledger, query: str) -> list[tuple[Any, ...]]:
+    with sqlite3.connect(ledger.path) as db:
+        found = db.execute(query).fetchall()
+    db.close()
+    return found
+
+
+def outcomes(ledger: Ledger) -> dict[str, int]:
+    return dict(rows(ledger, "SELECT outcome, COUNT(*) FROM attempts GROUP BY outcome"))
+
+
+def test_a_batch_answers_every_request_at_half_price_and_never_again(
+    api: ApiServer, ledger: Ledger, model: Model
+) -> None:
+    api.set_script(faults({"kind": "batch_shuffled"}))
+    wanted, before, told = requests("plain", 30), api.settled(), []
+    answers = ask([*wanted, *wanted], "t", model, ledger, SCOPE, lambda done, spent: told.append(done), batch=True)
+    assert {answers[r.key].text for r in wanted} == {f"echo plain {n} #0\nAnswer: A" for n in range(30)}
+    bought = paid(api, before)
+    assert bought["billed"] == 30
+    assert bought["micro_dollars"] == ledger.spent("run")  # and the server halves its prices in a batch
+    assert rows(ledger, "SELECT ended, stray FROM batches") == [("completed", None)]
+    ask(wanted, "t", model, ledger, SCOPE, batch=True)
+    ask(wanted, "t", model, ledger, SCOPE)  # the price of an answer is no part of its identity
+    assert paid(api, before)["billed"] == 30
+    assert told == sorted(told)
+
+
+def test_lines_that_fail_expire_or_go_missing_are_asked_again(api: ApiServer, ledger: Ledger, model: Model) -> None:
+    api.set_script(
+        faults(
+            {"kind": "batch_expired", "times": 1, "done": 0.5},
+            {"kind": "line_error", "share": 0.05},
+            {"kind": "line_missing", "share": 0.05},
+            {"kind": "500", "share": 0.05},
+            {"kind": "429", "share": 0.05},
+            {"kind": "malformed", "share": 0.05},
+        )
+    )
+    wanted, before = requests("odd", 80), api.settled()
+    answers = ask(wanted, "t", model, ledger, SCOPE, batch=True)
+    assert set(answers) == {r.key for r in wanted}
+    bought = paid(api, before)
+    assert bought["micro_dollars"] <= ledger.spent("run")
+    ended = [how for (how,) in rows(ledger, "SELECT ended FROM batches ORDER BY id")]
+    assert ended[0] == "expired"
+    assert set(ended[1:]) == {"completed"}
+    found = outcomes(ledger)
+    assert found["answered"] == 80
+    assert found["transient"] >= 40  # those that expired cost nothing
+    assert {"lost", "malformed", "rate_limited"} <= set(found)
+    # Bytes that could not be read are kept.
+    kept = rows(ledger, "SELECT raw FROM attempts WHERE outcome = 'malformed'")
+    assert all(b"custom_id" in raw for (raw,) in kept)
+
+
+@pytest.mark.parametrize("fault", ["batch_lost", "upload_lost"])
+def test_a_batch_made_but_not_confirmed_is_found_and_not_made_twice(
+    api: ApiServer, ledger: Ledger, model: Model, fault: str
+) -> None:
+    api.set_script(faults({"kind": fault, "times": 1}))
+    wanted, before = requests(fault, 10), api.settled()
+    assert len(ask(wanted, "t", model, ledger, SCOPE, batch=True)) == 10
+    assert paid(api, before) == {"billed": 10, "micro_dollars": ledger.spent("run"), "duplicates": 0}
+    assert len(rows(ledger, "SELECT 1 FROM batches")) == 1
+
+
+def test_a_cut_off_answer_gets_twice_its_cap_once(api: ApiServer, ledger: Ledger, model: Model) -> None:
+    api.set_script(faults({"kind": "length"}))
+    wanted = requests("long", 3)
+    answers = ask(wanted, "t", model, ledger, SCOPE, batch=True)
+    assert not any(answer.finished for answer in answers.values())
+    assert rows(ledger, "SELECT max_tokens, COUNT(*) FROM attempts GROUP BY 1") == [(16, 3), (32, 3)]
+    before = api.settled()
+    ask(wanted, "t", model, ledger, SCOPE, batch=True)
+    assert paid(api, before)["billed"] == 0
+
+
+def test_the_cap_holds_and_a_higher_one_goes_on(api: ApiServer, ledger: Ledger, model: Model) -> None:
+    wanted, before = requests("dear", 20), api.settled()
+    assert model.price is not None
+    cap = 5 * worst_case(wanted[0], model.price.in_batch())
+    # What settled batches leave over buys further ones, as far as the cap goes.
+    with pytest.raises(BudgetError, match=r"the cap is reached \(.* for the run\).*raise the cap and run again"):
+        ask(wanted, "t", model.model_copy(), ledger, SCOPE._replace(run_cap=cap // 4), batch=True)
+    api.set_script({"completion_tokens": "cap"})
+    with pytest.raises(BudgetError, match="are answered and kept"):
+        ask(wanted, "t", model, ledger, SCOPE._replace(run_cap=cap // 2), batch=True)
+    some = paid(api, before)
+    assert 0 < some["micro_dollars"] <= ledger.spent("run") <= cap // 2
+    ask(wanted, "t", model, ledger, SCOPE._replace(run_cap=100 * cap), batch=True)
+    assert paid(api, before)["billed"] == 20
+
+
+def test_a_bad_key_or_a_bad_line_stops_and_costs_nothing(
+    api: ApiServer, ledger: Ledger, model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted, before = requests("bad", 4), api.settled()
+    with pytest.raises(AskError, match="the provider refused the batch: The model `other` does not exist"):
+        ask(wanted, "t", model.model_copy(update={"model": "other"}), ledger, SCOPE, batch=True)
+    monkeypatch.setenv("ASKER_KEY", "wrong")
+    with pytest.raises(AskError, match="HTTP 401"):
+        ask(wanted, "t", model, ledger, SCOPE, batch=True)
+    monkeypatch.setenv("ASKER_KEY", "test-key")
+    assert ledger.spent("run") == 0
+    api.set_script(faults({"kind": "400", "match": "bad 2"}))
+    with pytest.raises(AskError, match="1 requests got no answer"):
+        ask(wanted, "t", model, ledger, SCOPE, batch=True)
+    assert outcomes(ledger)["answered"] == 3
+    assert paid(api, before)["billed"] == 3
+
+
+KILLED = """
+import os, signal, sys
+sys.path.insert(0, {tests!r})
+import asker
+from pathlib import Path
+from stepladder.ask import batch, openai_http
+from stepladder.ask.courier import ask
+from stepladder.ask.ledger import Ledger, Scope
+
+def die(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def dies_after(method):
+    def both(*arguments):
+        method(*arguments)
+        die()
+    return both
+
+batch.PAUSES = (0.01,) * 7
+where, when = {moment!r}.split()
+old = getattr(batch.Files, where) if when != "named" else batch._Desk._named
+if when == "before":
+    setattr(batch.Files, where, die)
+elif when == "after":
+    setattr(batch.Files, where, dies_after(old))
+else:
+    batch._Desk._named = dies_after(old)
+wanted = [asker.request(f"killed {{n}}", 16) for n in range(12)]
+model = asker.model({url!r}, 8).model_copy(update={{"model": "test-model"}})
+with Ledger(Path({ledger!r})) as ledger:
+    ask(wanted, "t", model, ledger, Scope("run", "medium"), batch=True)
+"""
+
+
+@pytest.mark.parametrize(
+    "moment", ["upload before", "upload after", "create before", "create after", "create named", "content before"]
+)
+@pytest.mark.parametrize("batched", [True, False], ids=["batched", "singly"])
+def test_whenever_it_is_killed_a_batch_is_found_again_and_paid_once(
+    api: ApiServer, ledger: Ledger, model: Model, moment: str, *, batched: bool
+) -> None:
+    """Also when the next run would rather ask one by one."""
+    before = api.settled()
+    code = KILLED.format(tests=str(Path(__file__).parent), moment=moment, url=api.url, ledger=str(ledger.path))
+    killed = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+    assert killed.returncode == -9, killed.stderr
+    waiting = ledger.waiting("run")
+    assert [row.requests for row in waiting] == [12]
+    assert ledger.unsettled("run") == []
+    wanted = [asker.request(f"killed {n}", 16) for n in range(12)]
+    assert len(ask(wanted, "t", model, ledger, SCOPE, batch=batched)) == 12
+    bought = paid(api, before)
+    assert bought["billed"] == 12
+    assert bought["micro_dollars"] == ledger.spent("run")
+    assert ledger.waiting("run") == []
+
+
+def test_a_batch_the_provider_has_lost_stays_charged(api: ApiServer, ledger: Ledger, model: Model) -> None:
+    wanted = requests("gone", 3)
+    assert model.price is not None
+    with ledger.transaction():
+        ledger.begin_session()
+        lost = ledger.open_batch(SCOPE, api.url)
+        for request in wanted:
+            ledger.reserve(request, model.price.in_batch(), SCOPE, "t", api.url, lost)
+        ledger.name_batch(lost, "batch_nobody_knows")
+    charged = ledger.spent("run")
+    assert len(ask(wanted, "t", model, ledger, SCOPE, batch=True)) == 3
+    assert outcomes(ledger) == {"lost": 3, "answered": 3}
+    assert ledger.spent("run") > charged
+
+
+@pytest.mark.parametrize(
+    ("line", "number", "status"),
+    [
+        ({"custom_id": "7", "response": {"status_code": 200, "body": {}}}, 7, 200),
+        ({"custom_id": "7", "response": {"status_code": 429, "body": {}}}, 7, 429),
+        ({"custom_id": "7", "response": None, "error": {"code": "batch_expired", "message": "late"}}, 7, None),
+        ({"custom_id": "7", "response": None, "error": {"code": "server_error"}}, 7, 500),
+        ({"custom_id": "7", "response": None, "error": None}, 7, 500),
+        ({"custom_id": "seven", "response": None}, None, 200),
+        ([], None, 200),
+    ],
+)
+def test_a_line_is_read_or_kept(line: Any, number: int | None, status: int | None) -> None:
+    found, delivery = batch.read_line(json.dumps(line).encode())
+    assert (found, delivery.status) == (number, status)
+
+
+def test_a_line_of_nobody_is_kept_with_its_batch(ledger: Ledger, model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = Files.content
+    monkeypatch.setattr(Files, "content", lambda self, file: content(self, file) + b"from nowhere\n")
+    ask(requests("stray", 2), "t", model, ledger, SCOPE, batch=True)
+    assert rows(ledger, "SELECT stray FROM batches") == [(b"from nowhere\n",)]
