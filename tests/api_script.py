@@ -168,6 +168,8 @@ class Script(Table):
     """Real 429s; refused requests do not count as seen, so timing does not change which faults are drawn."""
     headers: Mapping[str, str] = field(default_factory=dict)
     """Sent with every reply."""
+    tokens: Sequence[int] | None = None
+    """What /tokenize, as vLLM has it, says of every conversation; without it there is no such place."""
     batch_polls: int = 2
     """At which GET of a batch it is done; every one before says in_progress."""
 

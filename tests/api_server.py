@@ -148,7 +148,7 @@ class Server:
             await asyncio.sleep(order.latency_s)
         return Reply(to_json(order.reply), headers=headers, fault=order.fault, orders=[order])
 
-    def route(self, call: Call) -> Reply:
+    def route(self, call: Call) -> Reply:  # noqa: PLR0911
         match call.method, call.path:
             case "GET", "/health":
                 return Reply(b"{}")
@@ -165,6 +165,8 @@ class Server:
         if (call.method, call.path) == ("GET", "/v1/models"):
             models = [{"id": name, "object": "model", "owned_by": "test"} for name in self.provider.script.models]
             return Reply(to_json({"object": "list", "data": models}))
+        if (call.method, call.path) == ("POST", "/tokenize") and (tokens := self.provider.script.tokens) is not None:
+            return Reply(to_json({"count": len(tokens), "tokens": list(tokens)}))
         kind = call.headers.get("content-type", "")
         reply = self.batches.route(call.method, call.path, call.query, kind, call.body)
         if reply is None:

@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 from api_server import ApiServer
 
-from stepladder.ask.engine import Endpoint, Tally, Teacher, ask_all
+from stepladder.ask.engine import Tally, Teacher, ask_all
 from stepladder.ask.gate import Gate
 from stepladder.ask.ledger import Ledger, Scope
 from stepladder.ask.openai_http import Http
 from stepladder.ask.request import Request, Response, worst_case
+from stepladder.ask.servers import Endpoint
 from stepladder.config import Price
 from stepladder.errors import AskError, BudgetError
 from stepladder.records import Message
@@ -46,7 +47,7 @@ def requests(what: str, count: int) -> list[Request]:
 
 def teacher(*urls: str, model: str = "test-model", key: str = "test-key", timeout: float = 5) -> Teacher:
     endpoints = [Endpoint(url, lambda url=url: Http(url, model, key, timeout), Gate(64)) for url in urls]  # type: ignore[misc]
-    return Teacher(model, PRICE, endpoints)
+    return Teacher(model, PRICE, lambda: endpoints)
 
 
 def ask(wanted: list[Request], some: Teacher, ledger: Ledger, scope: Scope) -> dict[str, Response]:

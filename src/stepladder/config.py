@@ -78,6 +78,9 @@ class Model(Table):
     base_url: tuple[str, ...] = ()
     """``openai``: the address up to and with ``/v1``, or a list of servers of the same model, among which requests are
     balanced."""
+    base_url_file: Path | None = None
+    """``openai``: instead of ``base_url``, a text file with one address a line, which is read again while a run lasts:
+    servers may come and go. Relative to the TOML file."""
     model: str | None = None
     """``openai``: the model's name at the server; by default the table's name."""
     api_key_env: str | None = None
@@ -105,14 +108,19 @@ class Model(Table):
         given = self.model_fields_set - {"engine", "path"}
         if self.engine == "local" and given:
             raise ValueError(f"{sorted(given)[0]!r} is for engine = 'openai'")
-        if self.engine == "openai" and not self.base_url:
-            raise ValueError("engine = 'openai' needs base_url")
+        if self.engine == "openai" and bool(self.base_url) == bool(self.base_url_file):
+            raise ValueError("engine = 'openai' needs either base_url or base_url_file")
         if self.engine == "openai" and self.price is None:
             raise ValueError(
                 "engine = 'openai' needs a price, such as { input = 0.15, output = 0.60 } dollars per million tokens; "
                 "without one no budget can be kept"
             )
         return self
+
+    @property
+    def is_own(self) -> bool:
+        """Whether its servers are the user's: they cost nothing, so they may be asked who they are."""
+        return self.price is not None and self.price.input == self.price.output == 0
 
 
 class Limits(Table):
@@ -297,7 +305,12 @@ def load(path: Path) -> Config:
         }
     )
     models = {
-        name: model if model.path is None else model.model_copy(update={"path": _beside(root, model.path)})
+        name: model.model_copy(
+            update={
+                **({} if model.path is None else {"path": _beside(root, model.path)}),
+                **({} if model.base_url_file is None else {"base_url_file": root / model.base_url_file}),
+            }
+        )
         for name, model in config.models.items()
     }
     train = config.train.model_copy(update={"base": _beside(root, config.train.base)})

@@ -18,8 +18,8 @@ from typing import Any, NamedTuple, TypeVar
 
 from stepladder.ask.engine import TRIES, Report, Tally, no_answers, over_budget, with_cap
 from stepladder.ask.ledger import CHUNK, Batch, Grant, Ledger, Scope
-from stepladder.ask.openai_http import Files, Gone, Refused, Unreachable, chat_body
-from stepladder.ask.outcome import FINAL, Delivery, Outcome, judge
+from stepladder.ask.openai_http import Files, Gone, Refused, chat_body
+from stepladder.ask.outcome import FINAL, Delivery, Outcome, Unreachable, judge
 from stepladder.ask.request import Request, worst_case
 from stepladder.config import Model, Price
 from stepladder.errors import AskError

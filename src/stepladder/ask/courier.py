@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import json
 import os
 import signal
@@ -20,12 +21,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
+from stepladder import models, template
+from stepladder.ask.admission import PROBE, Admission
 from stepladder.ask.batch import ask_in_batches, collect
-from stepladder.ask.engine import Endpoint, Report, Teacher, ask_all
+from stepladder.ask.engine import Report, Tally, Teacher, ask_all
 from stepladder.ask.gate import Gate
 from stepladder.ask.ledger import Ledger, Scope
 from stepladder.ask.openai_http import Http
 from stepladder.ask.request import Request, Response
+from stepladder.ask.servers import Addresses, Endpoint, Note
 from stepladder.config import Model
 from stepladder.errors import AskError, BudgetError
 
@@ -43,6 +47,7 @@ def ask(
     ledger: Ledger,
     scope: Scope,
     report: Report = lambda done, spent: None,
+    note: Note = lambda line: None,
     *,
     batch: bool = False,
 ) -> dict[str, Response]:
@@ -71,13 +76,21 @@ def ask(
     if batch:
         ask_in_batches(missing, name, model, key, ledger, scope, told)
         return ledger.find_all(requests)
-    collect(name, model, key, ledger, told)
-    job = {"name": name, "model": model.model_dump(mode="json", exclude_unset=True), "ledger": str(ledger.path)}
-    _send(missing, {**job, "scope": scope._asdict()}, told)
+    if len(model.base_url) == 1:
+        collect(name, model, key, ledger, told)
+    job = {
+        "name": name,
+        "model": model.model_dump(mode="json", exclude_unset=True),
+        "identity": missing[0].model,
+        "probe": _probe_tokens(model.path) if model.is_own and model.path else None,
+        "ledger": str(ledger.path),
+        "scope": scope._asdict(),
+    }
+    _send(missing, job, told, note)
     return ledger.find_all(requests)
 
 
-def _send(requests: list[Request], job: dict[str, Any], report: Report) -> None:
+def _send(requests: list[Request], job: dict[str, Any], report: Report, note: Note) -> None:
     """Start a courier, hand it the requests, pass on what it reports."""
     process = subprocess.Popen(  # noqa: S603 (our own module, no shell)
         [sys.executable, "-m", "stepladder.ask.courier", str(os.getpid())],
@@ -98,6 +111,8 @@ def _send(requests: list[Request], job: dict[str, Any], report: Report) -> None:
                 message = json.loads(line)
                 if "error" in message:
                     failure = message
+                elif "note" in message:
+                    note(message["note"])
                 else:
                     report(message["done"], message["spent"])
             process.wait()
@@ -127,20 +142,25 @@ def _key(name: str, model: Model) -> str:
     return key
 
 
-def teacher(name: str, model: Model) -> Teacher:
+@functools.cache
+def _probe_tokens(path: str) -> list[int]:
+    """The probe as the weights' own tokenizer renders it."""
+    return template.prompt_tokens(models.load_tokenizer(models.locate(path)), PROBE)
+
+
+def teacher(name: str, model: Model, admission: Admission | None = None, note: Note = lambda line: None) -> Teacher:
     """A model of the configuration as the engine asks it."""
     if model.price is None:
         raise AskError(f"model {name!r} has no price; without one no budget can be kept")
     served, key = model.model or name, _key(name, model)
-    endpoints = [
-        Endpoint(
-            url,
-            lambda url=url: Http(url, served, key, model.timeout, model.cap_name),  # type: ignore[misc]
-            Gate(model.concurrency, model.requests_per_minute, model.tokens_per_minute),
-        )
-        for url in model.base_url
-    ]
-    return Teacher(name, model.price, endpoints)
+
+    @functools.cache
+    def endpoint(url: str) -> Endpoint:
+        gate = Gate(model.concurrency, model.requests_per_minute, model.tokens_per_minute)
+        return Endpoint(url, lambda: Http(url, served, key, model.timeout, model.cap_name), gate, admission)
+
+    file = None if model.base_url_file is None else Addresses(model.base_url_file, note)
+    return Teacher(name, model.price, lambda: [endpoint(url) for url in (model.base_url if file is None else file())])
 
 
 # In the courier's own process
@@ -165,12 +185,21 @@ def _work() -> None:
 
     with Ledger(Path(job["ledger"])) as ledger:
         try:
-            asked = teacher(job["name"], Model.model_validate(job["model"]))
-            tally = asyncio.run(ask_all(_requests(), asked, ledger, Scope(**job["scope"]), report))
+            tally = asyncio.run(_ask(job, ledger, report))
         except (AskError, BudgetError) as error:
             _tell({"error": type(error).__name__, "message": str(error)})
         else:
             _tell({"done": tally.stored + tally.answered, "spent": tally.micro_dollars})
+
+
+async def _ask(job: dict[str, Any], ledger: Ledger, report: Report) -> Tally:
+    name, model, scope = job["name"], Model.model_validate(job["model"]), Scope(**job["scope"])
+    admission = Admission(job["identity"], model.model or name, job["probe"], scope.run) if model.is_own else None
+    return await ask_all(_requests(), teacher(name, model, admission, _note), ledger, scope, report, _note)
+
+
+def _note(line: str) -> None:
+    _tell({"note": line})
 
 
 def _requests() -> Iterator[Request]:

@@ -16,13 +16,13 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from stepladder.ask.commit import Committer
-from stepladder.ask.gate import Gate
 from stepladder.ask.ledger import CHUNK, Grant, Ledger, Scope
-from stepladder.ask.outcome import FINAL, Delivery, Outcome, judge
+from stepladder.ask.outcome import FINAL, Outcome, judge
 from stepladder.ask.request import Request, Response, worst_case
+from stepladder.ask.servers import LOOK, Endpoint, Note, Servers
 from stepladder.config import Price
 from stepladder.errors import AskError, BudgetError
 from stepladder.workspace import digest
@@ -37,32 +37,14 @@ RIVAL_WAIT = 0.25
 """Seconds before looking again at a request that another process is asking."""
 
 
-class Transport(Protocol):
-    """How one endpoint is reached."""
-
-    async def send(self, request: Request, idempotency_key: str) -> Delivery:
-        """Make one attempt. Never raises for what the network or the server does."""
-
-    async def close(self) -> None:
-        """Give connections back."""
-
-
-@dataclass
-class Endpoint:
-    """One server: its address, how to connect, and its gate."""
-
-    name: str
-    connect: Callable[[], Transport]
-    gate: Gate
-
-
 @dataclass
 class Teacher:
     """A priced model: who it is, what it costs, and the servers it is reached at."""
 
     name: str
     price: Price
-    endpoints: Sequence[Endpoint]
+    servers: Callable[[], Sequence[Endpoint]]
+    """Which servers there are now; asked again and again, the same address is the same endpoint."""
 
 
 @dataclass
@@ -97,6 +79,7 @@ async def ask_all(
     ledger: Ledger,
     scope: Scope,
     report: Report = lambda done, spent: None,
+    note: Note = lambda line: None,
 ) -> Tally:
     """Answer every request; the answers are in the ledger, for the requests may be more than memory holds.
 
@@ -105,10 +88,8 @@ async def ask_all(
     Raises:
         BudgetError, AskError: see :func:`stepladder.ask.courier.ask`.
     """
-    async with Committer(ledger) as committer, contextlib.AsyncExitStack() as stack:
-        round_ = _Round(iter(requests), teacher, committer, scope, report)
-        for transport in round_.transports.values():
-            stack.push_async_callback(transport.close)
+    async with Committer(ledger) as committer:
+        round_ = _Round(iter(requests), teacher, committer, scope, report, note)
         await round_.run()
     return round_.finish()
 
@@ -117,10 +98,18 @@ class _Round:
     """One call of :func:`ask_all`."""
 
     def __init__(
-        self, source: Iterator[Request], teacher: Teacher, committer: Committer, scope: Scope, report: Report
+        self,
+        source: Iterator[Request],
+        teacher: Teacher,
+        committer: Committer,
+        scope: Scope,
+        report: Report,
+        note: Note,
     ) -> None:
-        self.source, self.teacher, self.committer, self.scope, self.report = source, teacher, committer, scope, report
-        self.transports = {endpoint.name: endpoint.connect() for endpoint in teacher.endpoints}
+        self.source, self.teacher, self.committer, self.scope = source, teacher, committer, scope
+        self.report = report
+        self.changed = asyncio.Event()
+        self.servers = Servers(teacher.servers, committer, note, self.changed.set)
         self.tally = Tally()
         self.ready: deque[Job] = deque()
         self.later: list[tuple[float, int, Job]] = []
@@ -134,7 +123,6 @@ class _Round:
         self.allowance: int | None = None  # once a reservation did not fit: one new try per settled attempt
         self.broke = False
         self.rest = (0, 0)  # requests that the budget left over, and what they would cost at worst
-        self.changed = asyncio.Event()
 
     async def run(self) -> None:
         try:
@@ -143,13 +131,19 @@ class _Round:
                 await self._refill()
                 if not (self.ready or self.later or self.tasks):
                     return
+                self.servers.look_around()
+                if self.servers.hopeless and not self.tasks:
+                    self.fatal = self.servers.hopeless
+                    return
                 pause = self._launch()
+                pause = LOOK if pause is None else min(pause, LOOK)
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self.changed.wait(), pause)
         finally:
             # What is in flight is paid for: it is waited for and kept, also when the user interrupts.
             if self.tasks:
                 await asyncio.wait(self.tasks)
+            await self.servers.close()
         if self.broke:
             self.rest = await self._count_rest()
         if self.error is not None:
@@ -193,10 +187,10 @@ class _Round:
         while self.ready and self.allowance != 0:
             request = self.ready[0].request
             tokens = request.prompt_bound // 4 + request.max_tokens
-            waits = [(endpoint.gate.wait(tokens, now), endpoint) for endpoint in self.teacher.endpoints]
+            waits = [(endpoint.gate.wait(tokens, now), endpoint) for endpoint in self.servers.admitted]
             open_now = [endpoint for wait, endpoint in waits if wait == 0]
             if not open_now:
-                return min((wait for wait, _ in waits if wait is not None), default=None)
+                return min((wait for wait, _ in waits if wait is not None), default=LOOK)
             endpoint = max(open_now, key=lambda one: one.gate.limit - one.gate.in_flight)
             endpoint.gate.enter(tokens, now)
             if self.allowance is not None:
@@ -232,7 +226,7 @@ class _Round:
             return
         self.tally.micro_dollars += grant.worst
         started = time.monotonic()
-        delivery = await self.transports[endpoint.name].send(request, _idempotency_key(request, grant))
+        delivery = await self.servers.connection(endpoint).send(request, _idempotency_key(request, grant))
         now = time.monotonic()
         outcome = judge(request, delivery, price)
         await self.committer.write(
@@ -245,6 +239,7 @@ class _Round:
         endpoint.gate.leave(outcome.kind, entered, now, outcome.retry_after, delivery.headers)
         if not delivery.sent:
             endpoint.gate.shut(now)
+            self.servers.lost(endpoint)
             if job.tries + 1 >= TRIES and not self.tally.answered:
                 self.fatal = self.fatal or f"{endpoint.name} cannot be reached ({outcome.message})"
         self._decide(job, outcome)

@@ -207,8 +207,12 @@ class Ledger:
         """
         with self.transaction():
             for request, response in answers:
-                self._remember(request)
-                self._respond(run, request, response, None)
+                self.keep(run, request, response)
+
+    def keep(self, run: str, request: Request, response: Response) -> None:
+        """Write one such answer down. Inside a transaction."""
+        self._remember(request)
+        self._respond(run, request, response, None)
 
     def reserve(
         self,

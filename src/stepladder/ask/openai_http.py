@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal
 
-from stepladder.ask.outcome import Delivery
+from stepladder.ask.outcome import Delivery, Unreachable
 from stepladder.ask.request import Request
 from stepladder.errors import AskError, MissingExtra
+from stepladder.records import Message
 
 CapName = Literal["max_tokens", "max_completion_tokens"]
 
@@ -49,6 +50,7 @@ class Http:
             raise MissingExtra(error.name or "openai", "'stepladder[api]'") from None
         self._openai, self._raw, self._never_connected = openai, httpx2.Response, aiohttp.ClientConnectorError
         self._model, self._timeout, self._cap_name = model, timeout, cap_name
+        self._root = base_url.rstrip("/").removesuffix("/v1")
         self._client = openai.AsyncOpenAI(
             base_url=base_url,
             api_key=key,
@@ -80,6 +82,39 @@ class Http:
             causes = list(_causes(error))
             reason = f"{type(causes[-1]).__name__}: {causes[-1]}".rstrip(": ")
             return Delivery(error=reason, sent=not any(isinstance(cause, self._never_connected) for cause in causes))
+
+    async def models(self) -> list[str] | None:
+        """Names the server lists, or None if it has no such list. Raises Unreachable."""
+        listed = await self._plain(lambda: self._client.get("/models", cast_to=self._raw))
+        try:
+            return None if listed is None else [str(model["id"]) for model in listed["data"]]
+        except (LookupError, TypeError):
+            return None
+
+    async def tokens(self, messages: Sequence[Message]) -> list[int] | None:
+        """Prompt token ids of a conversation from vLLM's /tokenize, or None if there is no such thing. Raises
+        Unreachable."""
+        body = {"model": self._model, "messages": [message.model_dump() for message in messages]}
+        said = await self._plain(lambda: self._client.post(f"{self._root}/tokenize", cast_to=self._raw, body=body))
+        try:
+            return None if said is None else [int(token) for token in said["tokens"]]
+        except (LookupError, TypeError, ValueError):
+            return None
+
+    async def _plain(self, call: Callable[[], Awaitable[Any]]) -> Any:
+        """The JSON of a reply, or None where the server has no such place. Raises Unreachable."""
+        try:
+            async with asyncio.timeout(self._timeout):
+                return (await call()).json()
+        except self._openai.APIStatusError as error:
+            if error.status_code >= 500 or error.status_code == 429:
+                raise Unreachable(f"HTTP {error.status_code}") from None
+            return None
+        except ValueError:
+            return None
+        except (self._openai.APIConnectionError, TimeoutError) as error:
+            reason = list(_causes(error))[-1]
+            raise Unreachable(f"{type(reason).__name__}: {reason}".rstrip(": ")) from None
 
     async def close(self) -> None:
         await self._client.close()
@@ -143,10 +178,6 @@ class Files:
 
     def close(self) -> None:
         self._client.close()
-
-
-class Unreachable(Exception):
-    """No usable answer; another try may bring one."""
 
 
 class Refused(AskError):

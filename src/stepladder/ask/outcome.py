@@ -58,6 +58,10 @@ class Delivery(NamedTuple):
     """False: the connection was never made, so nothing can have been billed."""
 
 
+class Unreachable(Exception):
+    """No usable answer to something that is not a request for one; another try may bring it."""
+
+
 class Outcome(NamedTuple):
     """A judged delivery."""
 

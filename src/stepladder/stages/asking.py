@@ -21,7 +21,9 @@ def identity(config: Config, name: str) -> str:
     model = config.models[name]
     if model.engine == "local" or model.path is not None:
         return models.content_digest(_weights(model))
-    return f"{model.base_url[0].rstrip('/')} {model.model or name}"
+    served = model.model or name
+    # Servers that come and go are known by what they serve, and must show that they serve it (ask/admission.py).
+    return f"{model.base_url[0].rstrip('/')} {served}" if model.base_url else f"own servers of {served}"
 
 
 class Respondent:
@@ -50,7 +52,16 @@ class Respondent:
             self._context.progress.update(what, done, len(requests), f"${micro_dollars / 1e6:.4f}")
 
         with Ledger(self._context.workspace.ledger) as ledger:
-            return ask(requests, self._name, self._model, ledger, self._scope, report, batch=self._batch)
+            return ask(
+                requests,
+                self._name,
+                self._model,
+                ledger,
+                self._scope,
+                report,
+                self._context.progress.say,
+                batch=self._batch,
+            )
 
 
 def ask_weights(context: Context, weights: Path, requests: Sequence[Request], what: str) -> dict[str, Response]:

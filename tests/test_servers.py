@@ -1,0 +1,227 @@
+"""Servers of one's own: balanced, coming and going, and turned away when they serve something else."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import asker
+import pytest
+from api_server import ApiServer
+
+from stepladder.ask import servers
+from stepladder.ask.admission import PROBE, Admission, WrongServer, difference
+from stepladder.ask.commit import Committer
+from stepladder.ask.courier import ask
+from stepladder.ask.ledger import Ledger, Scope
+from stepladder.ask.openai_http import Http
+from stepladder.ask.request import Request, Response, TokenLogprob
+from stepladder.ask.servers import Addresses, read_addresses
+from stepladder.config import Model
+from stepladder.errors import AskError
+
+SCOPE = Scope("run", "easy")
+OTHER = {"content": "I am somebody else.\nAnswer: B"}
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> Iterator[tuple[ApiServer, ApiServer]]:
+    folders = [tmp_path / name for name in ("one", "two")]
+    for folder in folders:
+        folder.mkdir()
+    with ApiServer(folders[0]) as one, ApiServer(folders[1]) as two:
+        yield one, two
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Iterator[Ledger]:
+    with Ledger(tmp_path / "ledger.sqlite") as opened:
+        yield opened
+
+
+def own(*urls: str, file: Path | None = None, model: str = "test-model") -> Model:
+    table = {"engine": "openai", "model": model, "api_key_env": "ASKER_KEY", "price": {"input": 0, "output": 0}}
+    where = {"base_url": urls} if file is None else {"base_url_file": file}
+    return Model.model_validate({**table, **where, "concurrency": 8, "timeout": 5})
+
+
+@pytest.fixture(autouse=True)
+def key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ASKER_KEY", "test-key")
+
+
+def requests(what: str, count: int) -> list[Request]:
+    return [asker.request(f"{what} {number}") for number in range(count)]
+
+
+def asked(api: ApiServer) -> int:
+    return int(api.settled()["billed"])
+
+
+def test_servers_of_the_same_weights_share_the_work(pair: tuple[ApiServer, ApiServer], ledger: Ledger) -> None:
+    for api in pair:
+        api.set_script({"latency_s": 0.02})
+    answers = ask(requests("shared", 100), "own", own(*(api.url for api in pair)), ledger, SCOPE)
+    assert len(answers) == 100
+    assert all(asked(api) > 20 for api in pair)
+    assert sum(asked(api) for api in pair) == 102  # each has shown once who it is
+
+
+def test_a_server_with_other_weights_is_not_asked(pair: tuple[ApiServer, ApiServer], ledger: Ledger) -> None:
+    one, two = pair
+    two.set_script(OTHER)
+    ask(requests("first", 5), "own", own(one.url), ledger, SCOPE)
+    notes: list[str] = []
+    answers = ask(requests("both", 20), "own", own(two.url, one.url), ledger, SCOPE, note=notes.append)
+    assert {answer.text.partition(" ")[0] for answer in answers.values()} == {"echo"}
+    assert asked(two) == 1
+    assert len(notes) == 1
+    assert f"{two.url}: it has other weights than those whose answers are on record" in notes[0]
+    with pytest.raises(AskError, match=r"model 'own': .*other weights.*nothing more was sent"):
+        ask(requests("alone", 5), "own", own(two.url), ledger, SCOPE)
+
+
+def test_a_server_that_serves_another_name_is_not_asked(pair: tuple[ApiServer, ApiServer], ledger: Ledger) -> None:
+    with pytest.raises(AskError, match="it serves test-model and not student"):
+        ask(requests("named", 5), "own", own(pair[0].url, model="student"), ledger, SCOPE)
+    assert asked(pair[0]) == 0
+
+
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [
+        ({"tokens": [1, 2, 4, 5]}, r"prompt token 2 is \[4\] there and \[3\] here \(4 and 3 tokens in all\)"),
+        ({"tokens": [1, 2]}, r"prompt token 2 is \[\] there and \[3\] here"),
+        ({"prompt_tokens": 4}, "a prompt of 3 tokens has 4"),
+        ({"prompt_tokens": 3, "tokens": [1, 2, 3]}, None),
+        ({"prompt_tokens": 3}, None),
+        ({"faults": [{"kind": "400"}]}, "HTTP 400"),
+    ],
+)
+def test_a_server_with_another_template_is_not_asked(
+    pair: tuple[ApiServer, ApiServer], ledger: Ledger, script: dict[str, object], said: str | None
+) -> None:
+    api = pair[0]
+    api.set_script(script)
+
+    async def check() -> None:
+        connection = Http(api.url, "test-model", "test-key", 5)
+        async with Committer(ledger) as committer:
+            try:
+                await Admission("weights", "test-model", [1, 2, 3], "run").check(connection, committer)
+            finally:
+                await connection.close()
+
+    if said is None:
+        asyncio.run(check())
+    else:
+        with pytest.raises(WrongServer, match=said):
+            asyncio.run(check())
+
+
+def test_servers_come_and_go_while_a_run_lasts(
+    pair: tuple[ApiServer, ApiServer], ledger: Ledger, tmp_path: Path
+) -> None:
+    one, two = pair
+    for api in pair:
+        api.set_script({"latency_s": 0.2})
+    file = tmp_path / "servers.txt"
+    file.write_text(f"# nobody yet, later {one.url}\n\n")
+    notes: list[str] = []
+    news = iter((f"{one.url}\n", "nonsense\n", f"{two.url}/\n"))
+
+    def write() -> None:
+        if (text := next(news, None)) is not None:
+            file.write_text(text)
+            threading.Timer(1.3, write).start()
+
+    threading.Timer(0.5, write).start()
+    answers = ask(requests("moving", 200), "own", own(file=file), ledger, SCOPE, note=notes.append)
+    assert len(answers) == 200
+    assert asked(one) > 10
+    assert asked(two) > 10
+    waited, came, bad, moved = notes
+    assert waited.endswith("no server yet; waiting for one")
+    assert came.endswith(f"servers now: {one.url}")
+    assert "'nonsense' is no base URL" in bad
+    assert bad.endswith("the last list stays in force")
+    assert moved.endswith(f"servers now: {two.url}")
+
+
+def test_a_list_of_servers_is_read_or_refused(tmp_path: Path) -> None:
+    file = tmp_path / "servers.txt"
+    with pytest.raises(AskError, match="cannot be read"):
+        read_addresses(file)
+    file.write_text("http://a/v1\n\n# two\nhttp://b/v1/\nhttp://a/v1\n")
+    assert read_addresses(file) == ["http://a/v1", "http://b/v1"]
+    file.write_text("http://a/v1\nb:8000\n")
+    with pytest.raises(AskError, match=r"servers.txt:2: 'b:8000' is no base URL"):
+        read_addresses(file)
+
+
+def test_a_list_that_goes_bad_stays_as_it_was(tmp_path: Path) -> None:
+    file, notes = tmp_path / "servers.txt", list[str]()
+    file.write_text("http://a/v1\n")
+    addresses = Addresses(file, notes.append)
+    file.write_text("what?\n")
+    assert addresses() == addresses() == ["http://a/v1"]
+    file.unlink()
+    assert addresses() == ["http://a/v1"]
+    file.write_text("http://a/v1\nhttp://b/v1\n")
+    assert addresses() == ["http://a/v1", "http://b/v1"]
+    assert [("stays in force" in note) for note in notes] == [True, True, False]
+
+
+def test_a_server_nobody_reaches_is_given_up(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(servers, "WAITS", (0.01,) * 2)
+    with pytest.raises(AskError, match=r"http://127.0.0.1:9/v1: it cannot be reached"):
+        asyncio.run(_ask_here(requests("nobody", 2), "http://127.0.0.1:9/v1", ledger))
+
+
+async def _ask_here(wanted: list[Request], url: str, ledger: Ledger) -> None:
+    from stepladder.ask.courier import teacher
+    from stepladder.ask.engine import ask_all
+
+    admission = Admission("weights", "test-model", None, "run")
+    await ask_all(wanted, teacher("own", own(url), admission), ledger, SCOPE)
+
+
+def test_a_server_that_was_away_shows_again_who_it_is(tmp_path: Path, ledger: Ledger) -> None:
+    """The same address, other weights: what was answered before stays, and no request goes there."""
+    folders = [tmp_path / name for name in ("before", "after")]
+    for folder in folders:
+        folder.mkdir()
+    with ApiServer(folders[0]) as api:
+        ask(requests("before", 3), "own", own(api.url), ledger, SCOPE)
+    with ApiServer(folders[1], OTHER) as api:
+        with pytest.raises(AskError, match="other weights"):
+            ask(requests("after", 3), "own", own(api.url), ledger, SCOPE)
+        assert asked(api) == 1
+
+
+def answer(*places: tuple[str, float, dict[str, float]], text: str = "") -> Response:
+    logprobs = tuple(TokenLogprob(*place) for place in places)
+    return Response(text=text, max_tokens=32, prompt_tokens=1, completion_tokens=1, logprobs=logprobs)
+
+
+def test_answers_are_compared_as_far_as_they_go_together() -> None:
+    one = answer(("a", -0.1, {"a": -0.1, "b": -2.5}), ("x", -0.5, {"x": -0.5}))
+    assert difference(one, one) == 0
+    near = answer(("a", -0.2, {"a": -0.2, "b": -2.3}), ("x", -0.5, {"x": -0.5}))
+    assert difference(one, near) == pytest.approx((0.1 + 0.2 + 0) / 3)
+    apart = answer(("b", -0.1, {"b": -0.1, "a": -2.5}), ("anything", -9.0, {}))
+    assert difference(one, apart) == pytest.approx(2.4)  # the second place follows other words
+    unlisted = answer(("c", -0.1, {"c": -0.1, "d": -2.0}))
+    assert difference(one, unlisted) == pytest.approx((1.9 + 0.5 + 2.4 + 0.5) / 4, abs=0.5)
+    assert difference(answer(text="yes"), answer(text="yes")) == 0
+    assert difference(answer(text="yes"), answer(text="no")) == float("inf")
+    assert difference(one, answer(text="yes")) == float("inf")
+
+
+def test_the_probe_is_one_conversation_for_all() -> None:
+    """What is on record was answered to exactly this; a new wording needs a new key version."""
+    assert Request(model="w", messages=PROBE, top_logprobs=5, max_tokens=32).key == (
+        "v1:02da74bc6870fafd2648c155e18b41254a8ed958b8e35cea96ac8328cd0f1b40"
+    )
