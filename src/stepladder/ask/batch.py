@@ -271,6 +271,8 @@ class _Desk:
         self.tries[request.key] += 1
         if outcome.kind in FINAL:
             self.tally.answered += outcome.response is not None and outcome.response.settles(request)
+            if outcome.kind == "refused":  # as often as it is asked
+                self.given_up.add(request.key)
         elif outcome.kind == "fatal":
             self.fatal = outcome.message
         elif outcome.kind == "rejected" or self.tries[request.key] >= TRIES:

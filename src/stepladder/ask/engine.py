@@ -307,13 +307,15 @@ class _Round:
 
     async def _count_rest(self) -> tuple[int, int]:
         """How many requests the ledger still cannot answer, and the most they would cost."""
-        left = [job.request for job in (*self.ready, *(job for *_, job in self.later))]
-        count, worst = len(left), sum(map(self._worst, left))
+        left = {job.request.key: self._worst(job.request) for job in (*self.ready, *(job for *_, job in self.later))}
         while (chunk := await self._take())[0]:
             some, known = chunk
-            missing = [request for request in some if request.key not in known and request.key not in self.wanted]
-            count, worst = count + len(missing), worst + sum(map(self._worst, missing))
-        return count, worst
+            left |= {
+                request.key: self._worst(request)
+                for request in some
+                if request.key not in known and request.key not in left
+            }
+        return len(left), sum(left.values())
 
 
 def over_budget(name: str, scope: Scope, tally: Tally, rest: int, worst: int) -> BudgetError:

@@ -279,6 +279,10 @@ class Ledger:
         self._db.execute("INSERT OR IGNORE INTO requests VALUES (?, ?)", (request.key, request.identity()))
 
     def _respond(self, run: str, request: Request, r: Response, attempt: int | None) -> None:
+        if r.finish == "refused":  # after a cut-off answer: twice its cap is more than the model takes; it stays
+            known = self._db.execute("SELECT 1 FROM responses WHERE key = ?", (request.key,))
+            if known.fetchone() is not None:
+                return
         self._db.execute(
             "INSERT OR IGNORE INTO responses (key, max_tokens, run, text, finished, finish, reasoning, prompt_tokens,"
             " completion_tokens, micro_dollars, attempt, logprobs) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",

@@ -172,7 +172,8 @@ class Files:
             again = error.status_code >= 500 or error.status_code in (408, 409, 429)
             kind = Unreachable if again else Gone if error.status_code == 404 else Refused
             raise kind(f"{self._address}: {said}") from None
-        except (self._openai.APIError, ValueError) as error:  # ValueError: a body that is no JSON
+        # Of a body that is no JSON the SDK makes a ValueError, or hands it out as text that has none of the fields.
+        except (self._openai.APIError, ValueError, AttributeError) as error:
             reason = list(_causes(error))[-1]
             raise Unreachable(f"{type(reason).__name__}: {reason}".rstrip(": ")) from None
 

@@ -45,6 +45,8 @@ GATEWAYS = (502, 504)
 """Answers of a proxy: what stands behind it may have finished, and billed."""
 PROMPT_CODES = ("content_filter", "context_length_exceeded", "content_policy_violation", "string_above_max_length")
 """Error codes of a 400 that is about this prompt and no other."""
+TOO_LONG = "maximum context length"
+"""What a 400 says of such a prompt where its code is no more than 400 (vLLM)."""
 
 
 class Delivery(NamedTuple):
@@ -93,7 +95,7 @@ def judge(request: Request, delivery: Delivery, price: Price, now: float | None 
     if status >= 500 or status in (408, 409, 425):
         wait = retry_after(delivery.headers, time.time() if now is None else now)
         return Outcome("transient", 0, message=message, retry_after=wait)
-    if code in PROMPT_CODES or status in (413, 422):
+    if code in PROMPT_CODES or status in (413, 422) or (status == 400 and TOO_LONG in message):
         refusal = Response(
             text="", finish="refused", max_tokens=request.max_tokens, prompt_tokens=0, completion_tokens=0
         )

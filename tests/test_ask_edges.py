@@ -1,0 +1,456 @@
+"""The corners of asking: what rarely happens, and must not go wrong when it does."""
+
+from __future__ import annotations
+
+import asyncio
+import builtins
+import dataclasses
+import fcntl
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import asker
+import pytest
+from api_server import ApiServer
+
+from stepladder import models
+from stepladder.ask import batch
+from stepladder.ask.admission import FREE, Admission
+from stepladder.ask.commit import Committer
+from stepladder.ask.courier import _probe_tokens, ask, teacher
+from stepladder.ask.engine import ask_all
+from stepladder.ask.ledger import Ledger, Scope
+from stepladder.ask.openai_http import Files, Gone, Http, Refused, chat_body
+from stepladder.ask.outcome import Delivery, Unreachable, judge
+from stepladder.ask.request import Request, Response, worst_case
+from stepladder.ask.servers import Endpoint
+from stepladder.config import Model
+from stepladder.errors import AskError, BudgetError, MissingExtra, UserError
+
+SCOPE = Scope("run", "easy")
+
+
+@pytest.fixture(scope="module")
+def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
+    with ApiServer(tmp_path_factory.mktemp("api")) as server:
+        yield server
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Iterator[Ledger]:
+    with Ledger(tmp_path / "ledger.sqlite") as opened:
+        yield opened
+
+
+@pytest.fixture
+def model(api: ApiServer) -> Model:
+    api.set_script({})
+    return asker.model(api.url, 8).model_copy(update={"model": "test-model"})
+
+
+def requests(what: str, count: int, max_tokens: int = 16) -> list[Request]:
+    return [asker.request(f"{what} {number}", max_tokens) for number in range(count)]
+
+
+def run(wanted: list[Request], model: Model, ledger: Ledger, scope: Scope = SCOPE) -> dict[str, Response]:
+    """In this process, without a courier."""
+    asyncio.run(ask_all(wanted, teacher("t", model), ledger, scope))
+    return ledger.find_all(wanted)
+
+
+# A server that says odd things where the protocol says others
+
+
+class Odd:
+    """An HTTP server that answers every request in one way."""
+
+    def __init__(self, status: int, body: bytes, wait: float = 0) -> None:
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                time.sleep(wait)
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def do_POST(self) -> None:
+                self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                self.do_GET()
+
+            def log_message(self, format: str, *args: object) -> None:
+                pass
+
+        self._server = HTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_port}/v1"
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def __enter__(self) -> Odd:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+def told(url: str, what: str, timeout: float = 5) -> Any:
+    async def go() -> Any:
+        connection = Http(url, "m", "k", timeout)
+        try:
+            return await (connection.models() if what == "models" else connection.tokens(()))
+        finally:
+            await connection.close()
+
+    return asyncio.run(go())
+
+
+@pytest.mark.parametrize("what", ["models", "tokens"])
+@pytest.mark.parametrize(("status", "body"), [(404, b"{}"), (200, b"not JSON"), (200, b'{"data": 5, "tokens": 5}')])
+def test_a_server_that_does_not_say_who_it_is_says_nothing(what: str, status: int, body: bytes) -> None:
+    with Odd(status, body) as odd:
+        assert told(odd.url, what) is None
+
+
+def test_a_server_that_fails_or_hangs_may_be_asked_again() -> None:
+    with Odd(503, b"{}") as odd, pytest.raises(Unreachable, match="HTTP 503"):
+        told(odd.url, "models")
+    with Odd(200, b"{}", wait=0.5) as odd, pytest.raises(Unreachable):
+        told(odd.url, "tokens", timeout=0.1)
+    with pytest.raises(Unreachable):
+        told("http://127.0.0.1:9/v1", "models")
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "error"),
+    [(503, b"{}", Unreachable), (200, b"not JSON", Unreachable), (404, b"{}", Gone), (401, b"{}", Refused)],
+)
+def test_a_batch_api_that_says_no_or_nothing(status: int, body: bytes, error: type[Exception]) -> None:
+    with Odd(status, body) as odd:
+        files = Files(odd.url, "k", 5)
+        with pytest.raises(error):
+            files.upload(b"{}\n")
+        files.close()
+    files = Files("http://127.0.0.1:9/v1", "k", 5)
+    with pytest.raises(Unreachable):
+        list(files.all())
+    files.close()
+
+
+def test_settings_go_over_the_wire_as_they_are_meant() -> None:
+    request = asker.request("x", 9).model_copy(update={"top_p": 0.5, "top_logprobs": 3, "temperature": 0.7})
+    assert chat_body(request, "m", "max_completion_tokens") == {
+        "model": "m",
+        "messages": [{"role": "user", "content": "x"}],
+        "temperature": 0.7,
+        "max_completion_tokens": 9,
+        "top_p": 0.5,
+        "logprobs": True,
+        "top_logprobs": 3,
+    }
+
+
+@pytest.mark.parametrize("make", [lambda: Http("http://x", "m", "k", 1), lambda: Files("http://x", "k", 1)])
+def test_without_the_sdk_there_is_a_line_on_how_to_get_it(
+    monkeypatch: pytest.MonkeyPatch, make: Callable[[], object]
+) -> None:
+    real = builtins.__import__
+
+    def missing(name: str, *arguments: Any, **more: Any) -> Any:
+        if name == "openai":
+            raise ModuleNotFoundError("No module named 'openai'", name="openai")
+        return real(name, *arguments, **more)
+
+    monkeypatch.setattr(builtins, "__import__", missing)
+    with pytest.raises(MissingExtra, match=r"openai is not installed: pip install 'stepladder\[api\]'"):
+        make()
+
+
+def test_log_probabilities_that_cannot_be_read_cost_no_answer() -> None:
+    body = b'{"choices": [{"message": {"content": "A"}, "finish_reason": "stop", "logprobs": {"content": [{}]}}]}'
+    outcome = judge(asker.request("x"), Delivery(200, body), asker.PRICE)
+    assert outcome.response is not None
+    assert (outcome.response.text, outcome.response.logprobs) == ("A", ())
+
+
+# The courier's door
+
+
+def test_no_key_no_price_no_request(model: Model, ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ASKER_KEY")
+    with pytest.raises(AskError, match="environment variable ASKER_KEY is not set"):
+        ask(requests("no key", 1), "t", model, ledger, SCOPE)
+    with pytest.raises(AskError, match="has no price"):
+        teacher("t", model.model_copy(update={"price": None}))
+
+
+def test_a_server_that_wants_no_key_gets_a_word_for_one(api: ApiServer, model: Model, ledger: Ledger) -> None:
+    with pytest.raises(AskError, match="HTTP 401"):
+        ask(requests("keyless", 1), "t", model.model_copy(update={"api_key_env": None}), ledger, SCOPE)
+
+
+def test_a_courier_that_breaks_down_is_a_bug_and_says_so(
+    model: Model, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.executable", "/bin/false")
+    with pytest.raises(RuntimeError, match="the courier ended with code 1"):
+        ask(requests("broken", 1), "t", model, ledger, SCOPE)
+
+
+def test_weights_at_hand_say_how_a_prompt_must_look(api: ApiServer, model: Model, ledger: Ledger) -> None:
+    tokens = _probe_tokens(models.BUNDLED)
+    own = model.model_copy(update={"price": FREE, "path": models.BUNDLED})
+    api.set_script({"tokens": tokens, "prompt_tokens": len(tokens)})
+    assert len(ask(requests("same", 2), "t", own, ledger, SCOPE)) == 2
+    api.set_script({"tokens": [*tokens[:-1], 0], "prompt_tokens": len(tokens)})
+    with pytest.raises(AskError, match=f"prompt token {len(tokens) - 1} is "):
+        ask(requests("other", 2), "t", own, ledger, SCOPE)
+
+
+# The engine
+
+
+def test_a_request_that_is_always_told_to_wait_is_given_up(
+    api: ApiServer, model: Model, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stepladder.ask.engine.PATIENCE", 3)
+    api.set_script({"faults": [{"kind": "429", "retry_after": 0.01}]})
+    with pytest.raises(AskError, match=r"1 requests got no answer .*HTTP 429"):
+        run(requests("wait", 1), model, ledger)
+
+
+def test_a_cut_answer_gets_its_second_chance_from_a_later_run(api: ApiServer, model: Model, ledger: Ledger) -> None:
+    (wanted,) = requests("cut", 1)
+    cut = Response(text="so", finish="length", max_tokens=16, prompt_tokens=1, completion_tokens=16)
+    ledger.store("run", [(wanted, cut)])
+    assert run([wanted], model, ledger)[wanted.key].finished
+
+
+def test_two_caps_in_flight_are_one_request(api: ApiServer, model: Model, ledger: Ledger) -> None:
+    """The smaller is asked first and cut off; the larger is what is asked next, not twice the smaller."""
+    api.set_script({"completion_tokens": 40, "latency_s": 0.1})
+    small, large = asker.request("caps", 16), asker.request("caps", 64)
+    assert run([small, large], model, ledger)[small.key].max_tokens == 64
+
+
+def test_a_request_given_up_is_not_asked_again_in_the_same_call(
+    api: ApiServer, model: Model, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stepladder.ask.engine.CHUNK", 2)
+    api.set_script({"faults": [{"kind": "400", "match": "worse"}]})
+    before = api.settled()["requests"]
+    good, worse = requests("good", 30), asker.request("worse")
+
+    def source() -> Iterator[Request]:
+        yield from good[:10]
+        yield worse
+        for request in good[10:]:
+            time.sleep(0.01)
+            yield request
+        yield worse
+
+    with pytest.raises(AskError, match="1 requests got no answer"):
+        asyncio.run(ask_all(source(), teacher("t", model), ledger, SCOPE))
+    assert api.settled()["requests"] - before == 31
+
+
+def test_what_the_budget_leaves_over_is_counted_to_the_end(
+    api: ApiServer, model: Model, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stepladder.ask.engine.CHUNK", 5)
+    api.set_script({"completion_tokens": "cap", "prompt_tokens": 300})
+    wanted = requests("left", 40)
+    assert model.price is not None
+    worst = worst_case(wanted[0], model.price)
+    with pytest.raises(BudgetError) as stopped:
+        run([*wanted, *wanted[-2:]], model, ledger, SCOPE._replace(run_cap=3 * worst))
+    answered = len(ledger.find_all(wanted))
+    assert 0 < answered < 40
+    assert f"{answered} requests are answered and kept, {40 - answered} are not" in str(stopped.value)
+
+
+def test_a_ledger_that_cannot_be_written_stops_the_run(model: Model, ledger: Ledger) -> None:
+    with sqlite3.connect(ledger.path) as db:
+        db.execute("CREATE TRIGGER full BEFORE INSERT ON attempts BEGIN SELECT RAISE(ABORT, 'disk full'); END")
+    db.close()
+    with pytest.raises(sqlite3.IntegrityError, match="disk full"):
+        run(requests("full", 3), model, ledger)
+
+
+def test_whoever_waits_for_a_commit_that_cannot_begin_is_told(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no() -> None:
+        raise sqlite3.OperationalError("database is locked")
+
+    async def go() -> None:
+        async with Committer(ledger) as committer:
+            monkeypatch.setattr(ledger, "begin", no)
+            with pytest.raises(sqlite3.OperationalError, match="locked"):
+                await committer.write(lambda opened: opened.spent("run"))
+
+    asyncio.run(go())
+
+
+# Servers of one's own
+
+
+def test_a_probe_that_fails_is_tried_again(api: ApiServer, model: Model, ledger: Ledger) -> None:
+    api.set_script({"faults": [{"kind": "500", "times": 1}]})
+    door = Admission("weights", "test-model", None, "run")
+    asyncio.run(ask_all(requests("again", 2), teacher("t", model, door), ledger, SCOPE))
+    assert len(ledger.find_all(requests("again", 2))) == 2
+
+
+def test_a_server_that_hangs_up_shows_again_who_it_is(
+    api: ApiServer, model: Model, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its connection is refused once in the middle of a run: it is probed a second time."""
+    send, sent = Http.send, list[str]()
+
+    async def once(self: Http, request: Request, key: str) -> Delivery:
+        sent.append(request.messages[-1].content)
+        if sent.count("away 0") == 1 and sent[-1] == "away 0":
+            return Delivery(error="refused", sent=False)
+        return await send(self, request, key)
+
+    monkeypatch.setattr(Http, "send", once)
+    some = teacher("t", model, Admission("weights", "test-model", None, "run"))
+    asyncio.run(ask_all(requests("away", 3), some, ledger, SCOPE))
+    assert sum(text.startswith("Ann sits") for text in sent) == 2
+    endpoint: Endpoint = some.servers()[0]
+    assert dataclasses.is_dataclass(endpoint)
+
+
+# Batches
+
+
+def test_a_batch_whose_making_is_never_confirmed_is_left_for_the_next_run(
+    api: ApiServer, model: Model, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch, "PAUSES", (0.0,))
+    monkeypatch.setattr(batch, "GRACE", 0.0)
+
+    def nobody(self: Files, file: str, metadata: dict[str, str]) -> str:
+        raise Unreachable("reset")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Files, "create", nobody)
+        with pytest.raises(AskError, match="does not say whether it made a batch"):
+            ask(requests("unsure", 3), "t", model, ledger, SCOPE, batch=True)
+    assert [row.requests for row in ledger.waiting("run")] == [3]
+    assert len(ask(requests("unsure", 3), "t", model, ledger, SCOPE, batch=True)) == 3
+    with monkeypatch.context() as patch:
+        patch.setattr(Files, "look", nobody)
+        patch.setattr(Files, "look", lambda self, name: nobody(self, name, {}))
+        with pytest.raises(AskError, match=r"does not answer \(reset\); nothing is lost, run again"):
+            ask(requests("unseen", 3), "t", model, ledger, SCOPE, batch=True)
+    assert len(ask(requests("unseen", 3), "t", model, ledger, SCOPE, batch=True)) == 3
+
+
+def test_a_batch_of_another_process_is_waited_for(
+    api: ApiServer, model: Model, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch, "PAUSES", (0.02,))
+    wanted = requests("theirs", 4)
+    assert model.price is not None
+    half, price = model.price.in_batch(), asker.PRICE
+    with Ledger(ledger.path) as other:
+        other.begin_session()
+        with other.transaction():
+            theirs = other.open_batch(SCOPE, api.url)
+            grants = [other.reserve(request, half, SCOPE, "t", api.url, theirs) for request in wanted]
+        answered = Response(text="A", max_tokens=16, prompt_tokens=1, completion_tokens=1)
+        body = b'{"choices": [{"message": {"content": "A"}, "finish_reason": "stop"}]}'
+
+        def collect() -> None:
+            with other.transaction():
+                for grant, request in zip(grants, wanted, strict=True):
+                    delivery = Delivery(200, body)
+                    other.settle(grant, request, SCOPE, delivery, judge(request, delivery, price), 1.0)  # type: ignore[arg-type]
+                other.end_batch(theirs, "completed")
+
+        threading.Timer(0.3, collect).start()
+        before = api.settled()["billed"]
+        found = ask(wanted, "t", model, ledger, SCOPE, batch=True)
+        assert {answer.text for answer in found.values()} == {answered.text}
+        assert api.settled()["billed"] == before
+
+
+def test_a_fatal_line_stops_the_batches(api: ApiServer, model: Model, ledger: Ledger) -> None:
+    api.set_script({"faults": [{"kind": "403", "match": "fatal 1"}]})
+    with pytest.raises(AskError, match=r"HTTP 403.*no further batch is made, and what was answered is kept"):
+        ask(requests("fatal", 3), "t", model, ledger, SCOPE, batch=True)
+    assert len(ledger.find_all(requests("fatal", 3))) == 2
+
+
+def test_a_refused_prompt_is_final_in_a_batch_too(api: ApiServer, model: Model, ledger: Ledger) -> None:
+    api.set_script({"faults": [{"kind": "400", "match": "long 1", "code": "context_length_exceeded"}]})
+    found = ask(requests("long", 3), "t", model, ledger, SCOPE, batch=True)
+    assert sorted(answer.finish for answer in found.values()) == ["refused", "stop", "stop"]
+
+
+def test_a_refusal_does_not_hide_what_was_cut_off(ledger: Ledger) -> None:
+    (wanted,) = requests("cut", 1)
+    cut = Response(text="so", finish="length", max_tokens=16, prompt_tokens=1, completion_tokens=16)
+    refused = Response(text="", finish="refused", max_tokens=32, prompt_tokens=0, completion_tokens=0)
+    ledger.store("run", [(wanted, cut)])
+    ledger.store("run", [(wanted, refused)])
+    assert ledger.find(wanted) == cut
+
+
+def test_a_listing_is_read_no_further_back_than_need_be() -> None:
+    views = [{"id": 1, "created_at": 9000}, {"id": 2, "created_at": 5500}, {"id": 3, "created_at": 1000}, {"id": 4}]
+    assert [view["id"] for view in batch._recent(views, 9000.0)] == [1, 2]
+    pauses = batch._pauses()
+    assert [next(pauses) for _ in range(9)][-3:] == [60, 60, 60]
+
+
+# The ledger's file
+
+
+def test_a_ledger_that_cannot_be_opened_says_so(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be opened"):
+        Ledger(tmp_path / "file" / "ledger.sqlite")
+    (tmp_path / "junk.sqlite").write_text("This is no database, and long enough to be looked at as one. " * 20)
+    with pytest.raises(UserError, match="not a usable ledger"):
+        Ledger(tmp_path / "junk.sqlite")
+    with Ledger(tmp_path / "new.sqlite"):
+        pass
+    with sqlite3.connect(tmp_path / "new.sqlite") as db:
+        db.execute("PRAGMA user_version = 99")
+    db.close()
+    with pytest.raises(UserError, match="written by a newer Stepladder"):
+        Ledger(tmp_path / "new.sqlite")
+
+
+def test_a_transaction_is_all_or_nothing(ledger: Ledger) -> None:
+    (wanted,) = requests("half", 1)
+    answer = Response(text="A", max_tokens=16, prompt_tokens=1, completion_tokens=1)
+    with pytest.raises(RuntimeError), ledger.transaction():
+        ledger.keep("run", wanted, answer)
+        raise RuntimeError
+    assert ledger.find(wanted) is None
+
+
+def test_whether_a_process_lives_is_told_by_its_lock(ledger: Ledger) -> None:
+    ledger.begin_session()
+    assert ledger._is_alive(ledger._session or 0)
+    assert not ledger._is_alive(12345)
+    file = ledger._session_file(777)
+    handle = os.open(file, os.O_CREAT | os.O_RDWR)
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    assert ledger._is_alive(777)
+    os.close(handle)
+    assert not ledger._is_alive(777)
+    assert not file.exists()
+
+
+def test_answers_of_weights_are_exported_too(ledger: Ledger) -> None:
+    (wanted,) = requests("own", 1)
+    ledger.store("run", [(wanted, Response(text="A", max_tokens=16, prompt_tokens=1, completion_tokens=1))])
+    (row,) = ledger.export()
+    assert (row["text"], row["request"]["messages"][0]["content"]) == ("A", "own 0")
