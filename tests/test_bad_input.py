@@ -177,7 +177,12 @@ BAD_CONFIG = {
     "member twice": (MEMBER, MEMBER * 2, ["member name 'a' is used twice"]),
     "member called base": (MEMBER, MEMBER.replace('"a"', '"base"'), ["'base'", "untuned student"]),
     "a price for weights": (PATH, f"{PATH}\ntimeout = 5", ["'models.student'", "'timeout' is for engine = 'openai'"]),
-    "an API without address": (PATH, f'engine = "openai"\n{FREE}', ["'models.student'", "needs base_url"]),
+    "an API without address": (PATH, f'engine = "openai"\n{FREE}', ["'models.student'", "needs either base_url or"]),
+    "two lists of servers": (
+        PATH,
+        f'engine = "openai"\n{URL}\nbase_url_file = "servers.txt"\n{FREE}',
+        ["'models.student'", "needs either base_url or base_url_file"],
+    ),
     "an API without price": (PATH, f'engine = "openai"\n{URL}', ["'models.student'", "needs a price", "budget"]),
     "a price below 0": (
         PATH,

@@ -39,3 +39,12 @@ def test_every_shipped_question_carries_its_worked_solution_and_its_proof() -> N
             for question in json.loads(line)["questions"]:
                 assert question["worked"]
                 assert question["program"]
+
+
+def test_the_championship_says_what_its_teachers_cost() -> None:
+    config = load(EXAMPLES / "championship.toml")
+    prices = {name: model.price for name, model in config.models.items()}
+    assert all(prices.values())
+    assert [name for name, model in config.models.items() if model.is_own] == ["base"]
+    assert {"gpt-4o-mini", "deepseek-v2", "gpt-4o"} < set(prices)
+    assert "2024-08" in (EXAMPLES / "championship.toml").read_text(encoding="utf-8")

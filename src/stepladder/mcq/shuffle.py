@@ -4,10 +4,29 @@ from __future__ import annotations
 
 import math
 import random
+import re
 from collections.abc import Sequence
+from typing import NamedTuple
 
-from stepladder.records import LETTERS
+from stepladder.records import LETTERS, Question
 from stepladder.workspace import digest
+
+_OF_OTHERS = re.compile(
+    r"(?:所有)?(?:以上|上述|前面|前述)(?:的|所有|全部|两个|两者|三个|各项|均|都|皆|全|答案|选项|说法|情况|位置|[^，。；]{0,4}?)*"
+    r"(?:都|皆|均|全)?(?:不)?(?:是|非|对|正确|可以|可能|成立|错误)?(?:的)?"
+    r"|(?:两者|二者|两个|三者)?(?:都|皆|均|全)(?:不)?(?:是|非|对|可以|正确|成立)(?:的)?"
+    r"|所有(?:上述|以上|选项|答案).*"
+    r"|(?:none|all|both|neither|any)(?:\s+of)?(?:\s+(?:the|these|those|them))?"
+    r"(?:\s+(?:above|options?|answers?|choices|statements|two))*(?:\s+(?:is|are)\s+(?:true|false|correct|right|wrong))?"
+    r"|无(?:法)?以上|以上",
+    re.IGNORECASE,
+)
+_NAMED = r"(?:选项|答案)\s*[{letters}](?![A-Za-z])|\b(?:[Oo]ptions?|[Cc]hoices?|[Aa]nswers?)\s+\(?[{letters}]\b"
+_JOINED = (
+    r"(?<![A-Za-z])[{letters}]\s*(?:和|与|及|、|或)\s*[{letters}](?![A-Za-z])"
+    r"|\b(?:[Bb]oth|[Ee]ither|[Nn]either)\s+[{letters}]\s+(?:and|or|nor)\s+[{letters}]\b"
+    r"|^\(?[{letters}]\)?\s*(?:and|or|&)\s*\(?[{letters}]\)?$"
+)
 
 Permutation = tuple[int, ...]
 """``permutation[i]`` is the original index of the option shown as letter i."""
@@ -18,14 +37,45 @@ def rng(*parts: object) -> random.Random:
     return random.Random(digest([str(part) for part in parts]))
 
 
-def orders(count: int, size: int, *seed: object) -> list[Permutation]:
-    """``count`` orders of ``size`` options, drawn by ``seed``, distinct until there is none left: two options have
-    two orders only, and asking for more repeats them."""
+class Fixed(NamedTuple):
+    """Options that must stay where they are when the others are shuffled, and why."""
+
+    places: frozenset[int] = frozenset()
+    reason: str = ""
+
+
+def fixed(question: Question) -> Fixed:
+    """Which options of a question may not move.
+
+    One that speaks of all others ("none of the above", "以上都是") keeps its place at the end: what is above it stays
+    above. In the middle, it holds all others in theirs.
+    Where options or the question speak of letters ("A and B", "选项C"), or are letters themselves, none may move.
+    """
+    letters = f"A-{LETTERS[len(question.options) - 1]}"
+    named, joined = (re.compile(pattern.format(letters=letters)) for pattern in (_NAMED, _JOINED))
+    # A question may well speak of people called A and B.
+    if any(map(named.search, (question.question, *question.options))) or any(map(joined.search, question.options)):
+        return Fixed(frozenset(range(len(question.options))), "options are named by their letters")
+    if any(re.fullmatch(f"[{letters}]", option) for option in question.options):
+        return Fixed(frozenset(range(len(question.options))), "options are letters themselves")
+    places = frozenset(at for at, option in enumerate(question.options) if _OF_OTHERS.fullmatch(option.strip(" 。.")))
+    if places and any(at > min(places) for at in range(len(question.options)) if at not in places):
+        return Fixed(frozenset(range(len(question.options))), "an option in the middle speaks of those above it")
+    return Fixed(places, "an option speaks of the others" if places else "")
+
+
+def orders(count: int, size: int, *seed: object, places: frozenset[int] = frozenset()) -> list[Permutation]:
+    """``count`` orders of ``size`` options, drawn by ``seed``; ``places`` stay where they are.
+
+    Distinct until there is none left: two options have two orders only, and asking for more repeats them.
+    """
     draw = rng(*seed)
+    free = [place for place in range(size) if place not in places]
     drawn: list[Permutation] = []
     while len(drawn) < count:
-        order = tuple(draw.sample(range(size), size))
-        if order not in drawn or len(drawn) >= math.factorial(size):
+        moved = dict(zip(free, draw.sample(free, len(free)), strict=True))
+        order = tuple(moved.get(place, place) for place in range(size))
+        if order not in drawn or len(drawn) >= math.factorial(len(free)):
             drawn.append(order)
     return drawn
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from stepladder.mcq.answer import strict
 from stepladder.mcq.shuffle import Permutation, to_original
-from stepladder.records import Question, Verdict
+from stepladder.records import LETTERS, Question, Verdict
 
 
 class Judged(NamedTuple):
@@ -17,9 +17,17 @@ class Judged(NamedTuple):
 
 
 def judge(question: Question, permutation: Permutation, text: str, *, finished: bool) -> Judged:
-    """Compare a text's strict answer with the label, undoing the option order it was asked in."""
+    """Compare a text's strict answer with the label, undoing the option order it was asked in.
+
+    Where two options are the same text, either letter is right if one of them is the label.
+    """
     letter = strict(text, len(question.options)).letter
     if letter is None:
         return Judged(None, "unparsed" if finished else "truncated")
     answer = to_original(letter, permutation)
-    return Judged(answer, "accepted" if answer == question.answer else "wrong")
+    right = question.answer is not None and _text(question, answer) == _text(question, question.answer)
+    return Judged(answer, "accepted" if right else "wrong")
+
+
+def _text(question: Question, letter: str) -> str:
+    return question.options[LETTERS.index(letter)]

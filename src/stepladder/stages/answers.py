@@ -11,7 +11,7 @@ from stepladder import models
 from stepladder.ask.request import Request
 from stepladder.mcq.answer import majority, strict
 from stepladder.mcq.prompts import ask_messages
-from stepladder.mcq.shuffle import Permutation, orders, to_original
+from stepladder.mcq.shuffle import Permutation, fixed, orders, to_original
 from stepladder.records import Prediction, Question
 from stepladder.stages.asking import ask_weights
 from stepladder.stages.flow import Context
@@ -27,7 +27,8 @@ def predict(context: Context, member: str, weights: Path, questions: list[Questi
     asked: list[tuple[Question, Permutation, Request]] = []
     for question in questions:
         size = len(question.options)
-        shuffled = orders(settings.votes - 1, size, context.config.seed, question.id, "predict")
+        seed = (context.config.seed, question.id, "predict")
+        shuffled = orders(settings.votes - 1, size, *seed, places=fixed(question).places)
         for index, order in enumerate([tuple(range(size)), *shuffled]):
             request = Request(
                 model=name,

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 from stepladder import records
 from stepladder.config import Config
 from stepladder.errors import InputError
-from stepladder.mcq.shuffle import rng
+from stepladder.mcq.repair import Note, clean, repair
+from stepladder.mcq.shuffle import fixed, rng
 from stepladder.records import LETTERS, Language, Question
 from stepladder.stages.flow import Context
 from stepladder.workspace import Artifact, file_digest, write_atomic
@@ -32,6 +33,8 @@ class Problem(NamedTuple):
     id: str
     line: int
     questions: list[Question]
+    notes: list[tuple[str, Note]]
+    """What was odd about it, and about which of its ids."""
 
 
 def parts(config: Config) -> tuple[str | None, ...]:
@@ -69,6 +72,7 @@ def build(context: Context, part: str | None, folder: Path) -> None:
     audit = {
         "problems": len(train) + len(test),
         "questions": {name: len(questions) for name, questions in splits.items()},
+        "counts": dict(Counter(finding.kind for finding in findings).most_common()),
         "findings": [finding._asdict() for finding in findings],
     }
     write_atomic(folder / "audit.json", json.dumps(audit, indent=1, ensure_ascii=False) + "\n")
@@ -86,7 +90,7 @@ def validation_ids(problems: list[str], share: float, seed: int) -> list[str]:
 
 def read_problems(path: Path, language: Language, *, labelled: bool) -> list[Problem]:
     """Read the contest's format: a line is ``{"id", "problem", "questions": [{"question", "options", "answer"}]}``;
-    sub-questions may bring ``worked`` and ``program``.
+    sub-questions may bring ``worked`` and ``program``. What can be put right is (mcq/repair.py), and noted.
 
     Raises:
         InputError: naming file, line and field.
@@ -119,6 +123,11 @@ def _problem(path: Path, number: int, row: Any, language: Language, labelled: bo
     if not isinstance(row.get("questions"), list) or not row["questions"]:
         raise wrong("questions", "must be a list with at least one question")
     questions = []
+    notes: list[Note] = []
+    text = clean(row["problem"], notes)
+    if "\ufffd" in text:
+        notes.append(Note("broken text", "holds U+FFFD (a lost character)"))
+    odd = [(row["id"], note) for note in notes]
     for index, item in enumerate(row["questions"]):
         at = f"questions[{index}]"
         if not isinstance(item, dict):
@@ -128,12 +137,19 @@ def _problem(path: Path, number: int, row: Any, language: Language, labelled: bo
         options = item.get("options")
         if not isinstance(options, list) or not all(isinstance(option, str) for option in options):
             raise wrong(f"{at}.options", "must be a list of texts")
-        if not 2 <= len(options) <= len(LETTERS):
+        if not 1 <= len(options) <= len(LETTERS):
             raise wrong(f"{at}.options", f"has {len(options)} options; 2 to {len(LETTERS)} are needed")
         answer = item.get("answer")
-        allowed = LETTERS[: len(options)]
-        if answer is not None and (not isinstance(answer, str) or len(answer) != 1 or answer not in allowed):
+        if answer is not None and (not isinstance(answer, str) or len(answer) != 1 or answer not in LETTERS):
+            allowed = LETTERS[: max(2, len(options))]
             raise wrong(f"{at}.answer", f"{answer!r} is not one of the letters {allowed[0]} to {allowed[-1]}")
+        repaired = repair(item["question"], tuple(options), answer)
+        odd += [(f"{row['id']}#{index}", note) for note in repaired.notes]
+        count = len(repaired.options)
+        if not 2 <= count <= len(LETTERS):
+            raise wrong(f"{at}.options", f"has {count} options; 2 to {len(LETTERS)} are needed")
+        if repaired.answer is not None and repaired.answer not in LETTERS[:count]:
+            raise wrong(f"{at}.answer", f"{answer!r} is not one of the letters A to {LETTERS[count - 1]}")
         if answer is None and labelled:
             raise wrong(f"{at}.answer", "is missing; training questions need their letter")
         for field in ("worked", "program"):
@@ -143,29 +159,28 @@ def _problem(path: Path, number: int, row: Any, language: Language, labelled: bo
             Question(
                 id=f"{row['id']}#{index}",
                 problem_id=row["id"],
-                problem=row["problem"].strip(),
-                question=item["question"].strip(),
-                options=tuple(option.strip() for option in options),
-                answer=answer,
+                problem=text,
+                question=repaired.question,
+                options=repaired.options,
+                answer=repaired.answer,
                 language=language,
                 source=str(row.get("source", path.stem)),
                 worked=item.get("worked"),
                 program=item.get("program"),
             )
         )
-    return Problem(row["id"], number, questions)
+    return Problem(row["id"], number, questions, odd)
 
 
 def _audit(path: Path | None, problems: list[Problem]) -> Iterator[Finding]:
     name = "" if path is None else path.name
     for problem in problems:
+        for about, note in problem.notes:
+            yield Finding(note.kind, name, problem.line, f"{about} {note.message}")
         for question in problem.questions:
-            if not question.question:
-                yield Finding("empty question", name, problem.line, f"{question.id} has no question text")
-            if len(set(question.options)) < len(question.options):
-                yield Finding("repeated option", name, problem.line, f"{question.id} offers the same option twice")
-            if "\ufffd" in question.problem + question.question + "".join(question.options):
-                yield Finding("broken text", name, problem.line, f"{question.id} holds U+FFFD (a lost character)")
+            if (stays := fixed(question)).places:
+                shown = "the order of its options" if len(stays.places) == len(question.options) else "its place"
+                yield Finding("fixed options", name, problem.line, f"{question.id} keeps {shown}: {stays.reason}")
     letters = Counter(q.answer for problem in problems for q in problem.questions if q.answer is not None)
     if letters and max(letters.values()) > 0.5 * sum(letters.values()) >= 15:
         letter, count = letters.most_common(1)[0]

@@ -10,7 +10,7 @@ from stepladder import records
 from stepladder.ask.request import Request
 from stepladder.config import Config, Rung, settings
 from stepladder.mcq.prompts import ask_messages, worked_solution
-from stepladder.mcq.shuffle import Permutation, orders
+from stepladder.mcq.shuffle import Permutation, fixed, orders
 from stepladder.mcq.verify import judge
 from stepladder.records import Question, Sample
 from stepladder.stages.asking import Respondent, identity
@@ -77,8 +77,13 @@ def climb(context: Context, rung: Rung, model: str, questions: list[Question]) -
     hopeful = questions
     for index in range(rung.orders):
         asked: list[tuple[Question, Permutation, Request]] = []
+        passed: list[Question] = []
         for question in hopeful:
-            order = orders(rung.orders, len(question.options), context.config.seed, question.id, rung.name)[index]
+            drawn = _orders(rung.orders, question, context.config.seed, rung)
+            order = drawn[index]
+            if rung.temperature == 0 and order in drawn[:index]:  # there is no further one: right so far is right
+                passed.append(question)
+                continue
             request = Request(
                 model=name,
                 messages=ask_messages(question, order),
@@ -89,7 +94,7 @@ def climb(context: Context, rung: Rung, model: str, questions: list[Question]) -
             asked.append((question, order, request))
         what = f"{model}, order {index + 1} of {rung.orders}"
         answers = respondent.ask([request for _, _, request in asked], what)
-        hopeful = []
+        hopeful = passed
         for question, order, request in asked:
             answer = answers[request.key]
             letter, verdict = judge(question, order, answer.text, finished=answer.finished)
@@ -116,7 +121,7 @@ def worked(rung: Rung, questions: list[Question], seed: int) -> list[Sample]:
     """Offer the worked solutions that came with the questions, each in one shuffled order, judged like any answer."""
     samples = []
     for question in questions:
-        order = orders(1, len(question.options), seed, question.id, rung.name)[0]
+        order = _orders(1, question, seed, rung)[0]
         text = worked_solution(question, order)
         if text is None:
             continue
@@ -135,6 +140,10 @@ def worked(rung: Rung, questions: list[Question], seed: int) -> list[Sample]:
             )
         )
     return samples
+
+
+def _orders(count: int, question: Question, seed: int, rung: Rung) -> list[Permutation]:
+    return orders(count, len(question.options), seed, question.id, rung.name, places=fixed(question).places)
 
 
 def _fully_accepted(samples: list[Sample]) -> list[Sample]:
