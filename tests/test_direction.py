@@ -13,7 +13,7 @@ GROUND = {"errors", "records", "config", "workspace", "progress", "stats", "mode
 LAYERS = [
     {"__main__"},
     {"cli"},
-    {"stages", "starter", "checkup", "spending"},
+    {"stages", "starter", "checkup", "spending", "labelaudit"},
     {"mcq", "ask", "training", "closedworld", "reporting"},
     GROUND,
 ]

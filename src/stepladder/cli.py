@@ -1,4 +1,4 @@
-"""The command line: one short command per stage, and run, status, doctor, init, worlds. Heavy imports happen inside."""
+"""The command line: one short command per stage, and those about a whole run. Heavy imports happen inside."""
 
 from __future__ import annotations
 
@@ -136,6 +136,19 @@ def ledger(
 
             write_atomic(export, (json.dumps(row, ensure_ascii=False) + "\n" for row in opened.export()))
             context.progress.console.print(f"Wrote {export}", soft_wrap=True, markup=False)
+
+
+@app.command()
+def audit(
+    votes: Annotated[
+        Path, typer.Option(help='JSONL of {"id", "gold", "votes": {model: [letters]}}.', show_default=False)
+    ],
+    out: Annotated[Path, typer.Option(help="JSONL to write, the most suspect label first.", show_default=False)],
+) -> None:
+    """Rank labels by what models that answered independently say against them."""
+    from stepladder.labelaudit import audit as rank
+
+    rank(votes, out, Console())
 
 
 @app.command()
