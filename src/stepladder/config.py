@@ -44,6 +44,9 @@ class Questions(Table):
     """Problems of the final measurement; labels optional."""
     validation: float = Field(default=0.15, gt=0, lt=1)
     """Share of the training problems (never of sub-questions) held out for every choice that is made."""
+    reviewed: Path | None = None
+    """Labels somebody has looked at, JSONL of ``{"id", "action": "keep" | "relabel" | "drop", "answer"}``: confirmed,
+    given another letter, or left out of training and validation. Relative to the TOML file."""
 
 
 class Price(Table):
@@ -139,7 +142,14 @@ class Rung(Table):
     models: tuple[str, ...] = ()
     """Names under ``[models]``."""
     orders: int = Field(default=1, ge=1, le=24)
-    """Shuffled orders of the options each model is asked; all must be right."""
+    """Shuffled orders of the options each model is asked."""
+    samples: int = Field(default=1, ge=1, le=100)
+    """Answers of each model to a question, if more than ``orders``; they take the orders in turn."""
+    accept: Literal["all", "majority"] = "all"
+    """When a model has solved a question: ``all`` its answers are right, or the ``majority`` of them, options named as
+    they were before shuffling, is; then only the chains that voted with it are kept."""
+    trust_majority: bool = False
+    """With ``accept = "majority"``: the majority is taken for the truth even where the label says otherwise."""
     max_tokens: int = Field(default=512, ge=1)
     """Cap on the answer's length, tokens."""
     temperature: float = Field(default=0.0, ge=0)
@@ -153,7 +163,19 @@ class Rung(Table):
     def _models_fit_kind(self) -> Self:
         if (self.kind == "ask") != bool(self.models):
             raise ValueError("a rung of kind 'ask' needs models, one of kind 'worked' takes none")
+        if self.samples > self.orders and self.temperature == 0:
+            raise ValueError(
+                f"samples = {self.samples} with orders = {self.orders} and temperature = 0 would ask the same again; "
+                "set temperature, 0.7 for example, or as many orders"
+            )
+        if self.trust_majority and self.accept != "majority":
+            raise ValueError('trust_majority needs accept = "majority"')
         return self
+
+    @property
+    def answers(self) -> int:
+        """Answers of each model to a question."""
+        return max(self.orders, self.samples)
 
 
 class Train(Table):
@@ -302,6 +324,7 @@ def load(path: Path) -> Config:
         update={
             "train": root / config.questions.train,
             "test": None if config.questions.test is None else root / config.questions.test,
+            "reviewed": None if config.questions.reviewed is None else root / config.questions.reviewed,
         }
     )
     models = {

@@ -42,6 +42,8 @@ class Question(Record):
     source: str
     worked: str | None = None
     program: str | None = None
+    reviewed: bool = False
+    """Whether somebody has confirmed the label."""
 
 
 class Sample(Record):

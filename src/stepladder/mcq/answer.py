@@ -7,6 +7,8 @@ Lenient: the strict rule, then common phrasings in the text's last lines; report
 from __future__ import annotations
 
 import re
+from collections import Counter
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from stepladder.records import LETTERS
@@ -46,6 +48,12 @@ def lenient(text: str, options: int) -> Extracted:
         if letters:
             return Extracted(letters[-1], rule)
     return Extracted(None, "none")
+
+
+def leading(votes: Iterable[str | None]) -> str | None:
+    """The letter with more votes than any other; None on a tie or where nothing could be read."""
+    ranked = Counter(vote for vote in votes if vote is not None).most_common(2)
+    return ranked[0][0] if ranked and (len(ranked) == 1 or ranked[0][1] > ranked[1][1]) else None
 
 
 def majority(votes: tuple[str | None, ...]) -> str | None:

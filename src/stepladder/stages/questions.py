@@ -6,7 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from stepladder import records
 from stepladder.config import Config
@@ -46,6 +46,8 @@ def artifact(context: Context, part: str | None) -> Artifact:
     inputs = {"train": _digest(config.questions.train)}
     if config.questions.test is not None:
         inputs["test"] = _digest(config.questions.test)
+    if config.questions.reviewed is not None:
+        inputs["reviewed"] = _digest(config.questions.reviewed)
     settings = {"language": config.language, "seed": config.seed, "validation": config.questions.validation}
     return Artifact(context.workspace.path("questions"), settings, inputs)
 
@@ -62,6 +64,9 @@ def build(context: Context, part: str | None, folder: Path) -> None:
     findings = [*_audit(config.questions.train, train), *(_audit(config.questions.test, test) if test else ())]
     findings += _shared_texts(config, train, test)
     held_out = set(validation_ids([problem.id for problem in train], config.questions.validation, config.seed))
+    reviewed: Counter[str] = Counter()
+    if config.questions.reviewed is not None:
+        train, reviewed = apply_reviews(train, read_reviews(config.questions.reviewed, train))
     splits = {
         "train": [q for problem in train if problem.id not in held_out for q in problem.questions],
         "validation": [q for problem in train if problem.id in held_out for q in problem.questions],
@@ -72,6 +77,7 @@ def build(context: Context, part: str | None, folder: Path) -> None:
     audit = {
         "problems": len(train) + len(test),
         "questions": {name: len(questions) for name, questions in splits.items()},
+        "reviewed": dict(reviewed),
         "counts": dict(Counter(finding.kind for finding in findings).most_common()),
         "findings": [finding._asdict() for finding in findings],
     }
@@ -170,6 +176,53 @@ def _problem(path: Path, number: int, row: Any, language: Language, labelled: bo
             )
         )
     return Problem(row["id"], number, questions, odd)
+
+
+class Review(NamedTuple):
+    """What somebody decided about a label."""
+
+    action: Literal["keep", "relabel", "drop"]
+    answer: str | None = None
+
+
+def read_reviews(path: Path, train: list[Problem]) -> dict[str, Review]:
+    """Decisions by question id.
+
+    Raises:
+        InputError: naming file, line and field.
+    """
+    known = {question.id: question for problem in train for question in problem.questions}
+    reviews: dict[str, Review] = {}
+    for number, row in records.parse_lines(path):
+        asked = row.get("id") if isinstance(row, dict) else row
+        if not isinstance(row, dict) or not isinstance(asked, str) or asked not in known:
+            raise InputError(path, f"{asked!r} is no training question", line=number, field="id")
+        question, action, answer = known[asked], row.get("action"), row.get("answer")
+        if action not in ("keep", "relabel", "drop"):
+            raise InputError(path, f"{action!r} is none of keep, relabel, drop", line=number, field="action")
+        letters = LETTERS[: len(question.options)]
+        if action == "relabel" and (not isinstance(answer, str) or len(answer) != 1 or answer not in letters):
+            reason = f"{answer!r} is not one of the letters A to {letters[-1]}"
+            raise InputError(path, reason, line=number, field="answer")
+        reviews[question.id] = Review(action, answer if action == "relabel" else None)
+    return reviews
+
+
+def apply_reviews(train: list[Problem], reviews: dict[str, Review]) -> tuple[list[Problem], Counter[str]]:
+    """The problems as reviewed, and how often each decision was taken."""
+    counts = Counter(review.action for review in reviews.values())
+    changed = []
+    for problem in train:
+        kept = []
+        for question in problem.questions:
+            review = reviews.get(question.id)
+            if review is None:
+                kept.append(question)
+            elif review.action != "drop":
+                answer = review.answer or question.answer
+                kept.append(question.model_copy(update={"answer": answer, "reviewed": True}))
+        changed.append(problem._replace(questions=kept))
+    return changed, Counter({str(action): count for action, count in counts.items()})
 
 
 def _audit(path: Path | None, problems: list[Problem]) -> Iterator[Finding]:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from stepladder import records
 from stepladder.ask.request import Request
 from stepladder.config import Config, Rung, settings
+from stepladder.mcq.answer import leading
+from stepladder.mcq.labels import weigh
 from stepladder.mcq.prompts import ask_messages, worked_solution
 from stepladder.mcq.shuffle import Permutation, fixed, orders
 from stepladder.mcq.verify import judge
@@ -38,13 +42,16 @@ def build(context: Context, part: str | None, folder: Path) -> None:
     questions = records.read(context.input("questions") / "train.jsonl", Question)
     unsolved = sorted(questions, key=lambda question: question.id)
     samples: list[Sample] = []
+    accepted: list[Sample] = []
     rows = []
     for rung in context.config.rung:
         judged = worked(rung, unsolved, context.config.seed) if rung.kind == "worked" else []
         for model in rung.models:
             judged += climb(context, rung, model, unsolved)
+        kept = accepted_of(rung, judged)
         samples += judged
-        solved = {sample.question_id for sample in _fully_accepted(judged)}
+        accepted += kept
+        solved = {sample.question_id for sample in kept}
         verdicts = Counter(sample.verdict for sample in judged)
         rows.append(
             {
@@ -59,42 +66,43 @@ def build(context: Context, part: str | None, folder: Path) -> None:
         )
         context.progress.say(f"rung {rung.name}: {len(solved)} of {len(unsolved)} questions solved")
         unsolved = [question for question in unsolved if question.id not in solved]
-    samples.sort(key=lambda sample: (sample.question_id, sample.rung, sample.model, sample.sample_index))
-    accepted = {(s.rung, s.model, s.question_id) for s in _fully_accepted(samples)}
-    keep = [(s.rung, s.model, s.question_id) in accepted for s in samples]
-    write_atomic(folder / "accepted.jsonl", records.lines(s for s, ok in zip(samples, keep, strict=True) if ok))
-    write_atomic(folder / "rejected.jsonl", records.lines(s for s, ok in zip(samples, keep, strict=True) if not ok))
-    summary = {"rungs": rows, "questions": len(questions), "unsolved": len(unsolved)}
+    suspects = suspect_labels(questions, samples)
+    if suspects:
+        place = context.input("samples") / "audit.jsonl"
+        context.progress.say(f"{len(suspects)} labels that models contradict train nobody: {place}")
+    trusted = {rung.name for rung in context.config.rung if rung.trust_majority}
+    doubted = {suspect["id"] for suspect in suspects}
+    accepted = [sample for sample in accepted if sample.rung in trusted or sample.question_id not in doubted]
+    names = {_name(sample) for sample in accepted}
+    rejected = [sample for sample in samples if _name(sample) not in names]
+    for file, chosen in (("accepted", accepted), ("rejected", rejected)):
+        chosen.sort(key=_name)
+        write_atomic(folder / f"{file}.jsonl", records.lines(chosen))
+    write_atomic(folder / "audit.jsonl", (json.dumps(row, ensure_ascii=False) + "\n" for row in suspects))
+    summary = {"rungs": rows, "questions": len(questions), "unsolved": len(unsolved), "suspect": len(suspects)}
     write_atomic(folder / "summary.json", json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
 
 
+def _name(sample: Sample) -> tuple[str, str, str, int]:
+    return sample.question_id, sample.rung, sample.model, sample.sample_index
+
+
 def climb(context: Context, rung: Rung, model: str, questions: list[Question]) -> list[Sample]:
-    """Ask one model of a rung, one option order after the other; an order is only asked where all before it were
-    right, since one wrong answer already keeps the question on the ladder."""
-    name = identity(context.config, model)
+    """Ask one model of a rung. Where all answers must be right they are asked one after the other, and only while all
+    before were, since one wrong answer already keeps the question on the ladder; a majority is asked for at once."""
     respondent = Respondent(context, model, rung)
+    rounds = [[at] for at in range(rung.answers)] if rung.accept == "all" else [list(range(rung.answers))]
     samples: list[Sample] = []
-    hopeful = questions
-    for index in range(rung.orders):
-        asked: list[tuple[Question, Permutation, Request]] = []
-        passed: list[Question] = []
-        for question in hopeful:
-            drawn = _orders(rung.orders, question, context.config.seed, rung)
-            order = drawn[index]
-            if rung.temperature == 0 and order in drawn[:index]:  # there is no further one: right so far is right
-                passed.append(question)
-                continue
-            request = Request(
-                model=name,
-                messages=ask_messages(question, order),
-                temperature=rung.temperature,
-                sample_index=index,
-                max_tokens=rung.max_tokens,
-            )
-            asked.append((question, order, request))
-        what = f"{model}, order {index + 1} of {rung.orders}"
-        answers = respondent.ask([request for _, _, request in asked], what)
-        hopeful = passed
+    hopeful = {question.id: question for question in questions}
+    for indices in rounds:
+        asked = [
+            (question, order, request)
+            for question in hopeful.values()
+            for index in indices
+            for order, request in _request(context.config, rung, model, question, index)
+        ]
+        told = f"{indices[0] + 1} of {rung.answers}" if len(indices) == 1 else f"{len(indices)} each"
+        answers = respondent.ask([request for _, _, request in asked], f"{model}, {told}")
         for question, order, request in asked:
             answer = answers[request.key]
             letter, verdict = judge(question, order, answer.text, finished=answer.finished)
@@ -103,7 +111,7 @@ def climb(context: Context, rung: Rung, model: str, questions: list[Question]) -
                     question_id=question.id,
                     rung=rung.name,
                     model=model,
-                    sample_index=index,
+                    sample_index=request.sample_index,
                     permutation=order,
                     key=request.key,
                     text=answer.text,
@@ -112,9 +120,69 @@ def climb(context: Context, rung: Rung, model: str, questions: list[Question]) -
                     micro_dollars=answer.micro_dollars,
                 )
             )
-            if verdict == "accepted":
-                hopeful.append(question)
+            if verdict != "accepted":
+                hopeful.pop(question.id, None)
     return samples
+
+
+def _request(
+    config: Config, rung: Rung, model: str, question: Question, index: int
+) -> Iterator[tuple[Permutation, Request]]:
+    """The answer with this index, unless it would be word for word one before it."""
+    drawn = _orders(rung.orders, question, config.seed, rung)
+    place = index % rung.orders
+    order = drawn[place]
+    if rung.temperature > 0 or order not in drawn[:place]:
+        yield (
+            order,
+            Request(
+                model=identity(config, model),
+                messages=ask_messages(question, order),
+                temperature=rung.temperature,
+                sample_index=index,
+                max_tokens=rung.max_tokens,
+            ),
+        )
+
+
+def accepted_of(rung: Rung, judged: list[Sample]) -> list[Sample]:
+    """The chains of a rung that count, by its rule. With ``trust_majority`` one that contradicts the label may."""
+    groups: dict[tuple[str, str], list[Sample]] = {}
+    for sample in judged:
+        groups.setdefault((sample.model, sample.question_id), []).append(sample)
+    kept: list[Sample] = []
+    for group in groups.values():
+        right = [sample for sample in group if sample.verdict == "accepted"]
+        if rung.accept == "all":
+            kept += right if len(right) == len(group) else []
+        else:
+            leader = leading(sample.answer for sample in group)
+            voted = [sample for sample in group if leader is not None and sample.answer == leader]
+            kept += voted if rung.trust_majority else [sample for sample in voted if sample.verdict == "accepted"]
+    return kept
+
+
+def suspect_labels(questions: list[Question], samples: list[Sample]) -> list[dict[str, Any]]:
+    """Labels that at least two models contradict with the same letter and that the evidence speaks against
+    (mcq/labels.py), the most suspect first, with the chains on either side. Confirmed labels and worked solutions
+    speak for themselves."""
+    votes: dict[str, dict[str, list[str | None]]] = {}
+    proved = {sample.question_id for sample in samples if sample.model == WORKED and sample.verdict == "accepted"}
+    for sample in samples:
+        votes.setdefault(sample.question_id, {}).setdefault(sample.model, []).append(sample.answer)
+    asked = {question.id: question for question in questions}
+    labels = {key: str(question.answer) for key, question in asked.items() if key in votes}
+    rows = []
+    for suspect in weigh(votes, labels).suspects:
+        against = [s for s in samples if s.question_id == suspect.id and s.answer == suspect.suggested]
+        certain = asked[suspect.id].reviewed or suspect.id in proved
+        same = {s.verdict for s in against} == {"accepted"}  # two options of the same text
+        if suspect.score > 0 and len({s.model for s in against}) > 1 and not certain and not same:
+            chains = [s for s in samples if s.question_id == suspect.id and s.answer == suspect.label]
+            sides = {"for": chains, "against": against}
+            found = {side: [{"model": s.model, "text": s.text} for s in some] for side, some in sides.items()}
+            rows.append({**suspect._asdict(), **found})
+    return rows
 
 
 def worked(rung: Rung, questions: list[Question], seed: int) -> list[Sample]:
@@ -144,9 +212,3 @@ def worked(rung: Rung, questions: list[Question], seed: int) -> list[Sample]:
 
 def _orders(count: int, question: Question, seed: int, rung: Rung) -> list[Permutation]:
     return orders(count, len(question.options), seed, question.id, rung.name, places=fixed(question).places)
-
-
-def _fully_accepted(samples: list[Sample]) -> list[Sample]:
-    """Samples of (rung, model, question) triples that were right in every order asked."""
-    failed = {(s.rung, s.model, s.question_id) for s in samples if s.verdict != "accepted"}
-    return [s for s in samples if (s.rung, s.model, s.question_id) not in failed]

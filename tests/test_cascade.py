@@ -1,0 +1,231 @@
+"""What a rung accepts, which labels it doubts, and what a reviewer may do about them."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from api_server import ApiServer
+
+from stepladder import cli
+from stepladder.config import Rung
+from stepladder.records import Question, Sample
+from stepladder.stages.samples import accepted_of, suspect_labels
+
+TOML = """
+name = "run"
+language = "en"
+
+[questions]
+train = "train.jsonl"
+validation = 0.05
+REVIEWED
+
+[models.one]
+engine = "openai"
+model = "test-model"
+base_url = "URL"
+api_key_env = "TEACHER_KEY"
+price = { input = 1.0, output = 2.0 }
+
+[models.two]
+engine = "openai"
+model = "other-model"
+base_url = "URL"
+api_key_env = "TEACHER_KEY"
+price = { input = 1.0, output = 2.0 }
+
+[[rung]]
+name = "medium"
+models = ["one", "two"]
+RUNG
+
+[[member]]
+name = "a"
+"""
+
+
+def sample(answer: str | None, index: int = 0, model: str = "m", question: str = "q", label: str = "A") -> Sample:
+    return Sample(
+        question_id=question,
+        rung="r",
+        model=model,
+        sample_index=index,
+        permutation=(0, 1, 2),
+        key=f"{model}{index}",
+        text=f"Answer: {answer}",
+        answer=answer,
+        verdict="unparsed" if answer is None else "accepted" if answer == label else "wrong",
+    )
+
+
+def samples(letters: str) -> list[Sample]:
+    return [sample(None if letter == "-" else letter, index) for index, letter in enumerate(letters)]
+
+
+def rung(**more: Any) -> Rung:
+    return Rung(name="r", models=("m",), orders=5, **more)
+
+
+@pytest.mark.parametrize(
+    ("letters", "all_", "majority", "trusted"),
+    [
+        ("AAA", "AAA", "AAA", "AAA"),
+        ("AAB", "", "AA", "AA"),
+        ("ABB", "", "", "BB"),
+        ("A-", "", "A", "A"),
+        ("AB", "", "", ""),
+        ("AABB-", "", "", ""),
+        ("--", "", "", ""),
+        ("BBBA", "", "", "BBB"),
+    ],
+)
+def test_what_counts_as_solved(letters: str, all_: str, majority: str, trusted: str) -> None:
+    judged = samples(letters)
+    rules = {
+        "all": rung(),
+        "majority": rung(accept="majority"),
+        "trusted": rung(accept="majority", trust_majority=True),
+    }
+    found = {name: "".join(str(s.answer) for s in accepted_of(rule, judged)) for name, rule in rules.items()}
+    assert found == {"all": all_, "majority": majority, "trusted": trusted}
+
+
+def test_each_model_is_judged_on_its_own() -> None:
+    judged = [sample("A", 0, "x"), sample("B", 1, "x"), sample("A", 0, "y"), sample("A", 1, "y")]
+    assert {s.model for s in accepted_of(rung(), judged)} == {"y"}
+
+
+def question(name: str, *, reviewed: bool = False) -> Question:
+    return Question(
+        id=name, problem_id=name, problem="P.", question="?", options=("x", "y", "z"), answer="A", language="en",
+        source="s", reviewed=reviewed,
+    )  # fmt: skip
+
+
+def test_a_label_is_doubted_when_two_models_name_the_same_other_letter() -> None:
+    said = {
+        "both": ("B", "B"), "apart": ("B", "C"), "one": ("A", "B"), "right": ("A", "A"), "kept": ("B", "B"),
+        "proved": ("B", "B"),
+    }  # fmt: skip
+    judged = [sample(letter, 0, f"m{n}", q) for q, letters in said.items() for n, letter in enumerate(letters)]
+    judged.append(sample("A", 0, "worked", "proved"))
+    questions = [question(name, reviewed=name == "kept") for name in said]
+    (row,) = suspect_labels(questions, judged)
+    assert (row["id"], row["label"], row["suggested"]) == ("both", "A", "B")
+    assert row["for"] == []
+    assert [chain["model"] for chain in row["against"]] == ["m0", "m1"]
+
+
+@pytest.fixture(scope="module")
+def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
+    with ApiServer(tmp_path_factory.mktemp("api"), {"models": ["test-model", "other-model"]}) as server:
+        yield server
+
+
+class Project:
+    """Thirty questions of two options; both models always say A, so in one order they are right or wrong together."""
+
+    def __init__(self, folder: Path, api: ApiServer, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.folder, self._api, self._patch = folder, api, monkeypatch
+        monkeypatch.chdir(folder)
+        monkeypatch.setenv("TEACHER_KEY", "test-key")
+        asked = {"question": "Who?", "options": ["Ann", "Bob"], "answer": "A"}
+        rows = ({"id": f"p{n:02}", "problem": f"Problem {n}.", "questions": [asked]} for n in range(30))
+        (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        self.write()
+
+    def write(self, rung: str = "", reviewed: str = "") -> None:
+        text = TOML.replace("URL", self._api.url).replace("RUNG", rung).replace("REVIEWED", reviewed)
+        (self.folder / "run.toml").write_text(text)
+
+    def run(self, *stages: str) -> int:
+        for stage in stages:
+            self._patch.setattr(sys, "argv", ["stepladder", stage, "run.toml"])
+            with pytest.raises(SystemExit) as ended:
+                cli.main()
+            if ended.value.code:
+                return int(ended.value.code)
+        return 0
+
+    def rows(self, file: str) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in (self.folder / "runs/run" / file).read_text().splitlines()]
+
+
+@pytest.fixture
+def project(tmp_path: Path, api: ApiServer, monkeypatch: pytest.MonkeyPatch) -> Project:
+    return Project(tmp_path, api, monkeypatch)
+
+
+def test_doubted_labels_train_nobody_until_somebody_has_looked(project: Project) -> None:
+    assert project.run("questions", "samples") == 0
+    suspects = [row["id"] for row in project.rows("samples/audit.jsonl")]
+    assert suspects
+    accepted = {row["question_id"] for row in project.rows("samples/accepted.jsonl")}
+    assert not accepted & set(suspects)
+    assert accepted
+    keep, relabel, drop = suspects[:3]
+    decisions = [
+        {"id": keep, "action": "keep"},
+        {"id": relabel, "action": "relabel", "answer": "B"},
+        {"id": drop, "action": "drop"},
+    ]
+    (project.folder / "reviewed.jsonl").write_text("".join(json.dumps(row) + "\n" for row in decisions))
+    project.write(reviewed='reviewed = "reviewed.jsonl"')
+    assert project.run("questions", "samples") == 0
+    doubted = {row["id"] for row in project.rows("samples/audit.jsonl")}
+    assert doubted == set(suspects) - {keep, relabel, drop}
+    assert {row["question_id"] for row in project.rows("samples/accepted.jsonl")} == accepted | {relabel}
+    assert drop not in {row["id"] for row in project.rows("questions/train.jsonl")}
+    audit = json.loads((project.folder / "runs/run/questions/audit.json").read_text())
+    assert audit["reviewed"] == {"keep": 1, "relabel": 1, "drop": 1}
+
+
+def test_the_majority_may_be_trusted_over_the_label(project: Project) -> None:
+    project.write('accept = "majority"\nsamples = 3\ntemperature = 0.7\ntrust_majority = true')
+    assert project.run("questions", "samples") == 0
+    train = project.rows("questions/train.jsonl")
+    accepted = project.rows("samples/accepted.jsonl")
+    assert len(accepted) == 6 * len(train)  # three samples of two models, all the same
+    assert {row["verdict"] for row in accepted} == {"accepted", "wrong"}
+    assert project.rows("samples/audit.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("rung", "said"),
+    [
+        ("samples = 3", "would ask the same again; set temperature"),
+        ("trust_majority = true", 'trust_majority needs accept = "majority"'),
+    ],
+)
+def test_settings_that_make_no_sense(
+    project: Project, capsys: pytest.CaptureFixture[str], rung: str, said: str
+) -> None:
+    project.write(rung)
+    assert project.run("questions") == 2
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"id": "p99#0", "action": "keep"}, ":1: field 'id': 'p99#0' is no training question"),
+        ({"id": "p01#0", "action": "mend"}, ":1: field 'action': 'mend' is none of keep, relabel, drop"),
+        (
+            {"id": "p01#0", "action": "relabel"},
+            ":1: field 'answer': None is not one of the letters A to B",
+        ),
+        ([], "reviewed.jsonl:1: field 'id': [] is no training question"),
+    ],
+)
+def test_a_review_that_cannot_be_followed_is_named(
+    project: Project, capsys: pytest.CaptureFixture[str], row: Any, said: str
+) -> None:
+    (project.folder / "reviewed.jsonl").write_text(json.dumps(row) + "\n")
+    project.write(reviewed='reviewed = "reviewed.jsonl"')
+    assert project.run("questions") == 2
+    assert said in capsys.readouterr().err
