@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple
 from stepladder import records
 from stepladder.config import Config
 from stepladder.errors import InputError
+from stepladder.mcq.overlap import TWIN, near_duplicates, whole
 from stepladder.mcq.repair import Note, clean, repair
 from stepladder.mcq.shuffle import fixed, rng
 from stepladder.records import LETTERS, Language, Question
@@ -63,6 +64,7 @@ def build(context: Context, part: str | None, folder: Path) -> None:
         test = read_problems(config.questions.test, config.language, labelled=False)
     findings = [*_audit(config.questions.train, train), *(_audit(config.questions.test, test) if test else ())]
     findings += _shared_texts(config, train, test)
+    findings += _twins(config, train, test)
     held_out = set(validation_ids([problem.id for problem in train], config.questions.validation, config.seed))
     reviewed: Counter[str] = Counter()
     if config.questions.reviewed is not None:
@@ -252,6 +254,14 @@ def _shared_texts(config: Config, train: list[Problem], test: list[Problem]) -> 
             if text in first:
                 yield Finding("repeated problem", path.name, problem.line, f"{problem.id} repeats {first[text]}")
             first.setdefault(text, problem.id)
+
+
+def _twins(config: Config, train: list[Problem], test: list[Problem]) -> Iterator[Finding]:
+    """Training problems that stand in the test in other words; the trainset leaves them out."""
+    for pair in near_duplicates([whole(p.questions) for p in train], [whole(p.questions) for p in test], TWIN):
+        mine, theirs = train[pair.left], test[pair.right]
+        message = f"{mine.id} is nearly {theirs.id} of the test (similarity {pair.similarity:.2f})"
+        yield Finding("near-duplicate of a test problem", config.questions.train.name, mine.line, message)
 
 
 def _digest(path: Path) -> str:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 from stepladder import models, records, template
 from stepladder.config import Config, Member, settings
 from stepladder.mcq.answer import strict
+from stepladder.mcq.overlap import TWIN, near_duplicates, whole
 from stepladder.mcq.prompts import ask_messages
 from stepladder.mcq.shuffle import rng
 from stepladder.records import Example, Message, Question, Sample
@@ -46,11 +48,12 @@ def build(context: Context, part: str | None, folder: Path) -> None:
         and questions[sample.question_id].problem_id in mine
     ]
     leaked_texts = {_text(question) for question in held_out}
+    twins = _twins(questions.values(), held_out)
     kept: dict[tuple[Message, ...], Example] = {}
     leaked = 0
     for sample in chosen:
         question = questions[sample.question_id]
-        if _text(question) in leaked_texts:
+        if question.problem_id in twins or _text(question) in leaked_texts:
             leaked += 1
             continue
         example = _example(question, sample)
@@ -86,6 +89,20 @@ def member(config: Config, part: str | None) -> Member:
 def _share(mix: Member, problems: list[str]) -> set[str]:
     count = max(1, round(mix.share * len(problems)))
     return set(rng("share", mix.seed).sample(problems, count))
+
+
+def _twins(questions: Iterable[Question], held_out: Iterable[Question]) -> set[str]:
+    """Training problems that are nearly one of validation or test."""
+    ours, theirs = _by_problem(questions), _by_problem(held_out)
+    pairs = near_duplicates([*map(whole, ours.values())], [*map(whole, theirs.values())], TWIN)
+    return {[*ours][pair.left] for pair in pairs}
+
+
+def _by_problem(questions: Iterable[Question]) -> dict[str, list[Question]]:
+    found: dict[str, list[Question]] = {}
+    for question in questions:
+        found.setdefault(question.problem_id, []).append(question)
+    return found
 
 
 def _text(question: Question) -> tuple[str, str, tuple[str, ...]]:
