@@ -85,7 +85,8 @@ def build(context: Context, part: str | None, folder: Path) -> None:
     }
     write_atomic(folder / "audit.json", json.dumps(audit, indent=1, ensure_ascii=False) + "\n")
     if findings:
-        context.progress.say(f"{len(findings)} oddities in the input: {context.input('questions') / 'audit.json'}")
+        kinds = ", ".join(f"{count} {kind}" for kind, count in Counter(f.kind for f in findings).most_common())
+        context.progress.say(f"odd in the input: {kinds}; see {context.input('questions') / 'audit.json'}")
 
 
 def validation_ids(problems: list[str], share: float, seed: int) -> list[str]:
