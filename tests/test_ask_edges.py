@@ -360,7 +360,7 @@ def test_a_batch_of_another_process_is_waited_for(
     with Ledger(ledger.path) as other:
         other.begin_session()
         with other.transaction():
-            theirs = other.open_batch(SCOPE, api.url)
+            theirs = other.open_batch(SCOPE, api.url, "test-model ASKER_KEY", half)
             grants = [other.reserve(request, half, SCOPE, "t", api.url, theirs) for request in wanted]
         answered = Response(text="A", max_tokens=16, prompt_tokens=1, completion_tokens=1)
         body = b'{"choices": [{"message": {"content": "A"}, "finish_reason": "stop"}]}'

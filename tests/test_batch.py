@@ -232,7 +232,7 @@ def test_a_batch_the_provider_has_lost_stays_charged(api: ApiServer, ledger: Led
     assert model.price is not None
     with ledger.transaction():
         ledger.begin_session()
-        lost = ledger.open_batch(SCOPE, api.url)
+        lost = ledger.open_batch(SCOPE, api.url, "test-model ASKER_KEY", model.price.in_batch())
         for request in wanted:
             ledger.reserve(request, model.price.in_batch(), SCOPE, "t", api.url, lost)
         ledger.name_batch(lost, "batch_nobody_knows")
@@ -264,3 +264,22 @@ def test_a_line_of_nobody_is_kept_with_its_batch(ledger: Ledger, model: Model, m
     monkeypatch.setattr(Files, "content", lambda self, file: content(self, file) + b"from nowhere\n")
     ask(requests("stray", 2), "t", model, ledger, SCOPE, batch=True)
     assert rows(ledger, "SELECT stray FROM batches") == [(b"from nowhere\n",)]
+
+
+def test_a_batch_is_collected_at_its_own_price_and_by_its_own_account(
+    api: ApiServer, ledger: Ledger, model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted, before = requests("priced", 4), api.settled()
+    assert model.price is not None
+    with monkeypatch.context() as patch:
+        patch.setattr(Files, "look", lambda self, name: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            ask(wanted, "t", model, ledger, SCOPE, batch=True)
+    dear = model.model_copy(update={"price": model.price.model_copy(update={"input": model.price.input * 100})})
+    ledger.close()
+    with Ledger(ledger.path) as again:
+        assert again.adopt_batches(api.url, "test-model OTHER_KEY") == []
+        notes: list[str] = []
+        assert len(ask(wanted, "t", dear, again, SCOPE, note=notes.append, batch=True)) == 4
+        assert paid(api, before) == {"billed": 4, "micro_dollars": again.spent("run"), "duplicates": 0}
+        assert notes == ["model 't': a batch of an earlier run is collected first"]

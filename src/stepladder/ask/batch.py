@@ -21,6 +21,7 @@ from stepladder.ask.ledger import CHUNK, Batch, Grant, Ledger, Scope
 from stepladder.ask.openai_http import Files, Gone, Refused, chat_body
 from stepladder.ask.outcome import FINAL, Delivery, Outcome, Unreachable, judge
 from stepladder.ask.request import Request, worst_case
+from stepladder.ask.servers import Note
 from stepladder.config import Model, Price
 from stepladder.errors import AskError
 
@@ -50,6 +51,11 @@ class Asked(NamedTuple):
     price: Price
     """Of a line in a batch."""
 
+    @property
+    def account(self) -> str:
+        """Which model, and with whose key: nobody else can see its batches."""
+        return f"{self.served} {self.model.api_key_env}"
+
 
 def ask_in_batches(
     requests: Sequence[Request],
@@ -59,31 +65,32 @@ def ask_in_batches(
     ledger: Ledger,
     scope: Scope,
     report: Report = lambda done, spent: None,
+    note: Note = lambda line: None,
 ) -> Tally:
     """Answer every request; the answers are in the ledger. Batches of runs that have ended are collected first.
 
     Raises:
         BudgetError, AskError: see :func:`stepladder.ask.courier.ask`.
     """
-    with _Desk(name, model, key, ledger, report) as desk:
+    with _Desk(name, model, key, ledger, report, note) as desk:
         desk.collect_old()
         return desk.answer(requests, scope)
 
 
-def collect(name: str, model: Model, key: str, ledger: Ledger, report: Report) -> None:
+def collect(name: str, model: Model, key: str, ledger: Ledger, report: Report, note: Note) -> None:
     """Wait for what is still at the provider from runs that have ended: it is paid for, so it is not asked again."""
-    with _Desk(name, model, key, ledger, report) as desk:
+    with _Desk(name, model, key, ledger, report, note) as desk:
         desk.collect_old()
 
 
 class _Desk:
     """Where batches are handed in and collected."""
 
-    def __init__(self, name: str, model: Model, key: str, ledger: Ledger, report: Report) -> None:
+    def __init__(self, name: str, model: Model, key: str, ledger: Ledger, report: Report, note: Note) -> None:
         assert model.price is not None  # noqa: S101 (the caller has seen to it)
         self.asked = Asked(name, model.model or name, model.base_url[0], model, model.price.in_batch())
         self.key = key
-        self.ledger, self.report = ledger, report
+        self.ledger, self.report, self.note = ledger, report, note
         self.tally = Tally()
         self.tries: Counter[str] = Counter()
         self.given_up: set[str] = set()
@@ -144,7 +151,7 @@ class _Desk:
             lines: list[bytes] = []
             size = 0
             with self.ledger.transaction():
-                batch = self.ledger.open_batch(scope, self.asked.endpoint)
+                batch = self.ledger.open_batch(scope, self.asked.endpoint, self.asked.account, self.asked.price)
                 while left and len(lines) < MOST_LINES and size < MOST_BYTES and not broke:
                     request = left.pop()
                     grant = self.ledger.reserve(
@@ -201,8 +208,9 @@ class _Desk:
     def collect_old(self) -> None:
         """Settle what processes that have ended left at the provider."""
         with self.ledger.transaction():
-            old = self.ledger.adopt_batches(self.asked.endpoint)
+            old = self.ledger.adopt_batches(self.asked.endpoint, self.asked.account)
         for batch in old:
+            self.note(f"model {self.asked.name!r}: a batch of an earlier run is collected first")
             remote = batch.remote or self._find(batch)
             if remote is None:
                 self._settle_all(batch, Delivery(error="the batch was never made", sent=False), "never made")
@@ -260,7 +268,7 @@ class _Desk:
             self.ledger.end_batch(batch, how, stray)
 
     def _close(self, batch: Batch, grant: Grant, request: Request, delivery: Delivery) -> None:
-        outcome = judge(request, delivery, self.asked.price)
+        outcome = judge(request, delivery, batch.price)
         self.ledger.settle(grant, request, batch.scope, delivery, outcome, time.time() - batch.created)
         if outcome.charge is not None:
             self.tally.micro_dollars += outcome.charge - grant.worst

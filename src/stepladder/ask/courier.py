@@ -74,10 +74,10 @@ def ask(
         report(here + done, spent)
 
     if batch:
-        ask_in_batches(missing, name, model, key, ledger, scope, told)
+        ask_in_batches(missing, name, model, key, ledger, scope, told, note)
         return ledger.find_all(requests)
     if len(model.base_url) == 1:
-        collect(name, model, key, ledger, told)
+        collect(name, model, key, ledger, told, note)
     job = {
         "name": name,
         "model": model.model_dump(mode="json", exclude_unset=True),

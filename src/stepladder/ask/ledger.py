@@ -70,7 +70,8 @@ class Batch(NamedTuple):
     """What the batch's metadata carries, so that one whose name was never heard can be found."""
     scope: Scope
     """On whose account it goes; without caps, which have been seen to."""
-    endpoint: str
+    price: Price
+    """At which its lines were reserved, and are charged."""
     remote: str | None
     """The provider's name for it, once known."""
     created: float
@@ -292,13 +293,17 @@ class Ledger:
 
     # Batches. All but the last two inside a transaction.
 
-    def open_batch(self, scope: Scope, endpoint: str) -> Batch:
-        """Write down that a batch is going to be made."""
-        batch = Batch(0, uuid.uuid4().hex, Scope(scope.run, scope.rung), endpoint, None, time.time())
+    def open_batch(self, scope: Scope, endpoint: str, account: str, price: Price) -> Batch:
+        """Write down that a batch is going to be made. ``account`` says which model, and with whose key."""
+        batch = Batch(0, uuid.uuid4().hex, Scope(scope.run, scope.rung), price, None, time.time())
         row = self._db.execute(
-            "INSERT INTO batches (intent, session, run, rung, endpoint, created) VALUES (?, ?, ?, ?, ?, ?)",
-            (batch.intent, self._session, scope.run, scope.rung, endpoint, batch.created),
-        ).lastrowid
+            "INSERT INTO batches (intent, session, run, rung, endpoint, account, price, created)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                batch.intent, self._session, scope.run, scope.rung, endpoint, account, price.model_dump_json(),
+                batch.created,
+            ),
+        ).lastrowid  # fmt: skip
         return batch._replace(id=int(row or 0))
 
     def name_batch(self, batch: Batch, remote: str) -> Batch:
@@ -310,12 +315,12 @@ class Ledger:
         """It has ended, and all its attempts are settled; ``stray`` are lines of its files that name none of them."""
         self._db.execute("UPDATE batches SET ended = ?, stray = ? WHERE id = ?", (how, stray or None, batch.id))
 
-    def adopt_batches(self, endpoint: str) -> list[Batch]:
-        """Batches at this address that have not ended and whose process has: they are this process's now."""
+    def adopt_batches(self, endpoint: str, account: str) -> list[Batch]:
+        """Batches of this account that have not ended and whose process has: they are this process's now."""
         rows = self._db.execute(
-            "SELECT id, intent, run, rung, endpoint, remote, created, session FROM batches"
-            " WHERE ended IS NULL AND endpoint = ? ORDER BY id",
-            (endpoint,),
+            "SELECT id, intent, run, rung, price, remote, created, session FROM batches"
+            " WHERE ended IS NULL AND endpoint = ? AND account = ? ORDER BY id",
+            (endpoint, account),
         ).fetchall()
         if not rows:
             return []
@@ -326,8 +331,8 @@ class Ledger:
             for table, key in (("batches", "id"), ("attempts", "batch")):
                 self._db.execute(f"UPDATE {table} SET session = ? WHERE {key} = ?", (self._session, row[0]))  # noqa: S608
         return [
-            Batch(number, intent, Scope(run, rung), endpoint, remote, created)
-            for number, intent, run, rung, endpoint, remote, created, _ in found
+            Batch(number, intent, Scope(run, rung), Price.model_validate_json(price), remote, created)
+            for number, intent, run, rung, price, remote, created, _ in found
         ]
 
     def in_batch(self, batch: Batch) -> dict[int, tuple[Grant, Request] | None]:

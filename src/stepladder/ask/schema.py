@@ -75,6 +75,8 @@ MIGRATIONS = (
         run TEXT NOT NULL,
         rung TEXT NOT NULL,
         endpoint TEXT NOT NULL,
+        account TEXT NOT NULL,
+        price TEXT NOT NULL,
         remote TEXT,
         created REAL NOT NULL,
         ended TEXT,
