@@ -13,7 +13,7 @@ GROUND = {"errors", "records", "config", "workspace", "progress", "stats", "mode
 LAYERS = [
     {"__main__"},
     {"cli"},
-    {"stages", "starter", "checkup", "spending", "labelaudit"},
+    {"stages", "starter", "checkup", "spending", "labelaudit", "importing"},
     {"mcq", "ask", "training", "closedworld", "reporting"},
     GROUND,
 ]

@@ -9,6 +9,7 @@ from stepladder import models
 from stepladder.ask import decoding
 from stepladder.ask.local import Local
 from stepladder.ask.request import Request
+from stepladder.errors import AskError
 from stepladder.records import Message
 
 TEXTS = (
@@ -66,3 +67,9 @@ def test_the_cache_says_how_full_it_is() -> None:
     layer = decoding._Layer(rows=2, width=10)
     layer.update(torch.zeros(2, 1, 3, 4), torch.zeros(2, 1, 3, 4))
     assert (layer.get_seq_length(), layer.get_max_length(), layer.get_mask_sizes(2)) == (3, 10, (5, 0))
+
+
+def test_log_probabilities_are_not_silently_left_out(engine: Local) -> None:
+    wanted = Request(model="m", messages=(Message(role="user", content="Hi"),), max_tokens=4, top_logprobs=2)
+    with pytest.raises(AskError, match="no log-probabilities"):
+        engine.plan([wanted])

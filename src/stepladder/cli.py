@@ -151,6 +151,31 @@ def audit(
     rank(votes, out, Console())
 
 
+@app.command("import")
+def import_(
+    source: Annotated[Path, typer.Argument(help="JSON, JSONL, CSV, Parquet or text.", show_default=False)],
+    out: Annotated[Path, typer.Argument(help="Question file to write, JSONL.", show_default=False)],
+    form: Annotated[
+        str | None, typer.Option("--format", help="table, mmlu, bbh or logiqa; by default told from the file.")
+    ] = None,
+    question: Annotated[str, typer.Option(help="Field of the question.")] = "question",
+    options: Annotated[
+        str, typer.Option(help="Field of the list of options, or one field an option, with commas: A,B,C,D.")
+    ] = "",
+    answer: Annotated[str | None, typer.Option(help="Field of the answer: letter, number or text.")] = None,
+    passage: Annotated[str | None, typer.Option(help="Field of the text the question is about.")] = None,
+    one_based: Annotated[bool, typer.Option(help="Answers that are numbers count from 1.")] = False,
+) -> None:
+    """Turn questions of another form into a question file; rows that share a passage become one problem."""
+    from stepladder.importing import Columns, convert
+
+    named = tuple(name.strip() for name in options.split(",") if name.strip())
+    count = convert(source, out, form, Columns(question, named, answer, passage, one_based))
+    Console().print(
+        f"Wrote {out}: {count:,} question{'' if count == 1 else 's'}", soft_wrap=True, markup=False, highlight=False
+    )
+
+
 @app.command()
 def doctor() -> None:
     """Say what is installed, what this machine computes best in, and what is missing."""

@@ -18,6 +18,7 @@ from typing import NamedTuple, cast
 
 from stepladder import models, template
 from stepladder.ask.request import Request, Response
+from stepladder.errors import AskError
 from stepladder.prefixes import share_prefixes
 
 ROWS = 128
@@ -50,7 +51,13 @@ class Local:
         self._ends = {self._tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
 
     def plan(self, requests: Sequence[Request]) -> list[list[Request]]:
-        """Batches of requests that share problems and have prompts of like length, so that little is padding."""
+        """Batches of requests that share problems and have prompts of like length, so that little is padding.
+
+        Raises:
+            AskError: a request wants log-probabilities, which only servers give.
+        """
+        if any(request.top_logprobs is not None for request in requests):
+            raise AskError("weights in this process give no log-probabilities; serve them, and ask the server")
         rows = sorted(map(self._row, requests), key=lambda row: (row.request.max_tokens, row.tokens, row.request.key))
         batches: list[list[Request]] = []
         for _, some in itertools.groupby(rows, key=lambda row: row.request.max_tokens):

@@ -251,7 +251,7 @@ def _shared_texts(config: Config, train: list[Problem], test: list[Problem]) -> 
         files.append((config.questions.test, test))
     for path, problems in files:
         for problem in problems:
-            text = problem.questions[0].problem
+            text = whole(problem.questions)
             if text in first:
                 yield Finding("repeated problem", path.name, problem.line, f"{problem.id} repeats {first[text]}")
             first.setdefault(text, problem.id)
