@@ -112,7 +112,10 @@ def context(tmp_path: Path) -> flow.Context:
         {"name": "proof", "asked": 2, "solved": 1} | counts,
         {"name": "rest", "asked": 1, "solved": 0} | counts,
     ]
-    put(run / "samples/summary.json", {"rungs": rungs, "questions": 2, "unsolved": 1})
+    bias = {"model": "<b>m</b>", "answers": 3, "recall": {"A": 0.5, "B": 1.0}, "chosen": {"A": 0.75, "B": 0.25}}
+    bias |= {"shown": {"A": 0.5, "B": 0.5}, "consistency": None}
+    summary = {"rungs": rungs, "questions": 2, "unsolved": 1, "suspect": 4, "positions": [bias]}
+    put(run / "samples/summary.json", summary)
     for member in ("m1", "m2"):
         card = {"examples": 1, "tokens": 1234, "left_out": 0, "leaked": 0, "duplicates": 0}
         put(run / "trainset" / member / "card.json", card | {"teachers": {"proof": 1}, "letters": {"A": 1}})

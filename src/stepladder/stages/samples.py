@@ -13,6 +13,7 @@ from stepladder.ask.request import Request
 from stepladder.config import Config, Rung, settings
 from stepladder.mcq.answer import leading
 from stepladder.mcq.labels import weigh
+from stepladder.mcq.position import position_bias
 from stepladder.mcq.prompts import ask_messages, worked_solution
 from stepladder.mcq.shuffle import Permutation, fixed, orders
 from stepladder.mcq.verify import judge
@@ -79,7 +80,14 @@ def build(context: Context, part: str | None, folder: Path) -> None:
         chosen.sort(key=_name)
         write_atomic(folder / f"{file}.jsonl", records.lines(chosen))
     write_atomic(folder / "audit.jsonl", (json.dumps(row, ensure_ascii=False) + "\n" for row in suspects))
-    summary = {"rungs": rows, "questions": len(questions), "unsolved": len(unsolved), "suspect": len(suspects)}
+    asked = position_bias((s for s in samples if s.model != WORKED), {question.id: question for question in questions})
+    summary = {
+        "rungs": rows,
+        "questions": len(questions),
+        "unsolved": len(unsolved),
+        "suspect": len(suspects),
+        "positions": [bias._asdict() for bias in asked],
+    }
     write_atomic(folder / "summary.json", json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
 
 
