@@ -156,11 +156,8 @@ def _broken_down(measured: Measured, name: str, key: Callable[[Question], str]) 
 
 
 def _cascade(path: Path, samples: list[Sample]) -> dict[str, Any]:
-    summary: dict[str, Any] = {
-        "suspect": 0,
-        "positions": [],
-        **_json(path),
-    }  # of runs that were sampled before there were such
+    # Runs that were sampled by an earlier version have neither.
+    summary: dict[str, Any] = {"suspect": 0, "positions": [], **_json(path)}
     rungs = [
         rung | {"dollars": _dollars(sample for sample in samples if sample.rung == rung["name"])}
         for rung in summary["rungs"]
