@@ -7,6 +7,7 @@ import asyncio
 import json
 import os
 import resource
+import sqlite3
 import subprocess
 import sys
 import time
@@ -54,8 +55,25 @@ def answers(ledger: Ledger) -> int:
     return sum(account.outcomes.get("answered", 0) for account in ledger.accounts("run"))
 
 
+def rows(ledger: Ledger, query: str) -> list[tuple[Any, ...]]:
+    """What the ledger's file says, read past the ledger."""
+    with sqlite3.connect(ledger.path) as db:
+        found = db.execute(query).fetchall()
+    db.close()
+    return found
+
+
+def outcomes(ledger: Ledger) -> dict[str, int]:
+    """How many attempts came to what."""
+    return dict(rows(ledger, "SELECT outcome, COUNT(*) FROM attempts GROUP BY outcome"))
+
+
 def request(text: str, max_tokens: int = 64) -> Request:
     return Request(model="api test-model", messages=(Message(role="user", content=text),), max_tokens=max_tokens)
+
+
+def requests(what: str, count: int, max_tokens: int = 16) -> list[Request]:
+    return [request(f"{what} {number}", max_tokens) for number in range(count)]
 
 
 def model(url: str, concurrency: int) -> Model:

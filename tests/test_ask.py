@@ -59,13 +59,12 @@ def test_identity_is_frozen() -> None:
     assert request().key == "v1:6eeb6f0ac8b7a9ffbd6c38bc05f95574b82130d7d1380965d48ca14bc9a63e80"
 
 
-def test_an_answer_is_asked_once(tmp_path: Path) -> None:
+def test_an_answer_is_asked_once(ledger: Ledger) -> None:
     wanted = [request(text) for text in ("one", "two", "three", "one")]
     transport = Counting()
-    with Ledger(tmp_path / "ledger.sqlite") as ledger:
-        first = ask_embedded(wanted, lambda: transport, ledger, "run")
-        again = ask_embedded(wanted, lambda: pytest.fail("loaded a model for nothing"), ledger, "run")
-        assert ledger.calls("run") == 3
+    first = ask_embedded(wanted, lambda: transport, ledger, "run")
+    again = ask_embedded(wanted, lambda: pytest.fail("loaded a model for nothing"), ledger, "run")
+    assert ledger.calls("run") == 3
     assert first == again
     assert len(transport.answered) == 3
     assert first[request("two").key].text == "owt"
@@ -89,16 +88,15 @@ def test_answers_survive_the_process_that_was_killed_between_groups(tmp_path: Pa
     assert len(transport.answered) == 2
 
 
-def test_a_cut_answer_serves_its_own_cap_only_and_a_finished_one_any(tmp_path: Path) -> None:
-    with Ledger(tmp_path / "ledger.sqlite") as ledger:
-        ask_embedded([request(max_tokens=8)], lambda: Counting(finished=False), ledger, "run")
-        assert ledger.find(request(max_tokens=8)) is not None
-        assert ledger.find(request(max_tokens=4)) is not None
-        assert ledger.find(request(max_tokens=16)) is None
-        ask_embedded([request(max_tokens=16)], lambda: Counting(finished=True), ledger, "run")
-        found = ledger.find(request(max_tokens=999))
-        assert found is not None
-        assert found.finished
+def test_a_cut_answer_serves_its_own_cap_only_and_a_finished_one_any(ledger: Ledger) -> None:
+    ask_embedded([request(max_tokens=8)], lambda: Counting(finished=False), ledger, "run")
+    assert ledger.find(request(max_tokens=8)) is not None
+    assert ledger.find(request(max_tokens=4)) is not None
+    assert ledger.find(request(max_tokens=16)) is None
+    ask_embedded([request(max_tokens=16)], lambda: Counting(finished=True), ledger, "run")
+    found = ledger.find(request(max_tokens=999))
+    assert found is not None
+    assert found.finished
 
 
 def test_a_file_that_is_no_ledger_is_refused(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 import asker
 import pytest
 from api_server import ApiServer
+from asker import requests
 
 from stepladder import models
 from stepladder.ask import batch
@@ -34,28 +35,6 @@ from stepladder.config import Model
 from stepladder.errors import AskError, BudgetError, MissingExtra, UserError
 
 SCOPE = Scope("run", "easy")
-
-
-@pytest.fixture(scope="module")
-def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
-    with ApiServer(tmp_path_factory.mktemp("api")) as server:
-        yield server
-
-
-@pytest.fixture
-def ledger(tmp_path: Path) -> Iterator[Ledger]:
-    with Ledger(tmp_path / "ledger.sqlite") as opened:
-        yield opened
-
-
-@pytest.fixture
-def model(api: ApiServer) -> Model:
-    api.set_script({})
-    return asker.model(api.url, 8).model_copy(update={"model": "test-model"})
-
-
-def requests(what: str, count: int, max_tokens: int = 16) -> list[Request]:
-    return [asker.request(f"{what} {number}", max_tokens) for number in range(count)]
 
 
 def run(wanted: list[Request], model: Model, ledger: Ledger, scope: Scope = SCOPE) -> dict[str, Response]:

@@ -241,25 +241,23 @@ def test_durations_of_headers() -> None:
 # What a statement costs must not grow with the ledger
 
 
-def test_no_statement_of_an_attempt_s_life_scans_a_table(tmp_path: Path) -> None:
+def test_no_statement_of_an_attempt_s_life_scans_a_table(ledger: Ledger) -> None:
     said: list[str] = []
-    path = tmp_path / "ledger.sqlite"
-    with Ledger(path) as ledger:
-        ledger.begin_session()
-        ledger._db.set_trace_callback(said.append)
-        scope = Scope("run", "rung", 10**6, 10**6)
-        with ledger.transaction():
-            grant = ledger.reserve(request(), PRICE, scope, "m")
-            assert isinstance(grant, Grant)
-            ledger.settle(grant, request(), scope, reply(), judge(request(), reply(), PRICE), 0.1)
-        with ledger.transaction():
-            assert ledger.reserve(request(), PRICE, scope, "m") == "stored"
-        ledger._db.set_trace_callback(None)
-        statements = [sql for sql in said if sql.startswith(("SELECT", "UPDATE"))]
-        assert len(statements) > 5
-        for sql in statements:
-            plan = " ".join(row[3] for row in ledger._db.execute(f"EXPLAIN QUERY PLAN {sql}"))
-            assert "SCAN" not in plan, sql
+    ledger.begin_session()
+    ledger._db.set_trace_callback(said.append)
+    scope = Scope("run", "rung", 10**6, 10**6)
+    with ledger.transaction():
+        grant = ledger.reserve(request(), PRICE, scope, "m")
+        assert isinstance(grant, Grant)
+        ledger.settle(grant, request(), scope, reply(), judge(request(), reply(), PRICE), 0.1)
+    with ledger.transaction():
+        assert ledger.reserve(request(), PRICE, scope, "m") == "stored"
+    ledger._db.set_trace_callback(None)
+    statements = [sql for sql in said if sql.startswith(("SELECT", "UPDATE"))]
+    assert len(statements) > 5
+    for sql in statements:
+        plan = " ".join(row[3] for row in ledger._db.execute(f"EXPLAIN QUERY PLAN {sql}"))
+        assert "SCAN" not in plan, sql
 
 
 # The life of an attempt, and the sums, against a model in plain Python

@@ -3,50 +3,31 @@
 from __future__ import annotations
 
 import json
-import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import asker
 import pytest
 from api_server import ApiServer
+from asker import outcomes, requests, rows
 
 from stepladder.ask import batch
 from stepladder.ask.courier import ask
 from stepladder.ask.ledger import Ledger, Scope
 from stepladder.ask.openai_http import Files
-from stepladder.ask.request import Request, worst_case
+from stepladder.ask.request import worst_case
 from stepladder.config import Model
 from stepladder.errors import AskError, BudgetError
 
 SCOPE = Scope("run", "medium")
 
 
-@pytest.fixture(scope="module")
-def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
-    with ApiServer(tmp_path_factory.mktemp("api")) as server:
-        yield server
-
-
-@pytest.fixture
-def ledger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ledger]:
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test waits for a batch as long as one waits for a provider."""
     monkeypatch.setattr(batch, "PAUSES", (0.01,) * 7)
     monkeypatch.setattr(batch, "GRACE", 0.05)
-    with Ledger(tmp_path / "ledger.sqlite") as opened:
-        yield opened
-
-
-@pytest.fixture
-def model(api: ApiServer) -> Model:
-    api.set_script({})
-    return asker.model(api.url, 8).model_copy(update={"model": "test-model"})
-
-
-def requests(what: str, count: int, max_tokens: int = 16) -> list[Request]:
-    return [asker.request(f"{what} {number}", max_tokens) for number in range(count)]
 
 
 def faults(*some: dict[str, Any], **more: Any) -> dict[str, Any]:
@@ -56,17 +37,6 @@ def faults(*some: dict[str, Any], **more: Any) -> dict[str, Any]:
 def paid(api: ApiServer, since: dict[str, Any]) -> dict[str, int]:
     after = api.settled()
     return {key: after[key] - since[key] for key in ("billed", "micro_dollars", "duplicates")}
-
-
-def rows(ledger: Ledger, query: str) -> list[tuple[Any, ...]]:
-    with sqlite3.connect(ledger.path) as db:
-        found = db.execute(query).fetchall()
-    db.close()
-    return found
-
-
-def outcomes(ledger: Ledger) -> dict[str, int]:
-    return dict(rows(ledger, "SELECT outcome, COUNT(*) FROM attempts GROUP BY outcome"))
 
 
 def test_a_batch_answers_every_request_at_half_price_and_never_again(
@@ -197,7 +167,7 @@ elif when == "after":
     setattr(batch.Files, where, dies_after(old))
 else:
     batch._Desk._named = dies_after(old)
-wanted = [asker.request(f"killed {{n}}", 16) for n in range(12)]
+wanted = asker.requests("killed", 12)
 model = asker.model({url!r}, 8).model_copy(update={{"model": "test-model"}})
 with Ledger(Path({ledger!r})) as ledger:
     ask(wanted, "t", model, ledger, Scope("run", "medium"), batch=True)
@@ -219,7 +189,7 @@ def test_whenever_it_is_killed_a_batch_is_found_again_and_paid_once(
     waiting = ledger.waiting("run")
     assert [row.requests for row in waiting] == [12]
     assert ledger.unsettled("run") == []
-    wanted = [asker.request(f"killed {n}", 16) for n in range(12)]
+    wanted = requests("killed", 12)
     assert len(ask(wanted, "t", model, ledger, SCOPE, batch=batched)) == 12
     bought = paid(api, before)
     assert bought["billed"] == 12

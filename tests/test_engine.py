@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import Iterable, Iterator
-from pathlib import Path
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
 from api_server import ApiServer
+from asker import PRICE, outcomes, request, requests
 
 from stepladder.ask.engine import Tally, Teacher, ask_all
 from stepladder.ask.gate import Gate
@@ -17,32 +17,7 @@ from stepladder.ask.ledger import Ledger, Scope
 from stepladder.ask.openai_http import Http
 from stepladder.ask.request import Request, Response, worst_case
 from stepladder.ask.servers import Endpoint
-from stepladder.config import Price
 from stepladder.errors import AskError, BudgetError
-from stepladder.records import Message
-
-PRICE = Price.model_validate({"input": 1, "output": 2})
-
-
-@pytest.fixture(scope="module")
-def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
-    with ApiServer(tmp_path_factory.mktemp("api")) as server:
-        yield server
-
-
-@pytest.fixture
-def ledger(tmp_path: Path) -> Iterator[Ledger]:
-    with Ledger(tmp_path / "ledger.sqlite") as opened:
-        yield opened
-
-
-def request(text: str, max_tokens: int = 16, **more: Any) -> Request:
-    messages = (Message(role="user", content=text),)
-    return Request(model="api test-model", messages=messages, max_tokens=max_tokens, **more)
-
-
-def requests(what: str, count: int) -> list[Request]:
-    return [request(f"{what} {number}") for number in range(count)]
 
 
 def teacher(*urls: str, model: str = "test-model", key: str = "test-key", timeout: float = 5) -> Teacher:
@@ -53,13 +28,6 @@ def teacher(*urls: str, model: str = "test-model", key: str = "test-key", timeou
 def ask(wanted: list[Request], some: Teacher, ledger: Ledger, scope: Scope) -> dict[str, Response]:
     asyncio.run(ask_all(wanted, some, ledger, scope))
     return ledger.find_all(wanted)
-
-
-def outcomes(ledger: Ledger) -> dict[str, int]:
-    with sqlite3.connect(ledger.path) as db:
-        found = dict(db.execute("SELECT outcome, COUNT(*) FROM attempts GROUP BY outcome"))
-    db.close()
-    return found
 
 
 def bill(api: ApiServer, work: Any) -> tuple[Any, dict[str, Any]]:
@@ -80,7 +48,9 @@ def test_every_request_is_answered_paid_once_and_never_again(api: ApiServer, led
     assert {answers[r.key].text for r in wanted} == {f"echo plain {n} #0\nAnswer: A" for n in range(40)}
     assert paid["billed"] == 40
     assert ledger.spent("run") == paid["micro_dollars"] == sum(a.micro_dollars for a in answers.values())
-    again, paid = bill(api, lambda: ask([*wanted, request("plain, one more")], teacher(api.url), ledger, Scope("run")))
+    again, paid = bill(
+        api, lambda: ask([*wanted, request("plain, one more", 16)], teacher(api.url), ledger, Scope("run"))
+    )
     assert paid["billed"] == 1
     assert {key: again[key] for key in answers} == answers
 
@@ -115,7 +85,7 @@ def test_a_fault_is_survived_and_its_attempt_is_on_record(
 @pytest.mark.parametrize("fault", ["hang", "slow_drip"])
 def test_an_answer_that_does_not_come_in_time_is_asked_for_again(api: ApiServer, ledger: Ledger, fault: str) -> None:
     api.set_script({"faults": [{"kind": fault, "times": 1, "seconds": 3}]})
-    answers, paid = bill(api, lambda: ask([request(fault)], teacher(api.url, timeout=0.4), ledger, Scope("run")))
+    answers, paid = bill(api, lambda: ask([request(fault, 16)], teacher(api.url, timeout=0.4), ledger, Scope("run")))
     assert len(answers) == 1
     assert outcomes(ledger) == {"answered": 1, "lost": 1}
     assert ledger.spent("run") >= paid["micro_dollars"]
@@ -126,10 +96,10 @@ def test_an_answer_without_a_believable_bill_is_kept_and_charged_at_the_worst(
     api: ApiServer, ledger: Ledger, fault: str
 ) -> None:
     api.set_script({"faults": [{"kind": fault}]})
-    answers, paid = bill(api, lambda: ask([request(fault)], teacher(api.url), ledger, Scope("run")))
+    answers, paid = bill(api, lambda: ask([request(fault, 16)], teacher(api.url), ledger, Scope("run")))
     assert [a.text for a in answers.values()] == [f"echo {fault} #0\nAnswer: A"]
     assert paid["billed"] == 1
-    assert ledger.spent("run") == worst_case(request(fault), PRICE)
+    assert ledger.spent("run") == worst_case(request(fault, 16), PRICE)
 
 
 def test_a_truncated_answer_gets_twice_the_cap_once(api: ApiServer, ledger: Ledger) -> None:
@@ -215,7 +185,7 @@ def test_the_cap_holds_and_raising_it_goes_on(api: ApiServer, ledger: Ledger) ->
 
 def test_a_rung_has_a_cap_of_its_own(api: ApiServer, ledger: Ledger) -> None:
     api.set_script({})
-    worst = worst_case(request("rung 0"), PRICE)
+    worst = worst_case(request("rung 0", 16), PRICE)
     error, _ = bill(
         api, lambda: ask(requests("rung", 50), teacher(api.url), ledger, Scope("run", "hard", None, 3 * worst))
     )
@@ -230,7 +200,7 @@ def test_an_endless_stream_of_requests_is_asked_without_holding_it(api: ApiServe
 
     def stream() -> Iterable[Request]:
         for number in range(1200):
-            yield request(f"stream {number % 600}")
+            yield request(f"stream {number % 600}", 16)
 
     tally = asyncio.run(ask_all(stream(), teacher(api.url), ledger, Scope("run")))
     assert isinstance(tally, Tally)

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from api_server import ApiServer
-from asker import FAULTS, answers, finish, request, start
+from asker import FAULTS, answers, finish, requests, start
 
 from stepladder.ask.ledger import Ledger
 
@@ -65,4 +65,4 @@ def test_killed_while_asking_nothing_delivered_is_lost_and_the_bill_is_covered(t
         assert api.settled()["billed"] == billing["billed"]
         assert again["spent"] == figures["spent"]
     with Ledger(ledger) as opened:
-        assert len(opened.find_all([request(f"question {n}") for n in range(600)])) == 600
+        assert len(opened.find_all(requests("question", 600, 64))) == 600

@@ -13,7 +13,6 @@ from stepladder.mcq.overlap import TWIN, near_duplicates, whole
 from stepladder.stages.questions import read_problems
 
 ROOT = Path(__file__).parent.parent
-CONTEST = ROOT.parent / "shared" / "competition"
 WORDS = [f"{a}{b}" for a in ("an", "bo", "cle", "du", "e", "fi") for b in ("ra", "ton", "li", "mek", "so", "v")]
 END = "what is not stated is false based on the above answer the following question"
 
@@ -64,10 +63,9 @@ def test_the_demo_has_no_twins() -> None:
     assert near_duplicates(train, test, TWIN) == []
 
 
-@pytest.mark.skipif(not CONTEST.is_dir(), reason="the contest's files are not here")
-def test_the_twins_of_the_contest_are_found_and_nothing_else() -> None:
-    train = read_problems(CONTEST / "train.jsonl", "zh", labelled=True)
-    test = read_problems(CONTEST / "test_unlabelled.jsonl", "zh", labelled=False)
+def test_the_twins_of_the_contest_are_found_and_nothing_else(contest: Path) -> None:
+    train = read_problems(contest / "train.jsonl", "zh", labelled=True)
+    test = read_problems(contest / "test_unlabelled.jsonl", "zh", labelled=False)
     found = near_duplicates([whole(p.questions) for p in train], [whole(p.questions) for p in test], TWIN)
     names = {(train[pair.left].id[-3:], test[pair.right].id[-3:]) for pair in found}
     assert names == {("063", "333"), ("399", "375"), ("154", "479"), ("363", "491"), ("063", "246")}

@@ -17,8 +17,6 @@ from stepladder.mcq.verify import judge
 from stepladder.records import LETTERS, Question
 from stepladder.stages.questions import read_problems
 
-CONTEST = Path(__file__).parent.parent.parent / "shared" / "competition"
-
 
 def question(*options: str, text: str = "Which?", answer: str | None = "A") -> Question:
     return Question(
@@ -175,12 +173,11 @@ def test_findings_say_where(tmp_path: Path) -> None:
     assert two.questions[0].options == ("Ann", "Bob")
 
 
-@pytest.mark.skipif(not CONTEST.is_dir(), reason="the contest's files are not here")
-def test_the_contest_is_read_whole() -> None:
+def test_the_contest_is_read_whole(contest: Path) -> None:
     kinds: Counter[str] = Counter()
     questions = 0
     for name, labelled in (("train", True), ("test_unlabelled", False)):
-        for problem in read_problems(CONTEST / f"{name}.jsonl", "zh", labelled=labelled):
+        for problem in read_problems(contest / f"{name}.jsonl", "zh", labelled=labelled):
             questions += len(problem.questions)
             kinds.update(note.kind for _, note in problem.notes)
     assert questions == 1094 + 1328

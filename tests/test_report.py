@@ -64,7 +64,7 @@ def predictions(member: str, asked: list[Question], marks: str) -> list[Predicti
 
 def put(path: Path, content: dict[str, Any] | Iterable[Record]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content) if isinstance(content, dict) else lines(content), encoding="utf-8")
+    path.write_text(json.dumps(content) if isinstance(content, dict) else "".join(lines(content)), encoding="utf-8")
 
 
 def sample(question: str, rung: str, verdict: str, micro_dollars: int) -> Sample:
@@ -327,7 +327,7 @@ def test_summary_in_the_terminal(context: flow.Context) -> None:
 def test_without_test_labels_validation_is_shown(context: flow.Context) -> None:
     path = context.input("questions") / "test.jsonl"
     bare = [question.model_copy(update={"answer": None}) for question in questions("x", 8)]
-    path.write_text(lines(bare), encoding="utf-8")
+    path.write_text("".join(lines(bare)), encoding="utf-8")
     content = numbers(context)
     assert content["run"]["split"] == "validation"
     assert {row["split"] for row in content["results"]} == {"validation"}

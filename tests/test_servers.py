@@ -7,9 +7,9 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-import asker
 import pytest
 from api_server import ApiServer
+from asker import requests
 
 from stepladder.ask import servers
 from stepladder.ask.admission import PROBE, Admission, WrongServer, difference
@@ -35,12 +35,6 @@ def pair(tmp_path: Path) -> Iterator[tuple[ApiServer, ApiServer]]:
         yield one, two
 
 
-@pytest.fixture
-def ledger(tmp_path: Path) -> Iterator[Ledger]:
-    with Ledger(tmp_path / "ledger.sqlite") as opened:
-        yield opened
-
-
 def own(*urls: str, file: Path | None = None, model: str = "test-model") -> Model:
     table = {"engine": "openai", "model": model, "api_key_env": "ASKER_KEY", "price": {"input": 0, "output": 0}}
     where = {"base_url": urls} if file is None else {"base_url_file": file}
@@ -50,10 +44,6 @@ def own(*urls: str, file: Path | None = None, model: str = "test-model") -> Mode
 @pytest.fixture(autouse=True)
 def key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ASKER_KEY", "test-key")
-
-
-def requests(what: str, count: int) -> list[Request]:
-    return [asker.request(f"{what} {number}") for number in range(count)]
 
 
 def asked(api: ApiServer) -> int:

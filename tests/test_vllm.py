@@ -68,12 +68,6 @@ def _is_healthy(port: int) -> bool:
         return False
 
 
-@pytest.fixture
-def ledger(tmp_path: Path) -> Iterator[Ledger]:
-    with Ledger(tmp_path / "ledger.sqlite") as opened:
-        yield opened
-
-
 def model(url: str, **more: object) -> Model:
     table = {"engine": "openai", "base_url": url, "price": {"input": 0, "output": 0}, "path": models.BUNDLED}
     return Model.model_validate({**table, **more})

@@ -120,6 +120,10 @@ class Model(Table):
             )
         return self
 
+    def served_as(self, name: str) -> str:
+        """What its server calls the model that the configuration calls ``name``."""
+        return self.model or name
+
     @property
     def is_own(self) -> bool:
         """Whether its servers are the user's: they cost nothing, so they may be asked who they are."""

@@ -167,7 +167,7 @@ def bbh(source: Path, columns: Columns) -> Iterator[Row]:
 def logiqa(source: Path, columns: Columns) -> Iterator[Row]:
     """LogiQA's text: blocks of a letter, a passage, a question and lettered options, with an empty line between."""
     block: list[str] = []
-    lines = _text(source).split("\n")
+    lines = records.read_text(source).split("\n")
     for number, line in enumerate([*lines, ""], start=1):
         if line.strip():
             block.append(line.strip())
@@ -223,20 +223,9 @@ def _unlettered(options: tuple[str, ...]) -> tuple[str, ...]:
 # Reading files
 
 
-def _text(source: Path) -> str:
-    try:
-        return source.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise InputError(source, "no such file") from None
-    except UnicodeDecodeError as error:
-        raise InputError(source, f"not UTF-8 at byte {error.start}; save the file as UTF-8") from None
-    except OSError as error:
-        raise InputError(source, f"cannot be read ({error.strerror})") from None
-
-
 def _json(source: Path) -> Any:
     try:
-        return json.loads(_text(source))
+        return json.loads(records.read_text(source))
     except ValueError as error:
         raise InputError(source, f"not JSON ({error})") from None
 
@@ -249,7 +238,7 @@ def _json_rows(source: Path) -> Iterator[tuple[int, Any]]:
 
 
 def _csv(source: Path) -> Iterator[tuple[int, list[str]]]:
-    reader = csv.reader(_text(source).splitlines(keepends=True))
+    reader = csv.reader(records.read_text(source).splitlines(keepends=True))
     try:
         for cells in reader:
             if cells:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, BinaryIO, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -91,20 +92,27 @@ R = TypeVar("R", bound=Record)
 
 
 def read(path: Path, kind: type[R]) -> list[R]:
-    """Read a JSONL file written by :func:`lines`.
+    """All rows of a JSONL file written by :func:`lines`.
 
     Raises:
         InputError: naming file, line and field.
     """
-    rows = []
+    return list(stream(path, kind))
+
+
+def stream(path: Path, kind: type[R]) -> Iterator[R]:
+    """The rows of a JSONL file one by one.
+
+    Raises:
+        InputError: naming file, line and field.
+    """
     for number, value in parse_lines(path):
         try:
-            rows.append(kind.model_validate(value))
+            yield kind.model_validate(value)
         except ValidationError as error:
             first = error.errors()[0]
             field = ".".join(str(part) for part in first["loc"]) or None
             raise InputError(path, first["msg"], line=number, field=field) from None
-    return rows
 
 
 def parse_lines(path: Path) -> Iterator[tuple[int, Any]]:
@@ -113,34 +121,69 @@ def parse_lines(path: Path) -> Iterator[tuple[int, Any]]:
     Raises:
         InputError: the file is missing, not UTF-8, or a line is not JSON (or nested or long beyond reason).
     """
+    with _opened(path) as file:
+        start = 0
+        for number, raw in enumerate(file, start=1):  # bytes: only "\n" ends a line, not U+2028 inside a JSON string
+            try:
+                line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                raise _not_utf8(path, start + error.start) from None
+            start += len(raw)
+            if line.strip():
+                yield number, _value(path, number, line)
+
+
+def read_text(path: Path) -> str:
+    """The text of a file.
+
+    Raises:
+        InputError: the file is missing, cannot be read or is not UTF-8.
+    """
+    with _opened(path) as file:
+        try:
+            return file.read().decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise _not_utf8(path, error.start) from None
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    """A file to read from, as bytes.
+
+    Raises:
+        InputError: the file is missing or cannot be read.
+    """
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open("rb") as file:
+            yield file
     except FileNotFoundError:
-        raise InputError(path, "no such file; check the path in the configuration") from None
+        raise InputError(path, "no such file; check its path") from None
     except IsADirectoryError:
-        raise InputError(path, "is a folder; name a JSONL file") from None
-    except UnicodeDecodeError as error:
-        raise InputError(path, f"not UTF-8 at byte {error.start}; save the file as UTF-8") from None
+        raise InputError(path, "is a folder; name a file") from None
     except OSError as error:
         raise InputError(path, f"cannot be read ({error.strerror})") from None
-    # Only "\n" ends a line: str.splitlines would also cut at U+2028 and friends inside a JSON string.
-    for number, line in enumerate(text.removeprefix("\ufeff").split("\n"), start=1):
-        if line.strip():
-            try:
-                value = json.loads(line)
-                if "\\ud" in line.lower():
-                    json.dumps(value, ensure_ascii=False).encode()
-            except json.JSONDecodeError as error:
-                problem = f"not JSON ({error.msg}, column {error.colno}); write one JSON object a line"
-                raise InputError(path, problem, line=number) from None
-            except UnicodeEncodeError:
-                problem = "holds half a character (a lone surrogate such as \\ud83d); write whole ones"
-                raise InputError(path, problem, line=number) from None
-            except (RecursionError, ValueError) as error:  # nested too deeply; a number of thousands of digits
-                raise InputError(path, f"cannot be read as JSON ({error}); simplify the line", line=number) from None
-            yield number, value
 
 
-def lines(rows: Iterable[Record]) -> str:
-    """The rows as JSONL, in the order given (stages sort by id)."""
-    return "".join(row.model_dump_json() + "\n" for row in rows)
+def _not_utf8(path: Path, byte: int) -> InputError:
+    return InputError(path, f"not UTF-8 at byte {byte}; save the file as UTF-8")
+
+
+def _value(path: Path, number: int, line: str) -> Any:
+    try:
+        value = json.loads(line)
+        if "\\ud" in line.lower():
+            json.dumps(value, ensure_ascii=False).encode()
+    except json.JSONDecodeError as error:
+        problem = f"not JSON ({error.msg}, column {error.colno}); write one JSON object a line"
+        raise InputError(path, problem, line=number) from None
+    except UnicodeEncodeError:
+        problem = "holds half a character (a lone surrogate such as \\ud83d); write whole ones"
+        raise InputError(path, problem, line=number) from None
+    except (RecursionError, ValueError) as error:  # nested too deeply; a number of thousands of digits
+        raise InputError(path, f"cannot be read as JSON ({error}); simplify the line", line=number) from None
+    return value
+
+
+def lines(rows: Iterable[Record]) -> Iterator[str]:
+    """The rows as lines of JSONL, in the order given (stages sort by id)."""
+    return (row.model_dump_json() + "\n" for row in rows)

@@ -88,7 +88,7 @@ class _Desk:
 
     def __init__(self, name: str, model: Model, key: str, ledger: Ledger, report: Report, note: Note) -> None:
         assert model.price is not None  # noqa: S101 (the caller has seen to it)
-        self.asked = Asked(name, model.model or name, model.base_url[0], model, model.price.in_batch())
+        self.asked = Asked(name, model.served_as(name), model.base_url[0], model, model.price.in_batch())
         self.key = key
         self.ledger, self.report, self.note = ledger, report, note
         self.tally = Tally()

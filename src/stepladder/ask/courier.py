@@ -152,7 +152,7 @@ def teacher(name: str, model: Model, admission: Admission | None = None, note: N
     """A model of the configuration as the engine asks it."""
     if model.price is None:
         raise AskError(f"model {name!r} has no price; without one no budget can be kept")
-    served, key = model.model or name, _key(name, model)
+    served, key = model.served_as(name), _key(name, model)
 
     @functools.cache
     def endpoint(url: str) -> Endpoint:
@@ -194,7 +194,7 @@ def _work() -> None:
 
 async def _ask(job: dict[str, Any], ledger: Ledger, report: Report) -> Tally:
     name, model, scope = job["name"], Model.model_validate(job["model"]), Scope(**job["scope"])
-    admission = Admission(job["identity"], model.model or name, job["probe"], scope.run) if model.is_own else None
+    admission = Admission(job["identity"], model.served_as(name), job["probe"], scope.run) if model.is_own else None
     return await ask_all(_requests(), teacher(name, model, admission, _note), ledger, scope, report, _note)
 
 

@@ -21,7 +21,7 @@ def identity(config: Config, name: str) -> str:
     model = config.models[name]
     if model.engine == "local" or model.path is not None:
         return models.content_digest(_weights(model))
-    served = model.model or name
+    served = model.served_as(name)
     # Servers that come and go are known by what they serve, and must show that they serve it (ask/admission.py).
     return f"{model.base_url[0].rstrip('/')} {served}" if model.base_url else f"own servers of {served}"
 
@@ -32,6 +32,7 @@ class Respondent:
 
     def __init__(self, context: Context, name: str, rung: Rung) -> None:
         self._context, self._name = context, name
+        self.identity = identity(context.config, name)
         self._model = context.config.models[name]
         self._load = functools.cache(lambda: Local(_weights(self._model)))
         self._batch = rung.batch

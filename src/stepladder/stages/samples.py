@@ -107,7 +107,7 @@ def climb(context: Context, rung: Rung, model: str, questions: list[Question]) -
             (question, order, request)
             for question in hopeful.values()
             for index in indices
-            for order, request in _request(context.config, rung, model, question, index)
+            for order, request in _request(rung, respondent.identity, context.config.seed, question, index)
         ]
         told = f"{indices[0] + 1} of {rung.answers}" if len(indices) == 1 else f"{len(indices)} each"
         answers = respondent.ask([request for _, _, request in asked], f"{model}, {told}")
@@ -134,17 +134,17 @@ def climb(context: Context, rung: Rung, model: str, questions: list[Question]) -
 
 
 def _request(
-    config: Config, rung: Rung, model: str, question: Question, index: int
+    rung: Rung, identity: str, seed: int, question: Question, index: int
 ) -> Iterator[tuple[Permutation, Request]]:
     """The answer with this index, unless it would be word for word one before it."""
-    drawn = _orders(rung.orders, question, config.seed, rung)
+    drawn = _orders(rung.orders, question, seed, rung)
     place = index % rung.orders
     order = drawn[place]
     if rung.temperature > 0 or order not in drawn[:place]:
         yield (
             order,
             Request(
-                model=identity(config, model),
+                model=identity,
                 messages=ask_messages(question, order),
                 temperature=rung.temperature,
                 sample_index=index,

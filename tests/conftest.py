@@ -1,0 +1,42 @@
+"""What tests share: a test server, a ledger, the model that the server serves, and the contest's data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import asker
+import pytest
+from api_server import ApiServer
+
+from stepladder.ask.ledger import Ledger
+from stepladder.config import Model
+
+
+@pytest.fixture(scope="module")
+def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
+    """One server for all tests of a file: each sets the script it needs."""
+    with ApiServer(tmp_path_factory.mktemp("api")) as server:
+        yield server
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Iterator[Ledger]:
+    with Ledger(tmp_path / "ledger.sqlite") as opened:
+        yield opened
+
+
+@pytest.fixture
+def model(api: ApiServer) -> Model:
+    """The server without faults, as a model of the configuration."""
+    api.set_script({})
+    return asker.model(api.url, 8).model_copy(update={"model": "test-model"})
+
+
+@pytest.fixture(scope="session")
+def contest() -> Path:
+    """The folder of the contest's data, which is no part of the project: its tests skip where it is absent."""
+    folder = Path(__file__).parents[2] / "shared" / "competition"
+    if not folder.is_dir():
+        pytest.skip("the contest's data is not here")
+    return folder
