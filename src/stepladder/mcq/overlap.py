@@ -71,8 +71,8 @@ def near_duplicates(left: Sequence[str], right: Sequence[str], threshold: float)
         shared.append(found)
         alone[at] = len(grams) - len(found)
     total = len(left) + len(right)
-    weight = np.log(total / counts)
-    rare = np.log(total / 1.0)  # of an n-gram that only one text has
+    rare = np.log(total)  # of an n-gram that only one of the sets has, as if one text had it
+    weight = np.where(counts > holders, np.log(total / counts), rare)
     weights = np.array([weight[found].sum() for found in places])
     pairs: list[Pair] = []
     for start, candidates in _candidates(shared, places, holders):
