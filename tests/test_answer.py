@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
+from completions import OPTIONS, TABLE
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stepladder.mcq.answer import lenient, majority, strict
+from stepladder.mcq.answer import ANSWER_LINE, as_asked, lenient, majority, strict
 from stepladder.mcq.prompts import ask_messages, worked_solution
 from stepladder.mcq.shuffle import orders, shown, to_original, to_shown
 from stepladder.mcq.verify import judge
-from stepladder.records import LETTERS, Question
+from stepladder.records import LETTERS, Question, parse_lines
+from stepladder.stages.questions import read_problems
 
 
 def question(**changes: object) -> Question:
@@ -22,31 +26,49 @@ def question(**changes: object) -> Question:
     return Question.model_validate(fields | changes)
 
 
+@pytest.mark.parametrize(("text", "strict_letter", "lenient_letter"), TABLE)
+def test_extraction(text: str, strict_letter: str | None, lenient_letter: str | None) -> None:
+    assert strict(text, OPTIONS).letter == strict_letter
+    assert lenient(text, OPTIONS).letter == lenient_letter
+
+
+@pytest.mark.parametrize(("text", "letter", "_"), [row for row in TABLE if row[1]])
+def test_a_readable_text_can_be_given_the_answer_line_that_is_asked_for(text: str, letter: str, _: str) -> None:
+    for language, line in ANSWER_LINE.items():
+        asked = as_asked(text, OPTIONS, language)
+        assert asked.split("\n")[-1] == line.format(letter)
+        assert strict(asked, OPTIONS) == (letter, "last-line")
+        assert as_asked(asked, OPTIONS, language) == asked
+
+
 @pytest.mark.parametrize(
-    ("text", "strict_letter", "lenient_letter"),
+    ("text", "asked"),
     [
-        ("Bob is loud.\nAnswer: B", "B", "B"),
-        ("鲍勃很吵。\n答案是：B", "B", "B"),
-        ("Answer: B\n\n", "B", "B"),
-        ("Answer: B.", None, "B"),
-        ("**Answer: B**", None, "B"),
-        ("The answer is B because Bob is loud.", None, "B"),
-        ("因此答案是：C。", None, "C"),
-        ("<output>因此答案是：A</output>", None, "A"),
-        ("B", None, "B"),
-        ("Option C fits.", None, "C"),
-        ("Answer: A\nNo wait.\nAnswer: B", "B", "B"),
-        ("Answer: B\nso I am done", None, "B"),
-        ("Answer: D", None, None),
-        ("Answer: b", None, "B"),
-        ("Answer: Bob", None, None),
-        ("", None, None),
-        ("Because A is taller than B", None, None),
+        ("Bob is loud.\nSo the answer is **B**.", "Bob is loud.\nAnswer: B"),
+        ("<think>Bob.</think>\n<output>\nAnswer: B. Bob\n</output>\n", "<think>Bob.</think>\nAnswer: B"),
+        ("Only Bob is loud. Answer: B", "Only Bob is loud. Answer: B\nAnswer: B"),
+        ("<r>fine</r><output>Answer: B</output>", "<r>fine</r><output>Answer: B</output>\nAnswer: B"),
     ],
 )
-def test_extraction(text: str, strict_letter: str | None, lenient_letter: str | None) -> None:
-    assert strict(text, 3).letter == strict_letter
-    assert lenient(text, 3).letter == lenient_letter
+def test_nothing_but_the_answer_line_is_rewritten(text: str, asked: str) -> None:
+    assert as_asked(text, OPTIONS, "en") == asked
+
+
+def test_extraction_from_recorded_completions_that_somebody_read(contest: Path) -> None:
+    """``recorded_letters.jsonl`` says which letter each of these real completions ends on, read by a person."""
+    options = {
+        question.id: question.options
+        for problem in read_problems(contest / "train.jsonl", "zh", labelled=True)
+        for question in problem.questions
+    }
+    recorded = {
+        (row["model"], row["id"]): row["responses"] for _, row in parse_lines(contest / "recorded_responses.jsonl")
+    }
+    table = [row for _, row in parse_lines(Path(__file__).with_name("recorded_letters.jsonl"))]
+    assert len(table) > 100
+    for row in table:
+        text = recorded[row["model"], row["id"]][row["response"]]
+        assert strict(text, options[row["id"]]).letter == row["letter"], (row, text[-300:])
 
 
 @given(st.integers(2, 8), st.integers(1, 6), st.integers())

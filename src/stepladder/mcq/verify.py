@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from stepladder.mcq.answer import strict
-from stepladder.mcq.shuffle import Permutation, to_original
+from stepladder.mcq.shuffle import Permutation, shown, to_original
 from stepladder.records import LETTERS, Question, Verdict
 
 
@@ -21,7 +21,7 @@ def judge(question: Question, permutation: Permutation, text: str, *, finished: 
 
     Where two options are the same text, either letter is right if one of them is the label.
     """
-    letter = strict(text, len(question.options)).letter
+    letter = strict(text, shown(question.options, permutation)).letter
     if letter is None:
         return Judged(None, "unparsed" if finished else "truncated")
     answer = to_original(letter, permutation)

@@ -11,7 +11,7 @@ from stepladder import models
 from stepladder.ask.request import Request
 from stepladder.mcq.answer import majority, strict
 from stepladder.mcq.prompts import ask_messages
-from stepladder.mcq.shuffle import Permutation, fixed, orders, to_original
+from stepladder.mcq.shuffle import Permutation, fixed, orders, shown, to_original
 from stepladder.records import Prediction, Question
 from stepladder.stages.asking import ask_weights
 from stepladder.stages.flow import Context
@@ -45,7 +45,7 @@ def predict(context: Context, member: str, weights: Path, questions: list[Questi
         votes, texts = [], []
         for _, order, request in asked[at : at + settings.votes]:
             text = answers[request.key].text
-            letter = strict(text, len(question.options)).letter
+            letter = strict(text, shown(question.options, order)).letter
             votes.append(None if letter is None else to_original(letter, order))
             texts.append(text)
         predictions.append(

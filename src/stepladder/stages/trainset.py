@@ -9,10 +9,10 @@ from pathlib import Path
 
 from stepladder import models, records, template
 from stepladder.config import Config, Member, settings
-from stepladder.mcq.answer import strict
+from stepladder.mcq.answer import as_asked
 from stepladder.mcq.overlap import TWIN, near_duplicates, whole
 from stepladder.mcq.prompts import ask_messages
-from stepladder.mcq.shuffle import rng
+from stepladder.mcq.shuffle import rng, shown
 from stepladder.records import Example, Message, Question, Sample
 from stepladder.stages.flow import Context, digest_of, members
 from stepladder.training.packing import tokenise
@@ -66,13 +66,13 @@ def build(context: Context, part: str | None, folder: Path) -> None:
         for row in tokenise(tokenizer, [example], context.config.train.max_length):  # none where it does not fit
             tokens += len(row.ids)
             examples.append(example)
-    letters = Counter(strict(e.messages[-1].content, 26).letter for e in examples)
+    letters = Counter(example.messages[-1].content[-1] for example in examples)
     card = {
         "examples": len(examples),
         "tokens": tokens,
         "left_out": len(kept) - len(examples),
         "teachers": dict(sorted(Counter(example.teacher for example in examples).items())),
-        "letters": dict(sorted((str(letter), count) for letter, count in letters.items())),
+        "letters": dict(sorted(letters.items())),
         "leaked": leaked,
         "duplicates": len(chosen) - leaked - len(kept),
     }
@@ -115,7 +115,8 @@ def _text(question: Question) -> tuple[str, str, tuple[str, ...]]:
 
 
 def _example(question: Question, sample: Sample) -> Example:
-    answer = Message(role="assistant", content=sample.text)
+    options = shown(question.options, sample.permutation)
+    answer = Message(role="assistant", content=as_asked(sample.text, options, question.language))
     return Example(
         messages=(*ask_messages(question, sample.permutation), answer),
         question_id=question.id,
