@@ -14,7 +14,8 @@ from api_server import ApiServer
 from stepladder import cli
 from stepladder.config import Rung
 from stepladder.records import Question, Sample
-from stepladder.stages.samples import accepted_of, suspect_labels
+from stepladder.stages.cascade import accepted_of
+from stepladder.stages.samples import Votes
 
 TOML = """
 name = "run"
@@ -114,11 +115,10 @@ def test_a_label_is_doubted_when_two_models_name_the_same_other_letter() -> None
     }  # fmt: skip
     judged = [sample(letter, 0, f"m{n}", q) for q, letters in said.items() for n, letter in enumerate(letters)]
     judged.append(sample("A", 0, "worked", "proved"))
-    questions = [question(name, reviewed=name == "kept") for name in said]
-    (row,) = suspect_labels(questions, judged)
-    assert (row["id"], row["label"], row["suggested"]) == ("both", "A", "B")
-    assert row["for"] == []
-    assert [chain["model"] for chain in row["against"]] == ["m0", "m1"]
+    votes = Votes()
+    votes.add({name: question(name, reviewed=name == "kept") for name in said}, judged)
+    (suspect,) = votes.suspects()
+    assert suspect[:3] == ("both", "A", "B")
 
 
 @pytest.fixture(scope="module")
@@ -163,8 +163,10 @@ def project(tmp_path: Path, api: ApiServer, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_doubted_labels_train_nobody_until_somebody_has_looked(project: Project) -> None:
     assert project.run("questions", "samples") == 0
-    suspects = [row["id"] for row in project.rows("samples/audit.jsonl")]
+    rows = project.rows("samples/audit.jsonl")
+    suspects = [row["id"] for row in rows]
     assert suspects
+    assert all([chain["model"] for chain in row["against"]] == ["one", "two"] and not row["for"] for row in rows)
     accepted = {row["question_id"] for row in project.rows("samples/accepted.jsonl")}
     assert not accepted & set(suspects)
     assert accepted

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import permutations
 
-from stepladder.mcq.position import position_bias
+from stepladder.mcq.position import Bias, Positions
 from stepladder.mcq.shuffle import to_original
 from stepladder.records import Question, Sample
 
@@ -20,16 +20,23 @@ QUESTIONS = {name: question(name, answer) for name, answer in (("q1", "A"), ("q2
 ORDERS = list(permutations(range(3)))
 
 
-def sample(name: str, order: tuple[int, ...], answer: str | None, model: str) -> Sample:
+def sample(name: str, order: tuple[int, ...], answer: str | None) -> Sample:
     return Sample(
-        question_id=name, rung="r", model=model, sample_index=0, permutation=order, key="k", text="", answer=answer,
+        question_id=name, rung="r", model="m", sample_index=0, permutation=order, key="k", text="", answer=answer,
         verdict="accepted" if answer == QUESTIONS[name].answer else "wrong",
     )  # fmt: skip
 
 
+def bias_of(samples: list[Sample]) -> Bias:
+    positions = Positions()
+    for asked in QUESTIONS.values():
+        positions.add(asked, [sample for sample in samples if sample.question_id == asked.id])
+    return positions.bias("model")
+
+
 def test_a_model_that_always_names_the_first_letter() -> None:
-    samples = [sample(name, order, to_original("A", order), "first") for name in QUESTIONS for order in ORDERS]
-    (bias,) = position_bias(samples, QUESTIONS)
+    samples = [sample(name, order, to_original("A", order)) for name in QUESTIONS for order in ORDERS]
+    bias = bias_of(samples)
     assert bias.recall == {"A": 1.0, "B": 0.0, "C": 0.0}
     assert bias.chosen == {"A": 1.0}
     assert bias.shown == {"A": 1 / 3, "B": 1 / 3, "C": 1 / 3}
@@ -37,16 +44,15 @@ def test_a_model_that_always_names_the_first_letter() -> None:
 
 
 def test_a_model_that_answers_what_is_asked() -> None:
-    samples = [sample(name, order, QUESTIONS[name].answer, "good") for name in QUESTIONS for order in ORDERS]
-    (bias,) = position_bias(samples, QUESTIONS)
+    samples = [sample(name, order, QUESTIONS[name].answer) for name in QUESTIONS for order in ORDERS]
+    bias = bias_of(samples)
     assert bias.recall == {"A": 1.0, "B": 1.0, "C": 1.0}
     assert bias.consistency == 1.0
 
 
 def test_unreadable_answers_are_not_right_and_name_nothing() -> None:
-    samples = [sample("q1", ORDERS[0], None, "mute"), sample("q1", ORDERS[0], "A", "mute")]
-    samples.append(sample("q2", ORDERS[0], "B", "once"))
-    mute, once = position_bias(samples, QUESTIONS)
-    assert (mute.model, mute.answers, mute.recall, mute.consistency) == ("mute", 2, {"A": 0.5}, None)
+    mute = bias_of([sample("q1", ORDERS[0], None), sample("q1", ORDERS[0], "A")])
+    assert (mute.model, mute.answers, mute.recall, mute.consistency) == ("model", 2, {"A": 0.5}, None)
+    once = bias_of([sample("q2", ORDERS[0], "B")])
     assert (once.recall, once.chosen) == ({"B": 1.0}, {"B": 1.0})
-    assert position_bias([], QUESTIONS) == []
+    assert bias_of([]) == Bias("model", 0, {}, {}, {}, None)

@@ -57,7 +57,8 @@ def predictions(member: str, asked: list[Question], marks: str) -> list[Predicti
         label = question.answer or "A"
         wrong = LETTERS[(LETTERS.index(label) + 1) % len(question.options)]
         answer = {"1": label, "0": wrong, "-": None}[mark]
-        text = f"{SCRIPT} so it is\nAnswer: {answer}"
+        said = answer or f"{label}, I think"  # which only the lenient rule reads
+        text = f"{SCRIPT} so it is\nAnswer: {said}"
         rows.append(Prediction(question_id=question.id, member=member, votes=(answer,), answer=answer, texts=(text,)))
     return rows
 
@@ -182,8 +183,9 @@ def test_results_are_the_hand_counted_ones(context: flow.Context) -> None:
         ("test", "ensemble", None): (7, 8, 0),
     }
     assert set(rows[0]) == {
-        "system", "member", "split", "n", "correct", "accuracy", "low", "high", "unparsed",
+        "system", "member", "split", "n", "correct", "accuracy", "low", "high", "unparsed", "lenient",
     }  # fmt: skip
+    assert all(row["lenient"] == row["correct"] + row["unparsed"] for row in rows)
     assert all(row["accuracy"] == row["correct"] / row["n"] for row in rows)
     assert all(row["low"] <= row["accuracy"] <= row["high"] for row in rows)
     perfect = next(row for row in rows if row["correct"] == 8)

@@ -147,6 +147,8 @@ class Rung(Table):
     """Names under ``[models]``."""
     orders: int = Field(default=1, ge=1, le=24)
     """Shuffled orders of the options each model is asked."""
+    shuffle: bool = True
+    """``false`` shows the options as they are, for answers that were recorded so."""
     samples: int = Field(default=1, ge=1, le=100)
     """Answers of each model to a question, if more than ``orders``; they take the orders in turn."""
     accept: Literal["all", "majority"] = "all"
@@ -154,6 +156,8 @@ class Rung(Table):
     they were before shuffling, is; then only the chains that voted with it are kept."""
     trust_majority: bool = False
     """With ``accept = "majority"``: the majority is taken for the truth even where the label says otherwise."""
+    keep: int | None = Field(default=None, ge=1)
+    """Most accepted chains of a question that this rung keeps, the most different ones; by default all."""
     max_tokens: int = Field(default=512, ge=1)
     """Cap on the answer's length, tokens."""
     temperature: float = Field(default=0.0, ge=0)
@@ -172,6 +176,8 @@ class Rung(Table):
                 f"samples = {self.samples} with orders = {self.orders} and temperature = 0 would ask the same again; "
                 "set temperature, 0.7 for example, or as many orders"
             )
+        if self.orders > 1 and not self.shuffle:
+            raise ValueError(f"orders = {self.orders} needs shuffle = true")
         if self.trust_majority and self.accept != "majority":
             raise ValueError('trust_majority needs accept = "majority"')
         return self

@@ -52,8 +52,8 @@ def near_duplicates(left: Sequence[str], right: Sequence[str], threshold: float)
 
     Memory grows with the n-grams of ``right`` and those ``left`` shares with it.
     """
-    held = [_grams(text) for text in right]
-    known = np.unique(np.concatenate([_grams(""), *held]))
+    held = [ngrams(text) for text in right]
+    known = np.unique(np.concatenate([ngrams(""), *held]))
     if not left or not len(known):
         return []
     places = [np.searchsorted(known, grams) for grams in held]  # each text as places in ``known``
@@ -64,7 +64,7 @@ def near_duplicates(left: Sequence[str], right: Sequence[str], threshold: float)
     shared: list[np.ndarray] = []
     alone = np.zeros(len(left), dtype=np.int64)  # n-grams that ``right`` does not have
     for at, text in enumerate(left):
-        grams = _grams(text)
+        grams = ngrams(text)
         found = np.minimum(np.searchsorted(known, grams), len(known) - 1)
         found = found[known[found] == grams].astype(np.int32)
         counts[found] += 1
@@ -84,7 +84,7 @@ def near_duplicates(left: Sequence[str], right: Sequence[str], threshold: float)
     return sorted(pairs, key=lambda pair: (-pair.similarity, pair.left, pair.right))
 
 
-def _grams(text: str) -> np.ndarray:
+def ngrams(text: str) -> np.ndarray:
     """Hashes of the distinct n-grams of a text, sorted; of a shorter text, of the whole."""
     words = [zlib.crc32(word.encode()) for word in _WORD.findall(text.lower())]
     letters = np.array(words, dtype=np.uint64)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Sequence
 from itertools import combinations
 from typing import NamedTuple
 
@@ -26,41 +27,47 @@ class Bias(NamedTuple):
     question was answered twice."""
 
 
-def position_bias(samples: Iterable[Sample], questions: Mapping[str, Question]) -> list[Bias]:
-    """One row per model that was asked, in order of their names; worked solutions are not answers.
+class Positions:
+    """Counts of one model's answers, question by question.
 
     A rung that asks for another order only where the one before was right says nothing about consistency: what it asks
     twice was right once already.
     """
-    of_model: dict[str, list[Sample]] = {}
-    for sample in samples:
-        of_model.setdefault(sample.model, []).append(sample)
-    return [_of(model, some, questions) for model, some in sorted(of_model.items())]
+
+    def __init__(self) -> None:
+        self._answers = 0
+        self._shown: Counter[str] = Counter()
+        self._right: Counter[str] = Counter()
+        self._chosen: Counter[str] = Counter()
+        self._pairs: Counter[bool] = Counter()
+
+    def add(self, question: Question, samples: Sequence[Sample]) -> None:
+        """Count the model's answers to a question."""
+        self._answers += len(samples)
+        readable = [sample for sample in samples if sample.answer is not None]
+        self._chosen.update(to_shown(str(sample.answer), sample.permutation) for sample in readable)
+        self._pairs.update(
+            one.answer == other.answer
+            for one, other in combinations(readable, 2)
+            if one.permutation != other.permutation
+        )
+        if question.answer is not None:
+            for sample in samples:
+                letter = to_shown(question.answer, sample.permutation)
+                self._shown[letter] += 1
+                self._right[letter] += sample.answer == question.answer
+
+    def bias(self, model: str) -> Bias:
+        """What the counts come to."""
+        return Bias(
+            model=model,
+            answers=self._answers,
+            recall={letter: self._right[letter] / count for letter, count in sorted(self._shown.items())},
+            chosen=_shares(self._chosen),
+            shown=_shares(self._shown),
+            consistency=self._pairs[True] / self._pairs.total() if self._pairs else None,
+        )
 
 
-def _of(model: str, samples: list[Sample], questions: Mapping[str, Question]) -> Bias:
-    right: dict[str, list[bool]] = {}
-    chosen: list[str] = []
-    readable: dict[str, list[Sample]] = {}
-    for sample in samples:
-        label = questions[sample.question_id].answer
-        if label is not None:
-            right.setdefault(to_shown(label, sample.permutation), []).append(sample.answer == label)
-        if sample.answer is not None:
-            chosen.append(to_shown(sample.answer, sample.permutation))
-            readable.setdefault(sample.question_id, []).append(sample)
-    same = [
-        one.answer == other.answer
-        for some in readable.values()
-        for one, other in combinations(some, 2)
-        if one.permutation != other.permutation
-    ]
-    counted = sum(map(len, right.values()))
-    return Bias(
-        model=model,
-        answers=len(samples),
-        recall={letter: sum(hits) / len(hits) for letter, hits in sorted(right.items())},
-        chosen={letter: chosen.count(letter) / len(chosen) for letter in sorted(set(chosen))},
-        shown={letter: len(hits) / counted for letter, hits in sorted(right.items())},
-        consistency=sum(same) / len(same) if same else None,
-    )
+def _shares(counts: Counter[str]) -> dict[str, float]:
+    return {letter: count / counts.total() for letter, count in sorted(counts.items())}

@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple
 from stepladder.config import BASE as BASE_FOLDER
 from stepladder.config import Config
 from stepladder.errors import InputError, UserError
+from stepladder.mcq.answer import lenient
 from stepladder.records import Prediction, Question, read
 
 HeldOut = Literal["validation", "test"]
@@ -47,6 +48,14 @@ class Measured:
             system: [given.answer == question.answer for given, question in zip(answers, self.questions, strict=True)]
             for system, answers in self.answers.items()
         }
+
+    def leniently(self, system: System) -> int:
+        """Right answers if one nobody could read strictly counts as what the lenient rule reads in its first text, the
+        one in the options' own order."""
+        return sum(
+            question.answer == (given.answer or lenient(given.texts[0], question.options).letter)
+            for given, question in zip(self.answers[system], self.questions, strict=True)
+        )
 
     def accuracy(self, system: System) -> float:
         right = self.right[system]

@@ -99,6 +99,7 @@ def _results(measured: Measured, seed: int) -> list[dict[str, Any]]:
             | {"split": measured.split, "n": len(right), "correct": sum(right), "accuracy": measured.accuracy(system)}
             | {"low": interval.low, "high": interval.high}
             | {"unparsed": sum(answer.answer is None for answer in measured.answers[system])}
+            | {"lenient": measured.leniently(system)}
         )
     return rows
 
@@ -156,10 +157,10 @@ def _broken_down(measured: Measured, name: str, key: Callable[[Question], str]) 
 
 
 def _cascade(path: Path, samples: list[Sample]) -> dict[str, Any]:
-    # Runs that were sampled by an earlier version have neither.
+    # Runs that were sampled by an earlier version have not all of it.
     summary: dict[str, Any] = {"suspect": 0, "positions": [], **_json(path)}
     rungs = [
-        rung | {"dollars": _dollars(sample for sample in samples if sample.rung == rung["name"])}
+        {"lenient": 0} | rung | {"dollars": _dollars(sample for sample in samples if sample.rung == rung["name"])}
         for rung in summary["rungs"]
     ]
     return summary | {"rungs": rungs}

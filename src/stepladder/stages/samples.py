@@ -4,26 +4,27 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from stepladder import records
-from stepladder.ask.request import Request
 from stepladder.config import Config, Rung, settings
-from stepladder.mcq.answer import leading
-from stepladder.mcq.labels import weigh
-from stepladder.mcq.position import position_bias
-from stepladder.mcq.prompts import ask_messages, worked_solution
-from stepladder.mcq.shuffle import Permutation, fixed, orders
-from stepladder.mcq.verify import judge
+from stepladder.mcq.answer import lenient
+from stepladder.mcq.labels import Suspect, weigh
+from stepladder.mcq.position import Positions
+from stepladder.mcq.shuffle import shown
 from stepladder.records import Question, Sample
-from stepladder.stages.asking import Respondent, identity
+from stepladder.stages.asking import identity
+from stepladder.stages.cascade import WORKED, Cascade, Step
 from stepladder.stages.flow import Context, digest_of
-from stepladder.workspace import Artifact, digest, write_atomic
+from stepladder.workspace import Artifact, write_atomic
 
-WORKED = "worked"
-"""The model name of worked solutions."""
+CHUNK = 10_000
+"""Questions that climb the ladder together: more are taken in turn, so that memory does not grow with them."""
+JUDGED = ".judged.jsonl"
+"""All samples while it is not yet known which labels are doubted: a sign, + where the rung accepts it, and the row."""
 
 
 def parts(config: Config) -> tuple[str | None, ...]:
@@ -40,53 +41,42 @@ def artifact(context: Context, part: str | None) -> Artifact:
 
 
 def build(context: Context, part: str | None, folder: Path) -> None:
-    questions = records.read(context.input("questions") / "train.jsonl", Question)
-    unsolved = sorted(questions, key=lambda question: question.id)
-    samples: list[Sample] = []
-    accepted: list[Sample] = []
-    rows = []
-    for rung in context.config.rung:
-        judged = worked(rung, unsolved, context.config.seed) if rung.kind == "worked" else []
-        for model in rung.models:
-            judged += climb(context, rung, model, unsolved)
-        kept = accepted_of(rung, judged)
-        samples += judged
-        accepted += kept
-        solved = {sample.question_id for sample in kept}
-        verdicts = Counter(sample.verdict for sample in judged)
-        rows.append(
-            {
-                "name": rung.name,
-                "kind": rung.kind,
-                "asked": len(unsolved),
-                "solved": len(solved),
-                "wrong": verdicts["wrong"],
-                "unparsed": verdicts["unparsed"],
-                "truncated": verdicts["truncated"],
-            }
-        )
-        context.progress.say(f"rung {rung.name}: {len(solved)} of {len(unsolved)} questions solved")
-        unsolved = [question for question in unsolved if question.id not in solved]
-    suspects = suspect_labels(questions, samples)
+    tally, votes = Tally(context.config.rung), Votes()
+    cascade = Cascade(context)
+    questions = records.stream(context.input("questions") / "train.jsonl", Question)
+    with (folder / JUDGED).open("w", encoding="utf-8") as file:
+        while chunk := sorted(islice(questions, CHUNK), key=lambda question: question.id):
+            asked = {question.id: question for question in chunk}
+            judged: list[tuple[Sample, bool]] = []
+            for step in cascade.climb(chunk):
+                kept = {_name(sample) for sample in step.accepted}
+                judged += ((sample, _name(sample) in kept) for sample in step.samples)
+                row = tally.add(step, asked)
+                context.progress.say(f"rung {row['name']}: {row['solved']:,} of {row['asked']:,} questions solved")
+            votes.add(asked, [sample for sample, _ in judged])
+            judged.sort(key=lambda pair: _name(pair[0]))
+            file.writelines(f"{'+' if kept else '-'}{sample.model_dump_json()}\n" for sample, kept in judged)
+    suspects = votes.suspects()
     if suspects:
         place = context.input("samples") / "audit.jsonl"
         context.progress.say(f"{len(suspects)} labels that models contradict train nobody: {place}")
+    write_atomic(folder / "audit.jsonl", _audit(suspects, (sample for sample, _ in _judged(folder))))
     trusted = {rung.name for rung in context.config.rung if rung.trust_majority}
-    doubted = {suspect["id"] for suspect in suspects}
-    accepted = [sample for sample in accepted if sample.rung in trusted or sample.question_id not in doubted]
-    names = {_name(sample) for sample in accepted}
-    rejected = [sample for sample in samples if _name(sample) not in names]
-    for file, chosen in (("accepted", accepted), ("rejected", rejected)):
-        chosen.sort(key=_name)
-        write_atomic(folder / f"{file}.jsonl", records.lines(chosen))
-    write_atomic(folder / "audit.jsonl", (json.dumps(row, ensure_ascii=False) + "\n" for row in suspects))
-    asked = position_bias((s for s in samples if s.model != WORKED), {question.id: question for question in questions})
+    doubted = {suspect.id for suspect in suspects}
+    for name, wanted in (("accepted", True), ("rejected", False)):
+        chosen = (
+            sample
+            for sample, kept in _judged(folder)
+            if (kept and (sample.rung in trusted or sample.question_id not in doubted)) == wanted
+        )
+        write_atomic(folder / f"{name}.jsonl", records.lines(chosen))
+    (folder / JUDGED).unlink()
     summary = {
-        "rungs": rows,
-        "questions": len(questions),
-        "unsolved": len(unsolved),
+        "rungs": tally.rows,
+        "questions": tally.rows[0]["asked"],
+        "unsolved": tally.rows[0]["asked"] - sum(row["solved"] for row in tally.rows),
         "suspect": len(suspects),
-        "positions": [bias._asdict() for bias in asked],
+        "positions": [positions.bias(model)._asdict() for model, positions in sorted(tally.positions.items())],
     }
     write_atomic(folder / "summary.json", json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
 
@@ -95,128 +85,92 @@ def _name(sample: Sample) -> tuple[str, str, str, int]:
     return sample.question_id, sample.rung, sample.model, sample.sample_index
 
 
-def climb(context: Context, rung: Rung, model: str, questions: list[Question]) -> list[Sample]:
-    """Ask one model of a rung. Where all answers must be right they are asked one after the other, and only while all
-    before were, since one wrong answer already keeps the question on the ladder; a majority is asked for at once."""
-    respondent = Respondent(context, model, rung)
-    rounds = [[at] for at in range(rung.answers)] if rung.accept == "all" else [list(range(rung.answers))]
-    samples: list[Sample] = []
-    hopeful = {question.id: question for question in questions}
-    for indices in rounds:
-        asked = [
-            (question, order, request)
-            for question in hopeful.values()
-            for index in indices
-            for order, request in _request(rung, respondent.identity, context.config.seed, question, index)
+def _judged(folder: Path) -> Iterator[tuple[Sample, bool]]:
+    with (folder / JUDGED).open(encoding="utf-8", newline="\n") as file:
+        for line in file:
+            yield Sample.model_validate_json(line[1:]), line[0] == "+"
+
+
+class Tally:
+    """What the rungs came to, in numbers."""
+
+    def __init__(self, rungs: Sequence[Rung]) -> None:
+        self.positions: dict[str, Positions] = {}
+        counts = ("asked", "solved", "wrong", "unparsed", "truncated", "lenient")
+        self.rows: list[dict[str, Any]] = [
+            {"name": rung.name, "kind": rung.kind} | dict.fromkeys(counts, 0) for rung in rungs
         ]
-        told = f"{indices[0] + 1} of {rung.answers}" if len(indices) == 1 else f"{len(indices)} each"
-        answers = respondent.ask([request for _, _, request in asked], f"{model}, {told}")
-        for question, order, request in asked:
-            answer = answers[request.key]
-            letter, verdict = judge(question, order, answer.text, finished=answer.finished)
-            samples.append(
-                Sample(
-                    question_id=question.id,
-                    rung=rung.name,
-                    model=model,
-                    sample_index=request.sample_index,
-                    permutation=order,
-                    key=request.key,
-                    text=answer.text,
-                    answer=letter,
-                    verdict=verdict,
-                    micro_dollars=answer.micro_dollars,
-                )
-            )
-            if verdict != "accepted":
-                hopeful.pop(question.id, None)
-    return samples
+
+    def add(self, step: Step, questions: dict[str, Question]) -> dict[str, Any]:
+        """Count one rung's samples of some questions and return its row so far.
+
+        ``lenient`` counts answers that only the lenient rule can read; they are rejected all the same.
+        """
+        row = next(row for row in self.rows if row["name"] == step.rung.name)
+        row["asked"] += step.asked
+        row["solved"] += len(step.solved)
+        verdicts = Counter(sample.verdict for sample in step.samples)
+        for verdict in ("wrong", "unparsed", "truncated"):
+            row[verdict] += verdicts[verdict]
+        answers: dict[tuple[str, str], list[Sample]] = {}
+        for sample in step.samples:
+            if sample.answer is None:
+                options = shown(questions[sample.question_id].options, sample.permutation)
+                row["lenient"] += lenient(sample.text, options).letter is not None
+            if sample.model != WORKED:
+                answers.setdefault((sample.model, sample.question_id), []).append(sample)
+        for (model, asked), some in answers.items():
+            self.positions.setdefault(model, Positions()).add(questions[asked], some)
+        return row
 
 
-def _request(
-    rung: Rung, identity: str, seed: int, question: Question, index: int
-) -> Iterator[tuple[Permutation, Request]]:
-    """The answer with this index, unless it would be word for word one before it."""
-    drawn = _orders(rung.orders, question, seed, rung)
-    place = index % rung.orders
-    order = drawn[place]
-    if rung.temperature > 0 or order not in drawn[:place]:
-        yield (
-            order,
-            Request(
-                model=identity,
-                messages=ask_messages(question, order),
-                temperature=rung.temperature,
-                sample_index=index,
-                max_tokens=rung.max_tokens,
-            ),
-        )
+class Votes:
+    """Who named which letter, for as long as it may matter to a label."""
+
+    def __init__(self) -> None:
+        self._votes: dict[str, dict[str, list[str | None]]] = {}
+        self._labels: dict[str, str] = {}
+        self._right: dict[str, set[str | None]] = {}
+        """Letters that were judged right: the label, and any other option of the same text."""
+        self._certain: set[str] = set()
+        """Confirmed by somebody, or proved by a worked solution."""
+
+    def add(self, questions: dict[str, Question], samples: Iterable[Sample]) -> None:
+        """Remember the answers to some questions, but not where a worked solution that agrees with its label is all."""
+        of: dict[str, list[Sample]] = {}
+        for sample in samples:
+            of.setdefault(sample.question_id, []).append(sample)
+        for asked, some in of.items():
+            if all(sample.model == WORKED and sample.verdict == "accepted" for sample in some):
+                continue
+            self._labels[asked] = str(questions[asked].answer)
+            votes = self._votes[asked] = {}
+            for sample in some:
+                votes.setdefault(sample.model, []).append(sample.answer)
+            right = [sample for sample in some if sample.verdict == "accepted"]
+            self._right[asked] = {sample.answer for sample in right}
+            if questions[asked].reviewed or any(sample.model == WORKED for sample in right):
+                self._certain.add(asked)
+
+    def suspects(self) -> list[Suspect]:
+        """Labels that at least two models contradict with the same letter and that the evidence speaks against
+        (mcq/labels.py), the most suspect first."""
+        found = weigh(self._votes, self._labels).suspects
+        return [suspect for suspect in found if suspect.score > 0 and self._is_doubted(suspect)]
+
+    def _is_doubted(self, suspect: Suspect) -> bool:
+        against = sum(suspect.suggested in letters for letters in self._votes[suspect.id].values())
+        is_right = suspect.suggested in self._right[suspect.id]
+        return against > 1 and not is_right and suspect.id not in self._certain
 
 
-def accepted_of(rung: Rung, judged: list[Sample]) -> list[Sample]:
-    """The chains of a rung that count, by its rule. With ``trust_majority`` one that contradicts the label may."""
-    groups: dict[tuple[str, str], list[Sample]] = {}
-    for sample in judged:
-        groups.setdefault((sample.model, sample.question_id), []).append(sample)
-    kept: list[Sample] = []
-    for group in groups.values():
-        right = [sample for sample in group if sample.verdict == "accepted"]
-        if rung.accept == "all":
-            kept += right if len(right) == len(group) else []
-        else:
-            leader = leading(sample.answer for sample in group)
-            voted = [sample for sample in group if leader is not None and sample.answer == leader]
-            kept += voted if rung.trust_majority else [sample for sample in voted if sample.verdict == "accepted"]
-    return kept
-
-
-def suspect_labels(questions: list[Question], samples: list[Sample]) -> list[dict[str, Any]]:
-    """Labels that at least two models contradict with the same letter and that the evidence speaks against
-    (mcq/labels.py), the most suspect first, with the chains on either side. Confirmed labels and worked solutions
-    speak for themselves."""
-    votes: dict[str, dict[str, list[str | None]]] = {}
-    proved = {sample.question_id for sample in samples if sample.model == WORKED and sample.verdict == "accepted"}
+def _audit(suspects: Sequence[Suspect], samples: Iterable[Sample]) -> Iterator[str]:
+    """One line per suspect label, with the chains on either side."""
+    rows = {suspect.id: {**suspect._asdict(), "for": [], "against": []} for suspect in suspects}
     for sample in samples:
-        votes.setdefault(sample.question_id, {}).setdefault(sample.model, []).append(sample.answer)
-    asked = {question.id: question for question in questions}
-    labels = {key: str(question.answer) for key, question in asked.items() if key in votes}
-    rows = []
-    for suspect in weigh(votes, labels).suspects:
-        against = [s for s in samples if s.question_id == suspect.id and s.answer == suspect.suggested]
-        certain = asked[suspect.id].reviewed or suspect.id in proved
-        same = {s.verdict for s in against} == {"accepted"}  # two options of the same text
-        if suspect.score > 0 and len({s.model for s in against}) > 1 and not certain and not same:
-            chains = [s for s in samples if s.question_id == suspect.id and s.answer == suspect.label]
-            sides = {"for": chains, "against": against}
-            found = {side: [{"model": s.model, "text": s.text} for s in some] for side, some in sides.items()}
-            rows.append({**suspect._asdict(), **found})
-    return rows
-
-
-def worked(rung: Rung, questions: list[Question], seed: int) -> list[Sample]:
-    """Offer the worked solutions that came with the questions, each in one shuffled order, judged like any answer."""
-    samples = []
-    for question in questions:
-        order = _orders(1, question, seed, rung)[0]
-        text = worked_solution(question, order)
-        if text is None:
-            continue
-        letter, verdict = judge(question, order, text, finished=True)
-        samples.append(
-            Sample(
-                question_id=question.id,
-                rung=rung.name,
-                model=WORKED,
-                sample_index=0,
-                permutation=order,
-                key=f"worked:{digest([question.id, order, text])}",
-                text=text,
-                answer=letter,
-                verdict=verdict,
-            )
-        )
-    return samples
-
-
-def _orders(count: int, question: Question, seed: int, rung: Rung) -> list[Permutation]:
-    return orders(count, len(question.options), seed, question.id, rung.name, places=fixed(question).places)
+        if sample.question_id in rows:
+            row = rows[sample.question_id]
+            side = {row["label"]: "for", row["suggested"]: "against"}.get(sample.answer)
+            if side is not None:
+                row[side].append({"model": sample.model, "text": sample.text})
+    return (json.dumps(row, ensure_ascii=False) + "\n" for row in rows.values())

@@ -1,0 +1,38 @@
+"""Which of several chains for one question are worth keeping."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from stepladder.mcq.overlap import ngrams
+
+SAME = 0.9
+"""Jaccard similarity of n-grams from which two chains are one."""
+
+
+def most_different(texts: Sequence[str], count: int) -> list[int]:
+    """Places of up to ``count`` texts, in order: the first, then again and again the one least like those taken.
+
+    Fewer where the rest only repeats: what shares 0.9 of its n-grams (mcq/overlap.py) with one taken says nothing new.
+    """
+    if not texts:
+        return []
+    held = [ngrams(text) for text in texts]
+    taken = [0]
+    nearest = np.array([_similarity(held[0], other) for other in held])
+    while len(taken) < count:
+        nearest[taken] = 1.0
+        best = int(nearest.argmin())
+        if nearest[best] >= SAME:
+            break
+        taken.append(best)
+        nearest = np.maximum(nearest, [_similarity(held[best], other) for other in held])
+    return sorted(taken)
+
+
+def _similarity(one: np.ndarray, other: np.ndarray) -> float:
+    both = len(np.intersect1d(one, other, assume_unique=True))
+    union = len(one) + len(other) - both
+    return both / union if union else 1.0
