@@ -31,6 +31,7 @@ RUNS = Path("runs")
 STAGE_HELP = {
     "questions": "Read, check and split the labelled questions.",
     "samples": "Climb the cascade: collect chains that are proved right.",
+    "variants": "Let models write new questions, and others prove them.",
     "trainset": "Choose each member's training chains.",
     "adapter": "Fine-tune each member with LoRA.",
     "merged": "Fold the adapters into the base.",

@@ -188,6 +188,36 @@ class Rung(Table):
         return max(self.orders, self.samples)
 
 
+class Variants(Table):
+    """``[variants]``: new questions about the training problems, written by models and proved by others; without this
+    table there are none. A member learns from them where it says ``variants = true``."""
+
+    models: tuple[str, ...] = Field(min_length=1)
+    """The writers: names under ``[models]``."""
+    judges: tuple[str, ...] = ()
+    """Who answers the new questions, without seeing the writer's answer and with shuffled options: names under
+    ``[models]``; by default all. Nobody judges what it wrote itself."""
+    agree: int = Field(default=2, ge=1)
+    """Judges that must name the writer's answer. Where the problem carries a closed-world program, one that proves the
+    answer serves as well."""
+    per_problem: int = Field(default=1, ge=1)
+    """New questions each writer is asked for about a problem."""
+    examples: int = Field(default=2, ge=0)
+    """Solved questions about similar problems that the writer is shown."""
+    temperature: float = Field(default=0.7, ge=0)
+    """Sampling temperature of the writers; judges are greedy."""
+    max_tokens: int = Field(default=1024, ge=1)
+    """Cap on the length of what a writer or a judge says, tokens."""
+    dollars: float | None = Field(default=None, ge=0)
+    """Hard cap on what all this may spend, within the run's."""
+
+    @model_validator(mode="after")
+    def _samples_differ(self) -> Self:
+        if self.per_problem > 1 and self.temperature == 0:
+            raise ValueError("per_problem above 1 needs temperature above 0, or the same question comes again")
+        return self
+
+
 class Train(Table):
     """``[train]``: LoRA fine-tuning, shared by all members."""
 
@@ -221,6 +251,16 @@ class Member(Table):
     """Rungs or models whose accepted chains it learns from; empty means all."""
     share: float = Field(default=1.0, gt=0, le=1)
     """Share of the training problems it sees, drawn with its seed."""
+    chains: int | None = Field(default=None, ge=1)
+    """Most chains of one question it learns from, the most different ones; by default all."""
+    variants: bool = False
+    """Whether it also learns from the new questions of ``[variants]``."""
+    control: str | None = None
+    """With ``variants``: the member that is the same without them. Unless this one does at least as well on validation,
+    it takes no part in the ensemble."""
+    balance: bool = False
+    """Whether chains that name no option by its letter before the answer line are shown in another order, so that every
+    letter is right equally often."""
     seed: int = 0
     """Data order, option order and LoRA initialisation."""
 
@@ -272,10 +312,14 @@ class Config(Table):
     """Language of prompts and chains."""
     seed: int = 2024
     """Root of every random choice."""
+    prompts: Path | None = None
+    """A folder with templates of your own (``system.j2``, ``question.j2``, ``variant.j2``), which go before the
+    packaged ones in ``mcq/prompts``. Relative to the TOML file."""
     questions: Questions
     limits: Limits = Limits()
     models: dict[str, Model] = {}
     rung: tuple[Rung, ...] = Field(min_length=1)
+    variants: Variants | None = None
     train: Train = Train()
     member: tuple[Member, ...] = Field(min_length=1)
     quantise: Quantise = Quantise()
@@ -298,10 +342,30 @@ class Config(Table):
                         f"rung {rung.name!r} has batch = true, which needs models with engine = 'openai' and one "
                         f"base_url; model {model!r} is not one"
                     )
+        for model in () if self.variants is None else (*self.variants.models, *self.variants.judges):
+            if model not in self.models:
+                known = ", ".join(self.models) or "none"
+                raise ValueError(f"[variants] names unknown model {model!r}; known under [models]: {known}")
+        if self.variants is not None:
+            judges = self.variants.judges or tuple(self.models)
+            for writer in self.variants.models:
+                if len(set(judges) - {writer}) < self.variants.agree:
+                    raise ValueError(
+                        f"[variants] has agree = {self.variants.agree}, but only {len(set(judges) - {writer})} judges "
+                        f"beside the writer {writer!r}; lower agree or name more models"
+                    )
         teachers = {r.name for r in self.rung} | set(self.models)
         for member in self.member:
             if member.name == BASE:
                 raise ValueError(f"a member cannot be called {BASE!r}; that is the untuned student's name")
+            if member.variants and self.variants is None:
+                raise ValueError(f"member {member.name!r} has variants = true, but there is no table [variants]")
+            controls = [other.name for other in self.member if not other.variants]
+            if member.control is not None and (not member.variants or member.control not in controls):
+                raise ValueError(
+                    f"member {member.name!r} has control = {member.control!r}, which must name a member without "
+                    "variants, and itself needs variants = true"
+                )
             for teacher in member.teachers:
                 if teacher not in teachers:
                     known = ", ".join(sorted(teachers))
@@ -347,7 +411,10 @@ def load(path: Path) -> Config:
         for name, model in config.models.items()
     }
     train = config.train.model_copy(update={"base": _beside(root, config.train.base)})
-    return config.model_copy(update={"questions": questions, "models": models, "train": train})
+    prompts = None if config.prompts is None else root / config.prompts
+    if prompts is not None and not prompts.is_dir():
+        raise ConfigError(f"{path}: key 'prompts': {prompts} is no folder; name one with templates (*.j2)")
+    return config.model_copy(update={"questions": questions, "models": models, "train": train, "prompts": prompts})
 
 
 def _beside(root: Path, name: str) -> str:
@@ -378,8 +445,8 @@ def _first_problem(error: ValidationError) -> str:
 def _known_keys(location: tuple[int | str, ...]) -> tuple[str, str]:
     """The table an unknown key was found in and the keys it knows."""
     tables: dict[str, type[Table]] = {
-        "questions": Questions, "limits": Limits, "models": Model, "rung": Rung, "train": Train, "member": Member,
-        "quantise": Quantise, "predict": Predict, "ensemble": Ensemble,
+        "questions": Questions, "limits": Limits, "models": Model, "rung": Rung, "variants": Variants, "train": Train,
+        "member": Member, "quantise": Quantise, "predict": Predict, "ensemble": Ensemble,
     }  # fmt: skip
     table: type[Table] = tables.get(str(location[0]), Config) if len(location) > 1 else Config
     name = "the file" if table is Config else f"[{location[0]}]"

@@ -40,7 +40,7 @@ class Request(Record):
 
     ``model`` says who is asked in a way that outlives names: base URL and model name of an API; for own weights the
     hash of their content, so that several servers of the same weights share answers.
-    ``sample_index`` tells repeated samples of the same question apart; with temperature above 0 it seeds them.
+    ``sample_index`` tells repeated samples of the same question apart; weights in this process are seeded by it.
     ``max_tokens`` caps the answer's length. ``top_logprobs`` asks for each token's log-probability and for so many of
     the likeliest tokens at its place.
     """

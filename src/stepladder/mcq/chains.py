@@ -21,18 +21,19 @@ def most_different(texts: Sequence[str], count: int) -> list[int]:
         return []
     held = [ngrams(text) for text in texts]
     taken = [0]
-    nearest = np.array([_similarity(held[0], other) for other in held])
+    nearest = np.array([similarity(held[0], other) for other in held])
     while len(taken) < count:
         nearest[taken] = 1.0
         best = int(nearest.argmin())
         if nearest[best] >= SAME:
             break
         taken.append(best)
-        nearest = np.maximum(nearest, [_similarity(held[best], other) for other in held])
+        nearest = np.maximum(nearest, [similarity(held[best], other) for other in held])
     return sorted(taken)
 
 
-def _similarity(one: np.ndarray, other: np.ndarray) -> float:
+def similarity(one: np.ndarray, other: np.ndarray) -> float:
+    """Jaccard similarity of two sets of n-grams, as mcq/overlap.py makes them."""
     both = len(np.intersect1d(one, other, assume_unique=True))
     union = len(one) + len(other) - both
     return both / union if union else 1.0

@@ -74,8 +74,11 @@ def systems(config: Config) -> list[System]:
     return [BASE, *tuned, ENSEMBLE]
 
 
-def load(run: Path, config: Config) -> list[Measured]:
+def load(run: Path, config: Config, leader: str) -> list[Measured]:
     """The splits that can be measured: validation, and test if it was given with labels.
+
+    Args:
+        leader: the member that was chosen on validation.
 
     Raises:
         UserError: no validation question carries a label, so nothing could be chosen.
@@ -90,18 +93,9 @@ def load(run: Path, config: Config) -> list[Measured]:
         if questions:
             answering = systems(config)
             if split == "test" and config.predict.merged_test == "leader":
-                best = best_member(measured[0], [member.name for member in config.member])
-                answering = [system for system in answering if system.kind != "merged" or system.member == best]
+                answering = [system for system in answering if system.kind != "merged" or system.member == leader]
             measured.append(_join(run, split, sorted(questions, key=lambda row: row.id), answering))
     return measured
-
-
-def best_member(validation: Measured, members: list[str]) -> str:
-    """The member whose quantised model does best on validation, the first in the order given on ties.
-
-    Validation only: a member picked by its test score would make that score too good.
-    """
-    return max(members, key=lambda name: validation.accuracy(System("quantised", name)))
 
 
 def _join(run: Path, split: HeldOut, questions: list[Question], answering: list[System]) -> Measured:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from stepladder.config import Config
 from stepladder.models import BUNDLED, BUNDLED_FILE
 from stepladder.records import Prediction, Question, Sample, parse_lines, read
-from stepladder.reporting.measured import BASE, ENSEMBLE, Measured, System, best_member, load
+from stepladder.reporting.measured import BASE, ENSEMBLE, Measured, System, load
 from stepladder.stats import accuracy_interval, holm, mcnemar
 from stepladder.workspace import MANIFEST
 
@@ -36,13 +36,13 @@ def collect(run: Path, config: Config, folders: Iterable[Folder]) -> dict[str, A
     Raises:
         UserError: as :func:`stepladder.reporting.measured.load`.
     """
-    splits = load(run, config)
-    # The headline is measured on test where that has labels: validation has already been used to choose.
-    validation, shown = splits[0], splits[-1]
-    members = [member.name for member in config.member]
-    best = best_member(validation, members)
-    samples = read(run / "samples" / "accepted.jsonl", Sample) + read(run / "samples" / "rejected.jsonl", Sample)
     choice = _json(run / "ensemble" / "choice.json")
+    best = choice["leader"]
+    splits = load(run, config, best)
+    # The headline is measured on test where that has labels: validation has already been used to choose.
+    shown = splits[-1]
+    members = [member.name for member in config.member]
+    samples = read(run / "samples" / "accepted.jsonl", Sample) + read(run / "samples" / "rejected.jsonl", Sample)
     alone = choice["rule"] == "single" or len(members) == 1
     return {
         "run": {

@@ -92,6 +92,8 @@ def ensemble(report: Row) -> str:
         "leader": f"{choice['leader']}, unless all other members agree on another letter",
     }[choice["rule"]]
     sentence = f"The final answer is {how} (rule “{choice['rule']}”, {by}: {scores})."
+    if gone := [name for name in run["members"] if name not in choice["members"]]:
+        sentence += f" The variants did not help {', '.join(gone)} on validation, so it has no vote."
     if alone(report):
         return sentence
     last = next(row for row in report["comparisons"] if row["after"]["system"] == "ensemble")

@@ -32,7 +32,7 @@ def predict(context: Context, member: str, weights: Path, questions: list[Questi
         for index, order in enumerate([tuple(range(size)), *shuffled]):
             request = Request(
                 model=name,
-                messages=ask_messages(question, order),
+                messages=ask_messages(question, order, context.config.prompts),
                 temperature=settings.temperature,
                 sample_index=index,
                 max_tokens=settings.max_tokens,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from stepladder import models
 from stepladder.ask.courier import ask
@@ -12,7 +13,7 @@ from stepladder.ask.embedded import ask_embedded
 from stepladder.ask.ledger import Ledger, Scope
 from stepladder.ask.local import Local
 from stepladder.ask.request import Request, Response
-from stepladder.config import Config, Model, Rung
+from stepladder.config import Config, Model
 from stepladder.stages.flow import Context
 
 
@@ -26,18 +27,28 @@ def identity(config: Config, name: str) -> str:
     return f"{model.base_url[0].rstrip('/')} {served}" if model.base_url else f"own servers of {served}"
 
 
-class Respondent:
-    """A model under ``[models]``, asked on a rung's account as often as the rung likes; weights are loaded once, and
-    not at all where the ledger knows every answer."""
+class Account(NamedTuple):
+    """On whose account a model is asked, and how."""
 
-    def __init__(self, context: Context, name: str, rung: Rung) -> None:
+    name: str
+    """A rung's name, or the stage's."""
+    dollars: float | None = None
+    """Cap within the run's."""
+    batch: bool = False
+
+
+class Respondent:
+    """A model under ``[models]``, asked on one account as often as one likes; weights are loaded once, and not at all
+    where the ledger knows every answer."""
+
+    def __init__(self, context: Context, name: str, account: Account) -> None:
         self._context, self._name = context, name
         self.identity = identity(context.config, name)
         self._model = context.config.models[name]
         self._load = functools.cache(lambda: Local(_weights(self._model)))
-        self._batch = rung.batch
+        self._batch = account.batch
         dollars = context.config.limits.dollars
-        self._scope = Scope(context.workspace.name, rung.name, _micro(dollars), _micro(rung.dollars))
+        self._scope = Scope(context.workspace.name, account.name, _micro(dollars), _micro(account.dollars))
 
     def ask(self, requests: Sequence[Request], what: str) -> dict[str, Response]:
         """Responses by request key; ``what`` says in the live view what is going on.

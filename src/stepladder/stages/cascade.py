@@ -13,7 +13,7 @@ from stepladder.mcq.prompts import ask_messages, worked_solution
 from stepladder.mcq.shuffle import Permutation, fixed, orders
 from stepladder.mcq.verify import judge
 from stepladder.records import Question, Sample
-from stepladder.stages.asking import Respondent
+from stepladder.stages.asking import Account, Respondent
 from stepladder.stages.flow import Context
 from stepladder.workspace import digest
 
@@ -40,8 +40,10 @@ class Cascade:
 
     def __init__(self, context: Context) -> None:
         self._seed = context.config.seed
+        self._prompts = context.config.prompts
         self._rungs = [
-            (rung, [(name, Respondent(context, name, rung)) for name in rung.models]) for rung in context.config.rung
+            (rung, [(name, Respondent(context, name, _account(rung))) for name in rung.models])
+            for rung in context.config.rung
         ]
 
     def climb(self, questions: Sequence[Question]) -> Iterator[Step]:
@@ -50,67 +52,70 @@ class Cascade:
         for rung, respondents in self._rungs:
             judged = worked(rung, unsolved, self._seed) if rung.kind == "worked" else []
             for name, respondent in respondents:
-                judged += _ask(rung, name, respondent, unsolved, self._seed)
+                judged += self._ask(rung, name, respondent, unsolved)
             step = Step(rung, len(unsolved), judged, accepted_of(rung, judged))
             yield step
             unsolved = [question for question in unsolved if question.id not in step.solved]
 
-
-def _ask(rung: Rung, model: str, respondent: Respondent, questions: Sequence[Question], seed: int) -> list[Sample]:
-    """Ask one model of a rung. Where all answers must be right they are asked one after the other, and only while all
-    before were, since one wrong answer already keeps the question on the ladder; a majority is asked for at once."""
-    rounds = [[at] for at in range(rung.answers)] if rung.accept == "all" else [list(range(rung.answers))]
-    samples: list[Sample] = []
-    hopeful = {question.id: question for question in questions}
-    for indices in rounds:
-        asked = [
-            (question, order, request)
-            for question in hopeful.values()
-            for index in indices
-            for order, request in _request(rung, respondent.identity, seed, question, index)
-        ]
-        told = f"{indices[0] + 1} of {rung.answers}" if len(indices) == 1 else f"{len(indices)} each"
-        answers = respondent.ask([request for _, _, request in asked], f"{model}, {told}")
-        for question, order, request in asked:
-            answer = answers[request.key]
-            letter, verdict = judge(question, order, answer.text, finished=answer.finished)
-            samples.append(
-                Sample(
-                    question_id=question.id,
-                    rung=rung.name,
-                    model=model,
-                    sample_index=request.sample_index,
-                    permutation=order,
-                    key=request.key,
-                    text=answer.text,
-                    answer=letter,
-                    verdict=verdict,
-                    micro_dollars=answer.micro_dollars,
+    def _ask(self, rung: Rung, model: str, respondent: Respondent, questions: Sequence[Question]) -> list[Sample]:
+        """Ask one model of a rung. Where all answers must be right they are asked one after the other, and only while
+        all before were, since one wrong answer already keeps the question on the ladder; a majority is asked for at
+        once."""
+        rounds = [[at] for at in range(rung.answers)] if rung.accept == "all" else [list(range(rung.answers))]
+        samples: list[Sample] = []
+        hopeful = {question.id: question for question in questions}
+        for indices in rounds:
+            asked = [
+                (question, order, request)
+                for question in hopeful.values()
+                for index in indices
+                for order, request in self._request(rung, respondent.identity, question, index)
+            ]
+            told = f"{indices[0] + 1} of {rung.answers}" if len(indices) == 1 else f"{len(indices)} each"
+            answers = respondent.ask([request for _, _, request in asked], f"{model}, {told}")
+            for question, order, request in asked:
+                answer = answers[request.key]
+                letter, verdict = judge(question, order, answer.text, finished=answer.finished)
+                samples.append(
+                    Sample(
+                        question_id=question.id,
+                        rung=rung.name,
+                        model=model,
+                        sample_index=request.sample_index,
+                        permutation=order,
+                        key=request.key,
+                        text=answer.text,
+                        answer=letter,
+                        verdict=verdict,
+                        micro_dollars=answer.micro_dollars,
+                    )
                 )
+                if verdict != "accepted":
+                    hopeful.pop(question.id, None)
+        return samples
+
+    def _request(
+        self, rung: Rung, identity: str, question: Question, index: int
+    ) -> Iterator[tuple[Permutation, Request]]:
+        """The answer with this index, unless it would be word for word one before it."""
+        drawn = _orders(rung.orders, question, self._seed, rung)
+        place = index % rung.orders
+        order = drawn[place]
+        if rung.temperature > 0 or order not in drawn[:place]:
+            yield (
+                order,
+                Request(
+                    model=identity,
+                    messages=ask_messages(question, order, self._prompts),
+                    temperature=rung.temperature,
+                    sample_index=index,
+                    max_tokens=rung.max_tokens,
+                ),
             )
-            if verdict != "accepted":
-                hopeful.pop(question.id, None)
-    return samples
 
 
-def _request(
-    rung: Rung, identity: str, seed: int, question: Question, index: int
-) -> Iterator[tuple[Permutation, Request]]:
-    """The answer with this index, unless it would be word for word one before it."""
-    drawn = _orders(rung.orders, question, seed, rung)
-    place = index % rung.orders
-    order = drawn[place]
-    if rung.temperature > 0 or order not in drawn[:place]:
-        yield (
-            order,
-            Request(
-                model=identity,
-                messages=ask_messages(question, order),
-                temperature=rung.temperature,
-                sample_index=index,
-                max_tokens=rung.max_tokens,
-            ),
-        )
+def _account(rung: Rung) -> Account:
+    return Account(rung.name, rung.dollars, rung.batch)
 
 
 def accepted_of(rung: Rung, judged: list[Sample]) -> list[Sample]:

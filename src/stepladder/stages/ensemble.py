@@ -13,8 +13,8 @@ from stepladder.mcq.answer import majority
 from stepladder.records import Prediction, Question
 from stepladder.stages.answers import correct
 from stepladder.stages.flow import Context, digest_of, members
-from stepladder.stages.predictions import leader, splits
-from stepladder.workspace import Artifact, write_atomic
+from stepladder.stages.predictions import eligible, leader, splits
+from stepladder.workspace import Artifact, digest, write_atomic
 
 RULES = ("single", "vote", "leader")
 """In order of simplicity: an earlier rule wins ties."""
@@ -28,12 +28,12 @@ def artifact(context: Context, part: str | None) -> Artifact:
     config = context.config
     inputs = {f"predictions {name}": digest_of(context, "predictions", name) for name in members(config)}
     inputs["questions"] = digest_of(context, "questions")
-    inputs["leader"] = leader(context)
+    inputs |= {"leader": leader(context), "members": digest(eligible(context))}
     return Artifact(context.workspace.path("ensemble"), {"ensemble": settings(config.ensemble)}, inputs)
 
 
 def build(context: Context, part: str | None, folder: Path) -> None:
-    config = context.config
+    config, allowed = context.config, eligible(context)
     questions = {s: records.read(context.input("questions") / f"{s}.jsonl", Question) for s in splits(config)}
     answers = {
         split: {
@@ -41,6 +41,7 @@ def build(context: Context, part: str | None, folder: Path) -> None:
                 context.input("predictions", member.name) / f"quantised.{split}.jsonl", Prediction
             )
             for member in config.member
+            if member.name in allowed
         }
         for split in questions
     }
@@ -55,7 +56,10 @@ def build(context: Context, part: str | None, folder: Path) -> None:
         combined = combine(rule, best, given)
         write_atomic(folder / f"{split}.jsonl", records.lines(combined))
         write_atomic(folder / f"answers.{split}.jsonl", submission(questions[split], combined))
-    choice = {"rule": rule, "leader": best, "members": list(answers["validation"]), "validation": by_rule}
+    choice = {"rule": rule, "leader": best, "members": allowed, "validation": by_rule}
+    refused = [member.name for member in config.member if member.name not in allowed]
+    if refused:
+        context.progress.say(f"without {', '.join(refused)}: the variants did not help on validation")
     write_atomic(folder / "choice.json", json.dumps(choice, indent=1, ensure_ascii=False) + "\n")
 
 

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Protocol, cast
 
 from stepladder.config import Config
+from stepladder.mcq import prompts
 from stepladder.progress import Progress
 from stepladder.workspace import Artifact, State, Workspace
 
 NAMES = (
-    "questions", "samples", "trainset", "adapter", "merged", "quantised", "predictions", "ensemble", "report",
+    "questions", "samples", "variants", "trainset", "adapter", "merged", "quantised", "predictions", "ensemble",
+    "report",
 )  # fmt: skip
 
 
@@ -48,6 +50,12 @@ def stage(name: str) -> Stage:
 def digest_of(context: Context, name: str, part: str | None = None) -> str:
     """Digest of a finished artifact, for the inputs of a later one."""
     return stage(name).artifact(context, part).digest()
+
+
+def templates(context: Context) -> dict[str, str]:
+    """The user's prompts, for the inputs of a stage that asks or trains with them."""
+    folder = context.config.prompts
+    return {} if folder is None else {"prompts": prompts.fingerprint(folder)}
 
 
 def members(config: Config) -> tuple[str | None, ...]:

@@ -8,7 +8,7 @@ from stepladder import models, records
 from stepladder.config import BASE, Config, settings
 from stepladder.records import Question
 from stepladder.stages.answers import predict
-from stepladder.stages.flow import Context, digest_of, members
+from stepladder.stages.flow import Context, digest_of, members, templates
 from stepladder.stages.quantised import verdict
 from stepladder.workspace import Artifact, write_atomic
 
@@ -19,7 +19,7 @@ def parts(config: Config) -> tuple[str | None, ...]:
 
 def artifact(context: Context, part: str | None) -> Artifact:
     config = context.config
-    inputs = {"questions": digest_of(context, "questions")}
+    inputs = {"questions": digest_of(context, "questions")} | templates(context)
     if part == BASE:
         inputs["base"] = models.content_digest(models.locate(config.train.base))
     else:
@@ -47,8 +47,19 @@ def splits(config: Config) -> tuple[str, ...]:
 
 def leader(context: Context) -> str:
     """The member whose quantised form was right most often on validation; the first of equals."""
-    scores = {name: verdict(context, name)["quantised"] for name in members(context.config)}
-    return str(max(scores, key=lambda name: scores[name]))
+    scores = {name: verdict(context, name)["quantised"] for name in eligible(context)}
+    return max(scores, key=lambda name: scores[name])
+
+
+def eligible(context: Context) -> list[str]:
+    """The members that may stay: one that learned from variants only if it does at least as well on validation as its
+    control, the member that is the same without."""
+    scores = {member.name: verdict(context, member.name)["quantised"] for member in context.config.member}
+    return [
+        member.name
+        for member in context.config.member
+        if member.control is None or scores[member.name] >= scores[member.control]
+    ]
 
 
 def _systems(context: Context, part: str | None) -> dict[str, Path]:

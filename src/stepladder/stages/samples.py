@@ -18,7 +18,7 @@ from stepladder.mcq.shuffle import shown
 from stepladder.records import Question, Sample
 from stepladder.stages.asking import identity
 from stepladder.stages.cascade import WORKED, Cascade, Step
-from stepladder.stages.flow import Context, digest_of
+from stepladder.stages.flow import Context, digest_of, templates
 from stepladder.workspace import Artifact, write_atomic
 
 CHUNK = 10_000
@@ -34,7 +34,7 @@ def parts(config: Config) -> tuple[str | None, ...]:
 def artifact(context: Context, part: str | None) -> Artifact:
     config = context.config
     asked = sorted({model for rung in config.rung for model in rung.models})
-    inputs = {"questions": digest_of(context, "questions")}
+    inputs = {"questions": digest_of(context, "questions")} | templates(context)
     inputs |= {f"model {name}": identity(config, name) for name in asked}
     rungs = {"seed": config.seed, "rungs": [settings(rung) for rung in config.rung]}
     return Artifact(context.workspace.path("samples"), rungs, inputs)

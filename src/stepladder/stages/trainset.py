@@ -3,81 +3,102 @@
 from __future__ import annotations
 
 import json
+import statistics
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from stepladder import models, records, template
 from stepladder.config import Config, Member, settings
 from stepladder.mcq.answer import as_asked
+from stepladder.mcq.balance import balanced
+from stepladder.mcq.chains import most_different
+from stepladder.mcq.language import speaks
 from stepladder.mcq.overlap import TWIN, near_duplicates, whole
 from stepladder.mcq.prompts import ask_messages
 from stepladder.mcq.shuffle import rng, shown
 from stepladder.records import Example, Message, Question, Sample
-from stepladder.stages.flow import Context, digest_of, members
+from stepladder.stages.datacard import markdown
+from stepladder.stages.flow import Context, digest_of, members, templates
 from stepladder.training.packing import tokenise
 from stepladder.workspace import Artifact, write_atomic
 
 parts = members
 
 
+class Twin(NamedTuple):
+    """A training problem that is one of validation or test, wholly or nearly."""
+
+    problem: str
+    of: str
+    similarity: float
+
+
 def artifact(context: Context, part: str | None) -> Artifact:
     config = context.config
+    mix = member(config, part)
     student = models.locate(config.train.base)
-    chosen = {"member": settings(member(config, part)), "max_length": config.train.max_length}
+    chosen = {"member": settings(mix), "max_length": config.train.max_length}
     inputs = {
         "questions": digest_of(context, "questions"),
         "samples": digest_of(context, "samples"),
         "student": models.content_digest(student),
-    }
+    } | templates(context)
+    if mix.variants:
+        inputs["variants"] = digest_of(context, "variants")
     return Artifact(context.workspace.path("trainset", part), chosen, inputs)
 
 
 def build(context: Context, part: str | None, folder: Path) -> None:
-    mix = member(context.config, part)
+    config, mix = context.config, member(context.config, part)
     source = context.input("questions")
     questions = {q.id: q for q in records.read(source / "train.jsonl", Question)}
     held_out = [q for name in ("validation", "test") for q in records.read(source / f"{name}.jsonl", Question)]
-    samples = records.read(context.input("samples") / "accepted.jsonl", Sample)
-
-    mine = _share(mix, sorted({q.problem_id for q in questions.values()}))
-    chosen = [
-        sample
-        for sample in samples
-        if (not mix.teachers or {sample.rung, sample.model} & set(mix.teachers))
-        and questions[sample.question_id].problem_id in mine
-    ]
-    leaked_texts = {_text(question) for question in held_out}
     twins = _twins(questions.values(), held_out)
-    kept: dict[tuple[Message, ...], Example] = {}
-    leaked = 0
+    mine = _share(mix, sorted({q.problem_id for q in questions.values()}))
+    samples = [
+        sample
+        for sample in records.read(context.input("samples") / "accepted.jsonl", Sample)
+        if not mix.teachers or {sample.rung, sample.model} & set(mix.teachers)
+    ]
+    if mix.variants:
+        questions |= {q.id: q for q in records.read(context.input("variants") / "questions.jsonl", Question)}
+        samples += records.read(context.input("variants") / "accepted.jsonl", Sample)
+    chosen = [sample for sample in samples if questions[sample.question_id].problem_id in mine]
+
+    out: Counter[str] = Counter()
+    leaks = {twin.problem for twin in twins}
+    clean: list[Sample] = []
     for sample in chosen:
         question = questions[sample.question_id]
-        if question.problem_id in twins or _text(question) in leaked_texts:
-            leaked += 1
-            continue
-        example = _example(question, sample)
+        if question.problem_id in leaks:
+            out["leaked"] += 1
+        elif not speaks(sample.text, question.language):
+            out["other_language"] += 1
+        else:
+            clean.append(sample)
+    distinct = clean if mix.chains is None else _distinct(clean, mix.chains)
+    out["same_chain"] = len(clean) - len(distinct)
+    if mix.balance:
+        distinct = balanced([(questions[sample.question_id], sample) for sample in distinct])
+    kept: dict[tuple[Message, ...], Example] = {}
+    for sample in distinct:
+        example = _example(config, questions[sample.question_id], sample)
         kept.setdefault(example.messages, example)
+    out["duplicates"] = len(distinct) - len(kept)
 
-    tokenizer = models.load_tokenizer(models.locate(context.config.train.base))
-    tokens = 0
-    examples = []
+    tokenizer = models.load_tokenizer(models.locate(config.train.base))
+    lengths, examples = [], []
     for example in kept.values():
-        for row in tokenise(tokenizer, [example], context.config.train.max_length):  # none where it does not fit
-            tokens += len(row.ids)
+        for row in tokenise(tokenizer, [example], config.train.max_length):  # none where it does not fit
+            lengths.append(len(row.ids))
             examples.append(example)
-    letters = Counter(example.messages[-1].content[-1] for example in examples)
-    card = {
-        "examples": len(examples),
-        "tokens": tokens,
-        "left_out": len(kept) - len(examples),
-        "teachers": dict(sorted(Counter(example.teacher for example in examples).items())),
-        "letters": dict(sorted(letters.items())),
-        "leaked": leaked,
-        "duplicates": len(chosen) - leaked - len(kept),
-    }
+    out["left_out"] = len(kept) - len(examples)
+    card = _card(examples, lengths, out, twins, [questions[example.question_id] for example in examples])
     write_atomic(folder / "train.jsonl", records.lines(examples))
     write_atomic(folder / "card.json", json.dumps(card, indent=1, ensure_ascii=False) + "\n")
+    write_atomic(folder / "README.md", markdown(config, mix, card))
     template.write(tokenizer, folder)
 
 
@@ -91,11 +112,18 @@ def _share(mix: Member, problems: list[str]) -> set[str]:
     return set(rng("share", mix.seed).sample(problems, count))
 
 
-def _twins(questions: Iterable[Question], held_out: Iterable[Question]) -> set[str]:
-    """Training problems that are nearly one of validation or test."""
+def _twins(questions: Iterable[Question], held_out: Iterable[Question]) -> list[Twin]:
+    """Training problems that are one of validation or test: the same text, or nearly."""
     ours, theirs = _by_problem(questions), _by_problem(held_out)
     pairs = near_duplicates([*map(whole, ours.values())], [*map(whole, theirs.values())], TWIN)
-    return {[*ours][pair.left] for pair in pairs}
+    mine, others = [*ours], [*theirs]
+    found = {mine[at]: Twin(mine[at], others[other], round(similarity, 4)) for at, other, similarity in reversed(pairs)}
+    asked = {_text(question): question.problem_id for some in theirs.values() for question in some}
+    for problem, some in ours.items():
+        for question in some:
+            if _text(question) in asked:
+                found[problem] = Twin(problem, asked[_text(question)], 1.0)
+    return sorted(found.values())
 
 
 def _by_problem(questions: Iterable[Question]) -> dict[str, list[Question]]:
@@ -114,11 +142,38 @@ def _text(question: Question) -> tuple[str, str, tuple[str, ...]]:
     )
 
 
-def _example(question: Question, sample: Sample) -> Example:
+def _distinct(samples: Sequence[Sample], most: int) -> list[Sample]:
+    """Of the chains for one question at most so many, the most different ones."""
+    of: dict[str, list[Sample]] = {}
+    for sample in samples:
+        of.setdefault(sample.question_id, []).append(sample)
+    return [some[at] for some in of.values() for at in most_different([sample.text for sample in some], most)]
+
+
+def _example(config: Config, question: Question, sample: Sample) -> Example:
     options = shown(question.options, sample.permutation)
     answer = Message(role="assistant", content=as_asked(sample.text, options, question.language))
     return Example(
-        messages=(*ask_messages(question, sample.permutation), answer),
+        messages=(*ask_messages(question, sample.permutation, config.prompts), answer),
         question_id=question.id,
         teacher=sample.model,
     )
+
+
+def _card(
+    examples: Sequence[Example], lengths: list[int], out: Counter[str], twins: list[Twin], questions: list[Question]
+) -> dict[str, Any]:
+    letters = Counter(example.messages[-1].content[-1] for example in examples)
+    quantiles = statistics.quantiles(lengths, n=20, method="inclusive") if len(lengths) > 1 else lengths * 19
+    return {
+        "examples": len(examples),
+        "questions": len({question.id for question in questions}),
+        "problems": len({question.problem_id for question in questions}),
+        "tokens": sum(lengths),
+        "length": {"median": quantiles[9], "p95": quantiles[18], "longest": max(lengths)} if lengths else {},
+        "teachers": dict(sorted(Counter(example.teacher for example in examples).items())),
+        "sources": dict(sorted(Counter(question.source for question in questions).items())),
+        "letters": dict(sorted(letters.items())),
+        **{name: out[name] for name in ("left_out", "leaked", "other_language", "same_chain", "duplicates")},
+        "twins": [twin._asdict() for twin in twins],
+    }

@@ -1,20 +1,47 @@
-"""The prompts of each language, as Jinja2 templates beside this file."""
+"""The prompts of each language, as Jinja2 templates beside this file; a user's folder may replace any of them."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
+from pathlib import Path
+from typing import NamedTuple
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import (
+    ChoiceLoader,
+    Environment,
+    FileSystemLoader,
+    PackageLoader,
+    StrictUndefined,
+    TemplateError,
+    TemplateSyntaxError,
+)
 
+from stepladder.errors import InputError
 from stepladder.mcq.shuffle import Permutation, shown, to_shown
 from stepladder.records import LETTERS, Language, Message, Question
+from stepladder.workspace import digest
+
+
+class Solved(NamedTuple):
+    """A question with a chain that solves it, its options in the order the chain saw them."""
+
+    question: Question
+    permutation: Permutation
+    chain: str
+
+
+def fingerprint(folder: Path) -> str:
+    """Digest of a user's templates."""
+    return digest({path.name: path.read_text(encoding="utf-8") for path in sorted(folder.glob("*.j2"))})
 
 
 @cache
-def _environment(language: Language) -> Environment:
+def _environment(language: Language, folder: Path | None) -> Environment:
+    packaged = PackageLoader("stepladder.mcq.prompts", language)
     # Prompts are plain text for a model, not HTML: escaping would change what the student reads.
     return Environment(
-        loader=PackageLoader("stepladder.mcq.prompts", language),
+        loader=packaged if folder is None else ChoiceLoader([FileSystemLoader(folder), packaged]),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -22,25 +49,65 @@ def _environment(language: Language) -> Environment:
     )
 
 
-def _render(language: Language, template: str, **values: object) -> str:
-    return _environment(language).get_template(template).render(**values).strip()
+def _render(language: Language, folder: Path | None, template: str, **values: object) -> str:
+    try:
+        return _environment(language, folder).get_template(template).render(**values).strip()
+    except TemplateError as error:
+        if folder is None:
+            raise
+        line = error.lineno if isinstance(error, TemplateSyntaxError) else None
+        raise InputError(folder / template, f"cannot be rendered ({error}); mend the template", line=line) from None
 
 
 def _lettered(question: Question, permutation: Permutation) -> list[tuple[str, str]]:
     return list(zip(LETTERS, shown(question.options, permutation), strict=False))
 
 
-def ask_messages(question: Question, permutation: Permutation) -> tuple[Message, ...]:
-    """System and user message of a question with its options in the given order."""
-    system = _render(question.language, "system.j2")
+def ask_messages(question: Question, permutation: Permutation, folder: Path | None = None) -> tuple[Message, ...]:
+    """System and user message of a question with its options in the given order.
+
+    Args:
+        folder: the user's templates, which go before the packaged ones of the same name.
+
+    Raises:
+        InputError: a template of the user's cannot be rendered.
+    """
+    system = _render(question.language, folder, "system.j2")
     user = _render(
         question.language,
+        folder,
         "question.j2",
         problem=question.problem,
         question=question.question,
         options=_lettered(question, permutation),
     )
     return Message(role="system", content=system), Message(role="user", content=user)
+
+
+def variant_messages(
+    asked: Sequence[Question], examples: Sequence[Solved], program: str | None, folder: Path | None = None
+) -> tuple[Message, ...]:
+    """The message that asks for one new question about a problem.
+
+    Args:
+        asked: the questions there are about it.
+        examples: solved questions about similar problems, to show what is wanted.
+        program: facts and rules of the problem as a logic program; the writer then adds what proves its answer.
+    """
+    shown_examples = [
+        {"question": solved.question, "options": _lettered(solved.question, solved.permutation), "chain": solved.chain}
+        for solved in examples
+    ]
+    user = _render(
+        asked[0].language,
+        folder,
+        "variant.j2",
+        problem=asked[0].problem,
+        asked=asked,
+        examples=shown_examples,
+        program=program,
+    )
+    return (Message(role="user", content=user),)
 
 
 def worked_solution(question: Question, permutation: Permutation) -> str | None:
@@ -57,4 +124,4 @@ def worked_solution(question: Question, permutation: Permutation) -> str | None:
         return None
     letter = to_shown(LETTERS[question.options.index(result)], permutation)
     options = _lettered(question, permutation)
-    return _render(question.language, "solution.j2", steps=steps, options=options, result=result, letter=letter)
+    return _render(question.language, None, "solution.j2", steps=steps, options=options, result=result, letter=letter)

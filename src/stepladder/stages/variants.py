@@ -1,0 +1,220 @@
+"""variants: new questions about the training problems, written by models, whose answers others must prove."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from stepladder import records
+from stepladder.ask.request import Request
+from stepladder.closedworld.prove import Unproved, prove_untrusted
+from stepladder.config import Config, Variants, settings
+from stepladder.mcq.prompts import Solved, ask_messages, variant_messages
+from stepladder.mcq.shuffle import orders, rng
+from stepladder.mcq.similar import nearest
+from stepladder.mcq.variant import Draft, Unfit, complete, facts, is_repeated, read
+from stepladder.mcq.verify import judge
+from stepladder.records import LETTERS, Question, Sample
+from stepladder.stages.asking import Account, Respondent, identity
+from stepladder.stages.flow import Context, digest_of, templates
+from stepladder.workspace import Artifact, write_atomic
+
+SECONDS, MEBIBYTES = 10, 512
+"""What the solver may use for one program that a model wrote."""
+
+Proof = Literal["agreed", "program"]
+
+
+class Written(NamedTuple):
+    """A draft and who wrote it."""
+
+    draft: Draft
+    writer: str
+    key: str
+
+
+def parts(config: Config) -> tuple[str | None, ...]:
+    return () if config.variants is None else (None,)
+
+
+def artifact(context: Context, part: str | None) -> Artifact:
+    config = context.config
+    inputs = {name: digest_of(context, name) for name in ("questions", "samples")} | templates(context)
+    inputs |= {f"model {name}": identity(config, name) for name in sorted({*_wanted(config).models, *judges(config)})}
+    chosen = {"variants": settings(_wanted(config)), "seed": config.seed}
+    return Artifact(context.workspace.path("variants"), chosen, inputs)
+
+
+def build(context: Context, part: str | None, folder: Path) -> None:
+    questions = records.read(context.input("questions") / "train.jsonl", Question)
+    chains = records.read(context.input("samples") / "accepted.jsonl", Sample)
+    problems: dict[str, list[Question]] = {}
+    for question in questions:
+        problems.setdefault(question.problem_id, []).append(question)
+    refused: list[dict[str, object]] = []
+    drafts = write(context, problems, chains, refused)
+    proofs = prove(context, drafts, problems)
+    accepted = [written for written in drafts if written.draft.question.id in proofs]
+    for written in drafts:
+        if written.draft.question.id not in proofs:
+            refused.append(_row(written.draft.question.id, written.writer, "not proved", written.draft))
+    accepted.sort(key=lambda written: written.draft.question.id)
+    refused.sort(key=lambda row: str(row["id"]))
+    write_atomic(folder / "questions.jsonl", records.lines(written.draft.question for written in accepted))
+    write_atomic(folder / "accepted.jsonl", records.lines(map(_sample, accepted)))
+    write_atomic(folder / "rejected.jsonl", (json.dumps(row, ensure_ascii=False) + "\n" for row in refused))
+    summary = {
+        "problems": len(problems),
+        "written": len(drafts) + sum(row["reason"] != "not proved" for row in refused),
+        "accepted": dict(sorted(Counter(proofs.values()).items())),
+        "refused": dict(Counter(str(row["reason"]) for row in refused).most_common()),
+        "writers": dict(sorted(Counter(written.writer for written in accepted).items())),
+    }
+    write_atomic(folder / "summary.json", json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
+    context.progress.say(f"{len(accepted):,} new questions proved, {len(refused):,} refused")
+
+
+def judges(config: Config) -> tuple[str, ...]:
+    """Who answers the new questions."""
+    return _wanted(config).judges or tuple(config.models)
+
+
+def write(
+    context: Context,
+    problems: Mapping[str, Sequence[Question]],
+    chains: Sequence[Sample],
+    refused: list[dict[str, object]],
+) -> list[Written]:
+    """What the writers wrote that can be asked; the rest goes to ``refused`` with the reason."""
+    config, wanted = context.config, _wanted(context.config)
+    prompts = {
+        problem: variant_messages(asked, examples, _program(asked), config.prompts)
+        for (problem, asked), examples in zip(
+            problems.items(), _examples(problems, chains, wanted.examples, config.seed), strict=True
+        )
+    }
+    drafts: list[Written] = []
+    there = {problem: list(asked) for problem, asked in problems.items()}
+    for writer in wanted.models:
+        respondent = Respondent(context, writer, _account(wanted))
+        asked = {
+            f"{problem}~{writer}-{index}": Request(
+                model=respondent.identity,
+                messages=messages,
+                temperature=wanted.temperature,
+                sample_index=index,
+                max_tokens=wanted.max_tokens,
+            )
+            for problem, messages in prompts.items()
+            for index in range(wanted.per_problem)
+        }
+        answers = respondent.ask(list(asked.values()), f"{writer} writes")
+        for name, request in asked.items():
+            problem = name.rpartition("~")[0]
+            answer = answers[request.key]
+            try:
+                if not answer.finished:
+                    raise Unfit("cut off")
+                draft = read(answer.text, problems[problem][0], name)
+                if is_repeated(draft.question, there[problem]):
+                    raise Unfit("asks what was asked before")
+            except Unfit as reason:
+                refused.append(_row(name, writer, str(reason)) | {"text": answer.text})
+                continue
+            source = f"variant/{writer}"
+            draft = draft._replace(question=draft.question.model_copy(update={"source": source}))
+            there[problem].append(draft.question)
+            drafts.append(Written(draft, writer, request.key))
+    return drafts
+
+
+def prove(context: Context, drafts: Sequence[Written], problems: Mapping[str, Sequence[Question]]) -> dict[str, Proof]:
+    """Which drafts are proved, and how: by a program on the problem's own facts, or by enough judges who name the
+    writer's answer under shuffled options without having seen it."""
+    config, wanted = context.config, _wanted(context.config)
+    proofs: dict[str, Proof] = {}
+    for written in drafts:
+        question, base = written.draft.question, _program(problems[written.draft.question.problem_id])
+        if base is not None and written.draft.rules and _follows(base, written.draft):
+            proofs[question.id] = "program"
+    agreed: Counter[str] = Counter()
+    for name in judges(config):
+        respondent = Respondent(context, name, _account(wanted))
+        asked = []
+        for written in drafts:
+            question = written.draft.question
+            if written.writer != name and question.id not in proofs:
+                (order,) = orders(1, len(question.options), config.seed, question.id, name)
+                messages = ask_messages(question, order, config.prompts)
+                request = Request(model=respondent.identity, messages=messages, max_tokens=wanted.max_tokens)
+                asked.append((question, order, request))
+        answers = respondent.ask([request for _, _, request in asked], f"{name} judges")
+        for question, order, request in asked:
+            answer = answers[request.key]
+            verdict = judge(question, order, answer.text, finished=answer.finished).verdict
+            agreed[question.id] += answer.finished and verdict == "accepted"
+    return proofs | {name: "agreed" for name, count in agreed.items() if count >= wanted.agree}
+
+
+def _follows(base: str, draft: Draft) -> bool:
+    try:
+        option = prove_untrusted(complete(base, draft.rules), SECONDS, MEBIBYTES)
+    except Unproved:
+        return False
+    return LETTERS[option : option + 1] == draft.question.answer
+
+
+def _program(asked: Sequence[Question]) -> str | None:
+    """The problem itself as a program, where one of its questions carries one."""
+    return next((facts(question.program) for question in asked if question.program), None)
+
+
+def _examples(
+    problems: Mapping[str, Sequence[Question]], chains: Sequence[Sample], count: int, seed: int
+) -> list[list[Solved]]:
+    """For every problem, solved questions about the problems most like it."""
+    questions = {question.id: question for asked in problems.values() for question in asked}
+    solved: dict[str, Solved] = {}
+    for sample in chains:
+        question = questions[sample.question_id]
+        solved.setdefault(question.problem_id, Solved(question, sample.permutation, sample.text))
+    pool = [*solved]
+    texts = [asked[0].problem for asked in problems.values()]
+    found = nearest(texts, [problems[name][0].problem for name in pool], count + 1, rng("examples", seed))
+    return [
+        [solved[pool[at]] for at in places if pool[at] != problem][:count]
+        for problem, places in zip(problems, found, strict=True)
+    ]
+
+
+def _sample(written: Written) -> Sample:
+    question = written.draft.question
+    return Sample(
+        question_id=question.id,
+        rung="variants",
+        model=written.writer,
+        sample_index=0,
+        permutation=tuple(range(len(question.options))),
+        key=written.key,
+        text=written.draft.chain,
+        answer=question.answer,
+        verdict="accepted",
+    )
+
+
+def _row(name: str, writer: str, reason: str, draft: Draft | None = None) -> dict[str, object]:
+    row: dict[str, object] = {"id": name, "writer": writer, "reason": reason}
+    return row if draft is None else row | {"question": draft.question.model_dump(mode="json"), "chain": draft.chain}
+
+
+def _account(wanted: Variants) -> Account:
+    return Account("variants", wanted.dollars)
+
+
+def _wanted(config: Config) -> Variants:
+    if config.variants is None:
+        raise LookupError("without the table [variants] the stage has no parts")
+    return config.variants
