@@ -90,6 +90,20 @@ for _name in STAGE_HELP:
 
 
 @app.command()
+def plan(
+    config: ConfigFile,
+    runs: Runs = RUNS,
+    pilot: Annotated[int, typer.Option(min=0, help="Ask so many questions first, for real; 0 asks nothing.")] = 0,
+) -> None:
+    """Say what the cascade will ask, take and cost; after a run, how that turned out."""
+    from stepladder.plan import plan as show
+
+    context = _context(config, runs)
+    with context.workspace.locked():
+        show(context, pilot)
+
+
+@app.command()
 def status(config: ConfigFile, runs: Runs = RUNS) -> None:
     """Show which artifacts are done, stale or missing, and what the run has spent."""
     from stepladder.ask.ledger import Ledger

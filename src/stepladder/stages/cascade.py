@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -21,6 +22,16 @@ WORKED = "worked"
 """The model name of worked solutions."""
 
 
+class Usage(NamedTuple):
+    """What one model was asked on a rung, whether it was asked now or stood in the ledger."""
+
+    calls: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    seconds: float = 0.0
+    """How long that took now."""
+
+
 class Step(NamedTuple):
     """What one rung came to."""
 
@@ -28,6 +39,7 @@ class Step(NamedTuple):
     asked: int
     samples: list[Sample]
     accepted: list[Sample]
+    usage: dict[str, Usage]
 
     @property
     def solved(self) -> set[str]:
@@ -51,18 +63,23 @@ class Cascade:
         unsolved = list(questions)
         for rung, respondents in self._rungs:
             judged = worked(rung, unsolved, self._seed) if rung.kind == "worked" else []
+            usage = {}
             for name, respondent in respondents:
-                judged += self._ask(rung, name, respondent, unsolved)
-            step = Step(rung, len(unsolved), judged, accepted_of(rung, judged))
+                samples, usage[name] = self._ask(rung, name, respondent, unsolved)
+                judged += samples
+            step = Step(rung, len(unsolved), judged, accepted_of(rung, judged), usage)
             yield step
             unsolved = [question for question in unsolved if question.id not in step.solved]
 
-    def _ask(self, rung: Rung, model: str, respondent: Respondent, questions: Sequence[Question]) -> list[Sample]:
+    def _ask(
+        self, rung: Rung, model: str, respondent: Respondent, questions: Sequence[Question]
+    ) -> tuple[list[Sample], Usage]:
         """Ask one model of a rung. Where all answers must be right they are asked one after the other, and only while
         all before were, since one wrong answer already keeps the question on the ladder; a majority is asked for at
         once."""
         rounds = [[at] for at in range(rung.answers)] if rung.accept == "all" else [list(range(rung.answers))]
         samples: list[Sample] = []
+        usage, start = Usage(), time.monotonic()
         hopeful = {question.id: question for question in questions}
         for indices in rounds:
             asked = [
@@ -73,6 +90,11 @@ class Cascade:
             ]
             told = f"{indices[0] + 1} of {rung.answers}" if len(indices) == 1 else f"{len(indices)} each"
             answers = respondent.ask([request for _, _, request in asked], f"{model}, {told}")
+            usage = Usage(
+                usage.calls + len(asked),
+                usage.prompt_tokens + sum(answers[request.key].prompt_tokens for _, _, request in asked),
+                usage.completion_tokens + sum(answers[request.key].completion_tokens for _, _, request in asked),
+            )
             for question, order, request in asked:
                 answer = answers[request.key]
                 letter, verdict = judge(question, order, answer.text, finished=answer.finished)
@@ -92,7 +114,7 @@ class Cascade:
                 )
                 if verdict != "accepted":
                     hopeful.pop(question.id, None)
-        return samples
+        return samples, usage._replace(seconds=time.monotonic() - start)
 
     def _request(
         self, rung: Rung, identity: str, question: Question, index: int
