@@ -61,22 +61,24 @@ def write_starter(folder: Path, language: str) -> Path:
     """Write ``stepladder.toml``, ``train.jsonl`` and ``test.jsonl`` into a folder and return the first's path.
 
     Raises:
-        UserError: the language is unknown, or one of the files is already there.
+        UserError: the language is unknown, or one of the files is already there and says something else.
     """
     if language not in get_args(Language):
         raise UserError(f"language {language!r} is unknown; use one of: {', '.join(get_args(Language))}")
     toml = folder / "stepladder.toml"
-    files = {split: folder / f"{split}.jsonl" for split in PROBLEMS}
-    for path in (toml, *files.values()):
-        if path.exists():
+    texts = {
+        folder / f"{split}.jsonl": "".join(map(to_line, generate(2024, count, cast(Language, language), split)))
+        for split, count in PROBLEMS.items()
+    } | {toml: TOML.format(name=_run_name(folder), language=language)}
+    for path, text in texts.items():
+        if path.exists() and (not path.is_file() or path.read_text(encoding="utf-8", errors="replace") != text):
             raise UserError(f"{path} is already there; nothing was written. Move it away or name another folder")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{folder}: cannot be made ({error.strerror}); name another folder") from None
-    for split, path in files.items():
-        write_atomic(path, "".join(map(to_line, generate(2024, PROBLEMS[split], cast(Language, language), split))))
-    write_atomic(toml, TOML.format(name=_run_name(folder), language=language))
+    for path, text in texts.items():
+        write_atomic(path, text)
     return toml
 
 

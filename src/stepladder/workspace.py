@@ -44,10 +44,13 @@ def file_digest(path: Path) -> str:
 def write_atomic(path: Path, text: str | Iterable[str]) -> None:
     """Write a text file, whole or piece by piece, so that readers see the old one or the new one, never half of it.
 
+    What a killed writer leaves is overwritten by the next one. Two at once are the caller's to keep apart, as the lock
+    of a run does.
+
     Raises:
         UserError: the folder is not there or cannot be written, or the disk is full.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial = path.with_name(f".{path.name}.partial")
     try:
         with partial.open("w", encoding="utf-8", newline="\n") as file:
             file.writelines([text] if isinstance(text, str) else text)
