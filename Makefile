@@ -3,8 +3,9 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 READY := $(VENV)/.ready
 SERVE := .venv-serve
+SWIFT := .venv-swift
 
-.PHONY: setup serve-env demo test test-serve check coverage worlds clean
+.PHONY: setup serve-env swift demo test test-serve check coverage worlds clean
 
 setup: $(READY)
 
@@ -22,6 +23,15 @@ $(SERVE)/.ready: constraints/serve.txt
 	test -x $(SERVE)/bin/python || $(PYTHON) -m venv $(SERVE)
 	$(SERVE)/bin/python -m pip install --quiet --prefer-binary torch==2.13.0
 	$(SERVE)/bin/python -m pip install --quiet --prefer-binary --no-deps -r constraints/serve.txt
+	touch $@
+
+# ms-swift, the winning entry's trainer, in an environment of its own.
+swift: $(SWIFT)/.ready
+
+$(SWIFT)/.ready: constraints/swift.txt
+	test -x $(SWIFT)/bin/python || $(PYTHON) -m venv $(SWIFT)
+	$(SWIFT)/bin/python -m pip install --quiet --prefer-binary torch==2.13.0
+	$(SWIFT)/bin/python -m pip install --quiet --prefer-binary -r constraints/swift.txt
 	touch $@
 
 demo: setup
@@ -54,4 +64,4 @@ worlds: setup
 	$(VENV)/bin/stepladder worlds examples/closedworld/test.jsonl --problems 67 --split test
 
 clean:
-	rm -rf runs $(VENV) $(SERVE)
+	rm -rf runs $(VENV) $(SERVE) $(SWIFT)

@@ -101,6 +101,36 @@ def test_each_model_is_judged_on_its_own() -> None:
     assert {s.model for s in accepted_of(rung(), judged)} == {"y"}
 
 
+def chains(*texts: str, model: str = "m", question: str = "q", label: str = "A") -> list[Sample]:
+    """Right answers of one model, of different texts."""
+    right = [sample("A", index, model, question, label) for index in range(len(texts))]
+    return [one.model_copy(update={"text": text}) for one, text in zip(right, texts, strict=True)]
+
+
+FAR = "First of all Bob is short, and whoever is short is not tall, so it cannot be him."
+NEAR = "Ann is tall and Cleo is short, which is all that the text says about the two of them."
+
+
+def test_of_the_right_chains_a_rung_keeps_the_most_different_of_each_question() -> None:
+    judged = chains(NEAR, f"{NEAR} Yes.", FAR) + chains(NEAR, FAR, f"{FAR} No.", question="other")
+    judged += chains(f"{FAR} So.", "Nobody else is left once all the others are ruled out by what is told.", model="n")
+    mine = [judged[at] for at in (0, 1, 2, 6, 7)]
+    other = judged[3:6]
+    assert accepted_of(rung(), judged) == mine + other
+    assert accepted_of(rung(keep=1), judged) == [mine[0], other[0]]
+    assert accepted_of(rung(keep=2), judged) == [mine[0], mine[2], *other[:2]]
+    assert accepted_of(rung(keep=9), judged) == [mine[0], mine[2], mine[4], *other[:2]]
+    assert accepted_of(rung(keep=2), []) == []
+
+
+def test_what_is_not_right_is_not_kept_however_different() -> None:
+    wrong = sample("B", 7).model_copy(update={"text": "Something else altogether, which no other chain has said yet."})
+    judged = [wrong, *chains(NEAR, FAR)]
+    assert accepted_of(rung(keep=3), judged) == []
+    assert accepted_of(rung(keep=3, accept="majority"), judged) == judged[1:]
+    assert accepted_of(rung(keep=1, accept="majority"), judged) == judged[1:2]
+
+
 def question(name: str, *, reviewed: bool = False) -> Question:
     return Question(
         id=name, problem_id=name, problem="P.", question="?", options=("x", "y", "z"), answer="A", language="en",
@@ -197,9 +227,26 @@ def test_the_majority_may_be_trusted_over_the_label(project: Project) -> None:
     assert project.rows("samples/audit.jsonl")
 
 
+def test_what_a_rung_does_not_keep_is_there_to_be_read(project: Project) -> None:
+    """Both models always say A, in the same words; unshuffled, that is the label of all questions."""
+    project.write("shuffle = false\nkeep = 1")
+    assert project.run("questions", "samples") == 0
+    train = project.rows("questions/train.jsonl")
+    accepted, rejected = project.rows("samples/accepted.jsonl"), project.rows("samples/rejected.jsonl")
+    assert [row["question_id"] for row in accepted] == sorted(row["id"] for row in train)
+    assert {row["model"] for row in accepted} == {"one"}
+    assert {(row["model"], row["verdict"]) for row in rejected} == {("two", "accepted")}
+    assert {tuple(row["permutation"]) for row in accepted + rejected} == {(0, 1)}
+    summary = json.loads((project.folder / "runs/run/samples/summary.json").read_text())
+    assert summary["rungs"][0]["solved"] == len(train)
+    assert summary["unsolved"] == 0
+
+
 @pytest.mark.parametrize(
     ("rung", "said"),
     [
+        ("orders = 2\nshuffle = false", "orders = 2 needs shuffle = true"),
+        ("keep = 0", "key 'rung.0.keep': Input should be greater than or equal to 1 (got 0)"),
         ("samples = 3", "would ask the same again; set temperature"),
         ("trust_majority = true", 'trust_majority needs accept = "majority"'),
     ],

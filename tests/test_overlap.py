@@ -54,6 +54,16 @@ def test_similarity_is_symmetric_and_a_share(left: list[str], right: list[str]) 
         assert found[places] == pytest.approx(back[places])
 
 
+def test_texts_may_come_one_by_one() -> None:
+    dice = random.Random(5)
+    left, right = ([text(dice) for _ in range(50)] for _ in range(2))
+    left[3] = right[8]
+    assert near_duplicates(iter(left), iter(right), 0.05) == near_duplicates(left, right, 0.05)
+    unread = iter(left)
+    assert near_duplicates(unread, [], 0.05) == []
+    assert next(unread) == left[0]
+
+
 def test_the_demo_has_no_twins() -> None:
     examples = ROOT / "examples" / "closedworld"
     train, test = (

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +14,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from stepladder import cli, records
+from stepladder.errors import InputError
 from stepladder.mcq.repair import Note, clean, repair
 from stepladder.mcq.shuffle import fixed, orders, shown, to_original, to_shown
 from stepladder.mcq.verify import judge
 from stepladder.records import LETTERS, Question
-from stepladder.stages.questions import read_problems
+from stepladder.stages.questions import LISTED, read_problems, stream_problems, validation_ids
 
 
 def question(*options: str, text: str = "Which?", answer: str | None = "A") -> Question:
@@ -171,6 +176,165 @@ def test_findings_say_where(tmp_path: Path) -> None:
     assert one.questions[1].options == ("Ann", "Bob", "Cleo")
     assert one.questions[1].answer == "C"
     assert two.questions[0].options == ("Ann", "Bob")
+
+
+TOML = """
+name = "run"
+seed = 0
+language = "en"
+[questions]
+train = "train.jsonl"
+{more}
+[[rung]]
+name = "worked"
+kind = "worked"
+[[member]]
+name = "a"
+"""
+
+
+class Stage:
+    """A folder with the files of a run, and what the stage makes of them."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._folder, self._patch = folder, monkeypatch
+        self.made = folder / "runs" / "run" / "questions"
+        monkeypatch.chdir(folder)
+
+    def write(self, **files: Iterable[object]) -> None:
+        """Write JSONL files, and a configuration that names them."""
+        for name, rows in files.items():
+            (self._folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        named = (f'{name} = "{name}.jsonl"' for name in files if name != "train")
+        (self._folder / "run.toml").write_text(TOML.format(more="\n".join(named)))
+
+    def run(self) -> int:
+        self._patch.setattr(sys, "argv", ["stepladder", "questions", "run.toml"])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        return int(ended.value.code or 0)
+
+    def audit(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads((self.made / "audit.json").read_text())
+        return found
+
+
+@pytest.fixture
+def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stage:
+    return Stage(tmp_path, monkeypatch)
+
+
+def problem(name: str, *questions: dict[str, Any], text: str | None = None) -> dict[str, Any]:
+    return {"id": name, "problem": text or f"All about {name}.", "questions": list(questions) or [line()]}
+
+
+def test_a_problem_is_read_before_the_line_after_it(tmp_path: Path) -> None:
+    file = tmp_path / "train.jsonl"
+    rows = [problem("one"), problem("two", line(answer="Z"))]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    problems = stream_problems(file, "en", labelled=True)
+    assert next(problems).id == "one"
+    with pytest.raises(InputError, match=":2: "):
+        next(problems)
+
+
+def test_the_splits_are_the_file_in_its_order(stage: Stage) -> None:
+    train = [problem(f"p{n * 7 % 40}", line(), line(options=["Cleo", "Dan"], answer="B")) for n in range(40)]
+    stage.write(train=train, test=[problem("t2"), problem("t1")])
+    assert stage.run() == 0
+    problems = read_problems(Path("train.jsonl"), "en", labelled=True)
+    held_out = validation_ids([problem.id for problem in problems], 0.15, 0)
+    assert len(held_out) == 6
+    expected = {
+        "train": [q for problem in problems if problem.id not in held_out for q in problem.questions],
+        "validation": [q for problem in problems if problem.id in held_out for q in problem.questions],
+        "test": [q for p in read_problems(Path("test.jsonl"), "en", labelled=False) for q in p.questions],
+    }
+    for split, questions in expected.items():
+        assert (stage.made / f"{split}.jsonl").read_text() == "".join(records.lines(questions))
+    assert stage.audit()["questions"] == {"train": 68, "validation": 12, "test": 2}
+
+
+def test_findings_come_file_by_file_then_what_the_files_share(stage: Stage) -> None:
+    long = " ".join(f"{name} is taller than the {n}th of them." for n, name in enumerate(["Ann", "Bob", "Cleo"] * 5))
+    train = [problem("one", text="Same.\\n"), problem("two", text=long), problem("three", text="Same.")]
+    test = [problem("four", text="Same."), problem("five", text=f"{long} Now:\\n"), problem("six", line(answer=None))]
+    stage.write(train=train, test=test)
+    assert stage.run() == 0
+    found = stage.audit()
+    assert [(finding["kind"], finding["file"], finding["line"]) for finding in found["findings"]] == [
+        ("debris", "train.jsonl", 1),
+        ("debris", "test.jsonl", 2),
+        ("repeated problem", "train.jsonl", 3),
+        ("repeated problem", "test.jsonl", 1),
+        ("near-duplicate of a test problem", "train.jsonl", 1),
+        ("near-duplicate of a test problem", "train.jsonl", 3),
+        ("near-duplicate of a test problem", "train.jsonl", 2),
+    ]
+    assert [*found["counts"].items()] == [
+        ("near-duplicate of a test problem", 3),
+        ("debris", 2),
+        ("repeated problem", 2),
+    ]
+    assert "not_listed" not in found
+    assert found["problems"] == 6
+
+
+def test_of_a_kind_found_everywhere_only_the_first_are_listed(stage: Stage) -> None:
+    train = [problem(f"p{n}", line(answer="AB"[n % 2]), text="Same.") for n in range(LISTED + 6)]
+    train[-1] = problem("last", line(options=["Ann", "Ann"], answer="B"))
+    stage.write(train=train)
+    assert stage.run() == 0
+    found = stage.audit()
+    assert found["counts"] == {"repeated problem": LISTED + 4, "repeated option": 1}
+    assert found["not_listed"] == {"repeated problem": 4}
+    listed = [finding["line"] for finding in found["findings"] if finding["kind"] == "repeated problem"]
+    assert listed == [*range(2, LISTED + 2)]
+    assert found["findings"][0]["kind"] == "repeated option"
+
+
+def test_reviews_reach_each_question_and_unknown_ones_stop_the_stage(
+    stage: Stage, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train = [problem(f"p#{n}", line(), line(question="And who else?")) for n in range(4)]
+    reviewed = [
+        {"id": "p#0#1", "action": "drop"},
+        {"id": "p#1#0", "action": "relabel", "answer": "B"},
+        {"id": "p#3#0", "action": "keep"},
+    ]
+    stage.write(train=train, reviewed=reviewed)
+    assert stage.run() == 0
+    rows = [row for split in ("train", "validation") for row in records.read(stage.made / f"{split}.jsonl", Question)]
+    assert {row.id for row in rows} == {f"p#{n}#{m}" for n in range(4) for m in range(2)} - {"p#0#1"}
+    assert {row.id: row.answer for row in rows if row.reviewed} == {"p#1#0": "B", "p#3#0": "A"}
+    before = {file.name: file.read_bytes() for file in stage.made.iterdir()}
+    for unknown in ("p#0#2", "p#9#0", "p#0", ""):
+        stage.write(train=train, reviewed=[*reviewed, {"id": unknown, "action": "drop"}, {"id": "p#1#1"}])
+        assert stage.run() == 2
+        said = capsys.readouterr().err
+        assert f"reviewed.jsonl:4: field 'id': {unknown!r} is no training question" in said
+        assert {file.name: file.read_bytes() for file in stage.made.iterdir()} == before
+
+
+def test_an_id_used_before_stops_the_stage_in_either_file(stage: Stage, capsys: pytest.CaptureFixture[str]) -> None:
+    fine, twice = [problem("one"), problem("two")], [problem("one"), problem("two"), problem("one")]
+    for train, test, name in ((twice, fine, "train"), (fine, twice, "test")):
+        stage.write(train=train, test=test)
+        assert stage.run() == 2
+        said = capsys.readouterr().err
+        assert f"{name}.jsonl:3: field 'id': id 'one' was used on line 1; ids must be unique" in said
+        assert not stage.made.exists()
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(stage: Stage) -> None:
+    stage.write(train=[problem(f"p{n}") for n in range(100)])
+    little = "import resource, stepladder.cli as c; resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096)); c.main()"
+    command = [sys.executable, "-c", little, "questions", "run.toml"]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.returncode == 2
+    assert "cannot be written (File too large); make room, or use another --runs" in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert not stage.made.exists()
 
 
 def test_the_contest_is_read_whole(contest: Path) -> None:

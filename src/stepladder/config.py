@@ -18,6 +18,8 @@ from stepladder.records import Language
 
 BASE = "base"
 """Name of the untuned student among the predictions; no member may be called so."""
+VARIANTS = "variants"
+"""The account of ``[variants]`` in the ledger, beside those of the rungs."""
 
 
 def _folder_name(value: str) -> str:
@@ -215,6 +217,10 @@ class Variants(Table):
     def _samples_differ(self) -> Self:
         if self.per_problem > 1 and self.temperature == 0:
             raise ValueError("per_problem above 1 needs temperature above 0, or the same question comes again")
+        for names in (self.models, self.judges):
+            for name in names:
+                if names.count(name) > 1:
+                    raise ValueError(f"model {name!r} is named twice; name it once, since it has one voice")
         return self
 
 
@@ -230,17 +236,29 @@ class Train(Table):
     epochs: float = Field(default=3, gt=0)
     """Passes over the member's examples."""
     learning_rate: float = Field(default=1e-4, gt=0)
-    """Peak learning rate (AdamW, linear warm-up, cosine decay)."""
+    """Peak learning rate (AdamW without weight decay, linear warm-up)."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """How the learning rate falls after its warm-up."""
     warmup: float = Field(default=0.05, ge=0, lt=1)
     """Share of the steps spent warming up."""
+    clip: float = Field(default=1.0, gt=0)
+    """Largest norm of the gradient; a longer one is scaled down to it."""
     batch_size: int = Field(default=1, ge=1)
     """Sequences per forward pass. Examples that share their beginning, such as the questions about one problem, are one
     sequence that holds it once."""
     gradient_accumulation: int = Field(default=8, ge=1)
     """Forward passes per optimiser step."""
+    gradient_checkpointing: bool | None = None
+    """Whether activations are computed again in the backward pass instead of kept; by default on a card, where memory
+    is the limit, and not on a CPU."""
     max_length: int = Field(default=2048, ge=16)
     """Longest sequence, tokens, for packing too; a longer example is left out and counted in the data card, never
     cut."""
+    save_steps: int = Field(default=50, ge=1)
+    """Optimiser steps between two checkpoints, from which a killed training goes on."""
+    patience: int | None = Field(default=None, ge=1)
+    """Epochs without a lower validation loss after which training stops; then the best epoch's adapter is kept. By
+    default all epochs are trained and the last is kept."""
 
 
 class Member(Table):
@@ -333,6 +351,8 @@ class Config(Table):
             if twice:
                 raise ValueError(f"{kind} name {sorted(twice)[0]!r} is used twice; give each {kind} its own name")
         for rung in self.rung:
+            if rung.name == VARIANTS and self.variants is not None:
+                raise ValueError(f"a rung cannot be called {VARIANTS!r} beside [variants]; that is the table's account")
             for model in rung.models:
                 if model not in self.models:
                     known = ", ".join(self.models) or "none"

@@ -102,6 +102,21 @@ class Artifact:
             raise UserError(f"{self.folder}: not there yet; run the stages before this one ('stepladder run')")
         return digest({name: entry["sha256"] for name, entry in manifest["files"].items()})
 
+    def scratch(self) -> Path:
+        """A folder for what a killed build goes on from. It vanishes when the artifact is there, and starts empty when
+        the artifact is to be made from something else."""
+        folder = self._scratch
+        mark = folder / "fingerprint"
+        if not mark.exists() or mark.read_text(encoding="utf-8") != self.fingerprint:
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+            write_atomic(mark, self.fingerprint)
+        return folder
+
+    @property
+    def _scratch(self) -> Path:
+        return self.folder.with_name(f".{self.folder.name}.scratch")
+
     @contextlib.contextmanager
     def writing(self) -> Iterator[Path]:
         """Give a fresh folder to write into; on success it replaces the artifact, on failure it vanishes."""
@@ -126,6 +141,7 @@ class Artifact:
             if self.folder.exists():
                 shutil.rmtree(self.folder)
             partial.rename(self.folder)
+            shutil.rmtree(self._scratch, ignore_errors=True)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
 

@@ -15,7 +15,8 @@ script that either may have. A Chinese proof full of names and formulas still ha
 
 def speaks(text: str, language: Language) -> bool:
     """Whether a text is in a language; yes where it is too short to tell."""
-    letters = [unicodedata.name(character, "") for character in text if character.isalpha()]
+    plain = unicodedata.normalize("NFKC", text)  # full-width and mathematical letters are Latin ones
+    letters = [unicodedata.name(character, "") for character in plain if character.isalpha()]
     if len(letters) < FEWEST:
         return True
     chinese = sum(name.startswith("CJK") for name in letters) / len(letters)

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Iterator, Sequence
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -26,8 +28,8 @@ RAREST = 32
 """N-grams of a text by which its candidates are found: whoever has a quarter of them."""
 COMMON = 500
 """An n-gram in more texts than that finds nobody."""
-BATCH = 2000
-"""Texts worked on at a time."""
+ROUNDING = 1e-6
+"""More than two sums of the same weights differ by."""
 
 _ALONE = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uac00-\ud7af"  # kana, Han, Hangul
 _WORD = re.compile(rf"[{_ALONE}]|\d+|[^\W\d_{_ALONE}]+")
@@ -41,47 +43,100 @@ class Pair(NamedTuple):
     similarity: float
 
 
+class Rows:
+    """Rows of places, end to end: a million small arrays would weigh more than what stands in them."""
+
+    def __init__(self) -> None:
+        self._flat = array("i")
+        self._ends = array("q", [0])
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        for begin, end in pairwise(self._ends):
+            yield np.array(self._flat[begin:end], dtype=np.int32)
+
+    def append(self, row: np.ndarray) -> None:
+        """Add a row of 32-bit numbers."""
+        self._flat.frombytes(row.tobytes())
+        self._ends.append(len(self._flat))
+
+
+class Holding:
+    """Which texts hold an n-gram."""
+
+    def __init__(self, places: list[np.ndarray], counts: np.ndarray) -> None:
+        owner = np.repeat(np.arange(len(places), dtype=np.int32), [len(found) for found in places])
+        self._owner = owner[np.argsort(np.concatenate(places), kind="stable")]
+        self._counts = counts
+        self._begins = np.concatenate([[0], np.cumsum(counts)])  # of i: owner[begins[i] : begins[i + 1]]
+
+    def candidates(self, found: np.ndarray) -> np.ndarray:
+        """Texts that hold some of the rarest n-grams of a text."""
+        few: np.ndarray = found[self._counts[found] <= COMMON]
+        if len(few) > RAREST:
+            few = few[np.argpartition(self._counts[few], RAREST)[:RAREST]]
+        if not len(few):
+            return few
+        others = np.concatenate([self._owner[self._begins[i] : self._begins[i + 1]] for i in few])
+        return np.flatnonzero(np.bincount(others) >= max(1, len(few) // 4))
+
+
 def whole(questions: Sequence[Question]) -> str:
     """All that is read of a problem: its text, its questions, their options."""
     asked = (f"{question.question}\n{' '.join(question.options)}" for question in questions)
     return "\n".join((questions[0].problem, *asked))
 
 
-def near_duplicates(left: Sequence[str], right: Sequence[str], threshold: float) -> list[Pair]:
+def near_duplicates(left: Iterable[str], right: Iterable[str], threshold: float) -> list[Pair]:
     """Pairs of a text of ``left`` and one of ``right`` that are at least so similar, the most similar first.
 
-    Memory grows with the n-grams of ``right`` and those ``left`` shares with it.
+    Both are read once, ``left`` not at all where ``right`` has no words. Memory grows with the n-grams of ``right`` and
+    those ``left`` shares with it; no text of ``left`` is held.
     """
     held = [ngrams(text) for text in right]
     known = np.unique(np.concatenate([ngrams(""), *held]))
-    if not left or not len(known):
+    if not len(known):
         return []
     places = [np.searchsorted(known, grams) for grams in held]  # each text as places in ``known``
     counts = np.zeros(len(known), dtype=np.int64)  # texts of both sets that have it
     for found in places:
         counts[found] += 1
     holders = counts.copy()
-    shared: list[np.ndarray] = []
-    alone = np.zeros(len(left), dtype=np.int64)  # n-grams that ``right`` does not have
-    for at, text in enumerate(left):
+    shared = Rows()
+    alone = array("q")  # n-grams that ``right`` does not have
+    for text in left:
         grams = ngrams(text)
         found = np.minimum(np.searchsorted(known, grams), len(known) - 1)
         found = found[known[found] == grams].astype(np.int32)
         counts[found] += 1
         shared.append(found)
-        alone[at] = len(grams) - len(found)
-    total = len(left) + len(right)
+        alone.append(len(grams) - len(found))
+    total = len(alone) + len(held)
     rare = np.log(total)  # of an n-gram that only one of the sets has, as if one text had it
     weight = np.where(counts > holders, np.log(total / counts), rare)
     weights = np.array([weight[found].sum() for found in places])
+    holding = Holding(places, holders)
+    mine = np.zeros(len(known))  # weights of what the text at hand has
     pairs: list[Pair] = []
-    for start, candidates in _candidates(shared, places, holders):
-        for at, other in candidates:
-            both = weight[np.intersect1d(shared[start + at], places[other], assume_unique=True)].sum()
-            union = weight[shared[start + at]].sum() + alone[start + at] * rare + weights[other] - both
+    for at, (found, unshared) in enumerate(zip(shared, alone, strict=True)):
+        others = holding.candidates(found)
+        if not len(others):
+            continue
+        own = weight[found].sum() + unshared * rare
+        mine[found] = weight[found]
+        near = _sums(mine, [places[other] for other in others])  # what they share; rounded in another order than below
+        mine[found] = 0
+        for other in others[near >= threshold * (own + weights[others] - near) - ROUNDING].tolist():
+            both = weight[np.intersect1d(found, places[other], assume_unique=True)].sum()
+            union = own + weights[other] - both
             if union > 0 and both / union >= threshold:
-                pairs.append(Pair(start + at, other, float(both / union)))
+                pairs.append(Pair(at, other, float(both / union)))
     return sorted(pairs, key=lambda pair: (-pair.similarity, pair.left, pair.right))
+
+
+def _sums(values: np.ndarray, rows: list[np.ndarray]) -> np.ndarray:
+    """The sum of the values at the places of each row; no row is empty."""
+    sums: np.ndarray = np.add.reduceat(values[np.concatenate(rows)], np.cumsum([0, *map(len, rows[:-1])]))
+    return sums
 
 
 def ngrams(text: str) -> np.ndarray:
@@ -97,25 +152,3 @@ def ngrams(text: str) -> np.ndarray:
         hashes = (hashes ^ windows[:, column]) * np.uint64(0x100000001B3)
         hashes ^= hashes >> np.uint64(29)
     return np.unique(hashes)
-
-
-def _candidates(
-    shared: list[np.ndarray], places: list[np.ndarray], holders: np.ndarray
-) -> Iterator[tuple[int, list[tuple[int, int]]]]:
-    """Pairs that share some of the left text's rarest n-grams, batch by batch: (first left text, [(left, right)])."""
-    flat = np.concatenate(places)
-    owner = np.repeat(np.arange(len(places), dtype=np.int32), [len(found) for found in places])
-    owner = owner[np.argsort(flat, kind="stable")]
-    begins = np.concatenate([[0], np.cumsum(holders)])  # who holds an n-gram: owner[begins[i] : begins[i + 1]]
-    for start in range(0, len(shared), BATCH):
-        keys = []
-        for at, found in enumerate(shared[start : start + BATCH]):
-            few = found[holders[found] <= COMMON]
-            if len(few) > RAREST:
-                few = few[np.argpartition(holders[few], RAREST)[:RAREST]]
-            if len(few):
-                others = np.concatenate([owner[begins[i] : begins[i + 1]] for i in few])
-                hits = np.bincount(others, minlength=1)
-                enough = np.flatnonzero(hits >= max(1, len(few) // 4))
-                keys += [(at, int(other)) for other in enough]
-        yield start, keys

@@ -29,7 +29,7 @@ def nearest(texts: Sequence[str], pool: Sequence[str], count: int, draw: random.
     held = _unit(held * weight)
     found = []
     for text in texts:
-        likeness = held @ _unit(_vector(text) * weight)
+        likeness = (held @ _unit(_vector(text) * weight)).round(9)  # rounding errors break no ties
         found.append([places[at] for at in np.argsort(-likeness, kind="stable")[:count]])
     return found
 

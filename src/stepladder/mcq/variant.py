@@ -20,8 +20,11 @@ SAME = 0.5
 _QUESTION = re.compile(r"^[\s*#]*(?:Question|问题)[*\s]*[:：][*\s]*", re.MULTILINE)
 _REASONING = re.compile(r"^[\s*#]*(?:Reasoning|推理)[*\s]*[:：][*\s]*", re.MULTILINE)
 _PROGRAM = re.compile(r"^[\s*#]*(?:Program|程序)[*\s]*[:：][*\s]*(?:```\w*)?", re.MULTILINE)
-_OPTION = re.compile(r"^[\s*]*([A-Z])[\s*]*[.、．:：)）]\s*(.+?)\s*$", re.MULTILINE)
-_ASKS = re.compile(r"^(?:answer\(|opt\(|#show)")
+_OPTION = re.compile(r"^[\s*]*([A-Z])[ *]*[.、．:：)）][^\S\n]*(\S.*?)\s*$", re.MULTILINE)
+
+_STRING = r'"(?:[^"\\\n]|\\.)*"'
+_PIECE = re.compile(rf"{_STRING}|%\*.*?\*%|%[^\n]*|\.\.|[^\".%]+|.", re.DOTALL)
+_ATOM = re.compile(r"([a-z]\w*)(\([^()]*\))?")
 
 
 class Unfit(Exception):
@@ -52,23 +55,24 @@ def read(text: str, source: Question, name: str) -> Draft:
         raise Unfit("no question and reasoning in the form asked for")
     program = _PROGRAM.search(text, reasoning.end())
     chain = text[reasoning.end() : program.start() if program else None].strip()
-    rules = text[program.end() :].strip().removesuffix("```").strip() if program else ""
+    rules = text[program.end() :].partition("```")[0].strip() if program else ""
     body = text[asked.end() : reasoning.start()]
     found = list(_OPTION.finditer(body))
     options = tuple(match[2].strip("* ") for match in found)
-    stem = body[: found[0].start()].strip() if found else ""
+    lettered = [match[1] for match in found] == list(LETTERS[: len(found)])
+    # What stands between the options is none of theirs: they would be asked without it.
+    if not lettered or len(found) < 2 or not all(options) or _OPTION.sub("", body[found[0].start() :]).strip(" *\n"):
+        raise Unfit("options are not lettered A, B and so on, each on a line")
+    stem = body[: found[0].start()].strip()
     if not stem:
         raise Unfit("no question in front of the options")
-    if [match[1] for match in found] != list(LETTERS[: len(found)]) or len(found) < 2:
-        raise Unfit("options are not lettered A, B and so on, each on a line")
-    if len({option.casefold() for option in options}) < len(options):
+    if len({" ".join(option.casefold().split()).rstrip(".。") for option in options}) < len(options):
         raise Unfit("two options are the same")
     letter = strict(chain, options).letter
     if letter is None:
         raise Unfit("no answer line at the end")
-    question = source.model_copy(
-        update={"id": name, "question": stem, "options": options, "answer": letter, "worked": None, "program": None}
-    )
+    own = {"id": name, "question": stem, "options": options, "answer": letter}
+    question = source.model_copy(update=own | {"worked": None, "program": None, "reviewed": False})
     if fixed(question).places:
         raise Unfit("options speak of each other")
     return Draft(question, chain, rules)
@@ -81,15 +85,60 @@ def is_repeated(question: Question, others: Iterable[Question]) -> bool:
 
 
 def _asked(question: Question) -> np.ndarray:
-    return ngrams(f"{question.question}\n{' '.join(sorted(question.options))}")
+    return ngrams(f"{question.question}\n{' '.join(sorted(question.options, key=str.casefold))}")
 
 
 def facts(program: str) -> str:
     """A question's program without what asks: the problem itself."""
-    return "\n".join(line for line in program.splitlines() if line.strip() and not _ASKS.match(line.strip()))
+    kept = (one for one in _statements(program) if not one.startswith("#show") and not _names(one) & {"opt", "answer"})
+    return "\n".join(kept)
+
+
+def only_asks(base: str, rules: str, options: int) -> bool:
+    """Whether a writer's rules ask about a problem without changing it.
+
+    Each must define ``opt`` or a predicate that the problem does not have: another fact of the problem's, a choice, a
+    constraint or a directive could make anything follow. And each option must have a rule that goes back to the
+    problem: a bare ``opt(1).`` proves nothing, and an option without a rule is not refuted.
+    """
+    given = {name for one in _statements(base) for name in _names(one)}
+    asked: dict[str, list[set[str]]] = {}
+    own: dict[str, set[str]] = {}
+    for one in _statements(rules):
+        head, _, body = one.removesuffix(".").partition(":-")
+        atom = _ATOM.fullmatch(head.strip())
+        if atom is None or atom[1] in given:
+            return False
+        own.setdefault(atom[1], set()).update(_names(body))
+        if atom[1] == "opt":
+            asked.setdefault("".join(str(atom[2]).split()), []).append(_names(body))
+    grounded = set(given)
+    while more := {name for name, used in own.items() if used & grounded} - grounded:
+        grounded |= more
+    held = all(used & grounded for bodies in asked.values() for used in bodies)
+    return held and asked.keys() >= {f"({at})" for at in range(options)}
 
 
 def complete(base: str, rules: str) -> str:
     """The program that has to prove a new question: the problem's own facts and rules, which the writer may not touch,
     and his rules for it."""
     return f"{base}\n{rules}\n#show opt/1.\n"
+
+
+def _statements(program: str) -> list[str]:
+    """The statements of a logic program, without comments."""
+    found = [""]
+    for piece in _PIECE.findall(program):
+        if not piece.startswith("%"):
+            found[-1] += piece
+        if piece == ".":
+            found.append("")
+    return [one.strip() for one in found if one.strip()]
+
+
+def _names(statement: str) -> set[str]:
+    """The names outside of parentheses: all predicates are among them."""
+    bare, before = re.sub(_STRING, "", statement), ""
+    while bare != before:
+        bare, before = re.sub(r"\([^()]*\)", "", bare), bare
+    return set(re.findall(r"(?<![\w#])[a-z]\w*", bare)) - {"not"}

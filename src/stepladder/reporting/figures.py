@@ -125,12 +125,17 @@ def breakdown(report: Row, rows: list[Row], key: str) -> Markup:
 
 
 def loss(report: Row) -> Markup:
-    """Training loss of every member over its epochs."""
+    """Training loss of every member over its epochs, and as dots the validation loss after each."""
     curves = [(row["member"], _thinned(row["log"])) for row in report["training"] if row["log"]]
+    held_out = {
+        row["member"]: [(step["epoch"], step["validation_loss"]) for step in row["validation"]]
+        for row in report["training"]
+    }
     drawing = Drawing(WIDTH, 280, "Training loss over epochs")
     if not curves:
         return drawing.markup()
-    top, last = (max(point[axis] for _, points in curves for point in points) for axis in (1, 0))
+    shown = [point for _, points in (*curves, *held_out.items()) for point in points]
+    top, last = (max(point[axis] for point in shown) for axis in (1, 0))
     y, x = Scale(0, 1.05 * top, 240, 10), Scale(0, last, 60, WIDTH - 130)
     for value in _ticks(y.high):
         drawing.line(x.start, y(value), x.end, y(value), "grid")
@@ -142,6 +147,8 @@ def loss(report: Row) -> Markup:
     free = 0.0
     for index, (member, points) in sorted(enumerate(curves), key=lambda item: y(item[1][1][-1][1])):
         drawing.path(((x(epoch), y(value)) for epoch, value in points), f"curve c{index % 6}")
+        for epoch, value in held_out.get(member, ()):
+            drawing.dot(x(epoch), y(value), 5, f"c{index % 6}", tip=f"{member}, validation: {value:.3f}")
         free = max(free + 16, y(points[-1][1]))
         drawing.text(x.end + 8, free + 4, f"{member}  {points[-1][1]:.2f}", f"c{index % 6}")
     return drawing.markup()

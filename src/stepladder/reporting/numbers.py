@@ -173,7 +173,9 @@ def _dollars(samples: Iterable[Sample]) -> float:
 
 def _training(run: Path, member: str) -> dict[str, Any]:
     steps = [step for _, step in parse_lines(run / "adapter" / member / "log.jsonl")]
-    return {"member": member} | _json(run / "trainset" / member / "card.json") | {"log": steps}
+    log, validation = ([step for step in steps if key in step] for key in ("loss", "validation_loss"))
+    card = _json(run / "trainset" / member / "card.json")
+    return {"member": member} | card | {"log": log, "validation": validation}
 
 
 def _stages(run: Path, folders: Iterable[Folder], samples: list[Sample]) -> list[dict[str, Any]]:

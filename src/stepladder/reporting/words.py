@@ -85,7 +85,7 @@ def ensemble(report: Row) -> str:
     if len(run["members"]) == 1:
         return f"There is one member, {run['best_member']}, so its answers are the final answers."
     scores = ", ".join(f"{rule} {percent(value, 1)}" for rule, value in choice["validation"].items())
-    by = "chosen on validation" if choice["asked"] == "auto" else "set in the configuration"
+    by = "set in the configuration" if choice["asked"] == choice["rule"] else "chosen on validation"
     how = {
         "single": f"the answers of the best member, {choice['leader']}, alone",
         "vote": f"the most frequent letter of {len(choice['members'])} members",
@@ -93,7 +93,8 @@ def ensemble(report: Row) -> str:
     }[choice["rule"]]
     sentence = f"The final answer is {how} (rule “{choice['rule']}”, {by}: {scores})."
     if gone := [name for name in run["members"] if name not in choice["members"]]:
-        sentence += f" The variants did not help {', '.join(gone)} on validation, so it has no vote."
+        without = "it has" if len(gone) == 1 else "they have"
+        sentence += f" The variants did not help {', '.join(gone)} on validation, so {without} no vote."
     if alone(report):
         return sentence
     last = next(row for row in report["comparisons"] if row["after"]["system"] == "ensemble")

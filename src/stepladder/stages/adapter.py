@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 from stepladder import models, records, template
 from stepladder.config import settings
 from stepladder.errors import UserError
-from stepladder.records import Example
+from stepladder.mcq.prompts import ask_messages, worked_solution
+from stepladder.records import Example, Message, Question
+from stepladder.stages.cascade import WORKED
 from stepladder.stages.flow import Context, digest_of, members
 from stepladder.stages.trainset import member
 from stepladder.training import trl
@@ -42,5 +43,19 @@ def build(context: Context, part: str | None, folder: Path) -> None:
     def report(step: int, steps: int, loss: float) -> None:
         context.progress.update("step", step, steps, f"loss {loss:.3f}")
 
-    trl.train(context.config.train, member(context.config, part).seed, base, examples, folder, report)
-    shutil.rmtree(folder / "trainer", ignore_errors=True)
+    data = trl.Data(examples, _held_out(context))
+    seed = member(context.config, part).seed
+    trl.train(context.config.train, seed, base, data, folder, artifact(context, part).scratch(), report)
+
+
+def _held_out(context: Context) -> list[Example]:
+    """What validation loss is measured on: the worked solutions of validation questions, which nobody trains on."""
+    questions = records.read(context.input("questions") / "validation.jsonl", Question)
+    found = []
+    for question in questions:
+        order = tuple(range(len(question.options)))
+        if (text := worked_solution(question, order)) is not None:
+            messages = ask_messages(question, order, context.config.prompts)
+            answer = Message(role="assistant", content=text)
+            found.append(Example(messages=(*messages, answer), question_id=question.id, teacher=WORKED))
+    return found

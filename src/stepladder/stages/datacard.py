@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from pathlib import PurePath
 from typing import Any
 
 from stepladder.config import Config, Member
@@ -32,7 +33,7 @@ def markdown(config: Config, mix: Member, card: Mapping[str, Any]) -> str:
         f"# Training chains of member {mix.name}, run {config.name}",
         "",
         f"{card['examples']:,} conversations on {card['questions']:,} questions about {card['problems']:,} problems, "
-        f"{card['tokens']:,} tokens of the student {_code(config.train.base)}"
+        f"{card['tokens']:,} tokens of the student {_code(PurePath(config.train.base).name)}"
         + (f"; half have up to {length['median']:.0f}, 95 % up to {length['p95']:.0f}" if length else "")
         + '. A line of `train.jsonl` is `{"messages": [...], "question_id", "teacher"}`.',
         "",
@@ -89,7 +90,7 @@ def _code(name: object) -> str:
 
 
 def _cell(name: str) -> str:
-    return name.replace("|", "\\|")
+    return " ".join(name.split()).replace("|", "\\|")
 
 
 def _size(count: int) -> str:

@@ -51,7 +51,7 @@ def build(context: Context, part: str | None, folder: Path) -> None:
         rule: sum(correct(validation, combine(rule, best, answers["validation"]))) / len(validation) for rule in RULES
     }
     auto = max(RULES, key=lambda rule: by_rule[rule])
-    rule = auto if config.ensemble.rule == "auto" else config.ensemble.rule
+    rule = auto if config.ensemble.rule == "auto" or len(allowed) == 1 else config.ensemble.rule
     for split, given in answers.items():
         combined = combine(rule, best, given)
         write_atomic(folder / f"{split}.jsonl", records.lines(combined))

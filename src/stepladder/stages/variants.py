@@ -11,11 +11,11 @@ from typing import Literal, NamedTuple
 from stepladder import records
 from stepladder.ask.request import Request
 from stepladder.closedworld.prove import Unproved, prove_untrusted
-from stepladder.config import Config, Variants, settings
+from stepladder.config import VARIANTS, Config, Variants, settings
 from stepladder.mcq.prompts import Solved, ask_messages, variant_messages
 from stepladder.mcq.shuffle import orders, rng
 from stepladder.mcq.similar import nearest
-from stepladder.mcq.variant import Draft, Unfit, complete, facts, is_repeated, read
+from stepladder.mcq.variant import Draft, Unfit, complete, facts, is_repeated, only_asks, read
 from stepladder.mcq.verify import judge
 from stepladder.records import LETTERS, Question, Sample
 from stepladder.stages.asking import Account, Respondent, identity
@@ -101,7 +101,7 @@ def write(
     for writer in wanted.models:
         respondent = Respondent(context, writer, _account(wanted))
         asked = {
-            f"{problem}~{writer}-{index}": Request(
+            (problem, index): Request(
                 model=respondent.identity,
                 messages=messages,
                 temperature=wanted.temperature,
@@ -112,9 +112,8 @@ def write(
             for index in range(wanted.per_problem)
         }
         answers = respondent.ask(list(asked.values()), f"{writer} writes")
-        for name, request in asked.items():
-            problem = name.rpartition("~")[0]
-            answer = answers[request.key]
+        for (problem, index), request in asked.items():
+            name, answer = f"{problem}~{writer}-{index}", answers[request.key]
             try:
                 if not answer.finished:
                     raise Unfit("cut off")
@@ -133,20 +132,21 @@ def write(
 
 def prove(context: Context, drafts: Sequence[Written], problems: Mapping[str, Sequence[Question]]) -> dict[str, Proof]:
     """Which drafts are proved, and how: by a program on the problem's own facts, or by enough judges who name the
-    writer's answer under shuffled options without having seen it."""
+    writer's answer under shuffled options without having seen it. Two names of one model are one."""
     config, wanted = context.config, _wanted(context.config)
     proofs: dict[str, Proof] = {}
     for written in drafts:
         question, base = written.draft.question, _program(problems[written.draft.question.problem_id])
         if base is not None and written.draft.rules and _follows(base, written.draft):
             proofs[question.id] = "program"
-    agreed: Counter[str] = Counter()
+    who = {written.writer: identity(config, written.writer) for written in drafts}
+    agreed: dict[str, set[str]] = {}
     for name in judges(config):
         respondent = Respondent(context, name, _account(wanted))
         asked = []
         for written in drafts:
             question = written.draft.question
-            if written.writer != name and question.id not in proofs:
+            if who[written.writer] != respondent.identity and question.id not in proofs:
                 (order,) = orders(1, len(question.options), config.seed, question.id, name)
                 messages = ask_messages(question, order, config.prompts)
                 request = Request(model=respondent.identity, messages=messages, max_tokens=wanted.max_tokens)
@@ -155,11 +155,14 @@ def prove(context: Context, drafts: Sequence[Written], problems: Mapping[str, Se
         for question, order, request in asked:
             answer = answers[request.key]
             verdict = judge(question, order, answer.text, finished=answer.finished).verdict
-            agreed[question.id] += answer.finished and verdict == "accepted"
-    return proofs | {name: "agreed" for name, count in agreed.items() if count >= wanted.agree}
+            if answer.finished and verdict == "accepted":
+                agreed.setdefault(question.id, set()).add(respondent.identity)
+    return proofs | {name: "agreed" for name, judges in agreed.items() if len(judges) >= wanted.agree}
 
 
 def _follows(base: str, draft: Draft) -> bool:
+    if not only_asks(base, draft.rules, len(draft.question.options)):
+        return False
     try:
         option = prove_untrusted(complete(base, draft.rules), SECONDS, MEBIBYTES)
     except Unproved:
@@ -168,8 +171,10 @@ def _follows(base: str, draft: Draft) -> bool:
 
 
 def _program(asked: Sequence[Question]) -> str | None:
-    """The problem itself as a program, where one of its questions carries one."""
-    return next((facts(question.program) for question in asked if question.program), None)
+    """The problem itself as a program, where its questions carry one and agree on it: what one of them adds, such as
+    "suppose that", is not the problem's."""
+    found = {facts(question.program) for question in asked if question.program}
+    return found.pop() or None if len(found) == 1 else None
 
 
 def _examples(
@@ -194,7 +199,7 @@ def _sample(written: Written) -> Sample:
     question = written.draft.question
     return Sample(
         question_id=question.id,
-        rung="variants",
+        rung=VARIANTS,
         model=written.writer,
         sample_index=0,
         permutation=tuple(range(len(question.options))),
@@ -211,7 +216,7 @@ def _row(name: str, writer: str, reason: str, draft: Draft | None = None) -> dic
 
 
 def _account(wanted: Variants) -> Account:
-    return Account("variants", wanted.dollars)
+    return Account(VARIANTS, wanted.dollars)
 
 
 def _wanted(config: Config) -> Variants:

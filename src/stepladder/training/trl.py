@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from stepladder import models, template
 from stepladder.config import Train
 from stepladder.records import Example
-from stepladder.training.packing import IGNORED, Batched, pack, tokenise
+from stepladder.training.packing import IGNORED, Batched, Pack, pack, tokenise
 
 if TYPE_CHECKING:
     import torch
@@ -22,42 +23,39 @@ Report = Callable[[int, int, float], None]
 """Called with (optimiser steps done, steps in all, last loss)."""
 
 
-def train(settings: Train, seed: int, base: Path, examples: Sequence[Example], folder: Path, report: Report) -> None:
+class Data(NamedTuple):
+    """What a member learns from, and what its validation loss is measured on (nothing: it is not measured)."""
+
+    examples: Sequence[Example]
+    held_out: Sequence[Example]
+
+
+def train(settings: Train, seed: int, base: Path, data: Data, folder: Path, scratch: Path, report: Report) -> None:
     """Fine-tune a LoRA adapter on all linear layers and write it, with its log, into ``folder``.
 
     Only completion tokens carry loss. Examples that share a beginning are packed (training/packing.py). The adapter is
-    a standard PEFT folder; ``log.jsonl`` has one line per optimiser step: step, epoch, loss, learning_rate, tokens
-    (computed so far).
+    a standard PEFT folder; ``log.jsonl`` has one line per optimiser step (step, epoch, loss, learning_rate, tokens
+    computed so far) and after each epoch one with the validation loss. ``scratch`` holds checkpoints; what a killed
+    training left there is gone on from: optimiser, schedule, random state and place in the data.
     """
     models.require("datasets", "peft", "trl")
     import torch
     from datasets import Dataset
     from peft import LoraConfig
-    from transformers import TrainerCallback, TrainerControl, TrainerState, set_seed
+    from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback, set_seed
     from trl import SFTConfig, SFTTrainer
 
     tokenizer = models.load_tokenizer(base)
     dtype = models.compute_dtype()
-    rows = tokenise(tokenizer, examples, settings.max_length)
-    packs = pack(rows, settings.max_length)
-    data = Dataset.from_list([p._asdict() for p in packs])
-    steps = math.ceil(len(packs) / (settings.batch_size * settings.gradient_accumulation)) * settings.epochs
-    log: list[dict[str, Any]] = []
+    packs, held_out = (
+        pack(tokenise(tokenizer, examples, settings.max_length), settings.max_length) for examples in data
+    )
+    epoch = math.ceil(len(packs) / (settings.batch_size * settings.gradient_accumulation))
+    stops_early = settings.patience is not None and bool(held_out)
 
-    class Log(TrainerCallback):  # type: ignore[misc, unused-ignore]
-        def on_log(
-            self, args: Any, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any
-        ) -> None:
+    class Live(TrainerCallback):  # type: ignore[misc, unused-ignore]
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
             if logs and "loss" in logs:
-                log.append(
-                    {
-                        "step": state.global_step,
-                        "epoch": round(float(state.epoch or 0), 4),
-                        "loss": round(float(logs["loss"]), 5),
-                        "learning_rate": float(logs["learning_rate"]),
-                        "tokens": int(state.num_input_tokens_seen),
-                    }
-                )
                 report(state.global_step, state.max_steps, float(logs["loss"]))
 
     class Trainer(SFTTrainer):  # type: ignore[misc, unused-ignore]
@@ -69,19 +67,26 @@ def train(settings: Train, seed: int, base: Path, examples: Sequence[Example], f
         ) -> Any:
             return completion_loss(model.get_base_model(), inputs, num_items_in_batch)
 
+        def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+            student = cast("PreTrainedModel", cast("PeftModel", self.model).get_base_model())
+            metrics = {"eval_loss": validation_loss(student, held_out, settings.batch_size)}
+            self.log(dict(metrics))
+            self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+            return metrics
+
     cuda = torch.cuda.is_available()
+    checkpointing = cuda if settings.gradient_checkpointing is None else settings.gradient_checkpointing
     arguments = SFTConfig(
-        output_dir=str(folder / "trainer"),
+        output_dir=str(scratch),
         num_train_epochs=settings.epochs,
         learning_rate=settings.learning_rate,
-        lr_scheduler_type="cosine",
-        warmup_steps=math.ceil(settings.warmup * steps),
+        lr_scheduler_type="constant_with_warmup" if settings.schedule == "constant" else settings.schedule,
+        warmup_steps=math.ceil(settings.warmup * epoch * settings.epochs),
         weight_decay=0.0,
-        max_grad_norm=1.0,
+        max_grad_norm=settings.clip,
         per_device_train_batch_size=settings.batch_size,
         gradient_accumulation_steps=settings.gradient_accumulation,
-        # On a card memory is the limit and recomputing is cheap; on a CPU it is the other way round.
-        gradient_checkpointing=cuda,
+        gradient_checkpointing=checkpointing,
         dataset_kwargs={"skip_prepare_dataset": True},
         max_length=None,
         remove_unused_columns=False,
@@ -92,7 +97,14 @@ def train(settings: Train, seed: int, base: Path, examples: Sequence[Example], f
         data_seed=seed,
         logging_steps=1,
         include_num_input_tokens_seen=True,
-        save_strategy="no",
+        # Counted in steps, not epochs, so that a checkpoint of an epoch's last step knows its validation loss.
+        eval_strategy="steps" if held_out else "no",
+        eval_steps=epoch,
+        save_strategy="steps",
+        save_steps=epoch if stops_early else settings.save_steps,
+        save_total_limit=2,
+        load_best_model_at_end=stops_early,
+        metric_for_best_model="eval_loss" if stops_early else None,
         report_to="none",
         disable_tqdm=True,
     )
@@ -101,7 +113,8 @@ def train(settings: Train, seed: int, base: Path, examples: Sequence[Example], f
     trainer = Trainer(
         model=models.load(base, dtype),
         args=arguments,
-        train_dataset=data,
+        train_dataset=Dataset.from_list([p._asdict() for p in packs]),
+        eval_dataset=Dataset.from_list([p._asdict() for p in held_out]) if held_out else None,
         data_collator=collate,
         processing_class=tokenizer,
         peft_config=LoraConfig(
@@ -110,13 +123,13 @@ def train(settings: Train, seed: int, base: Path, examples: Sequence[Example], f
             target_modules="all-linear",
             task_type="CAUSAL_LM",
         ),
-        callbacks=[Log()],
+        callbacks=[Live()],
     )
+    if stops_early:
+        trainer.add_callback(EarlyStoppingCallback(int(settings.patience or 1)))
     # The Trainer prints a summary dictionary of its own; the live view already says it.
-    from transformers import PrinterCallback
-
     trainer.remove_callback(PrinterCallback)
-    trainer.train()
+    trainer.train(resume_from_checkpoint=checkpoint(scratch))
     tuned = cast("PeftModel", trainer.model)
     lora = cast("LoraConfig", tuned.peft_config["default"])
     lora.base_model_name_or_path = base.name  # a name, not a path of this machine
@@ -125,8 +138,57 @@ def train(settings: Train, seed: int, base: Path, examples: Sequence[Example], f
     # PEFT's model card is an empty form that names folders of this machine.
     (folder / "README.md").unlink(missing_ok=True)
     template.write(tokenizer, folder)
+    rows = (row for entry in trainer.state.log_history if (row := _logged(entry)))
     with (folder / "log.jsonl").open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(row) + "\n" for row in log)
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+
+
+def checkpoint(scratch: Path) -> str | None:
+    """The last whole checkpoint of a training that was killed. The trainer writes its state last, so a checkpoint
+    without one was being written; it is removed."""
+    whole = []
+    for folder in scratch.glob("checkpoint-*"):
+        try:
+            json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            shutil.rmtree(folder)
+        else:
+            whole.append(folder)
+    return str(max(whole, key=lambda folder: int(folder.name.rpartition("-")[2]))) if whole else None
+
+
+def _logged(entry: dict[str, Any]) -> dict[str, Any] | None:
+    """A line of ``log.jsonl`` from one of the trainer's; None for its summary at the end."""
+    place = {"step": entry["step"], "epoch": round(float(entry.get("epoch") or 0), 4)}
+    if "eval_loss" in entry:
+        return place | {"validation_loss": round(float(entry["eval_loss"]), 5)}
+    if "loss" not in entry:
+        return None
+    return place | {
+        "loss": round(float(entry["loss"]), 5),
+        "learning_rate": float(entry["learning_rate"]),
+        "tokens": int(entry["num_input_tokens_seen"]),
+    }
+
+
+def validation_loss(model: PreTrainedModel, packs: Sequence[Pack], batch_size: int) -> float:
+    """Mean cross-entropy of the completion tokens of packs nobody trains on, in nats a token."""
+    import torch
+
+    was_training = model.training
+    model.train(False)
+    total, count = 0.0, 0
+    with torch.no_grad():
+        for at in range(0, len(packs), batch_size):
+            batch = {
+                key: rows.to(model.device)
+                for key, rows in collate([p._asdict() for p in packs[at : at + batch_size]]).items()
+            }
+            scored = int((batch["labels"][:, 1:] != IGNORED).sum())
+            total += float(completion_loss(model, batch, 1))
+            count += scored
+    model.train(was_training)
+    return total / max(1, count)
 
 
 def collate(packs: Sequence[dict[str, list[int]]]) -> dict[str, torch.Tensor]:

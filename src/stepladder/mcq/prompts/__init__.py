@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-from jinja2 import (
-    ChoiceLoader,
-    Environment,
-    FileSystemLoader,
-    PackageLoader,
-    StrictUndefined,
-    TemplateError,
-    TemplateSyntaxError,
-)
+from jinja2 import ChoiceLoader, Environment, FileSystemLoader, PackageLoader, StrictUndefined, TemplateSyntaxError
 
 from stepladder.errors import InputError
 from stepladder.mcq.shuffle import Permutation, shown, to_shown
 from stepladder.records import LETTERS, Language, Message, Question
-from stepladder.workspace import digest
+from stepladder.workspace import digest, file_digest
 
 
 class Solved(NamedTuple):
@@ -32,8 +25,9 @@ class Solved(NamedTuple):
 
 
 def fingerprint(folder: Path) -> str:
-    """Digest of a user's templates."""
-    return digest({path.name: path.read_text(encoding="utf-8") for path in sorted(folder.glob("*.j2"))})
+    """Digest of a user's templates, and of what they may include."""
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and not path.name.startswith("."))
+    return digest({path.relative_to(folder).as_posix(): file_digest(path) for path in files})
 
 
 @cache
@@ -52,11 +46,29 @@ def _environment(language: Language, folder: Path | None) -> Environment:
 def _render(language: Language, folder: Path | None, template: str, **values: object) -> str:
     try:
         return _environment(language, folder).get_template(template).render(**values).strip()
-    except TemplateError as error:
+    except Exception as error:
         if folder is None:
             raise
-        line = error.lineno if isinstance(error, TemplateSyntaxError) else None
-        raise InputError(folder / template, f"cannot be rendered ({error}); mend the template", line=line) from None
+        # A template is a program: whatever it raises is the user's to mend.
+        place = _place(error, folder, template)
+        problem = f"cannot be rendered ({str(error) or type(error).__name__}); mend the template"
+        raise InputError(place.file, problem, line=place.line) from None
+
+
+class _Place(NamedTuple):
+    """A line of a template, if it is known which."""
+
+    file: Path
+    line: int | None
+
+
+def _place(error: Exception, folder: Path, template: str) -> _Place:
+    """Where a user's template went wrong: in itself, or in one it includes."""
+    if isinstance(error, TemplateSyntaxError):
+        return _Place(Path(error.filename or folder / template), error.lineno)
+    # Jinja2 puts the templates' own lines into the traceback.
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if folder in Path(frame.filename).parents]
+    return _Place(Path(frames[-1].filename), frames[-1].lineno) if frames else _Place(folder / template, None)
 
 
 def _lettered(question: Question, permutation: Permutation) -> list[tuple[str, str]]:

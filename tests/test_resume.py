@@ -1,0 +1,91 @@
+"""A training killed in the middle goes on and ends with the very adapter and log of one that was not."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from stepladder import models
+from stepladder.training import trl
+
+CHILD = """
+import os, signal, sys
+from pathlib import Path
+from stepladder.config import Train
+from stepladder.records import Example, Message
+from stepladder.training import trl
+
+base, folder, scratch, dies = Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4])
+
+def example(n, held_out=""):
+    asked, said = f"{n}{held_out} and {n * 7}?" * 3, f"It is {n * 8}.\\nAnswer: A"
+    messages = (Message(role="user", content=asked), Message(role="assistant", content=said))
+    return Example(messages=messages, question_id=f"q{n}", teacher="t")
+
+def report(step, steps, loss):
+    if step == dies:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+folder.mkdir(exist_ok=True)
+scratch.mkdir(exist_ok=True)
+settings = Train(
+    lora_rank=4, lora_alpha=8, epochs=3, learning_rate=1e-2, batch_size=2, gradient_accumulation=2, save_steps=3,
+    max_length=70,  # so short that no two examples are packed
+)
+data = trl.Data([example(n) for n in range(20)], [example(n, "!") for n in range(4)])
+trl.train(settings, 5, base, data, folder, scratch, report)
+"""
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model with random weights and the bundled tokenizer."""
+    torch = pytest.importorskip("torch")
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("base")
+    tokenizer = models.load_tokenizer(models.locate(models.BUNDLED))
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)  # type: ignore[no-untyped-call]
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def train(base: Path, where: Path, dies: int = 0) -> int:
+    words = [sys.executable, "-c", CHILD, str(base), str(where), str(where.with_suffix(".scratch")), str(dies)]
+    return subprocess.run(words, capture_output=True, check=False, timeout=300).returncode
+
+
+def files(folder: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
+
+
+def test_a_killed_training_ends_with_the_same_adapter(base: Path, tmp_path: Path) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert train(base, whole) == 0
+    rows = [json.loads(line) for line in (whole / "log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "loss" in row] == list(range(1, 16))
+    assert [row["epoch"] for row in rows if "validation_loss" in row] == [1, 2, 3]
+    assert train(base, killed, dies=11) == -signal.SIGKILL  # in the last epoch, two steps after a checkpoint
+    (tmp_path / "killed.scratch" / "checkpoint-12").mkdir()  # one that was being written
+    assert train(base, killed) == 0
+    assert files(killed) == files(whole)
+
+
+def test_a_checkpoint_that_was_being_written_is_passed_over(tmp_path: Path) -> None:
+    assert trl.checkpoint(tmp_path) is None
+    for name, state in (("checkpoint-5", "{}"), ("checkpoint-10", "{}"), ("checkpoint-15", '{"half')):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "trainer_state.json").write_text(state)
+    (tmp_path / "checkpoint-20").mkdir()
+    assert trl.checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-5", "checkpoint-10"}
