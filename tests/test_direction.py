@@ -13,7 +13,8 @@ GROUND = {"errors", "records", "config", "workspace", "progress", "stats", "mode
 LAYERS = [
     {"__main__"},
     {"cli"},
-    {"stages", "starter", "checkup", "spending", "labelaudit", "importing"},
+    {"plan"},
+    {"stages", "starter", "checkup", "spending", "labelaudit", "importing", "planning"},
     {"mcq", "ask", "training", "closedworld", "reporting"},
     GROUND,
 ]
