@@ -83,6 +83,12 @@ def test_merged_options_are_split_and_the_label_follows_its_option(
         ("Question 3:", ("a", "b"), ["empty question"]),
         ("选择题 3：谁？", ("a", "b", "a"), ["repeated option"]),
         ("Who?", ("a", "\ufffd"), ["broken text"]),
+        ("谁高？正确答案：B", ("a", "b"), ["leaked answer"]),
+        ("Who? The answer is B.", ("a", "b"), ["leaked answer"]),
+        ("Who? (Answer: A)", ("a", "b"), ["leaked answer"]),
+        ("选出正确的答案：A 和 B 谁高？", ("a", "b"), ["leaked answer"]),  # better one too many
+        ("请选择正确答案：", ("a", "b"), []),
+        ("What is the answer? A dog or a cat?", ("a", "b"), []),
         ("Who?", ("a", " "), ["empty option"]),
     ],
 )
@@ -347,4 +353,5 @@ def test_the_contest_is_read_whole(contest: Path) -> None:
     assert questions == 1094 + 1328
     assert kinds == {
         "debris": 122, "broken text": 1, "repeated option": 5, "merged options": 3, "empty question": 2,
+        "leaked answer": 4,
     }  # fmt: skip

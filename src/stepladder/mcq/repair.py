@@ -15,6 +15,11 @@ _BOLD_END = re.compile(r"\*\*[ \t]*(?=\n|$)")
 _FENCE_EDGE = re.compile(r"^\s*```|```\s*$")
 _NUMBERED = re.compile(r"^\W*(?:选择题|问题|题目|题|Question|Q)\s*\d*\s*[.、．:：)）]+\W*", re.IGNORECASE)
 
+_LEAK = re.compile(
+    r"(?:(?:正确)?答案|正确选项)\s*(?:是|为)?\s*[:：]?\s*[(（]?[A-Z](?![A-Za-z])[)）]?"
+    r"|\b[Tt]he (?:correct |right )?answer is:? \(?[A-Z](?![A-Za-z])|\b(?:[Cc]orrect )?[Aa]nswer: ?\(?[A-Z](?![A-Za-z])"
+)
+
 
 class Note(NamedTuple):
     """Something odd about a text: what kind, and what was done about it or what it is."""
@@ -48,6 +53,14 @@ def clean(text: str, notes: list[Note]) -> str:
         kept = kept[1:] if kept[0] == "`" else kept[:-1]
         notes.append(Note("debris", "quote mark ` that nothing closes, removed"))
     return kept
+
+
+def note_defects(text: str, notes: list[Note]) -> None:
+    """Note what nobody can put right: a lost character, or an answer that the text gives away."""
+    if "\ufffd" in text:
+        notes.append(Note("broken text", "holds U+FFFD (a lost character)"))
+    if leak := _LEAK.search(text):
+        notes.append(Note("leaked answer", f"gives an answer away: {' '.join(leak[0].split())!r}"))
 
 
 def split_merged(options: tuple[str, ...], answer: str | None, notes: list[Note]) -> tuple[tuple[str, ...], str | None]:
@@ -87,6 +100,5 @@ def repair(question: str, options: tuple[str, ...], answer: str | None) -> Repai
         same = [letter for letter, option in zip(LETTERS, kept, strict=False) if kept.count(option) > 1]
         labelled = f", and {moved} is the label" if moved in same else ""
         notes.append(Note("repeated option", f"offers the same option as {' and '.join(same)}{labelled}"))
-    if "\ufffd" in stem + "".join(kept):
-        notes.append(Note("broken text", "holds U+FFFD (a lost character)"))
+    note_defects("\n".join((stem, *kept)), notes)
     return Repaired(stem, kept, moved, tuple(notes))

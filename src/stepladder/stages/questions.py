@@ -19,7 +19,7 @@ from stepladder import records
 from stepladder.config import Config
 from stepladder.errors import InputError, UserError
 from stepladder.mcq.overlap import TWIN, near_duplicates, whole
-from stepladder.mcq.repair import Note, clean, repair
+from stepladder.mcq.repair import Note, clean, note_defects, repair
 from stepladder.mcq.shuffle import fixed, rng
 from stepladder.records import LETTERS, Language, Question, Split
 from stepladder.stages.flow import Context
@@ -188,8 +188,7 @@ def _problem(path: Path, number: int, row: dict[str, Any], language: Language, l
     questions = []
     notes: list[Note] = []
     text = clean(row["problem"], notes)
-    if "\ufffd" in text:
-        notes.append(Note("broken text", "holds U+FFFD (a lost character)"))
+    note_defects(text, notes)
     odd = [(row["id"], note) for note in notes]
     source = str(row.get("source", path.stem))
     for index, item in enumerate(row["questions"]):
