@@ -5,7 +5,7 @@ READY := $(VENV)/.ready
 SERVE := .venv-serve
 SWIFT := .venv-swift
 
-.PHONY: setup serve-env swift demo test test-serve check coverage worlds clean
+.PHONY: setup serve-env swift demo test test-serve test-swift check coverage worlds clean
 
 setup: $(READY)
 
@@ -43,6 +43,10 @@ test: setup
 # Five minutes more: the engine against a real vLLM server.
 test-serve: setup serve-env
 	$(VENV)/bin/python -m pytest -m vllm -s tests/test_vllm.py
+
+# A minute more, after an installation of 2 GB: training with a real ms-swift.
+test-swift: setup swift
+	$(VENV)/bin/python -m pytest -m swift tests/test_swift.py
 
 check: setup
 	$(VENV)/bin/ruff check

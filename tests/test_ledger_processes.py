@@ -29,8 +29,8 @@ def test_two_processes_share_the_work_and_the_cap(tmp_path: Path) -> None:
 
 def test_interrupted_it_waits_for_what_is_in_flight(tmp_path: Path) -> None:
     ledger = tmp_path / "ledger.sqlite"
-    with ApiServer(tmp_path, {"latency_s": 0.6}) as api:
-        process = start(api.url, ledger, "--count", 400)
+    with ApiServer(tmp_path, {"latency_s": 1.5}) as api:  # slow enough to be interrupted on a busy machine
+        process = start(api.url, ledger, "--count", 2000)
         while not api.billing()["in_flight"]:
             time.sleep(0.02)
         process.send_signal(signal.SIGINT)
@@ -39,7 +39,7 @@ def test_interrupted_it_waits_for_what_is_in_flight(tmp_path: Path) -> None:
         with Ledger(ledger) as opened:
             assert opened.unsettled("run") == []
             assert opened.calls("run") == len(api.log("delivered")) > 0
-        assert api.settled()["billed"] < 400
+        assert api.settled()["billed"] < 2000
 
 
 def test_killed_while_asking_nothing_delivered_is_lost_and_the_bill_is_covered(tmp_path: Path) -> None:

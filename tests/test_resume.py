@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from stepladder import models
-from stepladder.training import trl
+from stepladder.training.data import last_whole
 
 CHILD = """
 import os, signal, sys
@@ -20,6 +20,7 @@ from pathlib import Path
 from stepladder.config import Train
 from stepladder.records import Example, Message
 from stepladder.training import trl
+from stepladder.training.data import Data
 
 base, folder, scratch, dies = Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4])
 
@@ -38,7 +39,7 @@ settings = Train(
     lora_rank=4, lora_alpha=8, epochs=3, learning_rate=1e-2, batch_size=2, gradient_accumulation=2, save_steps=3,
     max_length=70,  # so short that no two examples are packed
 )
-data = trl.Data([example(n) for n in range(20)], [example(n, "!") for n in range(4)])
+data = Data([example(n) for n in range(20)], [example(n, "!") for n in range(4)])
 trl.train(settings, 5, base, data, folder, scratch, report)
 """
 
@@ -82,10 +83,10 @@ def test_a_killed_training_ends_with_the_same_adapter(base: Path, tmp_path: Path
 
 
 def test_a_checkpoint_that_was_being_written_is_passed_over(tmp_path: Path) -> None:
-    assert trl.checkpoint(tmp_path) is None
+    assert last_whole(tmp_path) is None
     for name, state in (("checkpoint-5", "{}"), ("checkpoint-10", "{}"), ("checkpoint-15", '{"half')):
         (tmp_path / name).mkdir()
         (tmp_path / name / "trainer_state.json").write_text(state)
     (tmp_path / "checkpoint-20").mkdir()
-    assert trl.checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
+    assert last_whole(tmp_path) == tmp_path / "checkpoint-10"
     assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-5", "checkpoint-10"}

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from io import StringIO
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 import yaml  # type: ignore[import-untyped]
@@ -28,6 +28,9 @@ from stepladder.progress import Progress
 from stepladder.records import LETTERS, Example, Language, Question, Record, Sample, lines, read
 from stepladder.stages import flow
 from stepladder.workspace import Workspace
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 PARTS = (("an", "bo", "cle", "du", "e", "fi"), ("ra", "ton", "li", "mek", "so", "v"))
 WORDS = [a + b for a in PARTS[0] for b in PARTS[1]]
@@ -235,12 +238,16 @@ def test_letters_are_balanced_where_the_member_says_so(run: Run) -> None:
 # The card
 
 
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerBase:
+    return models.load_tokenizer(models.locate("bundled"))
+
+
 @pytest.mark.parametrize("member", [member.name for member in MEMBERS])
-def test_the_card_counts_what_is_there(run: Run, member: str) -> None:
+def test_the_card_counts_what_is_there(run: Run, tokenizer: PreTrainedTokenizerBase, member: str) -> None:
     made = run.made(member)
     card, mix = made.card, next(one for one in MEMBERS if one.name == member)
     asked = {question.id: question for question in (*TRAIN, *VARIANTS)}
-    tokenizer = models.load_tokenizer(models.locate("bundled"))
     lengths = sorted(sum(map(len, template.conversation_tokens(tokenizer, e.messages))) for e in made.examples)
     assert card["examples"] == len(made.examples)
     assert card["questions"] == len(made.ids())

@@ -84,19 +84,20 @@ UNFIT: tuple[tuple[str, str], ...] = (
     (written("And who is the oldest?", NAMES[::-1], "Ann.\nAnswer: D"), "asks what was asked before"),
     (written("Who is how old?", NAMES, "Let me see. " * 300 + "\nAnswer: A"), "cut off"),
 )
-"""What the writer writes about the first problems, and why it cannot be asked."""
+"""What the writer writes about the last problems, and why it cannot be asked."""
 MODES = ("right", "right", "right", "wrong", "rambling", "mute", "deceived", "right")
-"""What becomes of the others, whose questions are fit to be asked: how the second judge answers them. About the last
-two the writer is wrong himself."""
-FALSE = len(UNFIT) + 6
-FAMILIES = len(UNFIT) + len(MODES) + 1
-"""One of them is held out for validation."""
+"""How the second judge answers what he writes about the others. Of the last two the writer is wrong himself."""
+FALSE = 6
+CASES = len(MODES) + len(UNFIT)
+"""The number of the first problem that is about Sam, Ann and Mia and has a program."""
 
 
 def writer(prompt: str) -> str:
     number = number_of(prompt)
-    if number < len(UNFIT):
-        return UNFIT[number][0]
+    if number >= CASES:
+        return prover(number)
+    if number >= len(MODES):
+        return UNFIT[number - len(MODES)][0]
     at = NAMES.index(of_rank(prompt, "youngest")) + (number >= FALSE)
     return written("Tell me who is the youngest of them.", NAMES, f"I compare.\nAnswer: {LETTERS[at % 4]}")
 
@@ -111,7 +112,7 @@ def judged(prompt: str, off: int = 0) -> str:
 
 
 def unsure(prompt: str) -> str:
-    mode = MODES[number_of(prompt) - len(UNFIT)]
+    mode = (*MODES, *("wrong" for _ in UNFIT + PROGRAMS))[number_of(prompt)]
     if mode == "mute":
         return "Hard to say."
     # Who rambles names the right letter, and is cut off behind it.
@@ -135,18 +136,15 @@ PROGRAMS: tuple[tuple[str, bool], ...] = (
 """Rules on top of the problem about Sam, Ann and Mia, and whether they prove that all three are wise."""
 
 
-def prover(prompt: str) -> str:
+def prover(number: int) -> str:
     asked = written("How many of them are wise?", ("one", "two", "three"), "Sam, Ann and Mia.\nAnswer: C")
-    return f"{asked}\nProgram: {PROGRAMS[number_of(prompt)][0]}"
+    return f"{asked}\nProgram: {PROGRAMS[number - CASES][0]}"
 
 
 CAST: Mapping[str, Callable[[str], str]] = {
     "writer": writer,
-    "prover": prover,
     "sure": judged,
     "unsure": unsure,
-    "wrong": lambda prompt: judged(prompt, 1),
-    "mute": lambda prompt: "I cannot think of one.",
 }
 
 
@@ -234,8 +232,20 @@ name = "a"
 AGREED = """
 models = ["writer"]
 judges = ["writer", "sure", "unsure"]
-max_tokens = 100
+max_tokens = 150
+dollars = DOLLARS
 """
+
+
+def row(number: int) -> dict[str, Any]:
+    """A problem as the user's file has it."""
+    if number >= CASES:
+        wise: dict[str, Any] = json.loads(WORLDS.read_text().splitlines()[0])
+        return {"problem": f"Case {number}. {wise['problem']}", "questions": wise["questions"]}
+    text = problem(number)
+    who = of_rank(text, "oldest")
+    asked = {"question": "Who is the oldest?", "options": NAMES, "answer": LETTERS[NAMES.index(who)]}
+    return {"problem": text, "questions": [asked | {"worked": f"Nobody is older than {who}.\n{who}"}]}
 
 
 class Project:
@@ -249,22 +259,14 @@ class Project:
         patch.setenv("COMPANY_KEY", "test-key")
         patch.setenv("COLUMNS", "200")
 
-    def data(self, rows: Callable[[int], dict[str, Any]], count: int) -> None:
-        """Write ``count`` problems to learn from, numbered in order, and one that will be held out."""
+    def data(self) -> None:
+        """Write the problems to learn from, numbered in order, and one that will be held out."""
+        count = CASES + len(PROGRAMS)
         ids = [f"p{n:02}" for n in range(count + 1)]
         (held_out,) = validation_ids(ids, 0.01, 2024)
         numbers = {name: number for number, name in enumerate(name for name in ids if name != held_out)}
-        lines = (json.dumps({"id": name} | rows(numbers.get(name, 99))) + "\n" for name in ids)
+        lines = (json.dumps({"id": name} | row(numbers.get(name, 99))) + "\n" for name in ids)
         (self.folder / "train.jsonl").write_text("".join(lines))
-
-    def families(self) -> None:
-        def row(number: int) -> dict[str, Any]:
-            text = problem(number)
-            who = of_rank(text, "oldest")
-            asked = {"question": "Who is the oldest?", "options": NAMES, "answer": LETTERS[NAMES.index(who)]}
-            return {"problem": text, "questions": [asked | {"worked": f"Nobody is older than {who}.\n{who}"}]}
-
-        self.data(row, FAMILIES - 1)
 
     def write(self, variants: str, models: Mapping[str, str] | None = None) -> None:
         """The configuration; ``models`` are names and who answers to them."""
@@ -324,33 +326,35 @@ class Done(NamedTuple):
 def done(tmp_path_factory: pytest.TempPathFactory, company: CompanyServer) -> Iterator[Done]:
     with pytest.MonkeyPatch.context() as patch:
         project = Project(tmp_path_factory.mktemp("done"), company, patch)
-        project.families()
-        project.write(AGREED)
+        project.data()
+        project.write(AGREED.replace("DOLLARS", "1.0"))
         before = {name: len(company.prompts(name)) for name in CAST}
         assert project.run("questions", "samples", "variants") == 0
         asked = {name: company.prompts(name)[before[name] :] for name in CAST}
         yield Done(project, asked, sum(map(len, asked.values())))
 
 
-def test_what_enough_others_answer_alike_is_accepted_and_nothing_else(done: Done) -> None:
+def test_what_enough_others_answer_alike_or_a_program_proves_is_accepted_and_nothing_else(done: Done) -> None:
     problems = done.project.problems()
-    accepted = [f"{problems[len(UNFIT) + at]}~writer-0" for at in range(3)]
+    proved = [at for at, (_, holds) in enumerate(PROGRAMS, CASES) if holds]
+    accepted = [f"{problems[at]}~writer-0" for at in (*range(3), *proved)]
     assert [question.id for question in done.project.questions()] == accepted
     rejected = done.project.rejected()
     assert rejected.keys() == {f"{name}~writer-0" for name in problems.values()} - {*accepted}
     unproved = [name for name, row in rejected.items() if row["reason"] == "not proved"]
-    assert unproved == [f"{problems[len(UNFIT) + at]}~writer-0" for at in range(3, len(MODES))]
+    fit = [f"{problems[at]}~writer-0" for at in (*range(len(MODES)), *range(CASES, CASES + len(PROGRAMS)))]
+    assert unproved == [name for name in fit if name not in accepted]
     summary = done.project.summary()
-    assert summary["problems"] == summary["written"] == FAMILIES - 1
-    assert summary["accepted"] == {"agreed": 3}
+    assert summary["problems"] == summary["written"] == CASES + len(PROGRAMS)
+    assert summary["accepted"] == {"agreed": 3, "program": len(proved)}
     assert summary["refused"] == Counter(row["reason"] for row in rejected.values())
-    assert summary["writers"] == {"writer": 3}
+    assert summary["writers"] == {"writer": len(accepted)}
 
 
 def test_each_refusal_has_its_reason_and_what_was_written(done: Done) -> None:
     rejected, problems = done.project.rejected(), done.project.problems()
     for number, (text, reason) in enumerate(UNFIT):
-        row = rejected[f"{problems[number]}~writer-0"]
+        row = rejected[f"{problems[len(MODES) + number]}~writer-0"]
         assert row["writer"] == "writer"
         assert row["reason"].startswith(reason)
         assert row["text"] == text if reason != "cut off" else text.startswith(row["text"])
@@ -364,47 +368,58 @@ def test_where_a_question_comes_from_can_be_told(done: Done) -> None:
     with Ledger(done.project.folder / "runs/ledger.sqlite") as ledger:
         stored = {row["key"]: row for row in ledger.export()}
     for question, sample in zip(done.project.questions(), samples, strict=True):
-        assert question.problem == problem(number_of(question.problem))
+        number = number_of(question.problem)
+        assert question.problem == row(number)["problem"]
         assert question.source == "variant/writer"
-        assert question.answer == LETTERS[NAMES.index(of_rank(question.problem, "youngest"))]
         assert (question.worked, question.program, question.reviewed) == (None, None, False)
         assert (sample.question_id, sample.answer, sample.verdict) == (question.id, question.answer, "accepted")
-        assert (sample.rung, sample.model, sample.permutation) == ("variants", "writer", (0, 1, 2, 3))
-        assert sample.text == f"I compare.\nAnswer: {question.answer}"
-        row = stored[sample.key]
-        assert f"Problem: {question.problem}\n\nAsked before:" in row["request"]["messages"][0]["content"]
-        assert sample.text in json.loads(row["raw"])["choices"][0]["message"]["content"]
+        assert (sample.rung, sample.model) == ("variants", "writer")
+        assert sample.permutation == tuple(range(len(question.options)))
+        if number < CASES:
+            assert question.answer == LETTERS[NAMES.index(of_rank(question.problem, "youngest"))]
+            assert sample.text == f"I compare.\nAnswer: {question.answer}"
+        else:
+            assert sample.text == "Sam, Ann and Mia.\nAnswer: C"
+        call = stored[sample.key]
+        assert f"Problem: {question.problem}\n\nAsked before:" in call["request"]["messages"][0]["content"]
+        assert sample.text in json.loads(call["raw"])["choices"][0]["message"]["content"]
 
 
 def test_a_writer_sees_solved_questions_about_other_problems(done: Done) -> None:
     for prompt in done.asked["writer"]:
-        *examples, mine = re.findall(r"^Problem: (Family \d+)", prompt, re.MULTILINE)
+        *examples, mine = re.findall(r"^Problem: (\w+ \d+)\.", prompt, re.MULTILINE)
         assert len(set(examples)) == 2
         assert mine not in examples
         assert prompt.count("\nReasoning: ") == 3  # of two examples and of the form
-        assert "\n- Who is the oldest?\n" in prompt
+        assert ("\n- Who is the oldest?\n" if mine.startswith("Family") else "\n- Is Sam neat?\n") in prompt
 
 
 def test_a_judge_sees_shuffled_options_and_not_what_the_writer_says(done: Done) -> None:
     rejected, problems = done.project.rejected(), done.project.problems()
-    asked = {question.id: question for question in done.project.questions()}
+    asked = {question.id: question for question in done.project.questions() if number_of(question.problem) < CASES}
     asked |= {name: Question.model_validate(row["question"]) for name, row in rejected.items() if "question" in row}
-    assert len(asked) == len(MODES)
+    assert len(asked) == len(MODES) + sum(not holds for _, holds in PROGRAMS)  # what a program proves is asked nobody
     moved = 0
     for judge in ("sure", "unsure"):
-        shuffled = {name: orders(1, 4, 2024, name, judge)[0] for name in asked}
+        shuffled = {name: orders(1, len(one.options), 2024, name, judge)[0] for name, one in asked.items()}
         expected = Counter(ask_messages(asked[name], order)[-1].content for name, order in shuffled.items())
         if judge == "unsure":  # what is cut off is bought once more, with twice the room
-            name = f"{problems[len(UNFIT) + MODES.index('rambling')]}~writer-0"
+            name = f"{problems[MODES.index('rambling')]}~writer-0"
             expected[ask_messages(asked[name], shuffled[name])[-1].content] += 1
         assert Counter(done.asked[judge]) == expected
-        moved += sum(order != (0, 1, 2, 3) for order in shuffled.values())
-    assert moved > len(MODES)
+        moved += sum(list(order) != sorted(order) for order in shuffled.values())
+    assert moved > len(asked)
     assert not any("Answer: " in prompt or "Reasoning" in prompt for prompt in done.asked["sure"])
 
 
+def test_a_writer_sees_the_program_of_the_problem_and_not_what_it_asks(done: Done) -> None:
+    for prompt in done.asked["writer"]:
+        assert ("\nis(sam,wise).\n" in prompt) == (number_of(prompt) >= CASES)
+        assert "answer(" not in prompt
+
+
 def test_nobody_judges_what_it_wrote(done: Done) -> None:
-    assert len(done.asked["writer"]) == FAMILIES - 1 + 1  # one was cut off
+    assert len(done.asked["writer"]) == CASES + len(PROGRAMS) + 1  # one was cut off
     assert all("Asked before:" in prompt for prompt in done.asked["writer"])
 
 
@@ -434,46 +449,36 @@ def test_one_model_under_two_names_has_one_voice(
     """In the folder of the run before, so that only the new orders of options are asked."""
     project = Project(done.project.folder, company, monkeypatch, "twice")
     names = {"writer~2": "writer", "writer": "writer", "sure": "sure", "sure-2": "sure"}
-    project.write('models = ["writer~2"]\nmax_tokens = 100', names)
+    project.write('models = ["writer~2"]\nmax_tokens = 150', names)
     before = company.prompts("writer")
     assert project.run("questions", "samples", "variants") == 0
-    assert project.questions() == []
-    assert {*project.rejected()} == {f"{name}~writer~2-0" for name in project.problems().values()}
-    assert project.summary()["refused"]["not proved"] == len(MODES)
+    assert project.summary()["accepted"].keys() == {"program"}
+    ids = {question.id for question in project.questions()} | {*project.rejected()}
+    assert ids == {f"{name}~writer~2-0" for name in project.problems().values()}
     assert company.prompts("writer") == before
 
 
-def test_a_cap_stops_the_writers_and_a_higher_one_goes_on(
-    tmp_path: Path, company: CompanyServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_a_run_that_a_cap_and_then_a_kill_stopped_ends_with_the_same_files(
+    tmp_path: Path,
+    done: Done,
+    company: CompanyServer,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     project = Project(tmp_path, company, monkeypatch)
-    project.families()
-    table = 'models = ["mute"]\njudges = ["wrong"]\nagree = 1\nmax_tokens = 100\ndollars = {}'
-    project.write(table.format(0.004))
+    project.data()
+    project.write(AGREED.replace("DOLLARS", "0.01"))
     assert project.run("questions", "samples") == 0
     before = company.settled()["billed"]
     assert project.run("variants") == 1
-    said = " ".join(capsys.readouterr().err.split())
-    assert "the cap is reached ($0.0040 for the rung variants)" in said
+    assert "the cap is reached ($0.0100 for the rung variants)" in " ".join(capsys.readouterr().err.split())
     assert not project.variants.exists()
-    assert 0 < company.settled()["billed"] - before < FAMILIES - 1
-    project.write(table.format(1.0))
-    assert project.run("variants") == 0
-    assert company.settled()["billed"] - before == FAMILIES - 1
-    assert project.questions() == []
-
-
-def test_a_killed_run_goes_on_and_ends_with_the_same_files(
-    tmp_path: Path, done: Done, company: CompanyServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    project = Project(tmp_path, company, monkeypatch)
-    project.families()
-    project.write(AGREED)
-    assert project.run("questions", "samples") == 0
-    before = company.settled()["billed"]
+    problems = CASES + len(PROGRAMS)
+    assert 0 < company.settled()["billed"] - before < problems
+    project.write(AGREED.replace("DOLLARS", "1.0"))
     command = [sys.executable, "-m", "stepladder", "variants", "run.toml"]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as child:
-        while company.billing()["billed"] < before + FAMILIES + 4 and child.poll() is None:  # the first judge judges
+        while company.billing()["billed"] < before + problems + 5 and child.poll() is None:  # the first judge judges
             time.sleep(0.005)
         child.send_signal(signal.SIGKILL)
     assert child.returncode == -signal.SIGKILL, "the run ended before it could be killed"
@@ -495,26 +500,6 @@ def wise() -> list[Question]:
         Question(id=f"w#{n}", problem_id="w", problem=row["problem"], language="en", source="s", **asked)
         for n, asked in enumerate(row["questions"])
     ]
-
-
-def test_rules_that_follow_from_the_problem_need_no_judge_and_no_others_are_believed(
-    tmp_path: Path, company: CompanyServer, monkeypatch: pytest.MonkeyPatch, wise: list[Question]
-) -> None:
-    project = Project(tmp_path, company, monkeypatch)
-    asked = [one.model_dump(include={"question", "options", "answer", "worked", "program"}) for one in wise]
-    project.data(lambda n: {"problem": f"Case {n}. {wise[0].problem}", "questions": asked}, len(PROGRAMS))
-    project.write('models = ["prover"]\njudges = ["wrong"]\nagree = 1\nexamples = 0')
-    before = len(company.prompts("wrong"))
-    assert project.run("questions", "samples", "variants") == 0
-    proved = [at for at, (_, holds) in enumerate(PROGRAMS) if holds]
-    assert [number_of(question.problem) for question in project.questions()] == proved
-    assert project.summary()["accepted"] == {"program": len(proved)}
-    assert {row["reason"] for row in project.rejected().values()} == {"not proved"}
-    assert len(project.rejected()) == len(PROGRAMS) - len(proved)
-    judged_anyway = [number_of(prompt) for prompt in company.prompts("wrong")[before:]]
-    assert sorted(judged_anyway) == [at for at, (_, holds) in enumerate(PROGRAMS) if not holds]
-    assert all("\nis(sam,wise).\n" in prompt for prompt in company.prompts("prover"))
-    assert not any("answer(" in prompt for prompt in company.prompts("prover"))
 
 
 def test_questions_that_differ_on_the_problem_leave_no_program(wise: list[Question]) -> None:
@@ -657,6 +642,7 @@ def test_a_question_is_read(text: str, stem: str, options: tuple[str, ...], answ
         (written("Who?", ("Ann",), "Answer: A"), "options are not lettered"),
         ("Question: Who?\nA. Ann\nC. Bob\nReasoning: r\nAnswer: A", "options are not lettered"),
         ("Question: Who?\nA. Ann\nB.\nReasoning: r\nAnswer: A", "options are not lettered"),
+        ("Question: Who?\nA. Ann\nB. **\nReasoning: r\nAnswer: A", "options are not lettered"),
         ("Question: Who?\nA. Ann, who\nis old\nB. Bob\nReasoning: r\nAnswer: A", "options are not lettered"),
         ("Question: Who?\nA. Ann\nB. Bob\nChoose one.\nReasoning: r\nAnswer: A", "options are not lettered"),
         (written("Who?", ("Ann", "Bob", "A and B"), "r\nAnswer: A"), "options speak of each other"),

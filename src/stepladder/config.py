@@ -224,8 +224,23 @@ class Variants(Table):
         return self
 
 
+class Swift(Table):
+    """``[train.swift]``: what ``backend = "swift"`` needs to know."""
+
+    environment: Path = Path(".venv-swift")
+    """The environment that ms-swift is installed in, by ``make swift``; relative to where the command is run."""
+    model_type: str | None = None
+    """ms-swift's name for the base's architecture; by default told from the weights. The bundled base is ``llama``."""
+    template: str | None = None
+    """ms-swift's name for the chat template; by default told from the weights. The bundled base has ``chatml``."""
+
+
 class Train(Table):
     """``[train]``: LoRA fine-tuning, shared by all members."""
+
+    backend: Literal["trl", "swift"] = "trl"
+    """Who trains: TRL and PEFT in this process, or ms-swift in its own environment (the winning entry's)."""
+    swift: Swift = Swift()
 
     base: str = "bundled"
     """The student: a folder with weights, or ``bundled``."""

@@ -15,7 +15,7 @@ import shutil
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from stepladder.errors import MissingExtra, ModelError
 from stepladder.workspace import digest, file_digest, write_atomic
@@ -139,13 +139,31 @@ def require(*libraries: str) -> None:
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
 
 
+def own_dtype(folder: Path) -> torch.dtype:
+    """The number format a model's weights are stored in."""
+    require()
+    import torch
+
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    name = str(config.get("dtype") or config.get("torch_dtype") or "float32")
+    return cast("torch.dtype", getattr(torch, name))
+
+
+def has_cuda() -> bool:
+    """Whether there is a card to compute on."""
+    require()
+    import torch
+
+    return torch.cuda.is_available()
+
+
 def compute_dtype() -> torch.dtype:
     """bfloat16 where the hardware multiplies it, float32 elsewhere (a CPU without AVX512-BF16 or AMX emulates
     bfloat16 five times slower than float32; measured, see EXPERIMENTS.md)."""
     require()
     import torch
 
-    if torch.cuda.is_available():
+    if has_cuda():
         return torch.bfloat16
     native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return torch.bfloat16 if native else torch.float32
@@ -174,7 +192,6 @@ def load(folder: Path, dtype: torch.dtype | None = None) -> PreTrainedModel:
         ModelError: the folder's files are not a model, or are damaged.
     """
     require()
-    import torch
     from transformers import AutoModelForCausalLM
     from transformers.utils.quantization_config import CompressedTensorsConfig
 
@@ -182,7 +199,7 @@ def load(folder: Path, dtype: torch.dtype | None = None) -> PreTrainedModel:
         quantised = "quantization_config" in json.loads((folder / "config.json").read_text(encoding="utf-8"))
         unpack = {"quantization_config": CompressedTensorsConfig(run_compressed=False)} if quantised else {}
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype or compute_dtype(), **unpack)
-    if torch.cuda.is_available():
+    if has_cuda():
         model = model.to("cuda")  # type: ignore[arg-type]
     return model
 

@@ -80,10 +80,20 @@ def check(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     if actual["sha256"] == expected["sha256"]:
         return
     for part in ("prompt", "completion"):
-        a, b = expected[part], actual[part]
-        if a != b:
-            at = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
-            raise TemplateError(
-                f"{folder / FILE}: the chat template changed: {part} token {at} was {a[at : at + 1]}, "
-                f"now {b[at : at + 1]}; use one tokenizer and template from trainset to server"
-            )
+        same(part, expected[part], actual[part], str(folder / FILE))
+
+
+def same(part: str, expected: Sequence[int], actual: Sequence[int], where: str) -> None:
+    """Compare two renderings of a conversation's part.
+
+    Raises:
+        TemplateError: naming the first token that differs.
+    """
+    if list(expected) == list(actual):
+        return
+    pairs = enumerate(zip(expected, actual, strict=False))
+    at = next((i for i, (x, y) in pairs if x != y), min(len(expected), len(actual)))
+    raise TemplateError(
+        f"{where}: the chat template changed: {part} token {at} was {list(expected[at : at + 1])}, now "
+        f"{list(actual[at : at + 1])}; use one tokenizer and template from trainset to server"
+    )

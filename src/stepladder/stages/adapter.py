@@ -12,7 +12,8 @@ from stepladder.records import Example, Message, Question
 from stepladder.stages.cascade import WORKED
 from stepladder.stages.flow import Context, digest_of, members
 from stepladder.stages.trainset import member
-from stepladder.training import trl
+from stepladder.training import swift, trl
+from stepladder.training.data import Data
 from stepladder.workspace import Artifact
 
 parts = members
@@ -43,9 +44,10 @@ def build(context: Context, part: str | None, folder: Path) -> None:
     def report(step: int, steps: int, loss: float) -> None:
         context.progress.update("step", step, steps, f"loss {loss:.3f}")
 
-    data = trl.Data(examples, _held_out(context))
-    seed = member(context.config, part).seed
-    trl.train(context.config.train, seed, base, data, folder, artifact(context, part).scratch(), report)
+    data = Data(examples, _held_out(context))
+    settings, seed = context.config.train, member(context.config, part).seed
+    trainer = swift.train if settings.backend == "swift" else trl.train
+    trainer(settings, seed, base, data, folder, artifact(context, part).scratch(), report)
 
 
 def _held_out(context: Context) -> list[Example]:

@@ -1,7 +1,8 @@
 """questions: the user's files -> one record per sub-question, split by problem, with an audit of the input.
 
 Files may hold millions of problems, so none is held: training problems pass by once for their ids, which the draw of
-the validation split needs, and once more to be repaired, audited and written. What stays is an id and a digest each.
+the validation split needs, once to be compared with the test, if there is one, and once to be repaired, audited and
+written. What stays is an id and a digest each.
 """
 
 from __future__ import annotations
@@ -67,8 +68,8 @@ def build(context: Context, part: str | None, folder: Path) -> None:
     config = context.config
     held_out, reviews = _held_out(config), _reviews(config)
     audit = Audit()
+    audit.twins.add(_twins(config))  # first: what it needs is gone before digests gather
     written = _write(folder, _splits(config, held_out, reviews, audit))
-    audit.twins.add(_twins(config))
     summary = {
         "problems": audit.problems,
         "questions": written,
@@ -100,7 +101,7 @@ def validation_ids(problems: list[str], share: float, seed: int) -> list[str]:
 def _splits(
     config: Config, held_out: set[str], reviews: dict[str, Review], audit: Audit
 ) -> Iterator[tuple[Split, list[Question]]]:
-    """The second pass: the questions of each problem as reviewed, and where they go."""
+    """The last pass: the questions of each problem as reviewed, and where they go."""
     for problem in audit.watch(config.questions.train, _train(config)):
         yield "validation" if problem.id in held_out else "train", _as_reviewed(problem.questions, reviews)
     if config.questions.test is not None:

@@ -4,30 +4,19 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from stepladder import models, template
 from stepladder.config import Train
-from stepladder.records import Example
+from stepladder.training.data import Data, Report, last_whole
 from stepladder.training.packing import IGNORED, Batched, Pack, pack, tokenise
 
 if TYPE_CHECKING:
     import torch
     from peft import LoraConfig, PeftModel
     from transformers import PreTrainedModel
-
-Report = Callable[[int, int, float], None]
-"""Called with (optimiser steps done, steps in all, last loss)."""
-
-
-class Data(NamedTuple):
-    """What a member learns from, and what its validation loss is measured on (nothing: it is not measured)."""
-
-    examples: Sequence[Example]
-    held_out: Sequence[Example]
 
 
 def train(settings: Train, seed: int, base: Path, data: Data, folder: Path, scratch: Path, report: Report) -> None:
@@ -74,7 +63,7 @@ def train(settings: Train, seed: int, base: Path, data: Data, folder: Path, scra
             self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
             return metrics
 
-    cuda = torch.cuda.is_available()
+    cuda = models.has_cuda()
     checkpointing = cuda if settings.gradient_checkpointing is None else settings.gradient_checkpointing
     arguments = SFTConfig(
         output_dir=str(scratch),
@@ -129,7 +118,8 @@ def train(settings: Train, seed: int, base: Path, data: Data, folder: Path, scra
         trainer.add_callback(EarlyStoppingCallback(int(settings.patience or 1)))
     # The Trainer prints a summary dictionary of its own; the live view already says it.
     trainer.remove_callback(PrinterCallback)
-    trainer.train(resume_from_checkpoint=checkpoint(scratch))
+    resumed = last_whole(scratch)
+    trainer.train(resume_from_checkpoint=None if resumed is None else str(resumed))
     tuned = cast("PeftModel", trainer.model)
     lora = cast("LoraConfig", tuned.peft_config["default"])
     lora.base_model_name_or_path = base.name  # a name, not a path of this machine
@@ -141,20 +131,6 @@ def train(settings: Train, seed: int, base: Path, data: Data, folder: Path, scra
     rows = (row for entry in trainer.state.log_history if (row := _logged(entry)))
     with (folder / "log.jsonl").open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(row) + "\n" for row in rows)
-
-
-def checkpoint(scratch: Path) -> str | None:
-    """The last whole checkpoint of a training that was killed. The trainer writes its state last, so a checkpoint
-    without one was being written; it is removed."""
-    whole = []
-    for folder in scratch.glob("checkpoint-*"):
-        try:
-            json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            shutil.rmtree(folder)
-        else:
-            whole.append(folder)
-    return str(max(whole, key=lambda folder: int(folder.name.rpartition("-")[2]))) if whole else None
 
 
 def _logged(entry: dict[str, Any]) -> dict[str, Any] | None:
@@ -228,17 +204,9 @@ def merge(base: Path, adapter: Path, folder: Path) -> None:
 
     tokenizer = models.load_tokenizer(base)
     template.check(tokenizer, adapter)
-    model = PeftModel.from_pretrained(models.load(base, _own_dtype(base)), adapter)
+    model = PeftModel.from_pretrained(models.load(base, models.own_dtype(base)), adapter)
     merged = model.merge_and_unload(safe_merge=True)
     merged.config._name_or_path = ""
     merged.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     template.write(tokenizer, folder)
-
-
-def _own_dtype(folder: Path) -> Any:
-    models.require()
-    import torch
-
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    return getattr(torch, str(config.get("dtype") or config.get("torch_dtype") or "float32"))

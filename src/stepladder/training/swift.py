@@ -1,0 +1,240 @@
+"""LoRA fine-tuning with ms-swift, the winning entry's trainer, as a subprocess in an environment of its own.
+
+Its requirements and ours exclude each other (constraints/swift.txt), so the two meet in files: rows in, a PEFT adapter
+out. Before anything is trained, its rendering of a conversation must be ours, token for token.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from stepladder import models, template
+from stepladder.config import Swift, Train
+from stepladder.errors import UserError
+from stepladder.records import Example
+from stepladder.training.data import Data, Report, last_whole
+
+OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+"""It asks the hub for its models at start and waits through retries where there is none; weights are here already."""
+TAIL = 2000
+"""Characters of its log that an error shows."""
+
+_RENDER = """
+import json, sys
+from swift import get_processor, get_template
+base, kind, name, row = sys.argv[1:]
+template = get_template(get_processor(base, model_type=kind or None), template_type=name or None)
+template.set_mode("train")
+encoded = template.encode(json.loads(row))
+print(json.dumps([encoded["input_ids"], encoded["labels"]]))
+"""
+
+
+def train(settings: Train, seed: int, base: Path, data: Data, folder: Path, scratch: Path, report: Report) -> None:
+    """The same as :func:`stepladder.training.trl.train`, by ms-swift: no packing, full logits, no validation loss.
+
+    Raises:
+        UserError: the environment is not there, or ms-swift failed; its last words are shown.
+        TemplateError: it renders conversations differently.
+    """
+    check(settings, base, data.examples[0])
+    rows = scratch / "rows.jsonl"
+    with rows.open("w", encoding="utf-8") as file:
+        for example in data.examples:
+            chat = [message.model_dump() for message in example.messages]
+            file.write(json.dumps({"messages": chat}, ensure_ascii=False) + "\n")
+    out = scratch / "swift"
+    command = sft(settings, seed, base, rows, out, cuda=models.has_cuda())
+    if (resumed := last_whole(out)) is not None:
+        command += ["--resume_from_checkpoint", str(resumed)]
+    _run(settings.swift, command, scratch / "swift.log", out / "logging.jsonl", report)
+    trained = last_whole(out)
+    if trained is None:
+        raise UserError(f"ms-swift ended without a checkpoint; see {scratch / 'swift.log'}")
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        shutil.copy(trained / name, folder / name)
+    _own_no_paths(folder / "adapter_config.json", base)
+    template.write(models.load_tokenizer(base), folder)
+    with (folder / "log.jsonl").open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(row) + "\n" for row in _log(out / "logging.jsonl"))
+
+
+def sft(settings: Train, seed: int, base: Path, rows: Path, out: Path, *, cuda: bool) -> list[str]:
+    """The arguments of ``swift sft`` for a configuration."""
+    checkpointing = cuda if settings.gradient_checkpointing is None else settings.gradient_checkpointing
+    flags: dict[str, Any] = {
+        "model": base,
+        **_kind(settings.swift),
+        "tuner_type": "lora",
+        "dataset": rows,
+        "split_dataset_ratio": 0,
+        "target_modules": "all-linear",
+        "lora_rank": settings.lora_rank,
+        "lora_alpha": settings.lora_alpha,
+        "num_train_epochs": settings.epochs,
+        "learning_rate": settings.learning_rate,
+        "lr_scheduler_type": "constant_with_warmup" if settings.schedule == "constant" else settings.schedule,
+        "warmup_ratio": settings.warmup,
+        "weight_decay": 0.0,
+        "max_grad_norm": settings.clip,
+        "per_device_train_batch_size": settings.batch_size,
+        "gradient_accumulation_steps": settings.gradient_accumulation,
+        "gradient_checkpointing": checkpointing,
+        "max_length": settings.max_length,
+        "save_steps": settings.save_steps,
+        "save_total_limit": 2,
+        "logging_steps": 1,
+        "seed": seed,
+        "data_seed": seed,
+        "output_dir": out,
+        "add_version": False,
+        "report_to": "none",
+        "check_model": False,
+        # On a CPU float32 would silently become float16.
+        **(
+            {"torch_dtype": "bfloat16"}
+            if cuda
+            else {"torch_dtype": "float32", "fp16": False, "bf16": False, "use_cpu": True}
+        ),
+    }
+    return ["sft", *_words(flags)]
+
+
+def merge(settings: Train, base: Path, adapter: Path, folder: Path) -> None:
+    """The same as :func:`stepladder.training.trl.merge`, by ms-swift.
+
+    Raises:
+        UserError: the environment is not there, or ms-swift failed; its last words are shown.
+        TemplateError: the adapter was trained with another chat template.
+    """
+    tokenizer = models.load_tokenizer(base)
+    template.check(tokenizer, adapter)
+    out = folder / "swift"  # must not be there
+    log = folder / "swift.log"
+    _run(settings.swift, export(settings, base, adapter, out), log, out / "logging.jsonl", lambda *_: None)
+    for path in out.iterdir():
+        if path.name != "args.json":  # which names folders of this machine
+            path.rename(folder / path.name)
+    shutil.rmtree(out)
+    log.unlink()
+    tokenizer.save_pretrained(folder)
+    template.write(tokenizer, folder)
+
+
+def export(settings: Train, base: Path, adapter: Path, out: Path) -> list[str]:
+    """The arguments of ``swift export`` that fold an adapter into its base, in the base's own dtype."""
+    flags = {
+        "model": base,
+        **_kind(settings.swift),
+        "adapters": adapter,
+        "merge_lora": True,
+        "torch_dtype": str(models.own_dtype(base)).removeprefix("torch."),
+        "output_dir": out,
+        "check_model": False,
+    }
+    return ["export", *_words(flags)]
+
+
+def check(settings: Train, base: Path, example: Example) -> None:
+    """Compare ms-swift's rendering of a conversation with ours.
+
+    A newline behind the closing token, which ChatML templates write and no student ever says, is no difference.
+
+    Raises:
+        TemplateError: naming the first token that differs.
+    """
+    swift = settings.swift
+    prompt, completion = template.conversation_tokens(models.load_tokenizer(base), example.messages)
+    row = json.dumps({"messages": [message.model_dump() for message in example.messages]})
+    words = [_python(swift), "-c", _RENDER, base, swift.model_type or "", swift.template or "", row]
+    done = subprocess.run(  # noqa: S603
+        [str(word) for word in words], capture_output=True, text=True, check=False, env=os.environ | OFFLINE
+    )
+    if done.returncode:
+        raise UserError(f"ms-swift cannot render a conversation with {base}: {done.stderr.strip()[-TAIL:]}")
+    ids, labels = json.loads(done.stdout.strip().splitlines()[-1])
+    template.same("prompt", prompt, ids[: labels.count(-100)], "ms-swift")
+    template.same("completion", completion, ids[labels.count(-100) :][: len(completion)], "ms-swift")
+
+
+def _kind(swift: Swift) -> dict[str, str]:
+    named = {"model_type": swift.model_type, "template": swift.template}
+    return {name: value for name, value in named.items() if value is not None}
+
+
+def _python(swift: Swift) -> Path:
+    python = swift.environment / "bin" / "python"
+    if not python.exists():
+        raise UserError(f"{swift.environment}: ms-swift's environment is not there; 'make swift' makes it")
+    return python
+
+
+def _run(swift: Swift, command: list[str], log: Path, progress: Path, report: Report) -> None:
+    """Run ``swift`` to its end, telling how far it is by the log it writes."""
+    words = [str(_python(swift).with_name("swift")), *command]
+    with (
+        log.open("ab") as file,
+        subprocess.Popen(  # noqa: S603
+            words, stdout=file, stderr=subprocess.STDOUT, env=os.environ | OFFLINE
+        ) as child,
+    ):
+        try:
+            told = 0
+            while child.poll() is None:
+                time.sleep(0.5)
+                rows = _log(progress)
+                if len(rows) > told:
+                    told = len(rows)
+                    report(rows[-1]["step"], rows[-1]["steps"], rows[-1]["loss"])
+        except BaseException:
+            child.kill()
+            raise
+    if child.returncode:
+        said = log.read_text(encoding="utf-8", errors="replace").strip()[-TAIL:]
+        raise UserError(f"ms-swift ended with {child.returncode}; {log} says: ... {said}")
+
+
+def _log(path: Path) -> list[dict[str, Any]]:
+    """The steps in ms-swift's log, as :mod:`stepladder.training.trl` writes them, and how many there will be."""
+    if not path.exists():
+        return []
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            entry = json.loads(line)
+        except ValueError:  # being written
+            continue
+        if "loss" in entry:
+            step, _, steps = entry["global_step/max_steps"].partition("/")
+            rows.append(
+                {
+                    "step": int(step),
+                    "steps": int(steps),
+                    "epoch": round(float(entry["epoch"]), 4),
+                    "loss": round(float(entry["loss"]), 5),
+                    "learning_rate": float(entry["learning_rate"]),
+                }
+            )
+    return rows
+
+
+def _own_no_paths(path: Path, base: Path) -> None:
+    """Name the base by its name and sort what is a set, so that the file is the same wherever it is made."""
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config["base_model_name_or_path"] = base.name
+    if isinstance(config.get("target_modules"), list):
+        config["target_modules"] = sorted(config["target_modules"])
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _words(flags: Mapping[str, object]) -> Iterator[str]:
+    """Flags as ms-swift wants them: booleans are words."""
+    for name, value in flags.items():
+        yield from (f"--{name}", str(value).lower() if isinstance(value, bool) else str(value))

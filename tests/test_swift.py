@@ -1,0 +1,107 @@
+"""ms-swift for real, in its own environment: 'make test-swift'. Deselected elsewhere, since that takes 2 GB."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from test_resume import base as tiny_base
+
+from stepladder import template
+from stepladder.config import Swift, Train
+from stepladder.errors import TemplateError, UserError
+from stepladder.records import Example, Message
+from stepladder.training import swift, trl
+from stepladder.training.data import Data
+
+pytestmark = pytest.mark.swift
+base = tiny_base
+ENVIRONMENT = Path(__file__).parents[1] / ".venv-swift"
+KIND = Swift(environment=ENVIRONMENT, model_type="llama", template="chatml")
+SETTINGS = Train(
+    backend="swift", swift=KIND, lora_rank=4, lora_alpha=8, epochs=3, learning_rate=1e-2, batch_size=1,
+    gradient_accumulation=4, save_steps=3, max_length=256,
+)  # fmt: skip
+
+
+def example(number: int) -> Example:
+    said = (
+        ("system", "Think. 想。"),
+        ("user", f"{number} and {number * 7}?"),
+        ("assistant", f"{number * 8}.\nAnswer: A"),
+    )
+    messages = tuple(Message.model_validate({"role": role, "content": content}) for role, content in said)
+    return Example(messages=messages, question_id=f"q{number}", teacher="t")
+
+
+@pytest.fixture(scope="module")
+def trained(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("swift")
+    (folder / "adapter").mkdir()
+    (folder / "scratch").mkdir()
+    steps: list[tuple[int, int, float]] = []
+    data = Data([example(number) for number in range(20)], [])
+    swift.train(SETTINGS, 5, base, data, folder / "adapter", folder / "scratch", lambda *step: steps.append(step))
+    assert steps
+    assert steps[-1][:2] == (15, 15)
+    return folder
+
+
+def test_it_trains_an_adapter_like_ours(trained: Path, base: Path) -> None:
+    adapter = trained / "adapter"
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    assert (config["r"], config["lora_alpha"], config["base_model_name_or_path"]) == (4, 8, base.name)
+    rows = [json.loads(line) for line in (adapter / "log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == list(range(1, 16))
+    assert rows[-1]["loss"] < rows[0]["loss"]
+    assert str(trained) not in "".join(p.read_text() for p in adapter.glob("*.json*"))
+    assert (adapter / template.FILE).exists()
+
+
+def test_both_merges_give_the_same_weights(trained: Path, base: Path) -> None:
+    from safetensors.torch import load_file
+
+    for name in ("theirs", "ours"):
+        (trained / name).mkdir()
+    swift.merge(SETTINGS, base, trained / "adapter", trained / "theirs")
+    trl.merge(base, trained / "adapter", trained / "ours")
+    theirs, ours = (load_file(trained / name / "model.safetensors") for name in ("theirs", "ours"))
+    assert ours.keys() == theirs.keys()
+    for name, weights in ours.items():
+        assert (weights - theirs[name]).abs().max() <= 1e-6, name
+    start = load_file(base / "model.safetensors")
+    assert any((ours[name] != weights).any() for name, weights in start.items())
+
+
+def test_another_template_is_told_apart_before_anything_is_trained(base: Path) -> None:
+    for name in ("qwen2_5", "llama3"):
+        settings = SETTINGS.model_copy(update={"swift": KIND.model_copy(update={"template": name})})
+        with pytest.raises(TemplateError, match="ms-swift: the chat template changed"):
+            swift.check(settings, base, example(1))
+
+
+def test_its_own_parser_takes_the_flags_for_a_card(base: Path, tmp_path: Path) -> None:
+    """What cannot run here is at least understood: dtype, schedule and all names, by the parser of ``swift sft``."""
+    settings = Train(backend="swift", swift=KIND)
+    words = swift.sft(settings, 1, base, tmp_path / "rows.jsonl", tmp_path / "out", cuda=True)[1:]
+    assert ("--torch_dtype", "bfloat16") in pairwise(words)
+    code = (
+        "import sys; from swift.arguments import SftArguments; from transformers import HfArgumentParser\n"
+        "SftArguments.__post_init__ = lambda self: None\n"
+        "parser = HfArgumentParser([SftArguments])\n"
+        "_, rest = parser.parse_args_into_dataclasses(sys.argv[1:], return_remaining_strings=True)\n"
+        "sys.exit(f'unknown: {rest}' if rest else 0)"
+    )
+    done = subprocess.run(
+        [ENVIRONMENT / "bin" / "python", "-c", code, *words], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-500:]
+
+
+def test_a_missing_environment_is_said(base: Path, tmp_path: Path) -> None:
+    settings = Train(backend="swift", swift=Swift(environment=tmp_path / "none"))
+    with pytest.raises(UserError, match="'make swift' makes it"):
+        swift.check(settings, base, example(1))
