@@ -579,9 +579,9 @@ def test_every_option_must_be_held_against_the_problem(wise: list[Question]) -> 
 def test_what_asks_is_no_part_of_the_problem() -> None:
     program = (
         'is(sam,wise). name(sam,"opt. answer").  % opt(0) is right\n%* opt(1). *%\nanswer(yes) :-\n  is(sam,wise).\n'
-        "opt(0) :- answer(yes). is(ann,wise).\n1 { opt(0..1) } 1.\n:- not opt(0).\n#show opt/1.\nd(1..3)."
+        "opt(0) :- answer(yes). is(ann,wise)%* so *%:-p.\n1 { opt(0..1) } 1.\n:- not opt(0).\n#show opt/1.\nd(1..3)."
     )
-    assert facts(program) == 'is(sam,wise).\nname(sam,"opt. answer").\nis(ann,wise).\nd(1..3).'
+    assert facts(program) == 'is(sam,wise).\nname(sam,"opt. answer").\nis(ann,wise) :-p.\nd(1..3).'
 
 
 def test_the_demos_own_questions_are_proved_by_their_own_rules() -> None:

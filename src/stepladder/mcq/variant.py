@@ -129,8 +129,7 @@ def _statements(program: str) -> list[str]:
     """The statements of a logic program, without comments."""
     found = [""]
     for piece in _PIECE.findall(program):
-        if not piece.startswith("%"):
-            found[-1] += piece
+        found[-1] += " " if piece.startswith("%") else piece
         if piece == ".":
             found.append("")
     return [one.strip() for one in found if one.strip()]
