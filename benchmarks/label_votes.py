@@ -16,7 +16,7 @@ from pathlib import Path
 
 from stepladder.mcq.answer import strict
 from stepladder.records import parse_lines
-from stepladder.stages.questions import read_problems
+from stepladder.stages.questionfile import read_problems
 from stepladder.workspace import write_atomic
 
 

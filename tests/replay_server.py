@@ -36,7 +36,7 @@ from api_server import ApiServer, serve
 
 from stepladder.mcq.prompts import ask_messages
 from stepladder.records import Question, parse_lines
-from stepladder.stages.questions import read_problems
+from stepladder.stages.questionfile import read_problems
 
 QUESTIONS, ANSWERS = "train.jsonl", "recorded_responses.jsonl"
 UNRECORDED = "无法确定。"

@@ -14,7 +14,7 @@ from stepladder.mcq.prompts import ask_messages, worked_solution
 from stepladder.mcq.shuffle import orders, shown, to_original, to_shown
 from stepladder.mcq.verify import judge
 from stepladder.records import LETTERS, Question, parse_lines
-from stepladder.stages.questions import read_problems
+from stepladder.stages.questionfile import read_problems
 
 
 def question(**changes: object) -> Question:

@@ -20,7 +20,8 @@ from stepladder.mcq.repair import Note, clean, repair
 from stepladder.mcq.shuffle import fixed, orders, shown, to_original, to_shown
 from stepladder.mcq.verify import judge
 from stepladder.records import LETTERS, Question
-from stepladder.stages.questions import LISTED, read_problems, stream_problems, validation_ids
+from stepladder.stages.questionfile import read_problems, stream_problems
+from stepladder.stages.questions import LISTED, validation_ids
 
 
 def question(*options: str, text: str = "Which?", answer: str | None = "A") -> Question:
