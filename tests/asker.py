@@ -7,6 +7,7 @@ import asyncio
 import json
 import os
 import resource
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -84,6 +85,7 @@ def model(url: str, concurrency: int) -> Model:
 
 
 def main() -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job would ignore it
     parser = argparse.ArgumentParser()
     parser.add_argument("url")
     parser.add_argument("ledger", type=Path)
