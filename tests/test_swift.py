@@ -77,10 +77,20 @@ def test_both_merges_give_the_same_weights(trained: Path, base: Path) -> None:
 
 
 def test_another_template_is_told_apart_before_anything_is_trained(base: Path) -> None:
-    for name in ("qwen2_5", "llama3"):
+    bare = example(1).model_copy(update={"messages": example(1).messages[1:]})  # qwen2_5 has a system prompt of its own
+    for name, row in (("llama3", example(1)), ("qwen2_5", bare)):
         settings = SETTINGS.model_copy(update={"swift": KIND.model_copy(update={"template": name})})
         with pytest.raises(TemplateError, match="ms-swift: the chat template changed"):
-            swift.check(settings, base, example(1))
+            swift.check(settings, base, row)
+
+
+def test_code_that_comes_with_a_model_is_never_run(base: Path, tmp_path: Path) -> None:
+    config = json.loads((base / "config.json").read_text()) | {"auto_map": {"AutoConfig": "evil.Config"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="code of its own"):
+        swift.check(SETTINGS, tmp_path, example(1))
+    with pytest.raises(UserError, match="code of its own"):
+        swift.merge(SETTINGS, tmp_path, tmp_path, tmp_path)
 
 
 def test_its_own_parser_takes_the_flags_for_a_card(base: Path, tmp_path: Path) -> None:

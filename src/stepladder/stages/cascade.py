@@ -69,7 +69,8 @@ class Cascade:
                 judged += samples
             step = Step(rung, len(unsolved), judged, accepted_of(rung, judged), usage)
             yield step
-            unsolved = [question for question in unsolved if question.id not in step.solved]
+            solved = step.solved
+            unsolved = [question for question in unsolved if question.id not in solved]
 
     def _ask(
         self, rung: Rung, model: str, respondent: Respondent, questions: Sequence[Question]

@@ -44,6 +44,8 @@ def build(context: Context, part: str | None, folder: Path) -> None:
     tally, votes = Tally(context.config.rung), Votes()
     cascade = Cascade(context)
     questions = records.stream(context.input("questions") / "train.jsonl", Question)
+    total = _count(context)
+    done = 0
     with (folder / JUDGED).open("w", encoding="utf-8") as file:
         while chunk := sorted(islice(questions, CHUNK), key=lambda question: question.id):
             asked = {question.id: question for question in chunk}
@@ -52,7 +54,11 @@ def build(context: Context, part: str | None, folder: Path) -> None:
                 kept = {_name(sample) for sample in step.accepted}
                 judged += ((sample, _name(sample) in kept) for sample in step.samples)
                 row = tally.add(step, asked)
-                context.progress.say(f"rung {row['name']}: {row['solved']:,} of {row['asked']:,} questions solved")
+                if done + len(chunk) == total:
+                    context.progress.say(f"rung {row['name']}: {row['solved']:,} of {row['asked']:,} questions solved")
+                else:
+                    context.progress.update(f"rung {row['name']}, question", done, total)
+            done += len(chunk)
             votes.add(asked, [sample for sample, _ in judged])
             judged.sort(key=lambda pair: _name(pair[0]))
             file.writelines(f"{'+' if kept else '-'}{sample.model_dump_json()}\n" for sample, kept in judged)
@@ -79,6 +85,12 @@ def build(context: Context, part: str | None, folder: Path) -> None:
         "positions": [positions.bias(model)._asdict() for model, positions in sorted(tally.positions.items())],
     }
     write_atomic(folder / "summary.json", json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
+
+
+def _count(context: Context) -> int:
+    """How many training questions there are, as their stage has counted."""
+    counted = json.loads((context.input("questions") / "audit.json").read_text(encoding="utf-8"))
+    return int(counted["questions"]["train"])
 
 
 def _name(sample: Sample) -> tuple[str, str, str, int]:

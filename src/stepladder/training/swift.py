@@ -114,6 +114,7 @@ def merge(settings: Train, base: Path, adapter: Path, folder: Path) -> None:
         UserError: the environment is not there, or ms-swift failed; its last words are shown.
         TemplateError: the adapter was trained with another chat template.
     """
+    _refuse_code(base)
     tokenizer = models.load_tokenizer(base)
     template.check(tokenizer, adapter)
     out = folder / "swift"  # must not be there
@@ -137,7 +138,6 @@ def export(settings: Train, base: Path, adapter: Path, out: Path) -> list[str]:
         "merge_lora": True,
         "torch_dtype": str(models.own_dtype(base)).removeprefix("torch."),
         "output_dir": out,
-        "check_model": False,
     }
     return ["export", *_words(flags)]
 
@@ -149,7 +149,9 @@ def check(settings: Train, base: Path, example: Example) -> None:
 
     Raises:
         TemplateError: naming the first token that differs.
+        UserError: ms-swift cannot render it, or the base brings code of its own.
     """
+    _refuse_code(base)
     swift = settings.swift
     prompt, completion = template.conversation_tokens(models.load_tokenizer(base), example.messages)
     row = json.dumps({"messages": [message.model_dump() for message in example.messages]})
@@ -162,6 +164,16 @@ def check(settings: Train, base: Path, example: Example) -> None:
     ids, labels = json.loads(done.stdout.strip().splitlines()[-1])
     template.same("prompt", prompt, ids[: labels.count(-100)], "ms-swift")
     template.same("completion", completion, ids[labels.count(-100) :][: len(completion)], "ms-swift")
+
+
+def _refuse_code(base: Path) -> None:
+    """ms-swift would run whatever code comes with a model, and has no flag against it."""
+    for name in ("config.json", "tokenizer_config.json"):
+        path = base / name
+        if path.exists() and "auto_map" in json.loads(path.read_text(encoding="utf-8")):
+            raise UserError(
+                f"{path}: the model brings code of its own (auto_map), which ms-swift would run; use another"
+            )
 
 
 def _kind(swift: Swift) -> dict[str, str]:
