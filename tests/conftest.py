@@ -9,6 +9,7 @@ import asker
 import pytest
 from api_server import ApiServer
 
+from stepladder import models
 from stepladder.ask.ledger import Ledger
 from stepladder.config import Model
 
@@ -31,6 +32,23 @@ def model(api: ApiServer) -> Model:
     """The server without faults, as a model of the configuration."""
     api.set_script({})
     return asker.model(api.url, 8).model_copy(update={"model": "test-model"})
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model with random weights and the bundled tokenizer."""
+    torch = pytest.importorskip("torch")
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("base")
+    tokenizer = models.load_tokenizer(models.locate(models.BUNDLED))
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)  # type: ignore[no-untyped-call]
+    tokenizer.save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,20 @@ import pytest
 
 SOURCE = Path(__file__).parent.parent / "src" / "stepladder"
 
-GROUND = {"errors", "records", "config", "workspace", "progress", "stats", "models", "template", "prefixes", "__init__"}
+GROUND = {
+    "errors",
+    "records",
+    "config",
+    "workspace",
+    "progress",
+    "stats",
+    "models",
+    "template",
+    "prefixes",
+    "supervise",
+    "unpack",
+    "__init__",
+}
 LAYERS = [
     {"__main__"},
     {"cli"},

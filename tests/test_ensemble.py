@@ -17,7 +17,7 @@ from stepladder.progress import Progress
 from stepladder.records import Prediction, Question, Record, lines, read
 from stepladder.reporting import words
 from stepladder.stages import ensemble, flow
-from stepladder.stages.ensemble import combine, decide, submission
+from stepladder.stages.ensemble import choose, combine, decide, submission
 from stepladder.stages.predictions import eligible, leader
 from stepladder.workspace import Workspace
 
@@ -36,6 +36,15 @@ from stepladder.workspace import Workspace
 )
 def test_rules(votes: tuple[str | None, ...], single: str | None, vote: str | None, leader: str | None) -> None:
     assert [decide(rule, 0, votes) for rule in ("single", "vote", "leader")] == [single, vote, leader]
+
+
+@pytest.mark.parametrize(
+    ("gained", "lost", "chosen"), [(1, 0, "single"), (5, 0, "single"), (6, 0, "vote"), (9, 3, "single")]
+)
+def test_an_ensemble_must_beat_its_best_member_by_more_than_luck(gained: int, lost: int, chosen: str) -> None:
+    single = [False] * gained + [True] * (lost + 20)
+    vote = [True] * gained + [False] * lost + [True] * 20
+    assert choose({"single": single, "vote": vote, "leader": single}) == chosen
 
 
 def test_the_leader_may_stand_anywhere() -> None:

@@ -27,7 +27,7 @@ def request(text: str, **settings: float) -> Request:
 
 @pytest.fixture(scope="module")
 def engine() -> Local:
-    return Local(models.locate(models.BUNDLED))
+    return Local.load(models.locate(models.BUNDLED))
 
 
 def test_a_batch_answers_what_generate_answers_one_at_a_time(engine: Local) -> None:

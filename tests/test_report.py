@@ -127,8 +127,12 @@ def context(tmp_path: Path) -> flow.Context:
         put(
             run / "quantised" / member / "verdict.json",
             {
-                "merged": 0.75, "quantised": 0.75, "loss": 0.0, "n": 4, "passed": True, "max_loss": 0.01,
-                "flips": {"right_to_wrong": 2, "wrong_to_right": 1},
+                "form": {"bits": 4, "group_size": 32, "repair": None}, "tokens": {"merged": 9.0, "quantised": 9.5},
+                "merged": 0.75, "quantised": 0.75, "loss": 0.0, "n": 4, "passed": True,
+                "intervals": {"merged": [0.5, 1.0], "quantised": [0.5, 1.0]},
+                "gates": {"max_loss": 0.01, "max_unparsed": 0.05, "max_kl": 0.1},
+                "unparsed": {"merged": 0.0, "quantised": 0.25}, "distance": {"kl": 0.0123}, "rounding_kl": 0.0456,
+                "flips": {"right_to_wrong": 2, "wrong_to_right": 1, "p": 1.0, "examples": []},
                 "bytes": {"merged": 269_000_000, "quantised": 94_000_000},
             },
         )  # fmt: skip

@@ -9,9 +9,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
-from stepladder import models
 from stepladder.training.data import last_whole
 
 CHILD = """
@@ -42,23 +39,6 @@ settings = Train(
 data = Data([example(n) for n in range(20)], [example(n, "!") for n in range(4)])
 trl.train(settings, 5, base, data, folder, scratch, report)
 """
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny model with random weights and the bundled tokenizer."""
-    torch = pytest.importorskip("torch")
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    folder = tmp_path_factory.mktemp("base")
-    tokenizer = models.load_tokenizer(models.locate(models.BUNDLED))
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)  # type: ignore[no-untyped-call]
-    tokenizer.save_pretrained(folder)
-    return folder
 
 
 def train(base: Path, where: Path, dies: int = 0) -> int:

@@ -8,17 +8,15 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from test_resume import base as tiny_base
 
 from stepladder import template
 from stepladder.config import Swift, Train
 from stepladder.errors import TemplateError, UserError
 from stepladder.records import Example, Message
-from stepladder.training import swift, trl
+from stepladder.training import merging, swift
 from stepladder.training.data import Data
 
 pytestmark = pytest.mark.swift
-base = tiny_base
 ENVIRONMENT = Path(__file__).parents[1] / ".venv-swift"
 KIND = Swift(environment=ENVIRONMENT, model_type="llama", template="chatml")
 SETTINGS = Train(
@@ -67,7 +65,7 @@ def test_both_merges_give_the_same_weights(trained: Path, base: Path) -> None:
     for name in ("theirs", "ours"):
         (trained / name).mkdir()
     swift.merge(SETTINGS, base, trained / "adapter", trained / "theirs")
-    trl.merge(base, trained / "adapter", trained / "ours")
+    merging.merge(base, trained / "adapter", trained / "ours")
     theirs, ours = (load_file(trained / name / "model.safetensors") for name in ("theirs", "ours"))
     assert ours.keys() == theirs.keys()
     for name, weights in ours.items():

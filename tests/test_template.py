@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from stepladder import models, template
+from stepladder.ask.local import Local
 from stepladder.ask.request import prompt_bound
 from stepladder.closedworld import generate
 from stepladder.errors import TemplateError
@@ -53,14 +57,81 @@ def test_the_same_template_passes(tokenizer: PreTrainedTokenizerBase, tmp_path: 
     template.check(tokenizer, tmp_path)
 
 
-def test_another_template_is_stopped_at_the_token_that_differs(
-    tokenizer: PreTrainedTokenizerBase, tmp_path: Path
-) -> None:
-    template.write(tokenizer, tmp_path)
-    assert isinstance(tokenizer.chat_template, str)
-    tokenizer.chat_template = tokenizer.chat_template.replace("<|im_start|>", "<|im_start|> ")
-    with pytest.raises(TemplateError, match=r"prompt token \d+ was"):
-        template.check(tokenizer, tmp_path)
+def edit_template(folder: Path, old: str, new: str) -> None:
+    path = folder / "chat_template.jinja"
+    text = path.read_text(encoding="utf-8")
+    assert old in text
+    path.write_text(text.replace(old, new), encoding="utf-8")
+
+
+def edit_json(folder: Path, name: str, change: Callable[[dict[str, Any]], object]) -> None:
+    path = folder / name
+    value = json.loads(path.read_text(encoding="utf-8"))
+    change(value)
+    path.write_text(json.dumps(value, ensure_ascii=False), encoding="utf-8")
+
+
+def add_token(folder: Path) -> None:
+    tokenizer = models.load_tokenizer(folder)
+    tokenizer.add_tokens(["</think>"])
+    tokenizer.save_pretrained(folder)
+
+
+def swap_vocabulary(value: dict[str, Any]) -> None:
+    words = value["model"]["vocab"]
+    words["Answer"], words["Ġworld"] = words["Ġworld"], words["Answer"]
+
+
+MISMATCHES: dict[str, Callable[[Path], None]] = {
+    "a system prompt of its own": lambda f: edit_template(f, "helpful", "unhelpful"),
+    "a token at the beginning": lambda f: edit_template(f, "{% for", "{{ bos_token }}{% for"),
+    "another template file": lambda f: edit_template(f, "<|im_end|>", "</s>"),
+    "spaces": lambda f: edit_template(f, "message['content']", "message['content'] | trim"),
+    "another name of the student": lambda f: edit_template(f, "assistant", "model"),
+    "thinking tags": lambda f: edit_template(f, "assistant\n", "assistant\n<think>\n\n</think>\n\n"),
+    "an added token": add_token,
+    "another end of a turn": lambda f: edit_json(
+        f, "tokenizer_config.json", lambda value: value.update({"eos_token": "<|endoftext|>"})
+    ),
+    "another vocabulary": lambda f: edit_json(f, "tokenizer.json", swap_vocabulary),
+    "text made lower case": lambda f: edit_json(
+        f, "tokenizer.json", lambda value: value.update(normalizer={"type": "Lowercase"})
+    ),
+    "generation that never stops": lambda f: edit_json(
+        f, "generation_config.json", lambda value: value.update(eos_token_id=0)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MISMATCHES)
+def test_a_folder_whose_rendering_changed_is_never_asked(name: str, base: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(base, folder)
+    template.write(models.load_tokenizer(folder), folder)
+    Local.load(folder)
+    MISMATCHES[name](folder)
+    with pytest.raises(TemplateError) as stopped:
+        Local.load(folder)
+    elsewhere = {
+        "generation that never stops": "answers would run on",
+        "another name of the student": "differently before and after its answer",
+        "thinking tags": "differently before and after its answer",
+    }
+    if name in elsewhere:
+        assert elsewhere[name] in str(stopped.value)
+    else:
+        _, was, now = str(stopped.value).split("\n")
+        assert was.startswith("  was: ")
+        assert now.startswith("  now: ")
+        assert was.removeprefix("  was: ") != now.removeprefix("  now: ")
+
+
+def test_the_two_sequences_are_shown_around_the_first_difference(tokenizer: PreTrainedTokenizerBase) -> None:
+    with pytest.raises(TemplateError) as stopped:
+        template.same(tokenizer, "prompt", [1, 9690, 198], [1, 9690], "here")
+    assert "prompt token 2 of 3" in str(stopped.value)
+    assert str(stopped.value).endswith("was: 1 '<|im_start|>' | 9690 'system' | [198 '\\n']\n"
+                                       "  now: 1 '<|im_start|>' | 9690 'system' | [end]")  # fmt: skip
 
 
 def test_an_example_that_does_not_fit_is_left_out_whole(tokenizer: PreTrainedTokenizerBase) -> None:

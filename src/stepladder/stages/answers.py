@@ -6,8 +6,10 @@ Used by ``quantised`` (to measure) and by ``predictions`` (to keep); the second 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from stepladder import models
+from stepladder.ask.local import Local
 from stepladder.ask.request import Request
 from stepladder.mcq.answer import majority, strict
 from stepladder.mcq.prompts import ask_messages
@@ -15,6 +17,9 @@ from stepladder.mcq.shuffle import Permutation, fixed, orders, shown, to_origina
 from stepladder.records import Prediction, Question
 from stepladder.stages.asking import ask_weights
 from stepladder.stages.flow import Context
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 def predict(context: Context, member: str, weights: Path, questions: list[Question], what: str) -> list[Prediction]:
@@ -63,3 +68,24 @@ def predict(context: Context, member: str, weights: Path, questions: list[Questi
 def correct(questions: list[Question], predictions: list[Prediction]) -> list[bool]:
     """Whether each prediction equals the label; an unparsed answer is wrong."""
     return [q.answer == p.answer for q, p in zip(questions, predictions, strict=True)]
+
+
+def examine(
+    context: Context, questions: list[Question], tokenizer: PreTrainedTokenizerBase, student: PreTrainedModel
+) -> float:
+    """Share of the questions that a student in training answers rightly, greedily, in the options' own order. Nothing
+    is kept: tomorrow it is another."""
+    model = Local(tokenizer, student)
+    asked = {
+        question.id: Request(
+            model="in training",
+            messages=ask_messages(question, tuple(range(len(question.options))), context.config.prompts),
+            max_tokens=context.config.predict.max_tokens,
+        )
+        for question in questions
+    }
+    told: dict[str, str] = {}
+    for group in model.plan([*asked.values()]):
+        told |= {request.key: answer.text for request, answer in zip(group, model.answer(group), strict=True)}
+    right = [strict(told[asked[q.id].key], q.options).letter == q.answer for q in questions]
+    return sum(right) / len(right)

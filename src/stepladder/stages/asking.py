@@ -45,7 +45,7 @@ class Respondent:
         self._context, self._name = context, name
         self.identity = identity(context.config, name)
         self._model = context.config.models[name]
-        self._load = functools.cache(lambda: Local(_weights(self._model)))
+        self._load = functools.cache(lambda: Local.load(_weights(self._model)))
         self._batch = account.batch
         dollars = context.config.limits.dollars
         self._scope = Scope(context.workspace.name, account.name, _micro(dollars), _micro(account.dollars))
@@ -78,7 +78,7 @@ class Respondent:
 
 def ask_weights(context: Context, weights: Path, requests: Sequence[Request], what: str) -> dict[str, Response]:
     """Ask a model folder in this process."""
-    return _ask_embedded(context, lambda: Local(weights), requests, what)
+    return _ask_embedded(context, lambda: Local.load(weights), requests, what)
 
 
 def _ask_embedded(

@@ -33,7 +33,7 @@ def markdown(config: Config, mix: Member, card: Mapping[str, Any]) -> str:
         f"# Training chains of member {mix.name}, run {config.name}",
         "",
         f"{card['examples']:,} conversations on {card['questions']:,} questions about {card['problems']:,} problems, "
-        f"{card['tokens']:,} tokens of the student {_code(PurePath(config.train.base).name)}"
+        f"{card['tokens']:,} tokens of the student {code(PurePath(config.train.base).name)}"
         + (f"; half have up to {length['median']:.0f}, 95 % up to {length['p95']:.0f}" if length else "")
         + '. A line of `train.jsonl` is `{"messages": [...], "question_id", "teacher"}`.',
         "",
@@ -43,13 +43,13 @@ def markdown(config: Config, mix: Member, card: Mapping[str, Any]) -> str:
     mixed = [
         "",
         "## The mix",
-        f"Teachers: {', '.join(map(_code, mix.teachers)) or 'all rungs and models'}. Share of the problems: "
+        f"Teachers: {', '.join(map(code, mix.teachers)) or 'all rungs and models'}. Share of the problems: "
         f"{100 * mix.share:g} %, drawn with seed {mix.seed}. Chains a question: {mix.chains or 'all'}. Proved "
         f"variants: {'yes' if mix.variants else 'no'}. Answer letters balanced: {'yes' if mix.balance else 'no'}.",
     ]
     left = [f"- {card[key]:,} {why}" for key, why in LEFT_OUT.items() if card[key]]
     twins = [
-        f"- {_code(twin['problem'])} and {_code(twin['of'])}: similarity {twin['similarity']:.2f}"
+        f"- {code(twin['problem'])} and {code(twin['of'])}: similarity {twin['similarity']:.2f}"
         for twin in card["twins"][:SHOWN]
     ]
     more = len(card["twins"]) - len(twins)
@@ -81,15 +81,17 @@ def markdown(config: Config, mix: Member, card: Mapping[str, Any]) -> str:
 
 def _table(title: str, counts: Mapping[str, int]) -> Iterable[str]:
     total = max(1, sum(counts.values()))
-    rows = (f"| {_cell(name)} | {count:,} | {100 * count / total:.1f} % |" for name, count in counts.items())
+    rows = (f"| {cell(name)} | {count:,} | {100 * count / total:.1f} % |" for name, count in counts.items())
     return ["", f"| {title} | Conversations | Share |", "|---|---:|---:|", *rows]
 
 
-def _code(name: object) -> str:
+def code(name: object) -> str:
+    """A name as Markdown code."""
     return f"`{str(name).replace('`', '')}`"
 
 
-def _cell(name: str) -> str:
+def cell(name: str) -> str:
+    """A text inside a Markdown table."""
     return " ".join(name.split()).replace("|", "\\|")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from stepladder import records
@@ -14,10 +14,13 @@ from stepladder.records import Prediction, Question
 from stepladder.stages.answers import correct
 from stepladder.stages.flow import Context, digest_of, members
 from stepladder.stages.predictions import eligible, leader, splits
+from stepladder.stats import mcnemar
 from stepladder.workspace import Artifact, digest, write_atomic
 
 RULES = ("single", "vote", "leader")
 """In order of simplicity: an earlier rule wins ties."""
+SIGNIFICANT = 0.05
+"""p-value below which a rule is better than the best member."""
 
 
 def parts(config: Config) -> tuple[str | None, ...]:
@@ -47,10 +50,9 @@ def build(context: Context, part: str | None, folder: Path) -> None:
     }
     validation = questions["validation"]
     best = leader(context)
-    by_rule = {
-        rule: sum(correct(validation, combine(rule, best, answers["validation"]))) / len(validation) for rule in RULES
-    }
-    auto = max(RULES, key=lambda rule: by_rule[rule])
+    right = {rule: correct(validation, combine(rule, best, answers["validation"])) for rule in RULES}
+    by_rule = {rule: sum(hits) / len(validation) for rule, hits in right.items()}
+    auto = choose(right)
     rule = auto if config.ensemble.rule == "auto" or len(allowed) == 1 else config.ensemble.rule
     for split, given in answers.items():
         combined = combine(rule, best, given)
@@ -61,6 +63,14 @@ def build(context: Context, part: str | None, folder: Path) -> None:
     if refused:
         context.progress.say(f"without {', '.join(refused)}: the variants did not help on validation")
     write_atomic(folder / "choice.json", json.dumps(choice, indent=1, ensure_ascii=False) + "\n")
+
+
+def choose(right: Mapping[str, Sequence[bool]]) -> str:
+    """The rule to trust, by whether each was right on each validation question: the best one, but only where it beats
+    the best member by more than chance explains (exact McNemar). A question or two more on validation are luck, and
+    an ensemble costs as many times the compute as it has members."""
+    rule = max(RULES, key=lambda rule: sum(right[rule]))
+    return rule if mcnemar(right["single"], right[rule]).p < SIGNIFICANT else "single"
 
 
 def combine(rule: str, leader: str, given: dict[str, list[Prediction]]) -> list[Prediction]:

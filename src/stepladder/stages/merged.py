@@ -1,13 +1,17 @@
-"""merged: each member's adapter folded into the base."""
+"""merged: each member's adapter folded into the base, and how far the result is from base and adapter side by side."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
-from stepladder import models
+from stepladder import models, records
+from stepladder.records import Example
 from stepladder.stages.flow import Context, digest_of, members
-from stepladder.training import swift, trl
-from stepladder.workspace import Artifact
+from stepladder.training import merging, swift
+from stepladder.workspace import Artifact, write_atomic
+
+PROOF = "merge.json"
 
 parts = members
 
@@ -28,4 +32,7 @@ def build(context: Context, part: str | None, folder: Path) -> None:
     if settings.backend == "swift":
         swift.merge(settings, base, adapter, folder)
     else:
-        trl.merge(base, adapter, folder)
+        merging.merge(base, adapter, folder)
+    examples = records.read(context.input("trainset", part) / "train.jsonl", Example)
+    distance = merging.prove(base, adapter, folder, examples, settings.max_length)
+    write_atomic(folder / PROOF, json.dumps(distance._asdict(), indent=1) + "\n")

@@ -1,22 +1,33 @@
-"""quantised: 4-bit weights, and the verdict: what quantising cost on validation, measured before the model may pass."""
+"""quantised: 4-bit weights, and the verdict: what quantising cost on validation, measured before the model may pass.
+
+What does not pass is repaired, step by step, and measured again; every attempt stands in the verdict.
+"""
 
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from stepladder import records
-from stepladder.config import settings
+from stepladder import models, records
+from stepladder.config import Quantise, Repair, settings
 from stepladder.errors import GateError
 from stepladder.mcq.shuffle import rng
 from stepladder.records import Example, Question
-from stepladder.stages.answers import correct, predict
+from stepladder.stages import modelcard
 from stepladder.stages.flow import Context, digest_of, members
-from stepladder.training.quantise import quantise
-from stepladder.workspace import Artifact, write_atomic
+from stepladder.stages.proof import Reference, distance, measure, reference
+from stepladder.stages.trainset import member
+from stepladder.training import calibration, gptqmodel, quantise, repair
+from stepladder.training.distance import Distance
+from stepladder.training.packing import tokenise
+from stepladder.workspace import Artifact, file_digest, write_atomic
 
 VERDICT = "verdict.json"
+SMALLEST = 32
+"""Group size below which servers have no kernels."""
 
 parts = members
 
@@ -29,41 +40,141 @@ def artifact(context: Context, part: str | None) -> Artifact:
         "trainset": digest_of(context, "trainset", part),
         "questions": digest_of(context, "questions"),
     }
+    for general in config.quantise.general:
+        if Path(general.source).is_file():
+            inputs[f"general {general.source}"] = file_digest(Path(general.source))
     return Artifact(context.workspace.path("quantised", part), chosen, inputs)
+
+
+class Form(NamedTuple):
+    """A way to quantise."""
+
+    settings: Quantise
+    eight: tuple[str, ...] = ()
+    """Layers with 8 bits whatever the others have."""
+    recovery: bool = False
 
 
 def build(context: Context, part: str | None, folder: Path) -> None:
     config = context.config
-    examples = records.read(context.input("trainset", part) / "train.jsonl", Example)
-    calibration = rng("calibration", config.seed, part).sample(examples, min(config.quantise.samples, len(examples)))
     merged = context.input("merged", part)
-    context.progress.update("GPTQ", 0, 1)
-    quantise(config.quantise, merged, calibration, config.train.max_length, folder)
-
     questions = records.read(context.input("questions") / "validation.jsonl", Question)
-    before = correct(questions, predict(context, str(part), merged, questions, "validation, merged"))
-    after = correct(questions, predict(context, str(part), folder, questions, "validation, 4-bit"))
-    n = len(questions)
-    loss = (sum(before) - sum(after)) / n
-    measured = {
-        "merged": sum(before) / n,
-        "quantised": sum(after) / n,
-        "loss": loss,
-        "max_loss": config.quantise.max_loss,
-        "passed": loss <= config.quantise.max_loss,
-        "n": n,
-        "flips": {
-            "right_to_wrong": sum(b and not a for b, a in zip(before, after, strict=True)),
-            "wrong_to_right": sum(a and not b for b, a in zip(before, after, strict=True)),
-        },
-        "bytes": {"merged": _weights(merged), "quantised": _weights(folder)},
-    }
-    if not measured["passed"]:
+    before = reference(context, str(part), merged, questions)
+    attempts: list[dict[str, Any]] = []
+    made = folder / "attempt"
+    for name, form in _forms(context, part, made):
+        _make(context, part, form, made)
+        quantise.inspect(made, form.settings)
+        measured = measure(context, str(part), before, made, _rounding(context, part, before, form, folder / "rounded"))
+        size = quantise.claims(made)[0][1]
+        said: dict[str, Any] = {
+            "repair": name,
+            "bits": form.settings.bits,
+            "group_size": size,
+            "samples": form.settings.samples,
+        }
+        said["layers_in_8_bits"] = list(form.eight)
+        attempts.append(said | _brief(measured))
+        if not measured["why"]:
+            break
+        context.progress.say(f"quantised/{part}: {'; '.join(measured['why'])}")
+    else:
+        why = "; ".join(attempts[-1]["why"])
+        tried = ", ".join(str(row["repair"]) for row in attempts[1:]) or "none"
         raise GateError(
-            f"quantised/{part}: validation accuracy fell by {loss:.3f} (from {sum(before)} to {sum(after)} of {n}), "
-            f"more than [quantise] max_loss = {config.quantise.max_loss}; raise samples, lower group_size or use 8 bits"
+            f"quantised/{part}: {why} (repairs tried: {tried}); raise samples, lower group_size, use 8 bits, or name "
+            "more [quantise] repairs"
         )
-    write_atomic(folder / VERDICT, json.dumps(measured, indent=1) + "\n")
+    for path in made.iterdir():
+        path.rename(folder / path.name)
+    made.rmdir()
+    gates = {"max_loss": config.quantise.max_loss, "max_unparsed": config.quantise.max_unparsed}
+    gates["max_kl"] = config.quantise.max_kl
+    verdict = {"form": said} | measured | {"passed": True, "gates": gates, "attempts": attempts}
+    write_atomic(folder / VERDICT, json.dumps(verdict, indent=1, ensure_ascii=False) + "\n")
+    card = json.loads((context.input("trainset", part) / "card.json").read_text(encoding="utf-8"))
+    mix, base = member(config, part), models.locate(config.train.base)
+    write_atomic(folder / "README.md", modelcard.markdown(config, mix, base, card, verdict))
+
+
+def _forms(context: Context, part: str | None, made: Path) -> Iterator[tuple[Repair | None, Form]]:
+    """What is asked for, then what each repair makes of it; one that would change nothing is passed over."""
+    form = Form(context.config.quantise)
+    yield None, form
+    for name in context.config.quantise.repairs:
+        repaired = _repaired(context, part, name, form, made)
+        if repaired != form:
+            context.progress.say(f"quantised/{part}: tries to repair with {name!r}")
+            form = repaired
+            yield name, form
+
+
+def _repaired(context: Context, part: str | None, name: Repair, form: Form, made: Path) -> Form:
+    now, changes = form.settings, dict[str, Any]()
+    if name == "recovery":
+        return form._replace(recovery=True)
+    if name == "mixed" and now.bits != 8 and now.backend != "gptqmodel":
+        worst = repair.worst_layers(context.input("merged", part), made, _calibration(context, part, form))
+        return form._replace(eight=tuple(worst))
+    if name == "8bit":
+        form, changes = form._replace(eight=()), {"bits": 8}
+    elif name == "groups" and (half := quantise.claims(made)[0][1] // 2) >= SMALLEST:
+        changes = {"group_size": half}
+    elif name == "calibration":  # which is all that rounding lacks
+        changes = {"method": "gptq"} if now.method == "rtn" else {"samples": 4 * now.samples}
+    return form._replace(settings=now.model_copy(update=changes))
+
+
+def _make(context: Context, part: str | None, form: Form, made: Path) -> None:
+    merged, train = context.input("merged", part), context.config.train
+    context.progress.update("GPTQ", 0, 1)
+    shutil.rmtree(made, ignore_errors=True)
+    made.mkdir()
+    rows = _calibration(context, part, form)
+    if form.settings.backend == "gptqmodel":
+        gptqmodel.quantise(form.settings, train.swift.environment, merged, rows, made)
+    else:
+        quantise.quantise(form.settings, merged, rows, made, form.eight)
+    if form.recovery:
+        context.progress.update("recovery tuning", 0, 1)
+        chains = tokenise(models.load_tokenizer(merged), _drawn(context, part, form), train.max_length)
+        repair.recover(merged, made, chains)
+
+
+def _rounding(context: Context, part: str | None, before: Reference, form: Form, folder: Path) -> Distance | None:
+    """How far from the merged weights rounding to nearest would be: what calibration must not be worse than."""
+    if form.settings.method == "rtn" or before.next_tokens is None:
+        return None
+    folder.mkdir()
+    plain = form.settings.model_copy(update={"method": "rtn"})
+    quantise.quantise(plain, context.input("merged", part), [], folder, form.eight)
+    found = distance(context, before, folder)
+    shutil.rmtree(folder)
+    return found
+
+
+def _calibration(context: Context, part: str | None, form: Form) -> list[list[int]]:
+    """Token ids of whole texts, own chains first."""
+    tokenizer = models.load_tokenizer(context.input("merged", part))
+    rows = [row.ids for row in tokenise(tokenizer, _drawn(context, part, form), context.config.train.max_length)]
+    for at, general in enumerate(form.settings.general):
+        rows += calibration.general(tokenizer, general, rng("general", context.config.seed, part, at))
+    return rows
+
+
+def _drawn(context: Context, part: str | None, form: Form) -> list[Example]:
+    """The member's own conversations that calibrate."""
+    examples = records.read(context.input("trainset", part) / "train.jsonl", Example)
+    draw = rng("calibration", context.config.seed, part)
+    return draw.sample(examples, min(form.settings.samples, len(examples)))
+
+
+def _brief(measured: dict[str, Any]) -> dict[str, Any]:
+    kl = None if measured["distance"] is None else measured["distance"]["kl"]
+    flips = {key: measured["flips"][key] for key in ("right_to_wrong", "wrong_to_right", "p")}
+    unparsed, size = measured["unparsed"]["quantised"], measured["bytes"]["quantised"]
+    costs = {"kl": kl, "rounding_kl": measured["rounding_kl"], "bytes": size}
+    return {"quantised": measured["quantised"], "flips": flips, "unparsed": unparsed, **costs, "why": measured["why"]}
 
 
 def verdict(context: Context, member: str | None) -> dict[str, Any]:
@@ -75,8 +186,3 @@ def verdict(context: Context, member: str | None) -> dict[str, Any]:
     digest_of(context, "quantised", member)
     written: dict[str, Any] = json.loads((context.input("quantised", member) / VERDICT).read_text(encoding="utf-8"))
     return written
-
-
-def _weights(folder: Path) -> int:
-    """Bytes of the weight files."""
-    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))

@@ -6,19 +6,28 @@ import json
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from stepladder.records import Example
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Report = Callable[[int, int, float], None]
 """Called with (optimiser steps done, steps in all, last loss)."""
 
+TAIL = 2000
+"""Characters of another program's log that an error shows."""
+
 
 class Data(NamedTuple):
-    """What a member learns from, and what its validation loss is measured on (nothing: it is not measured)."""
+    """What a member learns from, and what it is measured on after each epoch."""
 
     examples: Sequence[Example]
-    held_out: Sequence[Example]
+    held_out: Sequence[Example] = ()
+    """For the validation loss; nothing: it is not measured."""
+    exam: Callable[[PreTrainedTokenizerBase, PreTrainedModel], float] | None = None
+    """Gives the validation accuracy of the student as it is now; None: it is not measured."""
 
 
 def last_whole(scratch: Path) -> Path | None:

@@ -85,19 +85,32 @@ def _packed(group: list[Row]) -> Pack:
     return result
 
 
+def blank() -> Pack:
+    """A pack without loss, for a device that would have nothing to do while others compute their last batch."""
+    return Pack([0, 0], [IGNORED, IGNORED], [0, 1], [0, 0])
+
+
 class Batched:
     """A sampler whose batches hold packs of like length, in random order.
 
     Sorting a whole epoch by length, as the Trainer's own strategy does with a few hundred examples, feeds the student
     one kind of question after another; it forgets the first before it has seen the last (EXPERIMENTS.md). Here only
     the packs of eight random batches are sorted, and their batches are shuffled again. Every epoch draws anew.
+
+    Args:
+        lengths: tokens of each pack.
+        batch_size: packs a batch.
+        seed: of the order.
+        devices: among how many the batches are dealt out. So that each gets as many, an epoch ends with as many
+            :func:`blank` packs, named by the index after the last, as are missing.
     """
 
-    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
+    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int, devices: int = 1) -> None:
         self.lengths, self.batch_size, self.seed, self.epoch = lengths, batch_size, seed, 0
+        self.blanks = -len(lengths) % (batch_size * devices) if devices > 1 else 0
 
     def __len__(self) -> int:
-        return len(self.lengths)
+        return len(self.lengths) + self.blanks
 
     def set_epoch(self, epoch: int) -> None:
         """Called by the data loader before each epoch."""
@@ -113,4 +126,5 @@ class Batched:
             batches += [alike[start : start + size] for start in range(0, len(alike), size)]
         *full, last = sorted(batches, key=len, reverse=True)  # a short batch anywhere but last would shift the others
         draw.shuffle(full)
-        return (i for batch in (*full, last) for i in batch)
+        yield from (i for batch in (*full, last) for i in batch)
+        yield from [len(self.lengths)] * self.blanks

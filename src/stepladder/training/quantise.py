@@ -1,71 +1,174 @@
-"""GPTQ through llm-compressor: 4- or 8-bit weights in the compressed-tensors format that vLLM and transformers read.
+"""Weights in 4 or 8 bits, by GPTQ or by rounding, in the compressed-tensors format that vLLM and transformers read.
 
-GPTQ: Frantar et al. 2022, arXiv:2210.17323.
+GPTQ: Frantar et al. 2022, arXiv:2210.17323, through llm-compressor; columns in the order of their activations, stored
+in the layer's own order ("static"), which every vLLM kernel takes.
 """
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Sequence
+import re
+from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from stepladder import models, template
 from stepladder.config import Quantise
-from stepladder.errors import ModelError
-from stepladder.records import Example
-from stepladder.training.packing import tokenise
+from stepladder.errors import GateError, ModelError
+
+if TYPE_CHECKING:
+    import torch
+    from compressed_tensors.quantization import QuantizationScheme
+
+GROUPS = (128, 64, 32, 16)
+"""Group sizes that are tried where none is asked for."""
 
 
-def quantise(settings: Quantise, merged: Path, examples: Sequence[Example], max_length: int, folder: Path) -> None:
-    """Quantise every linear layer but the head, calibrated on whole conversations of the student's own training set
-    (prompt and chain, in the template it is served with).
+def quantise(
+    settings: Quantise, merged: Path, calibration: Sequence[list[int]], folder: Path, eight: Collection[str] = ()
+) -> None:
+    """Quantise every linear layer but the head and write a model folder.
+
+    Args:
+        settings: bits, group size, and whether by GPTQ or by rounding to nearest.
+        merged: the folder with the weights.
+        calibration: token ids of whole texts; rounding ignores them.
+        folder: what is written.
+        eight: names of layers that get 8 bits whatever the others have.
 
     Raises:
         ModelError: ``group_size`` does not divide a layer's input width.
+        TemplateError: ``merged`` has another template than it was trained with.
     """
-    models.require("compressed_tensors", "datasets", "llmcompressor", "loguru")
-    import torch
-    from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme, QuantizationStrategy
-    from datasets import Dataset
-    from llmcompressor import oneshot
-    from llmcompressor.modifiers.quantization import GPTQModifier
+    models.require("loguru")
     from loguru import logger
 
-    # Remarks meant for these libraries' own developers, in the middle of our live view.
-    for library in ("llmcompressor", "compressed_tensors"):
-        logger.disable(library)
+    # Remarks meant for these libraries' own developers, some at import, in the middle of our live view.
+    logger.remove()
+    with models.quiet():
+        models.require("compressed_tensors", "datasets", "llmcompressor")
+    import torch
+    from datasets import Dataset
+    from llmcompressor import oneshot
+    from llmcompressor.modifiers.quantization import GPTQModifier, QuantizationModifier
+
+    logger.remove()
     for name in ("llmcompressor", "torch.fx._symbolic_trace"):
         logging.getLogger(name).setLevel(logging.ERROR)
     tokenizer = models.load_tokenizer(merged)
     template.check(tokenizer, merged)
     model = models.load(merged)
-    for name, module in model.named_modules():
-        if isinstance(module, torch.nn.Linear) and module.in_features % settings.group_size:
-            raise ModelError(
-                f"[quantise] group_size {settings.group_size} does not divide the {module.in_features} inputs of "
-                f"{name}; use 32, 64 or another divisor"
-            )
-    rows = tokenise(tokenizer, examples, max_length)
-    data = Dataset.from_list([{"input_ids": row.ids, "attention_mask": [1] * len(row.ids)} for row in rows])
-    scheme = QuantizationScheme(
-        targets=["Linear"],
-        weights=QuantizationArgs(
-            num_bits=settings.bits,
-            group_size=settings.group_size,
-            symmetric=settings.symmetric,
-            strategy=QuantizationStrategy.GROUP,
-        ),
-    )
+    layers = linears(model)
+    size = group_size(settings, layers)
+    others = [name for name in layers if name not in eight]
+    groups = {"weights": _scheme(settings, size, settings.bits, others if eight else ["Linear"])}
+    if eight:
+        groups["worst"] = _scheme(settings, size, 8, sorted(eight))
     with models.quiet():
-        oneshot(
-            model=model,
-            dataset=data,
-            recipe=GPTQModifier(config_groups={"weights": scheme}, ignore=["lm_head"]),
-            max_seq_length=max_length,
-            num_calibration_samples=len(rows),
-            shuffle_calibration_samples=False,
-            log_dir=None,
-        )
+        if settings.method == "gptq":
+            rows = [{"input_ids": ids, "attention_mask": [1] * len(ids)} for ids in calibration]
+            oneshot(
+                model=model,
+                dataset=Dataset.from_list(rows),
+                recipe=GPTQModifier(config_groups=groups, ignore=["lm_head"], actorder="static"),
+                max_seq_length=max(map(len, calibration)),
+                num_calibration_samples=len(rows),
+                shuffle_calibration_samples=False,
+                log_dir=None,
+            )
+        else:
+            oneshot(model=model, recipe=QuantizationModifier(config_groups=groups, ignore=["lm_head"]), log_dir=None)
         model.to(torch.bfloat16).save_pretrained(folder, save_compressed=True)  # type: ignore[arg-type]
     tokenizer.save_pretrained(folder)
     template.write(tokenizer, folder)
+
+
+def _scheme(settings: Quantise, size: int, bits: int, targets: list[str]) -> QuantizationScheme:
+    from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme, QuantizationStrategy
+
+    weights = QuantizationArgs(
+        num_bits=bits, group_size=size, symmetric=settings.symmetric, strategy=QuantizationStrategy.GROUP
+    )
+    return QuantizationScheme(targets=targets, weights=weights)
+
+
+def linears(model: torch.nn.Module) -> dict[str, torch.nn.Linear]:
+    """The layers that are quantised: every linear one but the head."""
+    import torch
+
+    found = {name: module for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
+    return {name: module for name, module in found.items() if name != "lm_head"}
+
+
+def group_size(settings: Quantise, layers: dict[str, torch.nn.Linear]) -> int:
+    """The group size asked for, else the largest of :data:`GROUPS` that divides every layer's input width.
+
+    Raises:
+        ModelError: it does not divide one, naming it.
+    """
+    usual = GROUPS if settings.backend == "llmcompressor" else GROUPS[:-1]
+    sizes = usual if settings.group_size is None else (settings.group_size,)
+    for size in sizes:
+        if all(layer.in_features % size == 0 for layer in layers.values()):
+            return size
+    name, layer = next((name, layer) for name, layer in layers.items() if layer.in_features % sizes[-1])
+    raise ModelError(
+        f"[quantise] group_size {sizes[-1]} does not divide the {layer.in_features} inputs of {name}; use a divisor"
+    )
+
+
+def inspect(folder: Path, settings: Quantise) -> None:
+    """Check an export against itself and against what was asked: bits and group size that its config.json claims, the
+    shapes of its scales, and that no scale is missing or not a number.
+
+    Raises:
+        GateError: naming the layer.
+    """
+    models.require()
+    import torch
+    from safetensors import safe_open
+
+    claimed = claims(folder)
+    if settings.group_size is not None and any(size != settings.group_size for _, size in claimed):
+        raise GateError(
+            f"{folder}: config.json says groups of {claimed[0][1]}, [quantise] of {settings.group_size}; quantise again"
+        )
+    if min(bits for bits, _ in claimed) != settings.bits:
+        raise GateError(f"{folder}: config.json says {claimed[0][0]} bits, [quantise] says {settings.bits}")
+    seen = 0
+    for shard in sorted(folder.glob("*.safetensors")):
+        with safe_open(shard, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118  (no dictionary)
+                if not re.search(r"\.(weight_scale|scales)$", name):
+                    continue
+                scale, seen = file.get_tensor(name), seen + 1
+                layer = name.rpartition(".")[0]
+                if not torch.isfinite(scale).all():
+                    raise GateError(f"{folder}: {layer} has scales that are not numbers; quantise again")
+                if name.endswith("weight_scale"):
+                    width, groups = int(file.get_tensor(f"{layer}.weight_shape")[1]), scale.shape[1]
+                else:
+                    width, groups = len(file.get_tensor(f"{layer}.g_idx")), scale.shape[0]
+                if all(groups * size != width for _, size in claimed):
+                    raise GateError(
+                        f"{folder}: {layer} has {groups} scales for {width} inputs, but config.json says groups of "
+                        f"{claimed[0][1]}; quantise again"
+                    )
+    if not seen:
+        raise GateError(f"{folder}: no layer has scales, so nothing is quantised; quantise again")
+
+
+def claims(folder: Path) -> list[tuple[int, int]]:
+    """(bits, group size) of every kind of layer that an export's config.json tells of.
+
+    Raises:
+        GateError: it tells of none.
+    """
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("quantization_config")
+    if config is None:
+        raise GateError(f"{folder}: config.json says nothing of a quantisation; quantise again")
+    if config["quant_method"] == "gptq":
+        return [(int(config["bits"]), int(config["group_size"]))]
+    kinds = [group["weights"] for group in config["config_groups"].values()]
+    return [(int(kind["num_bits"]), int(kind["group_size"])) for kind in kinds]

@@ -19,12 +19,12 @@ from stepladder import models, template
 from stepladder.config import Swift, Train
 from stepladder.errors import UserError
 from stepladder.records import Example
-from stepladder.training.data import Data, Report, last_whole
+from stepladder.supervise import supervised
+from stepladder.training.data import TAIL, Data, Report, last_whole
+from stepladder.training.merging import refuse_quantised
 
 OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
 """It asks the hub for its models at start and waits through retries where there is none; weights are here already."""
-TAIL = 2000
-"""Characters of its log that an error shows."""
 
 _RENDER = """
 import json, sys
@@ -54,7 +54,8 @@ def train(settings: Train, seed: int, base: Path, data: Data, folder: Path, scra
     command = sft(settings, seed, base, rows, out, cuda=models.has_cuda())
     if (resumed := last_whole(out)) is not None:
         command += ["--resume_from_checkpoint", str(resumed)]
-    _run(settings.swift, command, scratch / "swift.log", out / "logging.jsonl", report)
+    several = {} if settings.devices == 1 else {"NPROC_PER_NODE": str(settings.devices)}
+    _run(settings.swift, command, scratch / "swift.log", out / "logging.jsonl", report, several)
     trained = last_whole(out)
     if trained is None:
         raise UserError(f"ms-swift ended without a checkpoint; see {scratch / 'swift.log'}")
@@ -85,7 +86,7 @@ def sft(settings: Train, seed: int, base: Path, rows: Path, out: Path, *, cuda: 
         "weight_decay": 0.0,
         "max_grad_norm": settings.clip,
         "per_device_train_batch_size": settings.batch_size,
-        "gradient_accumulation_steps": settings.gradient_accumulation,
+        "gradient_accumulation_steps": settings.gradient_accumulation // settings.devices,
         "gradient_checkpointing": checkpointing,
         "max_length": settings.max_length,
         "save_steps": settings.save_steps,
@@ -97,6 +98,8 @@ def sft(settings: Train, seed: int, base: Path, rows: Path, out: Path, *, cuda: 
         "add_version": False,
         "report_to": "none",
         "check_model": False,
+        **{"none": {}, "fsdp": {"fsdp": "fsdp2"}, "zero3": {"deepspeed": "zero3"}}[settings.sharding],
+        **({"quant_method": "bnb", "quant_bits": 4} if settings.qlora else {}),
         # On a CPU float32 would silently become float16.
         **(
             {"torch_dtype": "bfloat16"}
@@ -108,18 +111,19 @@ def sft(settings: Train, seed: int, base: Path, rows: Path, out: Path, *, cuda: 
 
 
 def merge(settings: Train, base: Path, adapter: Path, folder: Path) -> None:
-    """The same as :func:`stepladder.training.trl.merge`, by ms-swift.
+    """The same as :func:`stepladder.training.merging.merge`, by ms-swift.
 
     Raises:
         UserError: the environment is not there, or ms-swift failed; its last words are shown.
         TemplateError: the adapter was trained with another chat template.
     """
-    _refuse_code(base)
+    refuse_code(base)
+    refuse_quantised(base)
     tokenizer = models.load_tokenizer(base)
     template.check(tokenizer, adapter)
     out = folder / "swift"  # must not be there
     log = folder / "swift.log"
-    _run(settings.swift, export(settings, base, adapter, out), log, out / "logging.jsonl", lambda *_: None)
+    _run(settings.swift, export(settings, base, adapter, out), log, out / "logging.jsonl", lambda *_: None, {})
     for path in out.iterdir():
         if path.name != "args.json":  # which names folders of this machine
             path.rename(folder / path.name)
@@ -151,22 +155,24 @@ def check(settings: Train, base: Path, example: Example) -> None:
         TemplateError: naming the first token that differs.
         UserError: ms-swift cannot render it, or the base brings code of its own.
     """
-    _refuse_code(base)
+    refuse_code(base)
     swift = settings.swift
-    prompt, completion = template.conversation_tokens(models.load_tokenizer(base), example.messages)
+    tokenizer = models.load_tokenizer(base)
+    prompt, completion = template.conversation_tokens(tokenizer, example.messages)
     row = json.dumps({"messages": [message.model_dump() for message in example.messages]})
-    words = [_python(swift), "-c", _RENDER, base, swift.model_type or "", swift.template or "", row]
+    words = [python(swift.environment), "-c", _RENDER, base, swift.model_type or "", swift.template or "", row]
     done = subprocess.run(  # noqa: S603
         [str(word) for word in words], capture_output=True, text=True, check=False, env=os.environ | OFFLINE
     )
     if done.returncode:
         raise UserError(f"ms-swift cannot render a conversation with {base}: {done.stderr.strip()[-TAIL:]}")
     ids, labels = json.loads(done.stdout.strip().splitlines()[-1])
-    template.same("prompt", prompt, ids[: labels.count(-100)], "ms-swift")
-    template.same("completion", completion, ids[labels.count(-100) :][: len(completion)], "ms-swift")
+    template.same(tokenizer, "prompt", prompt, ids[: labels.count(-100)], "ms-swift")
+    answer = ids[labels.count(-100) :][: len(completion)]
+    template.same(tokenizer, "completion", completion, answer, "ms-swift")
 
 
-def _refuse_code(base: Path) -> None:
+def refuse_code(base: Path) -> None:
     """ms-swift would run whatever code comes with a model, and has no flag against it."""
     for name in ("config.json", "tokenizer_config.json"):
         path = base / name
@@ -181,33 +187,29 @@ def _kind(swift: Swift) -> dict[str, str]:
     return {name: value for name, value in named.items() if value is not None}
 
 
-def _python(swift: Swift) -> Path:
-    python = swift.environment / "bin" / "python"
-    if not python.exists():
-        raise UserError(f"{swift.environment}: ms-swift's environment is not there; 'make swift' makes it")
-    return python
+def python(environment: Path) -> Path:
+    """The interpreter of ms-swift's environment.
+
+    Raises:
+        UserError: it is not there.
+    """
+    found = environment / "bin" / "python"
+    if not found.exists():
+        raise UserError(f"{environment}: ms-swift's environment is not there; 'make swift' makes it")
+    return found
 
 
-def _run(swift: Swift, command: list[str], log: Path, progress: Path, report: Report) -> None:
+def _run(swift: Swift, command: list[str], log: Path, progress: Path, report: Report, more: Mapping[str, str]) -> None:
     """Run ``swift`` to its end, telling how far it is by the log it writes."""
-    words = [str(_python(swift).with_name("swift")), *command]
-    with (
-        log.open("ab") as file,
-        subprocess.Popen(  # noqa: S603
-            words, stdout=file, stderr=subprocess.STDOUT, env=os.environ | OFFLINE
-        ) as child,
-    ):
-        try:
-            told = 0
-            while child.poll() is None:
-                time.sleep(0.5)
-                rows = _log(progress)
-                if len(rows) > told:
-                    told = len(rows)
-                    report(rows[-1]["step"], rows[-1]["steps"], rows[-1]["loss"])
-        except BaseException:
-            child.kill()
-            raise
+    words = [str(python(swift.environment).with_name("swift")), *command]
+    with supervised(words, log, os.environ | OFFLINE | dict(more)) as child:
+        told = 0
+        while child.poll() is None:
+            time.sleep(0.5)
+            rows = _log(progress)
+            if len(rows) > told:
+                told = len(rows)
+                report(rows[-1]["step"], rows[-1]["steps"], rows[-1]["loss"])
     if child.returncode:
         said = log.read_text(encoding="utf-8", errors="replace").strip()[-TAIL:]
         raise UserError(f"ms-swift ended with {child.returncode}; {log} says: ... {said}")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 from stepladder import models, template
 from stepladder.config import Train
 from stepladder.training.data import Data, Report, last_whole
-from stepladder.training.packing import IGNORED, Batched, Pack, pack, tokenise
+from stepladder.training.packing import IGNORED, Batched, Pack, blank, pack, tokenise
 
 if TYPE_CHECKING:
     import torch
@@ -24,8 +24,11 @@ def train(settings: Train, seed: int, base: Path, data: Data, folder: Path, scra
 
     Only completion tokens carry loss. Examples that share a beginning are packed (training/packing.py). The adapter is
     a standard PEFT folder; ``log.jsonl`` has one line per optimiser step (step, epoch, loss, learning_rate, tokens
-    computed so far) and after each epoch one with the validation loss. ``scratch`` holds checkpoints; what a killed
-    training left there is gone on from: optimiser, schedule, random state and place in the data.
+    computed so far) and after each epoch one with the validation loss, and the validation accuracy where that is what
+    decides. ``scratch`` holds checkpoints; what a killed training left there is gone on from: optimiser, schedule,
+    random state and place in the data.
+
+    Under torchrun every process calls this with the same arguments (training/distributed.py); the first writes.
     """
     models.require("datasets", "peft", "trl")
     import torch
@@ -37,28 +40,42 @@ def train(settings: Train, seed: int, base: Path, data: Data, folder: Path, scra
     tokenizer = models.load_tokenizer(base)
     dtype = models.compute_dtype()
     packs, held_out = (
-        pack(tokenise(tokenizer, examples, settings.max_length), settings.max_length) for examples in data
+        pack(tokenise(tokenizer, examples, settings.max_length), settings.max_length)
+        for examples in (data.examples, data.held_out)
     )
     epoch = math.ceil(len(packs) / (settings.batch_size * settings.gradient_accumulation))
-    stops_early = settings.patience is not None and bool(held_out)
+    measured = data.exam is not None or bool(held_out)
+    stops_early = settings.patience is not None and measured
+    decisive = "eval_accuracy" if data.exam is not None else "eval_loss"
+    board = _board(settings, scratch)
 
     class Live(TrainerCallback):  # type: ignore[misc, unused-ignore]
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
             if logs and "loss" in logs:
                 report(state.global_step, state.max_steps, float(logs["loss"]))
+            if board is not None and state.is_world_process_zero:
+                for name, value in (logs or {}).items():
+                    board.add_scalar(name, value, state.global_step)
 
     class Trainer(SFTTrainer):  # type: ignore[misc, unused-ignore]
         def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-            return Batched([len(p.input_ids) for p in packs], settings.batch_size, seed)
+            return Batched([len(p.input_ids) for p in packs], settings.batch_size, seed, settings.devices)
 
         def compute_loss(
             self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
         ) -> Any:
-            return completion_loss(model.get_base_model(), inputs, num_items_in_batch)
+            # The count is of all devices' tokens, and gradients are averaged over the devices.
+            return model(**inputs, count=num_items_in_batch) * self.accelerator.num_processes
 
         def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-            student = cast("PreTrainedModel", cast("PeftModel", self.model).get_base_model())
-            metrics = {"eval_loss": validation_loss(student, held_out, settings.batch_size)}
+            metrics = {}
+            if held_out:
+                metrics["eval_loss"] = validation_loss(self.model_wrapped, held_out, settings.batch_size)
+            if data.exam is not None:
+                student = cast("PreTrainedModel", cast("PeftModel", self.model).get_base_model())
+                student.train(False)
+                metrics["eval_accuracy"] = data.exam(tokenizer, student)
+                student.train()
             self.log(dict(metrics))
             self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
             return metrics
@@ -74,8 +91,10 @@ def train(settings: Train, seed: int, base: Path, data: Data, folder: Path, scra
         weight_decay=0.0,
         max_grad_norm=settings.clip,
         per_device_train_batch_size=settings.batch_size,
-        gradient_accumulation_steps=settings.gradient_accumulation,
-        gradient_checkpointing=checkpointing,
+        gradient_accumulation_steps=settings.gradient_accumulation // settings.devices,
+        gradient_checkpointing=checkpointing and settings.sharding != "fsdp",
+        ddp_backend=("nccl" if cuda else "gloo") if settings.devices > 1 else None,
+        **sharding(settings, checkpointing),
         dataset_kwargs={"skip_prepare_dataset": True},
         max_length=None,
         remove_unused_columns=False,
@@ -87,23 +106,28 @@ def train(settings: Train, seed: int, base: Path, data: Data, folder: Path, scra
         logging_steps=1,
         include_num_input_tokens_seen=True,
         # Counted in steps, not epochs, so that a checkpoint of an epoch's last step knows its validation loss.
-        eval_strategy="steps" if held_out else "no",
+        eval_strategy="steps" if measured else "no",
         eval_steps=epoch,
         save_strategy="steps",
         save_steps=epoch if stops_early else settings.save_steps,
         save_total_limit=2,
         load_best_model_at_end=stops_early,
-        metric_for_best_model="eval_loss" if stops_early else None,
+        metric_for_best_model=decisive if stops_early else None,
+        greater_is_better=decisive == "eval_accuracy" if stops_early else None,
         report_to="none",
         disable_tqdm=True,
     )
     # The adapter's random initialisation happens while the trainer is built, before the trainer seeds anything.
     set_seed(seed)
+    model = (
+        models.load_in_4_bits(base) if settings.qlora else models.load(base, dtype, move=settings.sharding == "none")
+    )
+    _score_completions(model)
     trainer = Trainer(
-        model=models.load(base, dtype),
+        model=model,
         args=arguments,
-        train_dataset=Dataset.from_list([p._asdict() for p in packs]),
-        eval_dataset=Dataset.from_list([p._asdict() for p in held_out]) if held_out else None,
+        train_dataset=Dataset.from_list([p._asdict() for p in (*packs, blank())]),
+        eval_dataset=Dataset.from_list([p._asdict() for p in (held_out or packs[:1])]) if measured else None,
         data_collator=collate,
         processing_class=tokenizer,
         peft_config=LoraConfig(
@@ -121,10 +145,13 @@ def train(settings: Train, seed: int, base: Path, data: Data, folder: Path, scra
     resumed = last_whole(scratch)
     trainer.train(resume_from_checkpoint=None if resumed is None else str(resumed))
     tuned = cast("PeftModel", trainer.model)
+    gathered = trainer.accelerator.get_state_dict(trainer.model_wrapped) if settings.sharding != "none" else None
+    if not trainer.is_world_process_zero():
+        return
     lora = cast("LoraConfig", tuned.peft_config["default"])
     lora.base_model_name_or_path = base.name  # a name, not a path of this machine
     lora.target_modules = sorted(lora.target_modules or ())  # a set: its order would differ from process to process
-    tuned.save_pretrained(str(folder))
+    tuned.save_pretrained(str(folder), state_dict=gathered)
     # PEFT's model card is an empty form that names folders of this machine.
     (folder / "README.md").unlink(missing_ok=True)
     template.write(tokenizer, folder)
@@ -133,11 +160,52 @@ def train(settings: Train, seed: int, base: Path, data: Data, folder: Path, scra
         file.writelines(json.dumps(row) + "\n" for row in rows)
 
 
+def sharding(settings: Train, checkpointing: bool) -> dict[str, Any]:
+    """What the Trainer needs to know to share weights and optimiser among devices."""
+    if settings.sharding == "fsdp":
+        return {"fsdp": True, "fsdp_config": {"version": 2, "activation_checkpointing": checkpointing}}
+    if settings.sharding == "zero3":
+        stage = {"stage": 3, "overlap_comm": True, "stage3_gather_16bit_weights_on_model_save": True}
+        auto = (
+            "gradient_accumulation_steps",
+            "gradient_clipping",
+            "train_batch_size",
+            "train_micro_batch_size_per_gpu",
+        )
+        return {"deepspeed": {"zero_optimization": stage, "bf16": {"enabled": "auto"}} | dict.fromkeys(auto, "auto")}
+    return {}
+
+
+def _score_completions(model: PreTrainedModel) -> None:
+    """Let a call of the model with a collated batch give its :func:`completion_loss`. What wraps the model to train it
+    on several devices sees only calls, and has work to do before and after each."""
+    usual = model.forward
+
+    def forward(*args: Any, branches: torch.Tensor | None = None, count: Any = None, **inputs: Any) -> Any:
+        if branches is None:
+            return usual(*args, **inputs)
+        return completion_loss(model, {"branches": branches, **inputs}, count)
+
+    model.forward = forward
+
+
+def _board(settings: Train, scratch: Path) -> Any:
+    """Where TensorBoard's curves of this member go, if anywhere."""
+    if settings.tensorboard is None:
+        return None
+    models.require("tensorboard")
+    from torch.utils.tensorboard import SummaryWriter
+
+    name = scratch.name.removeprefix(".").removesuffix(".scratch")
+    return SummaryWriter(str(settings.tensorboard / name))
+
+
 def _logged(entry: dict[str, Any]) -> dict[str, Any] | None:
     """A line of ``log.jsonl`` from one of the trainer's; None for its summary at the end."""
     place = {"step": entry["step"], "epoch": round(float(entry.get("epoch") or 0), 4)}
-    if "eval_loss" in entry:
-        return place | {"validation_loss": round(float(entry["eval_loss"]), 5)}
+    validation = {name: entry[f"eval_{name}"] for name in ("loss", "accuracy") if f"eval_{name}" in entry}
+    if validation:
+        return place | {f"validation_{name}": round(float(value), 5) for name, value in validation.items()}
     if "loss" not in entry:
         return None
     return place | {
@@ -147,21 +215,22 @@ def _logged(entry: dict[str, Any]) -> dict[str, Any] | None:
     }
 
 
-def validation_loss(model: PreTrainedModel, packs: Sequence[Pack], batch_size: int) -> float:
+def validation_loss(model: Any, packs: Sequence[Pack], batch_size: int) -> float:
     """Mean cross-entropy of the completion tokens of packs nobody trains on, in nats a token."""
     import torch
 
     was_training = model.training
     model.train(False)
     total, count = 0.0, 0
+    device = next(model.parameters()).device
     with torch.no_grad():
         for at in range(0, len(packs), batch_size):
             batch = {
-                key: rows.to(model.device)
+                key: rows.to(device)
                 for key, rows in collate([p._asdict() for p in packs[at : at + batch_size]]).items()
             }
             scored = int((batch["labels"][:, 1:] != IGNORED).sum())
-            total += float(completion_loss(model, batch, 1))
+            total += float(model(**batch, count=1))
             count += scored
     model.train(was_training)
     return total / max(1, count)
@@ -195,18 +264,3 @@ def completion_loss(
     logits = model.get_output_embeddings()(hidden[scored]).float()  # type: ignore[no-untyped-call]
     loss = torch.nn.functional.cross_entropy(logits, labels[scored], reduction="sum")
     return loss / (scored.sum() if count is None else count)
-
-
-def merge(base: Path, adapter: Path, folder: Path) -> None:
-    """Fold an adapter into its base, in the base's own dtype, and write an ordinary model folder."""
-    models.require("peft")
-    from peft import PeftModel
-
-    tokenizer = models.load_tokenizer(base)
-    template.check(tokenizer, adapter)
-    model = PeftModel.from_pretrained(models.load(base, models.own_dtype(base)), adapter)
-    merged = model.merge_and_unload(safe_merge=True)
-    merged.config._name_or_path = ""
-    merged.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    template.write(tokenizer, folder)

@@ -1,0 +1,90 @@
+"""A child process that ends with all it started when its parent does, however that ends.
+
+Trainers and servers start processes of their own, in sessions of their own, which outlive a killed parent and keep the
+cards. So the command runs under a supervisor that reads a pipe only the parent holds open: when that is closed, by the
+parent or by its death, everything below is killed. Run as ``python -m stepladder.supervise COMMAND ...``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+PR_SET_CHILD_SUBREAPER = 36
+"""From linux/prctl.h."""
+
+
+@contextlib.contextmanager
+def supervised(command: Sequence[str], log: Path, environment: Mapping[str, str]) -> Iterator[subprocess.Popen[bytes]]:
+    """A running command that writes into ``log``; when the block is left it is over, with all it started."""
+    words = [sys.executable, "-m", "stepladder.supervise", *command]
+    with log.open("ab") as file:
+        # Its own session: Ctrl+C is for the parent, which then leaves the block.
+        child = subprocess.Popen(  # noqa: S603
+            words, stdin=subprocess.PIPE, stdout=file, stderr=subprocess.STDOUT, env=dict(environment),
+            start_new_session=True,
+        )  # fmt: skip
+    try:
+        yield child
+    finally:
+        if child.stdin is not None:
+            child.stdin.close()
+        child.wait()
+
+
+def main() -> int:
+    if sys.platform == "linux":  # whatever loses its parent below becomes a child of this process, and is found
+        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    child = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL, start_new_session=True)  # noqa: S603
+
+    def watch() -> None:
+        while os.read(0, 4096):
+            pass
+        _kill_all(child.pid)
+
+    threading.Thread(target=watch, daemon=True).start()
+    code = child.wait()
+    _kill_all(child.pid)  # what it started and left behind
+    return code if code >= 0 else 128 - code
+
+
+def _kill_all(group: int) -> None:
+    """Kill a process group, and on Linux every descendant of this process, until none is left."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(group, signal.SIGKILL)
+    while found := _descendants():
+        for pid in found:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+        with contextlib.suppress(ChildProcessError):
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+        time.sleep(0.01)
+
+
+def _descendants() -> set[int]:
+    """Processes that this one, or one of its children, started, and that still run."""
+    parents: dict[int, int] = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, parent = path.read_text().rpartition(")")[2].split()[:2]
+            if state != "Z":
+                parents[int(path.parent.name)] = int(parent)
+    found: set[int] = set()
+    grown = {os.getpid()}
+    while grown:
+        grown = {pid for pid, parent in parents.items() if parent in grown}
+        found |= grown
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,67 @@
+"""How far two models are from each other, by the next-token distributions they give on the same conversations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from stepladder.records import Example
+from stepladder.training.packing import Row, tokenise
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedTokenizerBase
+
+TOKENS = 1024
+"""Completion tokens compared at most; with a vocabulary of 150,000 their distributions take 0.6 GB."""
+
+
+class Distance(NamedTuple):
+    """Over all compared completion tokens."""
+
+    tokens: int
+    kl: float
+    """Mean Kullback-Leibler divergence from the first model to the second, nats a token."""
+    same: float
+    """Share of tokens where both think the same token likeliest."""
+    largest: float
+    """The largest divergence of a single token, nats."""
+
+
+def rows_of(tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], max_length: int) -> list[Row]:
+    """Conversations as tokens, as many as :data:`TOKENS` allows, at least one."""
+    rows: list[Row] = []
+    left = TOKENS
+    for row in tokenise(tokenizer, examples, max_length):
+        left -= len(row.ids) - row.prompt
+        if rows and left < 0:
+            break
+        rows.append(row)
+    return rows
+
+
+def next_tokens(model: torch.nn.Module, rows: Sequence[Row]) -> torch.Tensor:
+    """Log-probabilities over the vocabulary at every completion token of the rows, shape (tokens, vocabulary),
+    float32 on the CPU."""
+    import torch
+
+    model.train(False)
+    found = []
+    with torch.no_grad():
+        for row in rows:
+            ids = torch.tensor([row.ids], device=next(model.parameters()).device)
+            logits = model(input_ids=ids, use_cache=False).logits[0, row.prompt - 1 : len(row.ids) - 1]
+            found.append(torch.log_softmax(logits.float(), -1).cpu())
+    return torch.cat(found)
+
+
+def compare(first: torch.Tensor, second: torch.Tensor) -> Distance:
+    """The distance between two results of :func:`next_tokens` on the same rows."""
+    import torch
+
+    divergences, same = [], 0
+    for one, other in zip(torch.split(first, 64), torch.split(second, 64), strict=True):
+        divergences.append((one.exp() * (one - other)).sum(-1))
+        same += int((one.argmax(-1) == other.argmax(-1)).sum())
+    kl = torch.cat(divergences)
+    return Distance(len(kl), float(kl.mean()), same / len(kl), float(kl.max()))

@@ -1,0 +1,82 @@
+"""The default trainer on several devices: one process each under torchrun, which meet in files.
+
+``python -m stepladder.training.distributed JOB.json`` is one of those processes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+from stepladder import models, records
+from stepladder.config import Train
+from stepladder.errors import UserError
+from stepladder.records import Example
+from stepladder.supervise import supervised
+from stepladder.training import trl
+from stepladder.training.data import TAIL, Data, Report
+
+PROGRESS, ERROR = "progress.json", "error.txt"
+POLL = 0.5
+"""Seconds between two looks at how far the processes are."""
+
+
+def train(settings: Train, seed: int, base: Path, data: Data, folder: Path, scratch: Path, report: Report) -> None:
+    """The same as :func:`stepladder.training.trl.train`, on ``settings.devices`` devices.
+
+    Raises:
+        UserError: a process failed; what it raised is shown.
+    """
+    if settings.sharding == "zero3":
+        models.require("deepspeed")
+    for name, rows in (("examples", data.examples), ("held_out", data.held_out)):
+        (scratch / f"{name}.jsonl").write_text("".join(records.lines(rows)), encoding="utf-8")
+    job, progress, log = scratch / "job.json", scratch / PROGRESS, scratch / "torchrun.log"
+    paths = {"base": base, "folder": folder, "scratch": scratch}
+    named = {name: str(path.resolve()) for name, path in paths.items()}
+    job.write_text(json.dumps({"settings": settings.model_dump(mode="json"), "seed": seed, **named}), encoding="utf-8")
+    for path in (progress, scratch / ERROR):
+        path.unlink(missing_ok=True)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={settings.devices}"]
+    with supervised([*command, "-m", "stepladder.training.distributed", str(job)], log, os.environ) as child:
+        told = ""
+        while child.poll() is None:
+            time.sleep(POLL)
+            now = progress.read_text(encoding="utf-8") if progress.exists() else ""
+            if now != told:
+                told = now
+                report(*json.loads(now))
+    if child.returncode:
+        error = scratch / ERROR
+        said = error.read_text(encoding="utf-8") if error.exists() else "nothing"
+        raise UserError(
+            f"training on {settings.devices} devices ended with {child.returncode}; {log} says more: {said}"
+        )
+
+
+def main(path: Path) -> None:
+    """One of the processes."""
+    job = json.loads(path.read_text(encoding="utf-8"))
+    scratch, settings = Path(job["scratch"]), Train.model_validate(job["settings"])
+    progress = scratch / PROGRESS
+
+    def report(step: int, steps: int, loss: float) -> None:
+        if os.environ["RANK"] == "0":
+            partial = progress.with_suffix(".part")
+            partial.write_text(json.dumps([step, steps, loss]), encoding="utf-8")
+            partial.replace(progress)
+
+    examples, held_out = (records.read(scratch / f"{name}.jsonl", Example) for name in ("examples", "held_out"))
+    data = Data(examples, held_out)
+    try:
+        trl.train(settings, job["seed"], Path(job["base"]), data, Path(job["folder"]), scratch, report)
+    except Exception as error:
+        (scratch / ERROR).write_text(f"{type(error).__name__}: {str(error)[:TAIL]}\n", encoding="utf-8")
+        raise
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

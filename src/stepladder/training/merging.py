@@ -1,0 +1,115 @@
+"""Folding a LoRA adapter into its base, shard by shard, and the proof that nothing else changed.
+
+LoRA: Hu et al. 2021, arXiv:2106.09685; W' = W + (alpha / r) B A.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stepladder import models, template
+from stepladder.errors import GateError, ModelError
+from stepladder.records import Example
+from stepladder.training.distance import Distance, compare, next_tokens, rows_of
+
+if TYPE_CHECKING:
+    import torch
+
+PROMPTS = 8
+"""Conversations on which base with adapter and merged weights are compared."""
+MOST = 0.01
+"""Mean KL divergence, nats a token, that rounding to the base's own dtype may cost; bfloat16 costs about 1e-4."""
+_PLAIN: dict[str, tuple[object, ...]] = {
+    "use_dora": (False, None),
+    "use_rslora": (False, None),
+    "fan_in_fan_out": (False, None),
+    "bias": ("none", None),
+    "modules_to_save": (None, []),
+    "rank_pattern": (None, {}),
+    "alpha_pattern": (None, {}),
+}
+
+
+def merge(base: Path, adapter: Path, folder: Path) -> None:
+    """Fold an adapter into its base and write an ordinary model folder with the base's shards, names and dtype.
+
+    Each product is computed in float32 and rounded once. No more than one shard is in memory at a time.
+
+    Raises:
+        ModelError: the base is quantised, or the adapter does not fit it or is not plain LoRA.
+        TemplateError: the adapter was trained with another chat template.
+    """
+    models.require("peft")
+    import torch
+    from safetensors import safe_open
+    from safetensors.torch import load_file, save_file
+
+    refuse_quantised(base)
+    tokenizer = models.load_tokenizer(base)
+    template.check(tokenizer, adapter)
+    scale = _scale(adapter)
+    lora = load_file(adapter / "adapter_model.safetensors")
+    unused = {name.removesuffix(".lora_A.weight") for name in lora if name.endswith(".lora_A.weight")}
+    device = "cuda" if models.has_cuda() else "cpu"
+    for shard in sorted(base.glob("*.safetensors")):
+        merged: dict[str, torch.Tensor] = {}
+        with safe_open(shard, framework="pt") as file:
+            metadata = file.metadata()
+            for name in file.keys():  # noqa: SIM118  (no dictionary)
+                weight = file.get_tensor(name)
+                module = f"base_model.model.{name.removesuffix('.weight')}"
+                if module in unused:
+                    unused.remove(module)
+                    a, b = (lora[f"{module}.lora_{side}.weight"].to(device, torch.float32) for side in "AB")
+                    weight = (weight.to(device, torch.float32) + scale * (b @ a)).to("cpu", weight.dtype)
+                merged[name] = weight
+        save_file(merged, folder / shard.name, metadata=metadata)
+    if unused:
+        raise ModelError(f"{adapter}: {sorted(unused)[0]} is not in {base}; merge it into the base it was trained on")
+    for name in ("config.json", "generation_config.json", "model.safetensors.index.json"):
+        if (base / name).exists():
+            shutil.copyfile(base / name, folder / name)
+    tokenizer.save_pretrained(folder)
+    template.write(tokenizer, folder)
+
+
+def refuse_quantised(base: Path) -> None:
+    """Raises:
+    ModelError: a base's weights are quantised: what is folded into them would be rounded away.
+    """
+    if "quantization_config" in json.loads((base / "config.json").read_text(encoding="utf-8")):
+        raise ModelError(f"{base} is quantised; train on and merge into the unquantised base, then quantise the result")
+
+
+def _scale(adapter: Path) -> float:
+    """What the product of an adapter's matrices is multiplied by."""
+    config: dict[str, Any] = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
+    for key, plain in _PLAIN.items():
+        if key in config and config[key] not in plain:
+            raise ModelError(f"{adapter}: {key} = {config[key]!r} is more than plain LoRA; merge it with PEFT")
+    return float(config["lora_alpha"]) / float(config["r"])
+
+
+def prove(base: Path, adapter: Path, merged: Path, examples: Sequence[Example], max_length: int) -> Distance:
+    """How far merged weights are from base and adapter side by side, on conversations of the training set.
+
+    Raises:
+        GateError: farther than rounding explains.
+    """
+    from peft import PeftModel
+
+    rows = rows_of(models.load_tokenizer(base), examples[:PROMPTS], max_length)
+    beside = PeftModel.from_pretrained(models.load(base), adapter)
+    reference = next_tokens(beside, rows)
+    del beside
+    distance = compare(reference, next_tokens(models.load(merged), rows))
+    if distance.kl > MOST:
+        raise GateError(
+            f"{merged}: merged weights are {distance.kl:.4f} nats a token away from base and adapter (limit {MOST}); "
+            "the merge went wrong; delete it and merge again"
+        )
+    return distance

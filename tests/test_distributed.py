@@ -1,0 +1,133 @@
+"""Two processes on the CPU train as one does: the same loss curve, and nothing of them is left when the run dies."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from stepladder.config import Train
+from stepladder.errors import MissingExtra, UserError
+from stepladder.records import Example, Message
+from stepladder.training import distributed, trl
+from stepladder.training.data import Data
+
+ONE = Train(
+    lora_rank=4, lora_alpha=8, epochs=2, learning_rate=1e-2, batch_size=1, gradient_accumulation=4, max_length=70
+)
+
+
+def example(number: int, more: str = "") -> Example:
+    said = (("user", f"{number}{more} and {number * 7}?" * 3), ("assistant", f"It is {number * 8}.\nAnswer: A"))
+    messages = tuple(Message.model_validate({"role": role, "content": content}) for role, content in said)
+    return Example(messages=messages, question_id=f"q{number}", teacher="t")
+
+
+DATA = Data([example(number) for number in range(13)], [example(number, "!") for number in range(3)])  # 13: uneven
+
+
+def curve(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "adapter" / "log.jsonl").read_text().splitlines()]
+
+
+def trained(folder: Path, base: Path, **changes: object) -> list[dict[str, float]]:
+    settings = Train.model_validate(ONE.model_dump() | changes)
+    for name in ("adapter", "scratch"):
+        (folder / name).mkdir(parents=True)
+    trainer = trl.train if settings.devices == 1 else distributed.train
+    told: list[int] = []
+    trainer(settings, 5, base, DATA, folder / "adapter", folder / "scratch", lambda step, *_: told.append(step))
+    assert told
+    assert (folder / "adapter" / "adapter_model.safetensors").exists()
+    return curve(folder)
+
+
+@pytest.fixture(scope="module")
+def alone(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("alone")
+    trained(folder, base)
+    return folder
+
+
+@pytest.mark.parametrize("sharding", ["none", "fsdp"])
+def test_two_processes_learn_what_one_does(sharding: str, alone: Path, base: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    rows = trained(tmp_path, base, devices=2, sharding=sharding)
+    expected = curve(alone)
+    assert [row["step"] for row in rows] == [row["step"] for row in expected]
+    for row, other in zip(rows, expected, strict=True):
+        for name in ("loss", "validation_loss"):
+            assert row.get(name) == pytest.approx(other.get(name), abs=2e-4), (name, row, other)
+    one, two = (load_file(folder / "adapter" / "adapter_model.safetensors") for folder in (alone, tmp_path))
+    assert one.keys() == two.keys()
+    for name, weights in one.items():
+        assert (weights - two[name]).abs().max() < 1e-3, name
+    configs = [json.loads((folder / "adapter" / "adapter_config.json").read_text()) for folder in (alone, tmp_path)]
+    assert configs[0] == configs[1]
+
+
+def test_a_process_that_fails_says_why(base: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"ended with 1; .*torchrun\.log says more: ModelError: .*no chat template"):
+        (tmp_path / "base").mkdir()
+        shutil.copytree(base, tmp_path / "base", dirs_exist_ok=True)
+        (tmp_path / "base" / "chat_template.jinja").unlink()
+        trained(tmp_path, tmp_path / "base", devices=2)
+    with pytest.raises(MissingExtra, match="deepspeed is not installed: pip install deepspeed"):
+        trained(tmp_path / "zero3", base, devices=2, sharding="zero3")
+
+
+CHILD = """
+import sys
+from pathlib import Path
+import test_distributed as t
+t.trained(Path(sys.argv[1]), Path(sys.argv[2]), devices=2, epochs=500)
+"""
+
+
+def descendants(pid: int) -> set[int]:
+    parents = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            parents[int(path.parent.name)] = int(path.read_text().rpartition(")")[2].split()[1])
+    found: set[int] = set()
+    grown = {pid}
+    while grown:
+        grown = {child for child, parent in parents.items() if parent in grown} - found
+        found |= grown
+    return found
+
+
+def test_nothing_outlives_a_killed_run(base: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", CHILD, str(tmp_path / "run"), str(base)]
+    with subprocess.Popen(command, cwd=Path(__file__).parent, stderr=subprocess.DEVNULL) as parent:
+        progress = tmp_path / "run" / "scratch" / "progress.json"
+        until = time.monotonic() + 120
+        while not progress.exists() and time.monotonic() < until:
+            time.sleep(0.1)
+        family = descendants(parent.pid)
+        assert len(family) >= 4  # supervisor, torchrun, two trainers
+        parent.send_signal(signal.SIGKILL)
+    until = time.monotonic() + 20
+    while alive := {pid for pid in family if Path(f"/proc/{pid}").exists()}:
+        assert time.monotonic() < until, alive
+        time.sleep(0.1)
+
+
+def test_devices_share_out_a_step(base: Path) -> None:
+    for wrong, said in (
+        ({"devices": 3}, "make it a multiple"),
+        ({"sharding": "fsdp"}, "needs devices above 1"),
+        ({"devices": 2, "sharding": "fsdp", "qlora": True}, "exclude each other"),
+        ({"devices": 2, "metric": "accuracy"}, "devices = 1"),
+    ):
+        with pytest.raises(ValidationError, match=said):
+            Train.model_validate(ONE.model_dump() | wrong)

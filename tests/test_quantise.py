@@ -1,0 +1,323 @@
+"""From adapter to proved 4-bit weights: merging, quantising, what a sabotaged export looks like, and repairs."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_pipeline import stepladder
+
+from stepladder import models, template
+from stepladder.closedworld import generate, to_line
+from stepladder.config import General, Quantise
+from stepladder.errors import GateError, InputError, ModelError
+from stepladder.records import Example, Message
+from stepladder.training import calibration, merging, quantise, repair
+from stepladder.training.distance import Distance, compare, next_tokens, rows_of
+from stepladder.training.packing import tokenise
+
+torch = pytest.importorskip("torch")
+
+
+def example(number: int) -> Example:
+    said = (("user", f"What is {number} and {number * 7}?"), ("assistant", f"It is {number * 8}.\nAnswer: A"))
+    messages = tuple(Message.model_validate({"role": role, "content": content}) for role, content in said)
+    return Example(messages=messages, question_id=f"q{number}", teacher="t")
+
+
+EXAMPLES = [example(number) for number in range(16)]
+
+
+@pytest.fixture(scope="module")
+def adapter(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A LoRA adapter whose product is far from zero."""
+    from peft import LoraConfig, get_peft_model
+
+    folder = tmp_path_factory.mktemp("adapter")
+    torch.manual_seed(1)
+    config = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM")
+    tuned = get_peft_model(models.load(base), config)
+    for name, weight in tuned.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.3)
+    tuned.save_pretrained(str(folder))
+    template.write(models.load_tokenizer(base), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def merged(base: Path, adapter: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("merged")
+    merging.merge(base, adapter, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def rows(base: Path) -> list[list[int]]:
+    return [row.ids for row in tokenise(models.load_tokenizer(base), EXAMPLES, 200)]
+
+
+@pytest.fixture(scope="module")
+def four_bit(merged: Path, rows: list[list[int]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("four")
+    quantise.quantise(Quantise(), merged, rows, folder)
+    return folder
+
+
+def apart(one: Path, other: Path) -> Distance:
+    chats = rows_of(models.load_tokenizer(one), EXAMPLES, 200)
+    return compare(next_tokens(models.load(one), chats), next_tokens(models.load(other), chats))
+
+
+def test_merging_folds_in_what_peft_would_shard_by_shard(base: Path, adapter: Path, tmp_path: Path) -> None:
+    from peft import PeftModel
+
+    sharded, folder = tmp_path / "sharded", tmp_path / "merged"
+    folder.mkdir()
+    models.load(base).save_pretrained(sharded, max_shard_size="2MB")
+    models.load_tokenizer(base).save_pretrained(sharded)
+    merging.merge(sharded, adapter, folder)
+    assert len(list(folder.glob("*.safetensors"))) > 2
+    wanted = PeftModel.from_pretrained(models.load(base), adapter).merge_and_unload().state_dict()
+    for name, weight in models.load(folder).state_dict().items():
+        torch.testing.assert_close(weight, wanted[name], atol=1e-6, rtol=1e-5)
+    assert merging.prove(base, adapter, folder, EXAMPLES, 200).kl < 1e-6
+
+
+def test_a_merge_that_went_wrong_is_not_passed_on(base: Path, adapter: Path) -> None:
+    with pytest.raises(GateError, match="nats a token away from base and adapter"):
+        merging.prove(base, adapter, base, EXAMPLES, 200)
+
+
+def test_what_cannot_be_folded_in_is_said(base: Path, adapter: Path, four_bit: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="is quantised; train on and merge into the unquantised base"):
+        merging.merge(four_bit, adapter, tmp_path)
+    other = tmp_path / "dora"
+    shutil.copytree(adapter, other)
+    config = json.loads((adapter / "adapter_config.json").read_text()) | {"use_dora": True}
+    (other / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match="use_dora = True is more than plain LoRA"):
+        merging.merge(base, other, tmp_path)
+
+
+@pytest.mark.parametrize("method", ["gptq", "rtn"])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_an_export_says_what_it_is_and_is_near_its_weights(
+    merged: Path, rows: list[list[int]], tmp_path: Path, method: str, bits: int
+) -> None:
+    settings = Quantise.model_validate({"method": method, "bits": bits})
+    quantise.quantise(settings, merged, rows, tmp_path)
+    quantise.inspect(tmp_path, settings)
+    assert quantise.claims(tmp_path) == [(bits, 32)]  # the largest that divides 32 and 64
+    distance = apart(merged, tmp_path)
+    assert 0 < distance.kl < (0.5 if bits == 4 else 0.002)
+
+
+def test_a_group_size_that_does_not_divide_is_refused(merged: Path, rows: list[list[int]], tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"group_size 48 does not divide the 32 inputs of model\.layers\.0"):
+        quantise.quantise(Quantise(group_size=48), merged, rows, tmp_path)
+
+
+def edit_tensors(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    from safetensors.torch import load_file, save_file
+
+    (path,) = folder.glob("*.safetensors")
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+def edit_config(folder: Path, old: str, new: str) -> None:
+    text = (folder / "config.json").read_text()
+    assert old in text
+    (folder / "config.json").write_text(text.replace(old, new))
+
+
+def not_a_number(tensors: dict[str, Any]) -> None:
+    tensors["model.layers.0.mlp.up_proj.weight_scale"][0] = float("nan")
+
+
+SABOTAGE: dict[str, tuple[Callable[[Path], None], str]] = {
+    "another group size": (lambda f: edit_config(f, '"group_size": 32', '"group_size": 64'), "groups of 64"),
+    "other bits": (lambda f: edit_config(f, '"num_bits": 4', '"num_bits": 8'), "8 bits"),
+    "no word of it": (lambda f: edit_config(f, "quantization_config", "other"), "says nothing of a quantisation"),
+    "scales that are not numbers": (lambda f: edit_tensors(f, not_a_number), "not numbers"),
+}
+
+
+@pytest.mark.parametrize("name", SABOTAGE)
+def test_an_export_that_contradicts_itself_is_refused(name: str, four_bit: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "broken"
+    shutil.copytree(four_bit, folder)
+    change, said = SABOTAGE[name]
+    change(folder)
+    with pytest.raises(GateError, match=said):
+        quantise.inspect(folder, Quantise())
+
+
+def test_shuffled_scales_are_far_from_the_weights(merged: Path, four_bit: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "broken"
+    shutil.copytree(four_bit, folder)
+    edit_tensors(folder, lambda tensors: tensors.update({
+        "model.layers.1.mlp.down_proj.weight_scale": 8 * tensors["model.layers.1.mlp.down_proj.weight_scale"].flip(0)
+    }))  # fmt: skip
+    quantise.inspect(folder, Quantise())  # it looks like any other
+    assert apart(merged, folder).kl > 3 * apart(merged, four_bit).kl
+
+
+def test_the_worst_layers_get_more_bits(merged: Path, four_bit: Path, rows: list[list[int]], tmp_path: Path) -> None:
+    folder = tmp_path / "broken"
+    shutil.copytree(four_bit, folder)
+    edit_tensors(folder, lambda tensors: tensors.update({
+        "model.layers.1.self_attn.k_proj.weight_scale": 2 * tensors["model.layers.1.self_attn.k_proj.weight_scale"]
+    }))  # fmt: skip
+    worst = repair.worst_layers(merged, folder, rows)
+    assert worst == [f"model.layers.1.self_attn.{name}_proj" for name in "kqv"]  # servers compute the three as one
+    mixed = tmp_path / "mixed"
+    mixed.mkdir()
+    quantise.quantise(Quantise(), merged, rows, mixed, worst)
+    quantise.inspect(mixed, Quantise())
+    assert sorted(quantise.claims(mixed)) == [(4, 32), (8, 32)]
+    assert apart(merged, mixed).kl < apart(merged, four_bit).kl
+
+
+def test_recovery_tuning_brings_a_model_nearer_and_leaves_packed_weights_alone(
+    merged: Path, four_bit: Path, tmp_path: Path
+) -> None:
+    from safetensors.torch import load_file
+
+    folder = tmp_path / "tuned"
+    shutil.copytree(four_bit, folder)
+    chains = tokenise(models.load_tokenizer(merged), EXAMPLES, 200)
+    repair.recover(merged, folder, chains)
+    before, after = load_file(four_bit / "model.safetensors"), load_file(folder / "model.safetensors")
+    changed = {name for name, tensor in after.items() if not torch.equal(tensor, before[name])}
+    assert changed
+    assert all(name.endswith("norm.weight") for name in changed)
+    assert apart(merged, folder).kl < apart(merged, four_bit).kl
+
+
+ROWS: dict[str, dict[str, Any]] = {
+    "text": {"text": "All of it. 全部。"},
+    "messages": {"messages": [{"role": "user", "content": "Hi?"}, {"role": "assistant", "content": "Ho."}]},
+    "sharegpt": {"conversations": [{"from": "human", "value": "Hi?"}, {"from": "gpt", "value": "Ho."}]},
+    "alpaca": {"instruction": "Add.", "input": "1 and 2", "output": "3"},
+    "pairs": {"prompt": "Hi?", "completion": "Ho."},
+}
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_general_text_comes_in_all_common_forms(name: str, base: Path, tmp_path: Path) -> None:
+    source = tmp_path / "general.jsonl"
+    source.write_text("".join(json.dumps(ROWS[name] | {"n": n}) + "\n" for n in range(9)))
+    tokenizer = models.load_tokenizer(base)
+    wanted = General(source=str(source), samples=4, max_length=16)
+    found = calibration.general(tokenizer, wanted, random.Random(1))
+    assert len(found) == 4
+    assert all(0 < len(ids) <= 16 for ids in found)
+    whole = calibration.general(tokenizer, General(source=str(source), samples=1, max_length=500), random.Random(1))
+    assert ("<|im_start|>user" in str(tokenizer.decode(whole[0]))) == (name != "text")
+
+
+def test_general_text_that_cannot_be_had_is_said(base: Path, tmp_path: Path) -> None:
+    tokenizer, draw = models.load_tokenizer(base), random.Random(1)
+    source = tmp_path / "general.jsonl"
+    source.write_text('{"text": "a"}\n{"other": 1}\n')
+    with pytest.raises(InputError, match=r"has 2 rows, but \[\[quantise\.general\]\] samples = 3"):
+        calibration.general(tokenizer, General(source=str(source), samples=3), draw)
+    with pytest.raises(InputError, match=r"general\.jsonl:2: holds no text that is understood"):
+        calibration.general(tokenizer, General(source=str(source), samples=2), draw)
+    with pytest.raises(InputError, match="no such file"):
+        calibration.general(tokenizer, General(source=str(tmp_path / "none.jsonl"), samples=1), draw)
+
+
+TOML = """
+name = "tiny"
+language = "en"
+
+[questions]
+train = "train.jsonl"
+validation = 0.3
+
+[[rung]]
+name = "worked"
+kind = "worked"
+
+[train]
+base = "{base}"
+lora_rank = 4
+lora_alpha = 8
+epochs = 1
+learning_rate = 1e-2
+
+[[member]]
+name = "all"
+
+[quantise]
+samples = 4
+max_loss = 1.0
+max_kl = {max_kl}
+repairs = {repairs}
+
+[predict]
+max_tokens = 4
+"""
+
+
+@pytest.fixture(scope="module")
+def project(merged: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run up to its merged weights."""
+    folder = tmp_path_factory.mktemp("project")
+    (folder / "train.jsonl").write_text("".join(map(to_line, generate(2024, 4, "en", "train"))), encoding="utf-8")
+    (folder / "run.toml").write_text(TOML.format(base=merged, max_kl=1.0, repairs="[]"))
+    for stage in ("questions", "samples", "trainset", "adapter", "merged", "quantised"):
+        done = stepladder(folder, stage, "run.toml")
+        assert done.returncode == 0, done.stderr
+    return folder
+
+
+def verdict(folder: Path) -> dict[str, Any]:
+    read: dict[str, Any] = json.loads((folder / "runs/tiny/quantised/all/verdict.json").read_text())
+    return read
+
+
+def test_the_verdict_and_the_card_say_what_was_measured(project: Path) -> None:
+    found = verdict(project)
+    (attempt,) = found["attempts"]
+    assert attempt["repair"] is None
+    assert attempt["why"] == [] == found["why"]
+    assert attempt["kl"] == found["distance"]["kl"] > 0
+    assert json.loads((project / "runs/tiny/merged/all/merge.json").read_text())["kl"] < 1e-6
+    card = (project / "runs/tiny/quantised/all/README.md").read_text()
+    assert card.startswith("---\nlanguage: [en]\nlibrary_name: transformers\n")
+    assert f"{found['distance']['kl']:.4f} nats" in card
+    texts = [p.read_text() for p in (project / "runs/tiny/quantised/all").iterdir() if p.suffix != ".safetensors"]
+    assert not any(str(project) in text for text in texts)  # nothing of this machine goes out with it
+
+
+def test_what_fails_the_gate_is_repaired_step_by_step(project: Path, merged: Path) -> None:
+    kl = verdict(project)["distance"]["kl"]
+    (project / "run.toml").write_text(TOML.format(base=merged, max_kl=kl / 20, repairs='["calibration", "8bit"]'))
+    done = stepladder(project, "quantised", "run.toml")
+    assert done.returncode == 0, done.stderr
+    found = verdict(project)
+    assert [(row["repair"], row["bits"], bool(row["why"])) for row in found["attempts"]] == [
+        (None, 4, True), ("calibration", 4, True), ("8bit", 8, False),
+    ]  # fmt: skip
+    assert found["form"]["bits"] == 8
+    assert "repaired by '8bit'" in (project / "runs/tiny/quantised/all/README.md").read_text()
+
+
+def test_what_no_repair_saves_fails_the_run_and_leaves_what_was_there(project: Path, merged: Path) -> None:
+    before = verdict(project)
+    (project / "run.toml").write_text(TOML.format(base=merged, max_kl=1e-12, repairs='["recovery"]'))
+    done = stepladder(project, "quantised", "run.toml")
+    assert done.returncode == 1
+    assert "more than max_kl = 1e-12" in done.stderr
+    assert "repairs tried: recovery" in done.stderr
+    assert verdict(project) == before
