@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
+import os
+import random
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
-from stepladder.training.data import last_whole
+import pytest
+
+from stepladder.config import Train
+from stepladder.errors import MissingExtra
+from stepladder.records import Example, Message
+from stepladder.training import trl
+from stepladder.training.data import Data, last_whole
 
 CHILD = """
 import os, signal, sys
@@ -62,6 +72,16 @@ def test_a_killed_training_ends_with_the_same_adapter(base: Path, tmp_path: Path
     assert files(killed) == files(whole)
 
 
+@pytest.mark.skipif("KILLS" not in os.environ, reason="takes a minute; set KILLS=5 for it")
+def test_a_training_killed_again_and_again_ends_with_the_same_adapter(base: Path, tmp_path: Path) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert train(base, whole) == 0
+    for step in sorted(random.Random(2024).sample(range(1, 16), int(os.environ["KILLS"]))):
+        assert train(base, killed, dies=step) == -signal.SIGKILL
+    assert train(base, killed) == 0
+    assert files(killed) == files(whole)
+
+
 def test_a_checkpoint_that_was_being_written_is_passed_over(tmp_path: Path) -> None:
     assert last_whole(tmp_path) is None
     for name, state in (("checkpoint-5", "{}"), ("checkpoint-10", "{}"), ("checkpoint-15", '{"half')):
@@ -70,3 +90,44 @@ def test_a_checkpoint_that_was_being_written_is_passed_over(tmp_path: Path) -> N
     (tmp_path / "checkpoint-20").mkdir()
     assert last_whole(tmp_path) == tmp_path / "checkpoint-10"
     assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-5", "checkpoint-10"}
+
+
+def test_the_best_epoch_by_validation_accuracy_is_kept(base: Path, tmp_path: Path) -> None:
+    """The exam here praises the first epoch and then always finds fault."""
+    from safetensors.torch import load_file
+
+    scores = iter([0.75, 0.5, 0.25, 0.125])
+    seen: list[dict[str, Any]] = []
+
+    def exam(tokenizer: object, student: Any) -> float:
+        assert not student.training
+        weights = {name: weight.clone() for name, weight in student.named_parameters() if "lora_B" in name}
+        seen.append(weights)
+        return next(scores)
+
+    folder, scratch = tmp_path / "adapter", tmp_path / "scratch"
+    folder.mkdir()
+    scratch.mkdir()
+    settings = Train(
+        lora_rank=4, lora_alpha=8, epochs=4, learning_rate=1e-2, batch_size=2, metric="accuracy", patience=2
+    )
+    said = (Message(role="user", content="Who?"), Message(role="assistant", content="Bob.\nAnswer: A"))
+    examples = [Example(messages=said, question_id=f"q{n}", teacher="t") for n in range(9)]
+    trl.train(settings, 5, base, Data(examples, [], exam), folder, scratch, lambda *_: None)
+    rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    assert [row["validation_accuracy"] for row in rows if "validation_accuracy" in row] == [0.75, 0.5, 0.25]
+    kept = load_file(folder / "adapter_model.safetensors")
+    best = {f"base_model.model.{name.replace('.default', '')}": weight for name, weight in seen[0].items()}
+    for name, weight in best.items():
+        assert (kept[name] == weight).all(), name
+    assert any((kept[f"base_model.model.{name.replace('.default', '')}"] != w).any() for name, w in seen[1].items())
+
+
+def test_curves_for_tensorboard_need_it(base: Path, tmp_path: Path) -> None:
+    settings = Train(tensorboard=tmp_path / "curves")
+    if importlib.util.find_spec("tensorboard") is None:
+        with pytest.raises(MissingExtra, match="tensorboard is not installed: pip install tensorboard"):
+            trl.board(settings, tmp_path / ".all.scratch")
+    else:
+        trl.board(settings, tmp_path / ".all.scratch").add_scalar("loss", 1.0, 1)
+        assert list((tmp_path / "curves" / "all").iterdir())

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from stepladder import template
-from stepladder.config import Swift, Train
+from stepladder import models, template
+from stepladder.config import Quantise, Swift, Train
 from stepladder.errors import TemplateError, UserError
 from stepladder.records import Example, Message
-from stepladder.training import merging, swift
+from stepladder.training import gptqmodel, merging, quantise, swift
 from stepladder.training.data import Data
+from stepladder.training.packing import tokenise
 
 pytestmark = pytest.mark.swift
 ENVIRONMENT = Path(__file__).parents[1] / ".venv-swift"
@@ -113,3 +114,27 @@ def test_a_missing_environment_is_said(base: Path, tmp_path: Path) -> None:
     settings = Train(backend="swift", swift=Swift(environment=tmp_path / "none"))
     with pytest.raises(UserError, match="'make swift' makes it"):
         swift.check(settings, base, example(1))
+
+
+def test_gptqmodel_writes_the_classic_format_and_it_is_read_back_without_it(
+    trained: Path, base: Path, tmp_path: Path
+) -> None:
+    merged = tmp_path / "merged"
+    merged.mkdir()
+    merging.merge(base, trained / "adapter", merged)
+    rows = [row.ids for row in tokenise(models.load_tokenizer(merged), [example(n) for n in range(16)], 200)]
+    found = {}
+    for bits in (4, 8):
+        settings = Quantise.model_validate({"backend": "gptqmodel", "bits": bits, "group_size": 32})
+        folder = tmp_path / str(bits)
+        folder.mkdir()
+        gptqmodel.quantise(settings, ENVIRONMENT, merged, rows, folder)
+        quantise.inspect(folder, settings)
+        assert quantise.claims(folder) == [(bits, 32)]
+        assert (folder / template.FILE).exists()
+        assert str(tmp_path) not in "".join(path.read_text() for path in folder.glob("*.json"))
+        layers, packed = (quantise.linears(models.load(one)) for one in (merged, folder))
+        changes = [(packed[name].weight - layer.weight).detach() for name, layer in layers.items()]
+        sizes = [layer.weight.detach() for layer in layers.values()]
+        found[bits] = sum(float(c.square().sum()) for c in changes) / sum(float(s.square().sum()) for s in sizes)
+    assert 0 < found[8] < found[4] / 50 < 0.001

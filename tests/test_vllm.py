@@ -5,6 +5,7 @@ Left out unless asked for: ``make test-serve``.
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import socket
@@ -17,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from stepladder import models
+from stepladder import models, template
 from stepladder.ask.courier import ask
 from stepladder.ask.ledger import Ledger, Scope
 from stepladder.ask.request import Request, Response, prompt_bound
@@ -146,6 +147,19 @@ def test_the_student_is_the_student_and_its_template_is_the_runs(url: str, ledge
             (folder / file.name).symlink_to(file)
     with pytest.raises(AskError, match="chat template or tokenizer is another one: prompt token"):
         answers([request("Hello again")], model(url, path=str(folder)), ledger)
+
+
+def test_it_renders_the_contracts_conversations_and_the_demos_prompts_into_our_tokens(url: str) -> None:
+    tokenizer = models.load_tokenizer(models.locate(models.BUNDLED))
+    chats = [chat[:-1] for chat in template.SAMPLES] + [list(messages) for messages in varied(100)]
+    for chat in chats:
+        asked = {"model": "student", "messages": [message.model_dump() for message in chat]}
+        data = json.dumps(asked | {"add_generation_prompt": True}).encode()
+        headers = {"Content-Type": "application/json"}
+        sent = urllib.request.Request(f"http://{url.split('/')[2]}/tokenize", data, headers)
+        with urllib.request.urlopen(sent, timeout=30) as reply:  # noqa: S310
+            theirs = json.load(reply)["tokens"]
+        template.same(tokenizer, "prompt", template.prompt_tokens(tokenizer, chat), theirs, "vLLM")
 
 
 def test_no_prompt_has_more_tokens_than_its_bound(url: str, ledger: Ledger) -> None:

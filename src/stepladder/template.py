@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 FILE = "template.json"
 AROUND = 4
 """Tokens that an error shows on either side of the first one that differs."""
-_SAMPLES = (
+SAMPLES = (
     (
         Message(role="system", content="Closed world. 封闭世界。"),
         Message(role="user", content="1 + 1 = ?\nA. 1\nB. 2"),
@@ -69,7 +69,7 @@ def _render(
 
 def fingerprint(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     """The contract: a hash over the rendered tokens of fixed conversations, and the tokens themselves."""
-    rendered = [dict(zip(("prompt", "completion"), conversation_tokens(tokenizer, s), strict=True)) for s in _SAMPLES]
+    rendered = [dict(zip(("prompt", "completion"), conversation_tokens(tokenizer, s), strict=True)) for s in SAMPLES]
     return {"sha256": digest(rendered), "conversations": rendered}
 
 

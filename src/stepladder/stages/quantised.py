@@ -114,7 +114,7 @@ def _repaired(context: Context, part: str | None, name: Repair, form: Form, made
     if name == "recovery":
         return form._replace(recovery=True)
     if name == "mixed" and now.bits != 8 and now.backend != "gptqmodel":
-        worst = repair.worst_layers(context.input("merged", part), made, _calibration(context, part, form))
+        worst = repair.worst_layers(context.input("merged", part), made, calibration_rows(context, part, form))
         return form._replace(eight=tuple(worst))
     if name == "8bit":
         form, changes = form._replace(eight=()), {"bits": 8}
@@ -130,7 +130,7 @@ def _make(context: Context, part: str | None, form: Form, made: Path) -> None:
     context.progress.update("GPTQ", 0, 1)
     shutil.rmtree(made, ignore_errors=True)
     made.mkdir()
-    rows = _calibration(context, part, form)
+    rows = calibration_rows(context, part, form)
     if form.settings.backend == "gptqmodel":
         gptqmodel.quantise(form.settings, train.swift.environment, merged, rows, made)
     else:
@@ -153,7 +153,7 @@ def _rounding(context: Context, part: str | None, before: Reference, form: Form,
     return found
 
 
-def _calibration(context: Context, part: str | None, form: Form) -> list[list[int]]:
+def calibration_rows(context: Context, part: str | None, form: Form) -> list[list[int]]:
     """Token ids of whole texts, own chains first."""
     tokenizer = models.load_tokenizer(context.input("merged", part))
     rows = [row.ids for row in tokenise(tokenizer, _drawn(context, part, form), context.config.train.max_length)]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -41,19 +42,15 @@ def quantise(
         ModelError: ``group_size`` does not divide a layer's input width.
         TemplateError: ``merged`` has another template than it was trained with.
     """
-    models.require("loguru")
-    from loguru import logger
-
     # Remarks meant for these libraries' own developers, some at import, in the middle of our live view.
-    logger.remove()
-    with models.quiet():
-        models.require("compressed_tensors", "datasets", "llmcompressor")
+    os.environ.setdefault("LLM_COMPRESSOR_LOG_DISABLED", "true")
+    os.environ.setdefault("COMPRESSED_TENSORS_LOG_DISABLED", "true")
+    models.require("compressed_tensors", "datasets", "llmcompressor")
     import torch
     from datasets import Dataset
     from llmcompressor import oneshot
     from llmcompressor.modifiers.quantization import GPTQModifier, QuantizationModifier
 
-    logger.remove()
     for name in ("llmcompressor", "torch.fx._symbolic_trace"):
         logging.getLogger(name).setLevel(logging.ERROR)
     tokenizer = models.load_tokenizer(merged)

@@ -47,15 +47,15 @@ def train(settings: Train, seed: int, base: Path, data: Data, folder: Path, scra
     measured = data.exam is not None or bool(held_out)
     stops_early = settings.patience is not None and measured
     decisive = "eval_accuracy" if data.exam is not None else "eval_loss"
-    board = _board(settings, scratch)
+    curves = board(settings, scratch)
 
     class Live(TrainerCallback):  # type: ignore[misc, unused-ignore]
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
             if logs and "loss" in logs:
                 report(state.global_step, state.max_steps, float(logs["loss"]))
-            if board is not None and state.is_world_process_zero:
+            if curves is not None and state.is_world_process_zero:
                 for name, value in (logs or {}).items():
-                    board.add_scalar(name, value, state.global_step)
+                    curves.add_scalar(name, value, state.global_step)
 
     class Trainer(SFTTrainer):  # type: ignore[misc, unused-ignore]
         def _get_train_sampler(self, train_dataset: Any = None) -> Any:
@@ -189,7 +189,7 @@ def _score_completions(model: PreTrainedModel) -> None:
     model.forward = forward
 
 
-def _board(settings: Train, scratch: Path) -> Any:
+def board(settings: Train, scratch: Path) -> Any:
     """Where TensorBoard's curves of this member go, if anywhere."""
     if settings.tensorboard is None:
         return None
