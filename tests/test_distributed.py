@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from stepladder import models
 from stepladder.config import Train
 from stepladder.errors import MissingExtra, UserError
 from stepladder.records import Example, Message
@@ -120,6 +121,26 @@ def test_nothing_outlives_a_killed_run(base: Path, tmp_path: Path) -> None:
     while alive := {pid for pid in family if Path(f"/proc/{pid}").exists()}:
         assert time.monotonic() < until, alive
         time.sleep(0.1)
+
+
+def test_a_base_in_4_bits_teaches_nearly_the_same(tmp_path: Path) -> None:
+    """QLoRA: packed weights are near the whole ones, and so is what is learned beside them."""
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("bitsandbytes", reason="'pip install bitsandbytes' brings it")
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    tokenizer = models.load_tokenizer(models.locate(models.BUNDLED))
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4
+    )
+    LlamaForCausalLM(config).save_pretrained(tmp_path / "base")  # type: ignore[no-untyped-call]
+    tokenizer.save_pretrained(tmp_path / "base")
+    whole, packed = (trained(tmp_path / str(qlora), tmp_path / "base", qlora=qlora) for qlora in (False, True))
+    assert [row["loss"] for row in packed if "loss" in row] != [row["loss"] for row in whole if "loss" in row]
+    for row, other in zip(packed, whole, strict=True):
+        for name in ("loss", "validation_loss"):
+            assert row.get(name) == pytest.approx(other.get(name), abs=0.03), name
 
 
 def test_devices_share_out_a_step(base: Path) -> None:

@@ -278,7 +278,7 @@ class Train(Table):
     ZeRO-3 (``pip install deepspeed``), for a base that one card cannot hold."""
     qlora: bool = False
     """Whether the base is held in 4 bits (NF4, double quantisation) while its adapter is trained, for small cards
-    (``pip install bitsandbytes``). The adapter is merged into the unquantised base all the same."""
+    (``stepladder[extras]``). The adapter is merged into the unquantised base all the same."""
     save_steps: int = Field(default=50, ge=1)
     """Optimiser steps between two checkpoints, from which a killed training goes on."""
     metric: Literal["loss", "accuracy"] = "loss"
@@ -289,7 +289,7 @@ class Train(Table):
     """Epochs without a better one after which training stops; then the best epoch's adapter is kept. By default all
     epochs are trained and the last is kept."""
     tensorboard: Path | None = None
-    """Folder for TensorBoard's curves, one folder a member (``pip install tensorboard``)."""
+    """Folder for TensorBoard's curves, one folder a member (``stepladder[extras]``)."""
 
     @model_validator(mode="after")
     def _devices_share(self) -> Self:
