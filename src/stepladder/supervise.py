@@ -23,14 +23,17 @@ PR_SET_CHILD_SUBREAPER = 36
 
 
 @contextlib.contextmanager
-def supervised(command: Sequence[str], log: Path, environment: Mapping[str, str]) -> Iterator[subprocess.Popen[bytes]]:
-    """A running command that writes into ``log``; when the block is left it is over, with all it started."""
+def supervised(
+    command: Sequence[str], log: Path, environment: Mapping[str, str], folder: Path | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A running command that writes into ``log``; when the block is left it is over, with all it started. ``folder`` is
+    where it runs, by default where this process does."""
     words = [sys.executable, "-m", "stepladder.supervise", *command]
     with log.open("ab") as file:
         # Its own session: Ctrl+C is for the parent, which then leaves the block.
         child = subprocess.Popen(  # noqa: S603
             words, stdin=subprocess.PIPE, stdout=file, stderr=subprocess.STDOUT, env=dict(environment),
-            start_new_session=True,
+            start_new_session=True, cwd=folder,
         )  # fmt: skip
     try:
         yield child

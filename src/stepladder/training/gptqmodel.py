@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -46,11 +47,13 @@ def quantise(
     tokenizer = models.load_tokenizer(merged)
     template.check(tokenizer, merged)
     size = group_size(settings, linears(models.load(merged)))
-    rows, out, log = (folder / name for name in ("calibration.json", "gptq", "gptqmodel.log"))
+    work = folder.resolve() / "gptqmodel"  # it writes a folder of logs where it runs
+    work.mkdir()
+    rows, out, log = (work / name for name in ("calibration.json", "out", "log"))
     rows.write_text(json.dumps(calibration), encoding="utf-8")
-    words = [python(environment), "-c", _QUANTISE, merged, rows, out, settings.bits, size]
+    words = [python(environment).absolute(), "-c", _QUANTISE, merged.resolve(), rows, out, settings.bits, size]
     workers = {"GPTQMODEL_CPU_WORKERS": str(os.cpu_count() or 1)}
-    with supervised([str(word) for word in words], log, os.environ | OFFLINE | workers) as child:
+    with supervised([str(word) for word in words], log, os.environ | OFFLINE | workers, work) as child:
         child.wait()
     if child.returncode:
         said = log.read_text(encoding="utf-8", errors="replace").strip()[-TAIL:]
@@ -58,10 +61,6 @@ def quantise(
     for path in out.iterdir():
         if path.suffix in {".json", ".safetensors"} and not path.name.startswith(("tokenizer", "quant_log")):
             path.rename(folder / path.name)
-        else:
-            path.unlink()
-    out.rmdir()
-    rows.unlink()
-    log.unlink()
+    shutil.rmtree(work)
     tokenizer.save_pretrained(folder)
     template.write(tokenizer, folder)
