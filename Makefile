@@ -46,7 +46,7 @@ test-serve: setup serve-env
 
 # A minute more, after an installation of 2 GB: training with a real ms-swift.
 test-swift: setup swift
-	$(VENV)/bin/python -m pytest -m swift tests/test_swift.py
+	$(VENV)/bin/python -m pytest -m swift tests/test_swift.py tests/test_hubs.py
 
 check: setup
 	$(VENV)/bin/ruff check

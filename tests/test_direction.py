@@ -17,6 +17,7 @@ GROUND = {
     "progress",
     "stats",
     "models",
+    "hubs",
     "template",
     "prefixes",
     "supervise",

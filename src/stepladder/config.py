@@ -78,9 +78,9 @@ class Model(Table):
     """How it is asked: ``local`` is a transformers model in this process, ``openai`` any server that speaks the
     OpenAI protocol (a provider, or a vLLM of your own)."""
     path: str | None = None
-    """``local``: a folder with weights, or ``bundled`` (the default) for the SmolLM2-135M-Instruct that comes with
-    Stepladder. ``openai``: the folder of the weights your own servers serve, so that their answers are known by the
-    weights and not by the address."""
+    """``local``: a folder with weights, an id on a hub (see ``[train] base``), or ``bundled`` (the default) for the
+    SmolLM2-135M-Instruct that comes with Stepladder. ``openai``: the folder or id of the weights your own servers
+    serve, so that their answers are known by the weights and not by the address."""
     base_url: tuple[str, ...] = ()
     """``openai``: the address up to and with ``/v1``, or a list of servers of the same model, among which requests are
     balanced."""
@@ -244,7 +244,11 @@ class Train(Table):
     swift: Swift = Swift()
 
     base: str = "bundled"
-    """The student: a folder with weights, or ``bundled``."""
+    """The student: a folder with weights, ``bundled``, or an id: ``OWNER/NAME`` on the Hugging Face hub,
+    ``modelscope:OWNER/NAME`` on ModelScope (``pip install modelscope``), with ``@REVISION`` behind it if you like. It
+    is downloaded once (never with ``HF_HUB_OFFLINE=1``) and then found in the hub's cache. A pinned revision (the 40
+    digits of a commit) makes the run the same tomorrow; without one it is whatever the cache holds, or else today's
+    ``main`` (ModelScope: ``master``). A folder of the same name goes first."""
     lora_rank: int = Field(default=256, ge=1)
     """Rank r of the LoRA update."""
     lora_alpha: int = Field(default=512, ge=1)

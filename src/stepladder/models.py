@@ -1,4 +1,4 @@
-"""Where weights come from: a folder, or the bundled SmolLM2. Also which number format this machine computes best in.
+"""Where weights come from: a folder, a hub, or the bundled SmolLM2. Also which number format is best on this machine.
 
 Everything heavy is imported inside, so that asking where a model is costs nothing.
 """
@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
+from stepladder import hubs
 from stepladder.errors import MissingExtra, ModelError
 from stepladder.unpack import load_gptq
 from stepladder.workspace import digest, file_digest, write_atomic
@@ -39,13 +40,17 @@ def cache_folder() -> Path:
 
 
 def locate(name: str) -> Path:
-    """Folder of a model's weights, making the bundled one on first use.
+    """Folder of a model's weights, making the bundled one and downloading one with an id (see ``hubs``) on first use.
+
+    A folder that exists goes before a model of the same id.
 
     Raises:
-        ModelError: the folder is not there or holds no safetensors weights.
-        MissingExtra: the bundled model's package is not installed.
+        ModelError: the folder is not there or holds no safetensors weights, or the model cannot be downloaded.
+        MissingExtra: the bundled model's package, or the hub's library, is not installed.
     """
     folder = _bundled() if name == BUNDLED else Path(name).expanduser()
+    if not folder.is_dir():
+        folder = hubs.find(name) or folder
     if not (folder / "config.json").is_file():
         raise ModelError(f"model {name!r}: no config.json in {folder}; give a Hugging Face model folder or 'bundled'")
     if not any(folder.glob("*.safetensors")):

@@ -1,0 +1,298 @@
+"""Models by their id: the real client libraries, in processes of their own, against a small hub on this machine."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+
+pytest.importorskip("huggingface_hub")
+
+ENVIRONMENT = Path(__file__).parents[1] / ".venv-swift"
+OLD, NEW = "0" * 39 + "1", "0" * 39 + "2"
+WEIGHTS = {
+    "config.json": "{}",
+    "tokenizer.json": "{}",
+    "tokenizer.model": "words",
+    "chat_template.jinja": "{{ messages }}",
+    "model.safetensors": "numbers",
+    "README.md": "# A student",
+    "LICENSE.txt": "Apache-2.0",
+}
+OTHERS = {
+    "pytorch_model.bin": "a pickle",
+    "model.pt": "a pickle",
+    "modeling_student.py": "raise SystemExit",
+    "tokenizer.py": "raise SystemExit",
+    "onnx/model.safetensors": "numbers",
+    "onnx/config.json": "{}",
+}
+REPOS = {
+    ("school/student", OLD): WEIGHTS | OTHERS | {"config.json": '{"old": true}'},
+    ("school/student", NEW): WEIGHTS | OTHERS,
+    ("school/gated", NEW): WEIGHTS,
+    ("school/pickled", NEW): {"config.json": "{}", "pytorch_model.bin": "a pickle"},
+}
+
+
+class Handler(BaseHTTPRequestHandler):
+    """What ``snapshot_download`` asks of a hub: what a revision is, its files, and the bytes of each."""
+
+    server: Server
+
+    def do_GET(self) -> None:
+        self._answer()
+
+    def do_HEAD(self) -> None:
+        self._answer()
+
+    def _answer(self) -> None:
+        parts = self.path.partition("?")[0].strip("/").split("/")
+        self.server.asked.append(f"{self.command} /{'/'.join(parts)}")
+        if parts[:3] == ["api", "v1", "models"]:
+            return self._answer_as_modelscope("/".join(parts[3:5]))
+        is_api = parts[:2] == ["api", "models"]
+        owner, name, kind, revision, *rest = [*parts[2 if is_api else 0 :], *[""] * 4]
+        commit = NEW if revision == "main" else revision
+        repo, file = f"{owner}/{name}", "/".join(part for part in rest if part)
+        if all(repo != known for known, _ in REPOS):
+            return self._send(404, {"X-Error-Code": "RepoNotFound"}, b"{}")
+        if (repo, commit) not in REPOS:
+            return self._send(404, {"X-Error-Code": "RevisionNotFound"}, b"{}")
+        files = REPOS[repo, commit]
+        if is_api:
+            tree = [entry(path, text) for path, text in files.items()]
+            about = {"id": repo, "sha": commit} if kind == "revision" else tree
+            return self._send(200, {}, json.dumps(about).encode())
+        if repo == "school/gated":
+            return self._send(403, {"X-Error-Code": "GatedRepo"}, b"{}")
+        headers = {"ETag": f'"{entry(file, files[file])["oid"]}"', "X-Repo-Commit": commit}
+        return self._send(200, headers, files[file].encode())
+
+    def _answer_as_modelscope(self, repo: str) -> None:
+        query = parse_qs(urlsplit(self.path).query)
+        files = REPOS.get((repo, query["Revision"][0]))
+        if files is None:
+            return self._send(404, {}, b"{}")
+        if "FilePath" in query:
+            return self._send(200, {}, files[query["FilePath"][0]].encode())
+        listed = [{"Path": path, "Type": "blob", "Size": len(text)} for path, text in files.items()]
+        return self._send(200, {}, json.dumps({"Code": 200, "Success": True, "Data": {"Files": listed}}).encode())
+
+    def _send(self, status: int, headers: Mapping[str, str], body: bytes) -> None:
+        self.send_response(status)
+        for name, value in {**headers, "Content-Length": str(len(body)), "Content-Type": "application/json"}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+class Server(ThreadingHTTPServer):
+    """A Hugging Face hub with three repositories, which remembers what it was asked."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.asked: list[str] = []
+
+
+def entry(path: str, text: str) -> dict[str, object]:
+    return {"type": "file", "path": path, "size": len(text), "oid": hashlib.sha1(text.encode()).hexdigest()}  # noqa: S324
+
+
+@pytest.fixture
+def hub() -> Iterator[Server]:
+    with Server() as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+class Desk(NamedTuple):
+    """A folder to work in, a cache, and a hub to ask."""
+
+    folder: Path
+    endpoint: str
+
+    def run(
+        self, code: str, settings: Mapping[str, str], python: str = sys.executable
+    ) -> subprocess.CompletedProcess[str]:
+        """Python code with no more set than a user would have."""
+        ours = ("HF_", "TRANSFORMERS_", "MODELSCOPE_", "TQDM_")
+        environment = {key: value for key, value in os.environ.items() if not key.startswith(ours)}
+        environment |= {
+            "HF_ENDPOINT": self.endpoint,
+            "HF_HOME": str(self.folder / "home"),
+            "HF_HUB_CACHE": str(self.folder / "cache"),
+            "NO_PROXY": "127.0.0.1",
+            "PYTHONPATH": str(Path(__file__).parents[1] / "src"),
+        }
+        return subprocess.run(
+            [python, "-c", code],
+            cwd=self.folder, env=environment | dict(settings), capture_output=True, text=True, check=False, timeout=60,
+        )  # fmt: skip
+
+    def locate(self, name: str, before: str = "", **settings: str) -> tuple[str, str]:
+        """Where a model is, or else the one line that says why it is not there; and what was shown meanwhile."""
+        done = self.run(
+            f"{before}\nfrom stepladder import errors, models\n"
+            f"try:\n    print(models.locate({name!r}))\n"
+            "except errors.UserError as error:\n    print(type(error).__name__, error)\n",
+            settings,
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("\n") == 1
+        return done.stdout.strip(), done.stderr
+
+
+@pytest.fixture
+def desk(hub: Server, tmp_path: Path) -> Desk:
+    return Desk(tmp_path, f"http://127.0.0.1:{hub.server_port}")
+
+
+def test_a_model_is_downloaded_once_and_then_found_offline(desk: Desk, hub: Server) -> None:
+    # 'require' takes this process off the net and switches progress bars off: of the download neither is true.
+    place, shown = desk.locate("school/student", "from stepladder import models\nmodels.require()")
+    assert Path(place) == desk.folder / "cache" / "models--school--student" / "snapshots" / NEW
+    assert {path.name: path.read_text() for path in Path(place).iterdir()} == WEIGHTS
+    assert "downloading school/student from Hugging Face" in shown
+    assert not [asked for asked in hub.asked if asked.endswith((".bin", ".pt", ".py")) or "/onnx/" in asked]
+    hub.asked.clear()
+    for settings in ({}, {"HF_HUB_OFFLINE": "1"}):
+        assert desk.locate("school/student", **settings) == (place, "")
+    assert hub.asked == []
+
+
+def test_a_pinned_revision_is_that_revision(desk: Desk, hub: Server) -> None:
+    place, _ = desk.locate(f"school/student@{OLD}")
+    assert Path(place).name == OLD
+    assert (Path(place) / "config.json").read_text() == '{"old": true}'
+    assert desk.locate(f"school/student@{OLD}", HF_HUB_OFFLINE="1") == (place, "")
+    assert "not downloaded (HF_HUB_OFFLINE=1)" in desk.locate(f"school/student@{NEW}", HF_HUB_OFFLINE="1")[0]
+
+
+def test_what_is_missing_of_a_download_that_was_killed_is_fetched(desk: Desk, hub: Server) -> None:
+    place = Path(desk.locate("school/student")[0])
+    for name in ("tokenizer.model", "model.safetensors"):
+        (place / name).resolve().unlink()
+        (place / name).unlink()
+    hub.asked.clear()
+    assert "(or not whole)" in desk.locate("school/student", HF_HUB_OFFLINE="1")[0]
+    assert desk.locate("school/student")[0] == str(place)
+    fetched = {asked.rpartition("/")[2] for asked in hub.asked if asked.startswith("GET /school")}
+    assert fetched == {"tokenizer.model", "model.safetensors"}
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "reason", "command"),
+    [
+        ("school/nobody", {}, "404 Client Error.", "hf download school/nobody"),
+        ("school/student@v9", {}, "Revision Not Found", "hf download school/student --revision v9"),
+        ("school/gated", {}, "Cannot access gated repo", "hf download school/gated"),
+        ("school/student", {"HF_HUB_OFFLINE": "1"}, "(HF_HUB_OFFLINE=1)", "hf download school/student"),
+        ("school/student", {"HF_ENDPOINT": "http://127.0.0.1:9"}, "Connection refused", "hf download school/student"),
+    ],
+    ids=["unknown", "unknown revision", "gated", "offline", "no network"],
+)
+def test_one_line_says_why_a_model_is_not_there(
+    name: str, settings: dict[str, str], reason: str, command: str, desk: Desk, hub: Server
+) -> None:
+    said, shown = desk.locate(name, **settings)
+    assert said.startswith(f"ModelError model '{name}': ")
+    assert reason in said
+    assert said.endswith(f"run '{command}' on a machine with internet, or give a folder")
+    assert "Traceback" not in shown
+    assert not [asked for asked in hub.asked if settings]
+
+
+def test_a_model_in_another_format_is_told_by_its_files(desk: Desk) -> None:
+    said, _ = desk.locate("school/pickled")
+    assert said.startswith("ModelError model 'school/pickled': no *.safetensors in ")
+
+
+def test_without_its_library_modelscope_cannot_be_asked(desk: Desk) -> None:
+    without = "import sys\nsys.modules['modelscope'] = None"
+    said, _ = desk.locate("modelscope:school/student", without)
+    assert said == "MissingExtra modelscope is not installed: pip install modelscope (or run 'make setup')"
+
+
+@pytest.mark.parametrize("name", ["school/student", "modelscope:school/student", f"school/student@{OLD}"])
+def test_a_folder_of_that_name_goes_first(name: str, desk: Desk, hub: Server) -> None:
+    folder = desk.folder / name
+    folder.mkdir(parents=True)
+    assert desk.locate(name)[0].startswith(f"ModelError model '{name}': no config.json in {name}; ")
+    for file, text in WEIGHTS.items():
+        (folder / file).write_text(text)
+    assert desk.locate(name) == (name, "")
+    assert hub.asked == []
+
+
+def test_what_is_no_id_is_a_folder_that_is_not_there(desk: Desk, hub: Server) -> None:
+    names = [
+        "student",
+        "./school/student",
+        "a/b/c",
+        "../student",
+        "school/..",
+        "~/student",
+        "modelscope:student",
+        "a/b@",
+    ]
+    code = f"""
+from stepladder import errors, models
+for name in {names}:
+    try:
+        models.locate(name)
+    except errors.ModelError as error:
+        print(error)
+"""
+    said = desk.run(code, {}).stdout.splitlines()
+    assert len(said) == len(names)
+    assert all("; give a Hugging Face model folder or 'bundled'" in line for line in said)
+    assert hub.asked == []
+
+
+@pytest.mark.swift
+def test_modelscope_is_asked_through_its_own_library(desk: Desk, hub: Server) -> None:
+    def find(name: str, offline: str) -> str:
+        code = f"""
+from stepladder import errors, hubs
+try:
+    print(hubs.find({name!r}))
+except errors.ModelError as error:
+    print(error)
+"""
+        settings = {"MODELSCOPE_CACHE": str(desk.folder / "cache"), "MODELSCOPE_HOME": str(desk.folder / "home")}
+        settings |= {"MODELSCOPE_ENDPOINT": desk.endpoint, "HF_HUB_OFFLINE": offline}
+        return desk.run(code, settings, str(ENVIRONMENT / "bin" / "python")).stdout.strip()
+
+    command = "run 'modelscope download --model school/nobody --revision v1' on a machine with internet"
+    for offline, reason in (("0", "[404] HTTP 404"), ("1", "(HF_HUB_OFFLINE=1)")):
+        said = find("modelscope:school/nobody@v1", offline)
+        assert reason in said
+        assert command in said
+    place = find(f"modelscope:school/student@{OLD}", "0")
+    assert Path(place) == desk.folder / "cache" / "models" / "school--student" / "snapshots" / OLD
+    files = {path.name: path.read_text() for path in Path(place).iterdir() if path.is_file()}
+    assert {name: text for name, text in files.items() if not name.startswith(".")} == WEIGHTS | {
+        "config.json": '{"old": true}'
+    }
+    hub.asked.clear()
+    assert find(f"modelscope:school/student@{OLD}", "1") == place
+    assert "HF_HUB_OFFLINE=1" in find(f"modelscope:school/student@{NEW}", "1")
+    assert hub.asked == []
