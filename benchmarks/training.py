@@ -31,7 +31,8 @@ from stepladder.training import swift, trl
 from stepladder.training.data import Data
 from stepladder.training.packing import pack, tokenise
 
-LENGTH = 512
+LENGTH = 320
+"""Longest sequence, tokens; at this length ours packs two conversations into one on average, so 8 make a step too."""
 
 
 def examples(folder: Path, problems: int, seed: int) -> list[Example]:

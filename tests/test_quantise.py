@@ -112,7 +112,7 @@ def test_an_export_says_what_it_is_and_is_near_its_weights(
 ) -> None:
     settings = Quantise.model_validate({"method": method, "bits": bits})
     quantise.quantise(settings, merged, rows, tmp_path)
-    quantise.inspect(tmp_path, settings)
+    quantise.inspect(tmp_path, settings, merged)
     assert quantise.claims(tmp_path) == [(bits, 32)]  # the largest that divides 32 and 64
     distance = apart(merged, tmp_path)
     assert 0 < distance.kl < (0.5 if bits == 4 else 0.002)
@@ -151,23 +151,23 @@ SABOTAGE: dict[str, tuple[Callable[[Path], None], str]] = {
 
 
 @pytest.mark.parametrize("name", SABOTAGE)
-def test_an_export_that_contradicts_itself_is_refused(name: str, four_bit: Path, tmp_path: Path) -> None:
+def test_an_export_that_contradicts_itself_is_refused(name: str, merged: Path, four_bit: Path, tmp_path: Path) -> None:
     folder = tmp_path / "broken"
     shutil.copytree(four_bit, folder)
     change, said = SABOTAGE[name]
     change(folder)
     with pytest.raises(GateError, match=said):
-        quantise.inspect(folder, Quantise())
+        quantise.inspect(folder, Quantise(), merged)
 
 
-def test_shuffled_scales_are_far_from_the_weights(merged: Path, four_bit: Path, tmp_path: Path) -> None:
+def test_scales_in_another_order_do_not_fit(merged: Path, four_bit: Path, tmp_path: Path) -> None:
     folder = tmp_path / "broken"
     shutil.copytree(four_bit, folder)
-    edit_tensors(folder, lambda tensors: tensors.update({
-        "model.layers.1.mlp.down_proj.weight_scale": 8 * tensors["model.layers.1.mlp.down_proj.weight_scale"].flip(0)
-    }))  # fmt: skip
-    quantise.inspect(folder, Quantise())  # it looks like any other
-    assert apart(merged, folder).kl > 3 * apart(merged, four_bit).kl
+    quantise.inspect(folder, Quantise(), merged)
+    scales = "model.layers.1.mlp.down_proj.weight_scale"
+    edit_tensors(folder, lambda tensors: tensors.update({scales: tensors[scales].flip(0)}))
+    with pytest.raises(GateError, match=r"the scales of model\.layers\.1\.mlp\.down_proj do not fit its weights"):
+        quantise.inspect(folder, Quantise(), merged)
 
 
 def test_the_worst_layers_get_more_bits(merged: Path, four_bit: Path, rows: list[list[int]], tmp_path: Path) -> None:
@@ -181,7 +181,7 @@ def test_the_worst_layers_get_more_bits(merged: Path, four_bit: Path, rows: list
     mixed = tmp_path / "mixed"
     mixed.mkdir()
     quantise.quantise(Quantise(), merged, rows, mixed, worst)
-    quantise.inspect(mixed, Quantise())
+    quantise.inspect(mixed, Quantise(), merged)
     assert sorted(quantise.claims(mixed)) == [(4, 32), (8, 32)]
     assert apart(merged, mixed).kl < apart(merged, four_bit).kl
 

@@ -129,7 +129,7 @@ def test_gptqmodel_writes_the_classic_format_and_it_is_read_back_without_it(
         folder = tmp_path / str(bits)
         folder.mkdir()
         gptqmodel.quantise(settings, ENVIRONMENT, merged, rows, folder)
-        quantise.inspect(folder, settings)
+        quantise.inspect(folder, settings, merged)
         assert quantise.claims(folder) == [(bits, 32)]
         assert (folder / template.FILE).exists()
         assert str(tmp_path) not in "".join(path.read_text() for path in folder.glob("*.json"))

@@ -64,7 +64,7 @@ def build(context: Context, part: str | None, folder: Path) -> None:
     made = folder / "attempt"
     for name, form in _forms(context, part, made):
         _make(context, part, form, made)
-        quantise.inspect(made, form.settings)
+        quantise.inspect(made, form.settings, merged)
         measured = measure(context, str(part), before, made, _rounding(context, part, before, form, folder / "rounded"))
         size = quantise.claims(made)[0][1]
         said: dict[str, Any] = {
