@@ -134,6 +134,12 @@ def test_the_two_sequences_are_shown_around_the_first_difference(tokenizer: PreT
                                        "  now: 1 '<|im_start|>' | 9690 'system' | [end]")  # fmt: skip
 
 
+def test_a_contract_of_an_earlier_version_is_said(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+    (tmp_path / template.FILE).write_text('{"sha256": "0", "prompt": [], "completion": []}')
+    with pytest.raises(TemplateError, match="is of an earlier version of Stepladder; delete"):
+        template.check(tokenizer, tmp_path)
+
+
 def test_an_example_that_does_not_fit_is_left_out_whole(tokenizer: PreTrainedTokenizerBase) -> None:
     example = Example(messages=CHAT, question_id="q", teacher="worked")
     (row,) = tokenise(tokenizer, [example], max_length=400)

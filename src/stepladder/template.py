@@ -88,6 +88,8 @@ def check(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     actual = fingerprint(tokenizer)
     if actual["sha256"] == expected["sha256"]:
         return
+    if "conversations" not in expected:
+        raise TemplateError(f"{folder / FILE} is of an earlier version of Stepladder; delete {folder} and run again")
     for was, now in zip(expected["conversations"], actual["conversations"], strict=True):
         for part in ("prompt", "completion"):
             same(tokenizer, part, was[part], now[part], str(folder / FILE))
