@@ -86,7 +86,7 @@ def loss_of(adapter: Path, folder: Path) -> float:
 
     base = models.locate(models.BUNDLED)
     model = models.load(base)
-    trl._score_completions(model)
+    trl.score_completions(model)
     packs = pack(tokenise(models.load_tokenizer(base), examples(folder, 16, 2), LENGTH), LENGTH)
     return trl.validation_loss(PeftModel.from_pretrained(model, adapter), packs, 1)
 

@@ -6,20 +6,24 @@ import json
 import random
 import shutil
 from collections.abc import Callable
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
-from test_pipeline import stepladder
+from rich.console import Console
 
 from stepladder import models, template
 from stepladder.closedworld import generate, to_line
-from stepladder.config import General, Quantise
+from stepladder.config import General, Quantise, load
 from stepladder.errors import GateError, InputError, ModelError
+from stepladder.progress import Progress
 from stepladder.records import Example, Message
+from stepladder.stages import flow
 from stepladder.training import calibration, merging, quantise, repair
 from stepladder.training.distance import Distance, compare, next_tokens, rows_of
 from stepladder.training.packing import tokenise
+from stepladder.workspace import Workspace
 
 torch = pytest.importorskip("torch")
 
@@ -269,15 +273,21 @@ max_tokens = 4
 """
 
 
+def run(folder: Path) -> None:
+    """The stages up to the quantised weights, in this process."""
+    context = flow.Context(
+        load(folder / "run.toml"), Workspace(folder / "runs", "tiny"), Progress(Console(file=StringIO()))
+    )
+    flow.run(context, flow.NAMES[: flow.NAMES.index("quantised") + 1])
+
+
 @pytest.fixture(scope="module")
 def project(merged: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run up to its merged weights."""
+    """A run up to its quantised weights."""
     folder = tmp_path_factory.mktemp("project")
     (folder / "train.jsonl").write_text("".join(map(to_line, generate(2024, 4, "en", "train"))), encoding="utf-8")
     (folder / "run.toml").write_text(TOML.format(base=merged, max_kl=1.0, repairs="[]"))
-    for stage in ("questions", "samples", "trainset", "adapter", "merged", "quantised"):
-        done = stepladder(folder, stage, "run.toml")
-        assert done.returncode == 0, done.stderr
+    run(folder)
     return folder
 
 
@@ -303,8 +313,7 @@ def test_the_verdict_and_the_card_say_what_was_measured(project: Path) -> None:
 def test_what_fails_the_gate_is_repaired_step_by_step(project: Path, merged: Path) -> None:
     kl = verdict(project)["distance"]["kl"]
     (project / "run.toml").write_text(TOML.format(base=merged, max_kl=kl / 20, repairs='["calibration", "8bit"]'))
-    done = stepladder(project, "quantised", "run.toml")
-    assert done.returncode == 0, done.stderr
+    run(project)
     found = verdict(project)
     assert [(row["repair"], row["bits"], bool(row["why"])) for row in found["attempts"]] == [
         (None, 4, True), ("calibration", 4, True), ("8bit", 8, False),
@@ -316,8 +325,6 @@ def test_what_fails_the_gate_is_repaired_step_by_step(project: Path, merged: Pat
 def test_what_no_repair_saves_fails_the_run_and_leaves_what_was_there(project: Path, merged: Path) -> None:
     before = verdict(project)
     (project / "run.toml").write_text(TOML.format(base=merged, max_kl=1e-12, repairs='["recovery"]'))
-    done = stepladder(project, "quantised", "run.toml")
-    assert done.returncode == 1
-    assert "more than max_kl = 1e-12" in done.stderr
-    assert "repairs tried: recovery" in done.stderr
+    with pytest.raises(GateError, match=r"more than max_kl = 1e-12.* \(repairs tried: recovery\)"):
+        run(project)
     assert verdict(project) == before

@@ -8,6 +8,7 @@ why they are not, and shows its progress on standard error.
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import json
 import os
@@ -88,6 +89,7 @@ class Wanted(NamedTuple):
         return folder if _is_whole(folder) and (self.hub is HUGGING_FACE or is_pinned) else None
 
 
+@functools.cache  # every stage's fingerprint asks where the base is
 def find(name: str) -> Path | None:
     """Folder of the model with an id, ``[modelscope:]OWNER/NAME[@REVISION]``, downloaded on first use; None if ``name``
     is no id.

@@ -217,6 +217,17 @@ def load(folder: Path, dtype: torch.dtype | None = None, *, move: bool = True) -
     return model
 
 
+def skeleton(folder: Path) -> PreTrainedModel:
+    """The layers of a model without their weights, which takes no memory: for what only their shapes tell."""
+    require()
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with _loading("model", folder), torch.device("meta"):
+        config = AutoConfig.from_pretrained(folder)
+        return cast("PreTrainedModel", AutoModelForCausalLM.from_config(config))  # type: ignore[no-untyped-call]
+
+
 def load_in_4_bits(folder: Path) -> PreTrainedModel:
     """A base whose linear layers are held in 4 bits (NF4, their scales quantised as well) while an adapter is trained.
 

@@ -96,22 +96,19 @@ def check(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
 
 
 def check_folder(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Check a model folder before it is asked: its tokenizer against the fingerprint in it, where it has one, and that
-    generation stops at the token that closes a turn.
+    """Check a model folder before it is asked: its tokenizer against the fingerprint in it, and that generation stops
+    at the token that closes a turn. A folder without a fingerprint was not trained here, and passes.
 
     Raises:
         TemplateError: they differ.
     """
-    if (folder / FILE).exists():
-        check(tokenizer, folder)
+    if not (folder / FILE).exists():
+        return
+    check(tokenizer, folder)
     path = folder / "generation_config.json"
     stops = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id") if path.exists() else None
     closing = tokenizer.eos_token_id
-    if (
-        (folder / FILE).exists()
-        and stops is not None
-        and closing not in (stops if isinstance(stops, list) else [stops])
-    ):
+    if stops is not None and closing not in (stops if isinstance(stops, list) else [stops]):
         raise TemplateError(
             f"{path}: generation stops at token {stops}, but a turn is closed by {closing} "
             f"{tokenizer.eos_token!r}; answers would run on: write that number there"

@@ -8,9 +8,9 @@ from pathlib import Path
 from stepladder import models, records, template
 from stepladder.config import settings
 from stepladder.errors import UserError
-from stepladder.mcq.prompts import ask_messages, worked_solution
-from stepladder.records import Example, Message, Question
-from stepladder.stages.answers import examine
+from stepladder.mcq.prompts import worked_solution
+from stepladder.records import Example, Question
+from stepladder.stages.answers import conversation, examine
 from stepladder.stages.cascade import WORKED
 from stepladder.stages.flow import Context, digest_of, members
 from stepladder.stages.trainset import member
@@ -57,11 +57,6 @@ def build(context: Context, part: str | None, folder: Path) -> None:
 
 def _held_out(context: Context, questions: list[Question]) -> list[Example]:
     """What validation loss is measured on: the worked solutions of validation questions, which nobody trains on."""
-    found = []
-    for question in questions:
-        order = tuple(range(len(question.options)))
-        if (text := worked_solution(question, order)) is not None:
-            messages = ask_messages(question, order, context.config.prompts)
-            answer = Message(role="assistant", content=text)
-            found.append(Example(messages=(*messages, answer), question_id=question.id, teacher=WORKED))
-    return found
+    orders = ((question, tuple(range(len(question.options)))) for question in questions)
+    texts = ((question, worked_solution(question, order)) for question, order in orders)
+    return [conversation(context, question, text, WORKED) for question, text in texts if text is not None]

@@ -14,7 +14,7 @@ from stepladder.ask.request import Request
 from stepladder.mcq.answer import majority, strict
 from stepladder.mcq.prompts import ask_messages
 from stepladder.mcq.shuffle import Permutation, fixed, orders, shown, to_original
-from stepladder.records import Prediction, Question
+from stepladder.records import Example, Message, Prediction, Question
 from stepladder.stages.asking import ask_weights
 from stepladder.stages.flow import Context
 
@@ -63,6 +63,13 @@ def predict(context: Context, member: str, weights: Path, questions: list[Questi
             )
         )
     return predictions
+
+
+def conversation(context: Context, question: Question, text: str, teacher: str) -> Example:
+    """A question with its options in their own order, and what somebody says to it."""
+    messages = ask_messages(question, tuple(range(len(question.options))), context.config.prompts)
+    answer = Message(role="assistant", content=text)
+    return Example(messages=(*messages, answer), question_id=question.id, teacher=teacher)
 
 
 def correct(questions: list[Question], predictions: list[Prediction]) -> list[bool]:

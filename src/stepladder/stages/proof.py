@@ -8,9 +8,8 @@ from typing import Any, NamedTuple
 
 from stepladder import models
 from stepladder.config import Quantise
-from stepladder.mcq.prompts import ask_messages
-from stepladder.records import Example, Message, Prediction, Question
-from stepladder.stages.answers import correct, predict
+from stepladder.records import Example, Prediction, Question
+from stepladder.stages.answers import conversation, correct, predict
 from stepladder.stages.flow import Context
 from stepladder.stats import accuracy_interval, mcnemar
 from stepladder.training.distance import Distance, compare, next_tokens, rows_of
@@ -34,7 +33,8 @@ class Reference(NamedTuple):
 def reference(context: Context, member: str, merged: Path, questions: list[Question]) -> Reference:
     """Ask the merged model, once for all attempts."""
     answers = predict(context, member, merged, questions, "validation, merged")
-    own = [_conversation(context, question, answer) for question, answer in zip(questions, answers, strict=True)]
+    pairs = zip(questions, answers, strict=True)
+    own = [conversation(context, question, answer.texts[0], "merged") for question, answer in pairs]
     readable = [chat for chat, answer in zip(own, answers, strict=True) if answer.votes[0] is not None]
     chosen = readable or own
     rows = rows_of(models.load_tokenizer(merged), chosen, context.config.train.max_length)
@@ -115,12 +115,6 @@ def against(measured: dict[str, Any], settings: Quantise) -> list[str]:
         ),
     )
     return [said for broken, said in checks if broken]
-
-
-def _conversation(context: Context, question: Question, answer: Prediction) -> Example:
-    messages = ask_messages(question, tuple(range(len(question.options))), context.config.prompts)
-    said = Message(role="assistant", content=answer.texts[0])
-    return Example(messages=(*messages, said), question_id=question.id, teacher="merged")
 
 
 def _examples(

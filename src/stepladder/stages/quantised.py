@@ -22,7 +22,7 @@ from stepladder.stages.proof import Reference, distance, measure, reference
 from stepladder.stages.trainset import member
 from stepladder.training import calibration, gptqmodel, quantise, repair
 from stepladder.training.distance import Distance
-from stepladder.training.packing import tokenise
+from stepladder.training.packing import Row, tokenise
 from stepladder.workspace import Artifact, file_digest, write_atomic
 
 VERDICT = "verdict.json"
@@ -54,6 +54,11 @@ class Form(NamedTuple):
     """Layers with 8 bits whatever the others have."""
     recovery: bool = False
 
+    def rounded(self) -> Form:
+        """The same by plain rounding, which looks at no calibration."""
+        plain = {"method": "rtn", "samples": 1, "general": ()}
+        return Form(self.settings.model_copy(update=plain), self.eight)
+
 
 def build(context: Context, part: str | None, folder: Path) -> None:
     config = context.config
@@ -62,18 +67,26 @@ def build(context: Context, part: str | None, folder: Path) -> None:
     before = reference(context, str(part), merged, questions)
     attempts: list[dict[str, Any]] = []
     made = folder / "attempt"
+    last: Form | None = None
+    rounding: dict[Form, Distance | None] = {}
     for name, form in _forms(context, part, made):
-        _make(context, part, form, made)
+        if last is None or form != last._replace(recovery=True):  # a recovery goes on from what is there
+            _quantise(context, part, form, made)
+        if form.recovery:
+            _recover(context, part, form, made)
+        last = form
         quantise.inspect(made, form.settings, merged)
-        measured = measure(context, str(part), before, made, _rounding(context, part, before, form, folder / "rounded"))
-        size = quantise.claims(made)[0][1]
+        if (plain := form.rounded()) not in rounding:
+            worth = form.settings.method != "rtn" and before.next_tokens is not None
+            rounding[plain] = _rounding(context, part, before, plain, folder / "rounded") if worth else None
+        measured = measure(context, str(part), before, made, rounding[plain])
         said: dict[str, Any] = {
             "repair": name,
             "bits": form.settings.bits,
-            "group_size": size,
+            "group_size": quantise.claims(made)[0][1],
             "samples": form.settings.samples,
+            "layers_in_8_bits": list(form.eight),
         }
-        said["layers_in_8_bits"] = list(form.eight)
         attempts.append(said | _brief(measured))
         if not measured["why"]:
             break
@@ -88,8 +101,7 @@ def build(context: Context, part: str | None, folder: Path) -> None:
     for path in made.iterdir():
         path.rename(folder / path.name)
     made.rmdir()
-    gates = {"max_loss": config.quantise.max_loss, "max_unparsed": config.quantise.max_unparsed}
-    gates["max_kl"] = config.quantise.max_kl
+    gates = {name: getattr(config.quantise, name) for name in ("max_loss", "max_unparsed", "max_kl")}
     verdict = {"form": said} | measured | {"passed": True, "gates": gates, "attempts": attempts}
     write_atomic(folder / VERDICT, json.dumps(verdict, indent=1, ensure_ascii=False) + "\n")
     card = json.loads((context.input("trainset", part) / "card.json").read_text(encoding="utf-8"))
@@ -125,29 +137,27 @@ def _repaired(context: Context, part: str | None, name: Repair, form: Form, made
     return form._replace(settings=now.model_copy(update=changes))
 
 
-def _make(context: Context, part: str | None, form: Form, made: Path) -> None:
-    merged, train = context.input("merged", part), context.config.train
+def _quantise(context: Context, part: str | None, form: Form, made: Path) -> None:
+    merged = context.input("merged", part)
     context.progress.update("GPTQ", 0, 1)
     shutil.rmtree(made, ignore_errors=True)
     made.mkdir()
     rows = calibration_rows(context, part, form)
     if form.settings.backend == "gptqmodel":
-        gptqmodel.quantise(form.settings, train.swift.environment, merged, rows, made)
+        gptqmodel.quantise(form.settings, context.config.train.swift.environment, merged, rows, made)
     else:
         quantise.quantise(form.settings, merged, rows, made, form.eight)
-    if form.recovery:
-        context.progress.update("recovery tuning", 0, 1)
-        chains = tokenise(models.load_tokenizer(merged), _drawn(context, part, form), train.max_length)
-        repair.recover(merged, made, chains)
 
 
-def _rounding(context: Context, part: str | None, before: Reference, form: Form, folder: Path) -> Distance | None:
+def _recover(context: Context, part: str | None, form: Form, made: Path) -> None:
+    context.progress.update("recovery tuning", 0, 1)
+    repair.recover(context.input("merged", part), made, _own_rows(context, part, form))
+
+
+def _rounding(context: Context, part: str | None, before: Reference, plain: Form, folder: Path) -> Distance | None:
     """How far from the merged weights rounding to nearest would be: what calibration must not be worse than."""
-    if form.settings.method == "rtn" or before.next_tokens is None:
-        return None
     folder.mkdir()
-    plain = form.settings.model_copy(update={"method": "rtn"})
-    quantise.quantise(plain, context.input("merged", part), [], folder, form.eight)
+    quantise.quantise(plain.settings, context.input("merged", part), [], folder, plain.eight)
     found = distance(context, before, folder)
     shutil.rmtree(folder)
     return found
@@ -156,17 +166,19 @@ def _rounding(context: Context, part: str | None, before: Reference, form: Form,
 def calibration_rows(context: Context, part: str | None, form: Form) -> list[list[int]]:
     """Token ids of whole texts, own chains first."""
     tokenizer = models.load_tokenizer(context.input("merged", part))
-    rows = [row.ids for row in tokenise(tokenizer, _drawn(context, part, form), context.config.train.max_length)]
+    rows = [row.ids for row in _own_rows(context, part, form)]
     for at, general in enumerate(form.settings.general):
         rows += calibration.general(tokenizer, general, rng("general", context.config.seed, part, at))
     return rows
 
 
-def _drawn(context: Context, part: str | None, form: Form) -> list[Example]:
-    """The member's own conversations that calibrate."""
+def _own_rows(context: Context, part: str | None, form: Form) -> list[Row]:
+    """The member's own conversations that calibrate, as tokens."""
     examples = records.read(context.input("trainset", part) / "train.jsonl", Example)
     draw = rng("calibration", context.config.seed, part)
-    return draw.sample(examples, min(form.settings.samples, len(examples)))
+    drawn = draw.sample(examples, min(form.settings.samples, len(examples)))
+    tokenizer = models.load_tokenizer(context.input("merged", part))
+    return tokenise(tokenizer, drawn, context.config.train.max_length)
 
 
 def _brief(measured: dict[str, Any]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from stepladder.config import Train
 from stepladder.records import Example
 
 if TYPE_CHECKING:
@@ -28,6 +29,21 @@ class Data(NamedTuple):
     """For the validation loss; nothing: it is not measured."""
     exam: Callable[[PreTrainedTokenizerBase, PreTrainedModel], float] | None = None
     """Gives the validation accuracy of the student as it is now; None: it is not measured."""
+
+
+def checkpointing(settings: Train, *, cuda: bool) -> bool:
+    """Whether activations are computed again: as asked, by default on a card."""
+    return cuda if settings.gradient_checkpointing is None else settings.gradient_checkpointing
+
+
+def scheduler(settings: Train) -> str:
+    """transformers' name of the learning-rate schedule."""
+    return "constant_with_warmup" if settings.schedule == "constant" else settings.schedule
+
+
+def last_words(log: Path) -> str:
+    """The end of another program's log."""
+    return log.read_text(encoding="utf-8", errors="replace").strip()[-TAIL:]
 
 
 def last_whole(scratch: Path) -> Path | None:

@@ -15,7 +15,7 @@ from stepladder import models, template
 from stepladder.config import Quantise
 from stepladder.errors import UserError
 from stepladder.supervise import supervised
-from stepladder.training.data import TAIL
+from stepladder.training.data import last_words
 from stepladder.training.quantise import group_size, linears
 from stepladder.training.swift import OFFLINE, python, refuse_code
 
@@ -46,7 +46,7 @@ def quantise(
     refuse_code(merged)
     tokenizer = models.load_tokenizer(merged)
     template.check(tokenizer, merged)
-    size = group_size(settings, linears(models.load(merged)))
+    size = group_size(settings, linears(models.skeleton(merged)))
     work = folder.resolve() / "gptqmodel"  # it writes a folder of logs where it runs
     work.mkdir()
     rows, out, log = (work / name for name in ("calibration.json", "out", "log"))
@@ -56,8 +56,7 @@ def quantise(
     with supervised([str(word) for word in words], log, os.environ | OFFLINE | workers, work) as child:
         child.wait()
     if child.returncode:
-        said = log.read_text(encoding="utf-8", errors="replace").strip()[-TAIL:]
-        raise UserError(f"gptqmodel ended with {child.returncode}: ... {said}")
+        raise UserError(f"gptqmodel ended with {child.returncode}: ... {last_words(log)}")
     for path in out.iterdir():
         if path.suffix in {".json", ".safetensors"} and not path.name.startswith(("tokenizer", "quant_log")):
             path.rename(folder / path.name)

@@ -20,7 +20,7 @@ from stepladder.config import Swift, Train
 from stepladder.errors import UserError
 from stepladder.records import Example
 from stepladder.supervise import supervised
-from stepladder.training.data import TAIL, Data, Report, last_whole
+from stepladder.training.data import TAIL, Data, Report, checkpointing, last_whole, last_words, scheduler
 from stepladder.training.merging import refuse_quantised
 
 OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
@@ -69,7 +69,6 @@ def train(settings: Train, seed: int, base: Path, data: Data, folder: Path, scra
 
 def sft(settings: Train, seed: int, base: Path, rows: Path, out: Path, *, cuda: bool) -> list[str]:
     """The arguments of ``swift sft`` for a configuration."""
-    checkpointing = cuda if settings.gradient_checkpointing is None else settings.gradient_checkpointing
     flags: dict[str, Any] = {
         "model": base,
         **_kind(settings.swift),
@@ -81,13 +80,13 @@ def sft(settings: Train, seed: int, base: Path, rows: Path, out: Path, *, cuda: 
         "lora_alpha": settings.lora_alpha,
         "num_train_epochs": settings.epochs,
         "learning_rate": settings.learning_rate,
-        "lr_scheduler_type": "constant_with_warmup" if settings.schedule == "constant" else settings.schedule,
+        "lr_scheduler_type": scheduler(settings),
         "warmup_ratio": settings.warmup,
         "weight_decay": 0.0,
         "max_grad_norm": settings.clip,
         "per_device_train_batch_size": settings.batch_size,
         "gradient_accumulation_steps": settings.gradient_accumulation // settings.devices,
-        "gradient_checkpointing": checkpointing,
+        "gradient_checkpointing": checkpointing(settings, cuda=cuda),
         "max_length": settings.max_length,
         "save_steps": settings.save_steps,
         "save_total_limit": 2,
@@ -211,8 +210,7 @@ def _run(swift: Swift, command: list[str], log: Path, progress: Path, report: Re
                 told = len(rows)
                 report(rows[-1]["step"], rows[-1]["steps"], rows[-1]["loss"])
     if child.returncode:
-        said = log.read_text(encoding="utf-8", errors="replace").strip()[-TAIL:]
-        raise UserError(f"ms-swift ended with {child.returncode}; {log} says: ... {said}")
+        raise UserError(f"ms-swift ended with {child.returncode}; {log} says: ... {last_words(log)}")
 
 
 def _log(path: Path) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from stepladder import models, template
 from stepladder.config import Train
-from stepladder.training.data import Data, Report, last_whole
+from stepladder.training.data import Data, Report, checkpointing, last_whole, scheduler
 from stepladder.training.packing import IGNORED, Batched, Pack, blank, pack, tokenise
 
 if TYPE_CHECKING:
@@ -81,20 +81,20 @@ def train(settings: Train, seed: int, base: Path, data: Data, folder: Path, scra
             return metrics
 
     cuda = models.has_cuda()
-    checkpointing = cuda if settings.gradient_checkpointing is None else settings.gradient_checkpointing
+    again = checkpointing(settings, cuda=cuda)
     arguments = SFTConfig(
         output_dir=str(scratch),
         num_train_epochs=settings.epochs,
         learning_rate=settings.learning_rate,
-        lr_scheduler_type="constant_with_warmup" if settings.schedule == "constant" else settings.schedule,
+        lr_scheduler_type=scheduler(settings),
         warmup_steps=math.ceil(settings.warmup * epoch * settings.epochs),
         weight_decay=0.0,
         max_grad_norm=settings.clip,
         per_device_train_batch_size=settings.batch_size,
         gradient_accumulation_steps=settings.gradient_accumulation // settings.devices,
-        gradient_checkpointing=checkpointing and settings.sharding != "fsdp",
+        gradient_checkpointing=again and settings.sharding != "fsdp",
         ddp_backend=("nccl" if cuda else "gloo") if settings.devices > 1 else None,
-        **sharding(settings, checkpointing),
+        **sharding(settings, again),
         dataset_kwargs={"skip_prepare_dataset": True},
         max_length=None,
         remove_unused_columns=False,
@@ -122,7 +122,7 @@ def train(settings: Train, seed: int, base: Path, data: Data, folder: Path, scra
     model = (
         models.load_in_4_bits(base) if settings.qlora else models.load(base, dtype, move=settings.sharding == "none")
     )
-    _score_completions(model)
+    score_completions(model)
     trainer = Trainer(
         model=model,
         args=arguments,
@@ -160,10 +160,10 @@ def train(settings: Train, seed: int, base: Path, data: Data, folder: Path, scra
         file.writelines(json.dumps(row) + "\n" for row in rows)
 
 
-def sharding(settings: Train, checkpointing: bool) -> dict[str, Any]:
-    """What the Trainer needs to know to share weights and optimiser among devices."""
+def sharding(settings: Train, again: bool) -> dict[str, Any]:
+    """What the Trainer needs to know to share weights and optimiser among devices; ``again``: with checkpointing."""
     if settings.sharding == "fsdp":
-        return {"fsdp": True, "fsdp_config": {"version": 2, "activation_checkpointing": checkpointing}}
+        return {"fsdp": True, "fsdp_config": {"version": 2, "activation_checkpointing": again}}
     if settings.sharding == "zero3":
         stage = {"stage": 3, "overlap_comm": True, "stage3_gather_16bit_weights_on_model_save": True}
         auto = (
@@ -176,7 +176,7 @@ def sharding(settings: Train, checkpointing: bool) -> dict[str, Any]:
     return {}
 
 
-def _score_completions(model: PreTrainedModel) -> None:
+def score_completions(model: PreTrainedModel) -> None:
     """Let a call of the model with a collated batch give its :func:`completion_loss`. What wraps the model to train it
     on several devices sees only calls, and has work to do before and after each."""
     usual = model.forward
