@@ -46,6 +46,7 @@ def test_a_readable_text_can_be_given_the_answer_line_that_is_asked_for(text: st
     [
         ("Bob is loud.\nSo the answer is **B**.", "Bob is loud.\nAnswer: B"),
         ("<think>Bob.</think>\n<output>\nAnswer: B. Bob\n</output>\n", "<think>Bob.</think>\nAnswer: B"),
+        ("    ### Hint\n  Bob is loud.\nAnswer: B", "### Hint\n  Bob is loud.\nAnswer: B"),
         ("Only Bob is loud. Answer: B", "Only Bob is loud. Answer: B\nAnswer: B"),
         ("<r>fine</r><output>Answer: B</output>", "<r>fine</r><output>Answer: B</output>\nAnswer: B"),
     ],

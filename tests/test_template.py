@@ -82,6 +82,12 @@ def swap_vocabulary(value: dict[str, Any]) -> None:
     words["Answer"], words["Ġworld"] = words["Ġworld"], words["Answer"]
 
 
+def end_elsewhere(folder: Path) -> None:
+    """Nothing names the token that closes a turn any more."""
+    edit_json(folder, "tokenizer_config.json", lambda value: value.update({"eos_token": "<|endoftext|>"}))
+    (folder / "generation_config.json").unlink()
+
+
 MISMATCHES: dict[str, Callable[[Path], None]] = {
     "a system prompt of its own": lambda f: edit_template(f, "helpful", "unhelpful"),
     "a token at the beginning": lambda f: edit_template(f, "{% for", "{{ bos_token }}{% for"),
@@ -90,9 +96,7 @@ MISMATCHES: dict[str, Callable[[Path], None]] = {
     "another name of the student": lambda f: edit_template(f, "assistant", "model"),
     "thinking tags": lambda f: edit_template(f, "assistant\n", "assistant\n<think>\n\n</think>\n\n"),
     "an added token": add_token,
-    "another end of a turn": lambda f: edit_json(
-        f, "tokenizer_config.json", lambda value: value.update({"eos_token": "<|endoftext|>"})
-    ),
+    "another end of a turn": end_elsewhere,
     "another vocabulary": lambda f: edit_json(f, "tokenizer.json", swap_vocabulary),
     "text made lower case": lambda f: edit_json(
         f, "tokenizer.json", lambda value: value.update(normalizer={"type": "Lowercase"})
@@ -101,6 +105,19 @@ MISMATCHES: dict[str, Callable[[Path], None]] = {
         f, "generation_config.json", lambda value: value.update(eos_token_id=0)
     ),
 }
+
+
+def test_a_turn_may_be_closed_by_another_token_than_the_end_of_text(base: Path, tmp_path: Path) -> None:
+    """As in bases of the Qwen2.5 family, whose tokenizers end a text with <|endoftext|> and a turn with <|im_end|>."""
+    usual = template.conversation_tokens(models.load_tokenizer(base), template.SAMPLES[0])
+    folder = tmp_path / "model"
+    shutil.copytree(base, folder)
+    edit_json(folder, "tokenizer_config.json", lambda value: value.update({"eos_token": "<|endoftext|>"}))
+    tokenizer = models.load_tokenizer(folder)
+    assert tokenizer.eos_token == "<|endoftext|>"
+    assert template.conversation_tokens(tokenizer, template.SAMPLES[0]) == usual
+    template.write(tokenizer, folder)
+    Local.load(folder)
 
 
 @pytest.mark.parametrize("name", MISMATCHES)
@@ -114,6 +131,7 @@ def test_a_folder_whose_rendering_changed_is_never_asked(name: str, base: Path, 
         Local.load(folder)
     elsewhere = {
         "generation that never stops": "answers would run on",
+        "another end of a turn": "answers would run on",
         "another name of the student": "differently before and after its answer",
         "thinking tags": "differently before and after its answer",
     }

@@ -51,10 +51,23 @@ def conversation_tokens(tokenizer: PreTrainedTokenizerBase, messages: Sequence[M
     whole = _render(tokenizer, messages, add_generation_prompt=False)
     if whole[: len(prompt)] != prompt:
         raise TemplateError("the chat template renders a prompt differently before and after its answer")
-    eos = tokenizer.eos_token_id
     completion = whole[len(prompt) :]
     # ChatML templates put a newline behind the closing token; the student stops at the token and never writes it.
-    return prompt, completion[: completion.index(eos) + 1] if eos in completion else [*completion, eos]
+    return prompt, completion[: _end(tokenizer, completion)] or [*completion, tokenizer.eos_token_id]
+
+
+def _end(tokenizer: PreTrainedTokenizerBase, completion: Sequence[int]) -> int:
+    """How many tokens of a completion there are up to the one that closes the turn, 0 if none does: the tokenizer's end
+    of text or else the last special one, for there are tokenizers whose end of text closes no turn."""
+    if tokenizer.eos_token_id in completion:
+        return completion.index(tokenizer.eos_token_id) + 1
+    special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return max((at + 1 for at, token in enumerate(completion) if token in special), default=0)
+
+
+def closing(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The token that closes the assistant's turn, at which generation stops."""
+    return conversation_tokens(tokenizer, SAMPLES[0])[1][-1]
 
 
 def _render(
@@ -107,11 +120,11 @@ def check_folder(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     check(tokenizer, folder)
     path = folder / "generation_config.json"
     stops = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id") if path.exists() else None
-    closing = tokenizer.eos_token_id
-    if stops is not None and closing not in (stops if isinstance(stops, list) else [stops]):
+    stops = stops if isinstance(stops, list) else [tokenizer.eos_token_id if stops is None else stops]
+    if (closes := closing(tokenizer)) not in stops:
         raise TemplateError(
-            f"{path}: generation stops at token {stops}, but a turn is closed by {closing} "
-            f"{tokenizer.eos_token!r}; answers would run on: write that number there"
+            f"{path}: generation stops at token {', '.join(map(str, stops))}, but a turn is closed by {closes} "
+            f"{tokenizer.decode([closes])!r}; answers would run on: write that number there"
         )
 
 

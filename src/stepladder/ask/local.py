@@ -45,7 +45,8 @@ class Local:
         self._tokenizer, self._model = tokenizer, model
         self._decode = decoding.decode
         ends = model.generation_config.eos_token_id
-        self._ends = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
+        told = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
+        self._ends = told | {template.closing(tokenizer)}
 
     @classmethod
     def load(cls, folder: Path) -> Local:

@@ -90,9 +90,10 @@ def lenient(text: str, options: Sequence[str]) -> Extracted:
 
 def as_asked(text: str, options: Sequence[str], language: Language) -> str:
     """A text whose strict letter is known, ending in the line the prompts ask for: in the place of its own answer line
-    and the tags around that, or after it where more stands on it than the answer."""
+    and the tags around that, or after it where more stands on it than the answer. It begins with no space, which in
+    many a chat template would melt into the token before it."""
     letter, rule = strict(text, options)
-    lines = text.rstrip().split("\n")
+    lines = text.strip().split("\n")
     while not _segments(lines[-1]):
         lines.pop()
     if rule == "last-line" and len(_segments(lines[-1])) == 1:
