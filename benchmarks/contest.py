@@ -1,6 +1,6 @@
 """A real base taught on the contest's own questions, with chains of recorded models: base, tuned and 4 bits, held out.
 
-    python benchmarks/contest.py CONTEST BASE OUT [--test 70] [--epochs 2] [--rank 64]
+    python benchmarks/contest.py CONTEST BASE OUT [--test 70] [--epochs 1] [--rank 64]
 
 CONTEST holds the contest's train.jsonl and recorded_responses.jsonl (no part of the project), BASE is a model folder,
 OUT keeps the run: begun again, it goes on. So many problems are held out for the test before anything else is done;
@@ -98,7 +98,7 @@ def main() -> None:
     parser.add_argument("base", type=Path, help="the folder of the base")
     parser.add_argument("out", type=Path, help="the folder that keeps the run")
     parser.add_argument("--test", type=int, default=70, help="problems held out")
-    parser.add_argument("--epochs", type=float, default=2)
+    parser.add_argument("--epochs", type=float, default=1)
     parser.add_argument("--rank", type=int, default=64, help="LoRA rank; alpha is twice that")
     asked = parser.parse_args()
     asked.base, asked.out, contest = asked.base.resolve(), asked.out.resolve(), asked.contest.resolve()

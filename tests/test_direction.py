@@ -22,13 +22,14 @@ GROUND = {
     "prefixes",
     "supervise",
     "unpack",
+    "memory",
     "__init__",
 }
 LAYERS = [
     {"__main__"},
     {"cli"},
-    {"plan"},
-    {"stages", "starter", "checkup", "spending", "labelaudit", "importing", "planning"},
+    {"plan", "fits"},
+    {"stages", "starter", "checkup", "spending", "labelaudit", "importing", "planning", "capacity"},
     {"mcq", "ask", "training", "closedworld", "reporting"},
     GROUND,
 ]

@@ -114,7 +114,7 @@ def test_a_turn_may_be_closed_by_another_token_than_the_end_of_text(base: Path, 
     shutil.copytree(base, folder)
     edit_json(folder, "tokenizer_config.json", lambda value: value.update({"eos_token": "<|endoftext|>"}))
     tokenizer = models.load_tokenizer(folder)
-    assert tokenizer.eos_token == "<|endoftext|>"
+    assert tokenizer.eos_token == "<|endoftext|>"  # noqa: S105
     assert template.conversation_tokens(tokenizer, template.SAMPLES[0]) == usual
     template.write(tokenizer, folder)
     Local.load(folder)

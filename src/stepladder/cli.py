@@ -94,13 +94,19 @@ def plan(
     config: ConfigFile,
     runs: Runs = RUNS,
     pilot: Annotated[int, typer.Option(min=0, help="Ask so many questions first, for real; 0 asks nothing.")] = 0,
+    card: Annotated[str, typer.Option(help="The card that will answer: GiB, or a name such as 'RTX 4090'.")] = "32",
+    hours: Annotated[float, typer.Option(min=0.01, help="Hours it has for all members.")] = 4.0,
+    rate: Annotated[float | None, typer.Option(min=0.01, help="Tokens/s a member was measured to write there.")] = None,
 ) -> None:
-    """Say what the cascade will ask, take and cost; after a run, how that turned out."""
+    """Say what the cascade will ask, take and cost, and whether the members fit a card; after a run, how it went."""
+    from stepladder import capacity, fits
     from stepladder.plan import plan as show
 
+    on = capacity.card(card)
     context = _context(config, runs)
     with context.workspace.locked():
         show(context, pilot)
+        fits.show(context, on, hours, rate)
 
 
 @app.command()

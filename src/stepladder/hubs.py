@@ -89,6 +89,12 @@ class Wanted(NamedTuple):
         return folder if _is_whole(folder) and (self.hub is HUGGING_FACE or is_pinned) else None
 
 
+def cached(name: str) -> Path | None:
+    """Folder of the model with an id if it is on this machine already, whole; nothing is downloaded."""
+    wanted = _parse(name)
+    return None if wanted is None else wanted.cached()
+
+
 @functools.cache  # every stage's fingerprint asks where the base is
 def find(name: str) -> Path | None:
     """Folder of the model with an id, ``[modelscope:]OWNER/NAME[@REVISION]``, downloaded on first use; None if ``name``

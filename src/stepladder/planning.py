@@ -116,7 +116,12 @@ def assume(config: Config, questions: Sequence[Question]) -> dict[str, Rates]:
 def prompt_tokens(config: Config, question: Question) -> float:
     """Tokens of a question's prompt by the rule of thumb."""
     messages = ask_messages(question, tuple(range(len(question.options))), config.prompts)
-    return sum(TOKENS[unicodedata.east_asian_width(c) in "WF"] for message in messages for c in message.content)
+    return sum(tokens(message.content) for message in messages)
+
+
+def tokens(text: str) -> float:
+    """Tokens of a text by the rule of thumb."""
+    return sum(TOKENS[unicodedata.east_asian_width(character) in "WF"] for character in text)
 
 
 def _calls(rung: Rung, solved: Guess) -> Guess:

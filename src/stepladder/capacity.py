@@ -1,0 +1,169 @@
+"""What a card can serve, train and quantise in the hours there are, as arithmetic; plan.py shows it.
+
+A decoding step reads the weights and every sequence's keys and values once, so its time is their bytes by the card's
+bandwidth; reading prompts is matrix products. Real servers reach a share of both limits (:data:`REACHED`).
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+from stepladder import memory
+from stepladder.errors import UserError
+from stepladder.memory import GIB, Shape
+
+REACHED = 0.5
+"""Share of a card's bandwidth and matrix products that a server reaches."""
+STEP = 0.006
+"""Seconds of a decoding step at least, however small the model: kernels to start, tokens to draw."""
+START = 90.0
+"""Seconds from the start of a server to its first answer, loading apart: compiling, CUDA graphs."""
+LOADED = 1e9
+"""Bytes of weights a second that are read from a disk."""
+MOST = 256
+"""Sequences that vLLM decodes at once unless told otherwise."""
+
+
+class Card(NamedTuple):
+    """A card by its data sheet."""
+
+    name: str
+    gib: float
+    bandwidth: float
+    """GB/s of its memory."""
+    tflops: float
+    """Dense 16-bit matrix products, 10^12 operations a second."""
+
+
+CARDS = (
+    Card("T4", 16, 320, 65),
+    Card("L4", 24, 300, 121),
+    Card("A10", 24, 600, 125),
+    Card("RTX 3090", 24, 936, 71),
+    Card("RTX 4090", 24, 1008, 165),
+    Card("V100 32", 32, 900, 125),
+    Card("RTX 5090", 32, 1792, 209),
+    Card("A100 40", 40, 1555, 312),
+    Card("L40S", 48, 864, 362),
+    Card("A100 80", 80, 2039, 312),
+    Card("H100", 80, 3350, 989),
+    Card("H200", 141, 4800, 989),
+)
+"""From the makers' data sheets, smallest first."""
+USUAL = next(card for card in CARDS if card.name == "V100 32")
+"""What a card of which only the size is known is taken to be as fast as."""
+
+
+def card(text: str) -> Card:
+    """The card of a name (``RTX 4090``, ``4090``, ``a100-80``), or of a size in GiB, as fast as :data:`USUAL`.
+
+    Raises:
+        UserError: neither.
+    """
+    plain = re.sub(r"[^a-z0-9]", "", text.lower())
+    for one in CARDS:
+        if plain in {re.sub(r"[^a-z0-9]", "", part.lower()) for part in (one.name, one.name.removeprefix("RTX "))}:
+            return one
+    size = re.fullmatch(r"(\d{1,3}(?:\.\d+)?)\s*(?:gi?b)?", text.strip().lower())
+    if size is None or not float(size[1]):
+        names = ", ".join(one.name for one in CARDS)
+        raise UserError(f"--card {text!r}: no such card; give its GiB, such as 32, or one of {names}")
+    return USUAL._replace(name=f"{float(size[1]):g} GiB", gib=float(size[1]))
+
+
+class Work(NamedTuple):
+    """What is to be answered."""
+
+    questions: int
+    votes: int
+    """Answers to a question."""
+    members: int
+    prompt: float
+    """Tokens of a prompt on average."""
+    answer: float
+    """Tokens of an answer on average."""
+    length: int
+    """Tokens of the longest prompt and answer together."""
+    bits: int
+    """Of the members' weights."""
+
+
+class Serving(NamedTuple):
+    """What work comes to on a card."""
+
+    weights: float
+    """Bytes."""
+    cache: float
+    """Bytes left for keys and values."""
+    at_once: int
+    """Sequences of full length that fit, about; 0: not even one does."""
+    rate: float
+    """Tokens written a second."""
+    seconds: float
+    """Of all members, one after another; infinite where they do not fit."""
+
+    @property
+    def fits(self) -> bool:
+        return self.at_once > 0
+
+
+def serving(shape: Shape, work: Work, on: Card, rate: float | None = None) -> Serving:
+    """What answering takes, one member after another, each on all of the card.
+
+    Args:
+        shape: of every member.
+        work: what is to be answered.
+        on: the card.
+        rate: tokens written a second as measured on it, if somebody did.
+    """
+    loaded = memory.weights(shape, work.bits)
+    cache = memory.cache(shape, on.gib * GIB, loaded)
+    each = memory.kv_per_token(shape)
+    if cache < each * work.length:
+        return Serving(loaded, cache, 0, 0.0, float("inf"))
+    at_once = round(cache / (each * work.length))
+    answers = work.questions * work.votes
+    # Sequences are half written on average, and shorter than the longest.
+    side_by_side = max(1.0, min(cache / (each * (work.prompt + work.answer)), MOST, answers))
+    moved = loaded + side_by_side * each * (work.prompt + work.answer / 2)
+    rate = side_by_side / max(STEP, moved / (on.bandwidth * 1e9 * REACHED)) if rate is None else rate
+    reading = answers * work.prompt * 2 * shape.parameters / (on.tflops * 1e12 * REACHED)
+    member = START + loaded / LOADED + reading + answers * work.answer / rate
+    return Serving(loaded, cache, at_once, rate, work.members * member)
+
+
+class Lever(NamedTuple):
+    """A change of plan, and what it would come to."""
+
+    change: str
+    done: Serving
+
+
+def levers(shape: Shape, work: Work, on: Card, rate: float | None = None) -> list[Lever]:
+    """Changes of one thing that make the work smaller or the card larger, the one that helps most first."""
+    found = []
+    if work.members > 1:
+        found.append(("one member", work._replace(members=1), on))
+    if work.votes > 1:
+        found.append(("one answer a question", work._replace(votes=1), on))
+    if work.bits > 4:
+        found.append(("4 bits", work._replace(bits=4), on))
+    short = work._replace(answer=work.answer / 2, length=max(1, work.length // 2))
+    found.append(("chains and length half as long", short, on))
+    larger = [one for one in CARDS if one.gib > on.gib]
+    if larger:
+        found.append((f"a card of {larger[0].gib:g} GiB ({larger[0].name})", work, larger[0]))
+    done = [Lever(change, serving(shape, less, one, rate if one is on else None)) for change, less, one in found]
+    return sorted(done, key=lambda lever: lever.done.seconds)
+
+
+def members_in(shape: Shape, work: Work, on: Card, hours: float, rate: float | None = None) -> int:
+    """How many members answer it all within the hours, one after another."""
+    one = serving(shape, work._replace(members=1), on, rate).seconds
+    return int(hours * 3600 / one)
+
+
+def longest(shape: Shape, bits: int, on: Card) -> int:
+    """Tokens of the longest sequence that fits beside weights of so many bits, alone."""
+    return int(memory.cache(shape, on.gib * GIB, memory.weights(shape, bits)) / memory.kv_per_token(shape))

@@ -1,0 +1,181 @@
+"""The second half of ``stepladder plan``: whether the members fit the card and the hours, and what making one takes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean
+
+from rich.console import Console
+from rich.table import Table
+
+from stepladder import capacity, hubs, memory, models, records
+from stepladder.capacity import Card, Work
+from stepladder.config import Config
+from stepladder.errors import MissingExtra
+from stepladder.memory import GIB, Shape
+from stepladder.planning import ANSWER_TOKENS, prompt_tokens, tokens
+from stepladder.progress import duration
+from stepladder.records import Question, Sample
+from stepladder.stages import flow
+from stepladder.stages.flow import Context
+
+CARDS = (1, 2, 4, 8)
+BITS = (4, 8, 16)
+
+
+def show(context: Context, on: Card, hours: float, rate: float | None) -> None:
+    """Show what the run's members take on a card, and a plain yes or no.
+
+    Args:
+        context: of a run whose questions are there.
+        on: the card that answers.
+        hours: that it has for the test (the validation questions where there is none).
+        rate: tokens a second that one member was measured to write on it.
+    """
+    config, console = context.config, context.progress.console
+    shape = shape_of(config.train.base)
+    if shape is None:
+        console.print(
+            f"\n{config.train.base} is not on this machine yet, so what it takes is not known; "
+            "a folder, a downloaded model or one of the Qwen2.5 family is planned for",
+            soft_wrap=True, markup=False, highlight=False,
+        )  # fmt: skip
+        return
+    work = work_of(context)
+    title = f"\n{config.train.base}, {shape.parameters / 1e9:.2f} B parameters, on {on.name}"
+    console.print(title, style="bold", markup=False, highlight=False)
+    console.print(
+        f"{work.questions:,} questions, {work.votes} answer{'s' if work.votes > 1 else ''} each, "
+        f"{work.prompt:,.0f} tokens in and {work.answer:,.0f} out, at most {work.length:,}\n"
+        f"{memory.kv_per_token(shape) / 1024:,.0f} KiB of keys and values a token\n",
+        highlight=False,
+    )
+    console.print(_serving(shape, work, on, hours, rate))
+    _verdict(shape, work, on, hours, rate, console)
+    console.print(_making(config, shape, work))
+
+
+def shape_of(base: str) -> Shape | None:
+    """The shape of the student's base, without downloading anything; None where it cannot be told."""
+    folder = Path(base).expanduser()
+    if base == models.BUNDLED or folder.is_dir():
+        return memory.read(models.locate(base))
+    here = hubs.cached(base)
+    return memory.known(base) if here is None else memory.read(here)
+
+
+def work_of(context: Context) -> Work:
+    """What the members will have to answer: the test, or without one the validation questions. Answers are as long as
+    the accepted chains, where there are some."""
+    config = context.config
+    split = "validation" if config.questions.test is None else "test"
+    questions = records.read(context.input("questions") / f"{split}.jsonl", Question)
+    prompts = [prompt_tokens(config, question) for question in questions] or [0.0]
+    answer = ANSWER_TOKENS.likely
+    samples = flow.stage("samples").artifact(context, None)
+    if samples.state() == "done":
+        chains = [tokens(sample.text) for sample in records.read(samples.folder / "accepted.jsonl", Sample)]
+        answer = fmean(chains) if chains else answer
+    return Work(
+        questions=len(questions),
+        votes=config.predict.votes,
+        members=len(config.member),
+        prompt=fmean(prompts),
+        answer=min(answer, config.predict.max_tokens),
+        length=round(max(prompts)) + config.predict.max_tokens,
+        bits=config.quantise.bits,
+    )
+
+
+def _serving(shape: Shape, work: Work, on: Card, hours: float, rate: float | None) -> Table:
+    names = ("weights", "KV cache", "at once", "longest", "tokens/s", "a member", f"in {hours:g} h")
+    table = _table("bits", names)
+    for bits in BITS:
+        row = capacity.serving(shape, work._replace(bits=bits, members=1), on, rate)
+        style = "bold" if bits == work.bits else ""
+        start = (str(bits), _gib(row.weights))
+        if not row.fits:
+            table.add_row(*start, _gib(row.cache), "does not fit", "", "", "", "", style=style)
+            continue
+        count = capacity.members_in(shape, work._replace(bits=bits), on, hours, rate)
+        alone = f"{capacity.longest(shape, bits, on):,}"
+        figures = (str(row.at_once), alone, f"{row.rate:,.0f}", duration(row.seconds), str(count))
+        table.add_row(*start, _gib(row.cache), *figures, style=style)
+    return table
+
+
+def _verdict(shape: Shape, work: Work, on: Card, hours: float, rate: float | None, console: Console) -> None:
+    done = capacity.serving(shape, work, on, rate)
+    who = f"{work.members} member{'s' if work.members > 1 else ''} in {work.bits} bits"
+    fits = done.fits and done.seconds <= hours * 3600
+    if fits:
+        said = f"Yes: {who} answer everything in {duration(done.seconds)} of {hours:g} h."
+    elif done.fits:
+        said = f"No: {who} need {duration(done.seconds)}, and there are {hours:g} h."
+    else:
+        said = f"No: {who} do not fit {on.name}."
+    console.print(f"\n{said}", style="green" if fits else "red", highlight=False)
+    best = next((lever for lever in capacity.levers(shape, work, on, rate) if lever.done.fits), None)
+    if best is None:
+        console.print("No single change makes it fit: take a smaller base, or several cards (tensor parallel).")
+    else:
+        enough = "" if fits or best.done.seconds <= hours * 3600 else ", still too long"
+        console.print(
+            f"The largest lever: {best.change}, {duration(best.done.seconds)}{enough}.", highlight=False, soft_wrap=True
+        )
+    source = "as you measured it" if rate is not None else f"{capacity.REACHED:.0%} of its data sheet (assumed)"
+    console.print(
+        f"At once: sequences of full length. Longest: tokens, alone. Speed: {source}.", style="dim", highlight=False
+    )
+
+
+def _making(config: Config, shape: Shape, work: Work) -> Table:
+    """What training and quantising take."""
+    train, table = config.train, _table("GiB of memory", ["1 card", *(f"each of {count}" for count in CARDS[1:])])
+    tokens_at_once = train.batch_size * train.max_length
+    again = train.gradient_checkpointing is not False
+    half = tokens_at_once // 2
+
+    def lora(cards: int = 1, *, qlora: bool = False) -> str:
+        rank = train.lora_rank
+        parts = memory.training(shape, rank, tokens_at_once, half, checkpointing=again, qlora=qlora, cards=cards)
+        return f"{parts.total / GIB:,.1f}"
+
+    table.title, table.title_justify = "\nTo make a member", "left"
+    name = f"LoRA rank {train.lora_rank}, {tokens_at_once:,} tokens at once"
+    table.add_row(name, *(lora(count) for count in CARDS))
+    table.add_row("the same with qlora", lora(qlora=True))
+    texts = config.quantise.samples + sum(general.samples for general in config.quantise.general)
+    length = round(work.prompt + work.answer)
+    host = memory.quantising(shape, texts, length)._replace(work=0)  # that is on the card
+    table.add_row(f"GPTQ, {texts} texts: host memory", f"{host.total / GIB:,.1f}")
+    each = _on_this_machine()
+    if each is not None:
+        here = memory.training(
+            shape, train.lora_rank, tokens_at_once, half, bytes_each=each,
+            checkpointing=train.gradient_checkpointing is True,
+        )  # fmt: skip
+        table.add_row("here, without a card: LoRA", f"{here.total / GIB:,.1f}")
+        table.add_row("here: GPTQ", f"{memory.quantising(shape, texts, length, bytes_each=each).total / GIB:,.1f}")
+    return table
+
+
+def _on_this_machine() -> int | None:
+    """Bytes of a number in the format this machine's CPU trains in; None if it has a card, or nothing to train with."""
+    try:
+        return None if models.has_cuda() else models.compute_dtype().itemsize
+    except MissingExtra:
+        return None
+
+
+def _table(first: str, figures: Sequence[str]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column(first)
+    for name in figures:
+        table.add_column(name, justify="right", no_wrap=True)
+    return table
+
+
+def _gib(count: float) -> str:
+    return f"{count / GIB:,.1f} GiB"
