@@ -29,8 +29,9 @@ LAYERS = [
     {"__main__"},
     {"cli"},
     {"plan", "fits"},
-    {"stages", "starter", "checkup", "spending", "labelaudit", "importing", "planning", "capacity"},
-    {"mcq", "ask", "training", "closedworld", "reporting"},
+    {"stages", "starter", "checkup", "spending", "labelaudit", "importing", "planning", "capacity", "pooling"},
+    {"votes"},
+    {"mcq", "ask", "training", "closedworld", "reporting", "ensembling"},
     GROUND,
 ]
 MAY_ALSO = {

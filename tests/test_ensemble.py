@@ -8,48 +8,138 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from rich.console import Console
 
 from stepladder.config import Config, Ensemble, Member, Model, Price, Questions, Rung, Variants, load
-from stepladder.errors import ConfigError
+from stepladder.ensembling.rules import RULES, Ballot, ballot
+from stepladder.ensembling.selection import choose, folds, rules, select
+from stepladder.errors import ConfigError, InputError, UserError
+from stepladder.pooling import pool, show
+from stepladder.pooling import told as told_as_json
 from stepladder.progress import Progress
 from stepladder.records import Prediction, Question, Record, lines, read
 from stepladder.reporting import words
 from stepladder.stages import ensemble, flow
-from stepladder.stages.ensemble import choose, combine, decide, submission
+from stepladder.stages.ensemble import combine, submission
 from stepladder.stages.predictions import eligible, leader
 from stepladder.workspace import Workspace
+
+
+def cast(*answers: str, letters: str = "ABCD") -> Ballot:
+    """A ballot of members who answered so: ``"AB."`` is A, B and then nothing that could be read."""
+    votes = [[(None if letter == "." else letter,) for letter in given] for given in answers]
+    return ballot([f"m{n}" for n in range(len(answers))], votes, letters)
+
+
+def decided(rule: str, known: Ballot, right: str, asked: Ballot) -> str:
+    """What a rule answers after it was fitted on questions whose right letters are known."""
+    letters = RULES[rule](known, np.array(["ABCD".index(letter) for letter in right]))(asked)
+    return "".join("." if letter < 0 else "ABCD"[letter] for letter in letters)
+
+
+LEADS = ("AAAA", "AAAB", "AABB"), "AAAA"
+"""The first member leads."""
 
 
 @pytest.mark.parametrize(
     ("votes", "single", "vote", "leader"),
     [
-        (("A", "B", "B"), "A", "B", "B"),  # the others agree: follow them
-        (("A", "B", "C"), "A", "A", "A"),  # they do not: the leader
-        (("A", "A", "B"), "A", "A", "A"),
-        ((None, "B", "C"), None, "B", "B"),  # a leader that cannot be read does not decide
-        (("A", None, None), "A", "A", "A"),  # others that agree on nothing decide nothing
-        ((None, None, None), None, None, None),
-        (("A",), "A", "A", "A"),
+        ("ABB", "A", "B", "B"),  # the others agree: follow them
+        ("ABC", "A", "A", "A"),  # they do not: the leader
+        ("AAB", "A", "A", "A"),
+        (".BC", ".", "B", "B"),  # a leader that cannot be read does not decide
+        ("A..", "A", "A", "A"),  # others that agree on nothing decide nothing
+        ("...", ".", ".", "."),
     ],
 )
-def test_rules(votes: tuple[str | None, ...], single: str | None, vote: str | None, leader: str | None) -> None:
-    assert [decide(rule, 0, votes) for rule in ("single", "vote", "leader")] == [single, vote, leader]
-
-
-@pytest.mark.parametrize(
-    ("gained", "lost", "chosen"), [(1, 0, "single"), (5, 0, "single"), (6, 0, "vote"), (9, 3, "single")]
-)
-def test_an_ensemble_must_beat_its_best_member_by_more_than_luck(gained: int, lost: int, chosen: str) -> None:
-    single = [False] * gained + [True] * (lost + 20)
-    vote = [True] * gained + [False] * lost + [True] * 20
-    assert choose({"single": single, "vote": vote, "leader": single}) == chosen
+def test_rules(votes: str, single: str, vote: str, leader: str) -> None:
+    known, right = LEADS
+    given = [decided(rule, cast(*known), right, cast(*votes)) for rule in ("single", "vote", "leader")]
+    assert given == [single, vote, leader]
 
 
 def test_the_leader_may_stand_anywhere() -> None:
-    assert decide("leader", 2, ("B", "C", "A")) == "A"
-    assert decide("vote", 2, ("B", "C", "A")) == "A"
+    known = cast("BBBB", "BBAB", "AAAA")
+    assert decided("leader", known, "AAAA", cast("B", "C", "A")) == "A"
+    assert decided("vote", known, "AAAA", cast("B", "C", "A")) == "A"
+    assert decided("single", known, "AAAA", cast("B", "C", "A")) == "A"
+
+
+def test_a_good_member_outweighs_two_that_guess() -> None:
+    known = cast("AAAAAAAAAA", "AAAAABBBBB", "BBBBBAAAAA")
+    assert decided("weighted", known, "A" * 10, cast("A", "B", "B")) == "A"
+    assert decided("vote", known, "A" * 10, cast("A", "B", "B")) == "B"
+    assert decided("selector", known, "A" * 10, cast("A", "B", "B")) == "A"
+    # A member that is always wrong has no voice, rather than a negative one.
+    assert decided("weighted", cast("AAAA", "BBBB"), "AAAA", cast("B", "A")) == "B"
+
+
+def test_probabilities_are_averaged_where_there_are_some() -> None:
+    sure, unsure = [("A", "A", "A", "A")], [("B", "B", "A", "A")]
+    graded = ballot(["x", "y", "z"], [sure, unsure, unsure], "AB")
+    assert graded.graded
+    assert graded.answers[:, 0].tolist() == [0, 1, 1]
+    known = cast("AAAA", "AAAB", "AABB")
+    assert RULES["average"](known, np.zeros(4, dtype=np.int64))(graded).tolist() == [0]
+    assert rules(graded) == tuple(RULES)
+    assert "average" not in rules(cast("AB", "BA"))
+
+
+def test_the_selector_learns_whom_to_follow() -> None:
+    """The third member is right where the second agrees with it, the first one elsewhere."""
+    draw = np.random.default_rng(0)
+    right = draw.integers(0, 4, 400)
+    hard = draw.random(400) < 0.4
+    wrong = (right + 1) % 4
+    first = np.where(hard, wrong, right)
+    third = np.where(hard, right, (right + 2) % 4)
+    second = np.where(hard, third, (right + 3) % 4)
+    answers = np.stack([first, second, third])
+    made = Ballot(("a", "b", "c"), answers, (answers[:, :, None] == np.arange(4)).astype(float))
+    known, asked = made.take(np.arange(200)), made.take(np.arange(200, 400))
+    hits = {name: (RULES[name](known, right[:200])(asked) == right[200:]).mean() for name in ("single", "selector")}
+    assert hits["single"] < 0.65
+    assert hits["selector"] > 0.95
+
+
+@pytest.mark.parametrize(("gained", "lost", "chosen"), [(1, 0, "single"), (5, 4, "single"), (9, 1, "vote")])
+def test_an_ensemble_must_beat_its_best_member_by_more_than_luck(gained: int, lost: int, chosen: str) -> None:
+    """The first member is always the best; the other two agree with each other against it on some questions."""
+    own = "B" * gained + "A" * (lost + 60)
+    others = "A" * gained + "B" * lost + "A" * 60
+    members = [own, others[:-30] + "C" * 30, others[:-45] + "C" * 15 + "A" * 15 + "D" * 15]
+    right = np.zeros(len(own), dtype=np.int64)
+    choice = choose(cast(*members), right, np.arange(len(own)), seed=0)
+    assert (choice == "single") == (chosen == "single")
+
+
+def test_no_problem_is_on_both_sides_of_a_fold() -> None:
+    groups = np.repeat(np.arange(23), 3)
+    parts = folds(groups, 5, seed=1)
+    assert sorted(np.concatenate(parts).tolist()) == list(range(69))
+    for part in parts:
+        assert not set(groups[part]) & set(np.delete(groups, part))
+    assert max(map(len, parts)) - min(map(len, parts)) <= 3
+    with pytest.raises(ValueError, match="two problems"):
+        folds(np.zeros(4, dtype=np.int64), 5, seed=1)
+
+
+def test_the_choice_is_scored_on_questions_that_it_has_not_seen() -> None:
+    """Members that guess: no rule is better than guessing, whatever it was on the questions it was chosen on."""
+    draw = np.random.default_rng(3)
+    answers = draw.integers(0, 2, (6, 300))
+    right = draw.integers(0, 2, 300)
+    made = Ballot(tuple("abcdef"), answers, (answers[:, :, None] == np.arange(2)).astype(float))
+    found = select(made, right, [f"p{n // 2}" for n in range(300)], seed=0)
+    assert found.choice == "single"
+    assert abs(found.chosen.accuracy - 0.5) < 0.08
+    assert found.chosen.interval.low < 0.5 < found.chosen.interval.high
+    assert found.oracle > 0.95
+    assert all(value is not None and abs(value) < 0.25 for value in found.correlation.values())
+    again = select(made, right, [f"p{n // 2}" for n in range(300)], seed=0)
+    assert again == found
 
 
 def row(question: str, member: str, answer: str | None) -> Prediction:
@@ -57,11 +147,12 @@ def row(question: str, member: str, answer: str | None) -> Prediction:
 
 
 def test_combined_predictions_keep_every_members_vote() -> None:
-    given = {"x": [row("p#0", "x", "A")], "y": [row("p#0", "y", "B")], "z": [row("p#0", "z", "B")]}
-    (combined,) = combine("leader", "x", given)
-    assert combined.answer == "B"
-    assert combined.votes == ("A", "B", "B")
-    assert combined.member == "ensemble"
+    given = {
+        name: [row("p#0", name, letter), row("p#1", name, None)] for name, letter in zip("xyz", "ABB", strict=True)
+    }
+    first, second = combine(given, np.array([1, -1]))
+    assert (first.answer, first.votes, first.member) == ("B", ("A", "B", "B"), "ensemble")
+    assert (second.answer, second.votes) == (None, (None, None, None))
 
 
 def test_the_answer_file_has_the_contests_format_and_an_answer_for_every_question() -> None:
@@ -191,22 +282,72 @@ def test_the_ensemble_is_made_again_where_a_member_comes_or_goes(tmp_path: Path)
 
 
 def told(**choice: Any) -> str:
-    validation = {"single": 0.5, "vote": 0.5, "leader": 0.5}
-    chosen = {"rule": "single", "leader": "a", "asked": "auto", "alone": True, "validation": validation} | choice
+    chosen = {"rule": "single", "leader": "a", "asked": "auto", "alone": True} | choice
     return words.ensemble({"ensemble": chosen, "run": {"members": ["a", "b", "c"], "best_member": "a"}})
 
 
 def test_the_report_says_who_has_no_vote_and_why() -> None:
-    scores = "single 50.0\u00a0%, vote 50.0\u00a0%, leader 50.0\u00a0%"
-    said = (
-        f"The final answer is the answers of the best member, a, alone (rule “single”, chosen on validation: {scores})."
-    )
+    said = "The final answer is the answers of the best member, a, alone (rule “single”, chosen by cross-validation)."
     assert told(members=["a", "b", "c"]) == said
     assert told(members=["a", "b"]) == f"{said} The variants did not help c on validation, so it has no vote."
     assert told(members=["a"]) == f"{said} The variants did not help b, c on validation, so they have no vote."
     # It was asked for a vote, and there is one voter left.
     assert told(members=["a"], asked="vote").startswith(said)
     assert "set in the configuration" in told(members=["a", "b"], asked="single")
+
+
+def test_the_report_says_what_any_rule_could_reach() -> None:
+    found = {"oracle": 0.5, "correlation": [["a", "b", 0.25], ["a", "c", None]]}
+    assert words.diversity({"ensemble": {"validation": found}}) == (
+        "At least one member is right on 50.0\u00a0% of the validation questions: the most that any rule could reach. "
+        "Correlation of the members' errors (1: they err on the same questions): a and b 0.25."
+    )
+
+
+# stepladder ensemble --votes
+
+
+def recorded(folder: Path, count: int = 60) -> Path:
+    """Votes of a member that is always right, two that guess, and one that nobody can read."""
+    draw = np.random.default_rng(0)
+    path = folder / "votes.jsonl"
+    with path.open("w", encoding="utf-8") as file:
+        for n in range(count):
+            gold = "AB"[draw.integers(2)]
+            votes = {"good": [gold] * 3, "mute": ["?"]} | {m: ["AB"[draw.integers(2)]] for m in ("x", "y")}
+            file.write(json.dumps({"id": f"p{n // 2}#{n % 2}", "gold": gold, "votes": votes}) + "\n")
+    return path
+
+
+def test_recorded_votes_are_judged_like_a_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found, questions = pool(recorded(tmp_path), ["x", "good", "y", "mute"], seed=0)
+    assert (questions, found.choice, found.leader, found.oracle) == (60, "single", "good", 1.0)
+    assert found.rules["single"].accuracy == 1
+    assert found.rules["vote"].accuracy < 1
+    row = json.loads(told_as_json(found, questions))
+    assert row["rules"]["single"]["accuracy"] == row["chosen"]["accuracy"] == 1
+    assert row["correlation"][2] == ["x", "mute", None]
+    screen = StringIO()
+    show(found, questions, Console(file=screen, width=120))
+    assert "60 questions. Use one model, good." in screen.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("members", "said"),
+    [
+        (["good"], "give at least two"),
+        (["good", "god"], "'god': no votes of it in .*did you mean good"),
+        (["x", "y", "x"], "'x' is named twice"),
+    ],
+)
+def test_members_that_cannot_be_judged(tmp_path: Path, members: list[str], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        pool(recorded(tmp_path), members, seed=0)
+
+
+def test_questions_of_one_problem_cannot_be_held_out(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="one problem only"):
+        pool(recorded(tmp_path, 2), ["x", "y"], seed=0)
 
 
 TOML = """

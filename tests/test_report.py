@@ -140,7 +140,11 @@ def context(tmp_path: Path) -> flow.Context:
         run / "ensemble/choice.json",
         {
             "rule": "vote", "leader": "m1", "members": ["m1", "m2"],
-            "validation": {"single": 0.75, "vote": 0.8, "leader": 0.75},
+            "validation": {
+                "rules": {name: {"accuracy": 0.75, "low": 0.5, "high": 0.9} for name in ("single", "vote")},
+                "chosen": {"accuracy": 0.7, "low": 0.45, "high": 0.85}, "oracle": 0.95,
+                "correlation": [["m1", "m2", 0.25]],
+            },
         },
     )  # fmt: skip
     for name in flow.NAMES[:-1]:
@@ -343,7 +347,7 @@ def test_without_test_labels_validation_is_shown(context: flow.Context) -> None:
 @pytest.mark.parametrize("rule", ["single", "vote"])
 def test_one_member_alone_is_said_so(context: flow.Context, rule: str) -> None:
     alone = context.config.model_copy(update={"member": context.config.member[:1]})
-    choice = {"rule": rule, "leader": "m1", "members": ["m1"], "validation": {"single": 0.75}}
+    choice = {"rule": rule, "leader": "m1", "members": ["m1"], "validation": None}
     put(context.input("ensemble") / "choice.json", choice)
     content = numbers(flow.Context(alone, context.workspace, context.progress))
     shown = summarised(content)

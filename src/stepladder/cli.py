@@ -85,8 +85,39 @@ def _stage_command(name: str) -> Callable[[Path, Path], None]:
     return command
 
 
-for _name in STAGE_HELP:
-    app.command(_name, rich_help_panel="Stages, in the order of the flow")(_stage_command(_name))
+STAGES = "Stages, in the order of the flow"
+for _name in [*STAGE_HELP][:-2]:
+    app.command(_name, rich_help_panel=STAGES)(_stage_command(_name))
+
+
+@app.command(help=STAGE_HELP["ensemble"], rich_help_panel=STAGES)
+def ensemble(
+    config: Annotated[Path | None, typer.Argument(metavar="CONFIG", help="The run's TOML file.")] = None,
+    runs: Runs = RUNS,
+    votes: Annotated[
+        Path | None,
+        typer.Option(help='Instead of a run, JSONL of {"id", "gold", "votes": {model: [letters]}}: which rule to use.'),
+    ] = None,
+    members: Annotated[str, typer.Option(help="With --votes: models in it, with commas: A,B,C,D.")] = "",
+    seed: Annotated[int, typer.Option(help="With --votes: of the folds.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="With --votes: print JSON.")] = False,
+) -> None:
+    if (config is None) == (votes is None):
+        raise UserError("give either the run's TOML file, or --votes FILE with --members A,B,C,D")
+    if config is not None:
+        _stage_command("ensemble")(config, runs)
+        return
+    from stepladder.pooling import pool, show, told
+
+    assert votes is not None  # noqa: S101 (for mypy: one of the two is given)
+    found, questions = pool(votes, [name.strip() for name in members.split(",") if name.strip()], seed)
+    if as_json:
+        print(told(found, questions))
+    else:
+        show(found, questions, Console())
+
+
+app.command("report", rich_help_panel=STAGES)(_stage_command("report"))
 
 
 @app.command()

@@ -408,10 +408,12 @@ class Predict(Table):
 class Ensemble(Table):
     """``[ensemble]``: how the members' answers become one."""
 
-    rule: Literal["auto", "single", "vote", "leader"] = "auto"
-    """``single``: the best member; ``vote``: the most frequent letter; ``leader``: when the other members agree,
-    follow them, otherwise the best member; ``auto``: the best of the three on validation, if it beats ``single`` there
-    by more than chance explains (exact McNemar, p < 0.05), else ``single``."""
+    rule: Literal["auto", "single", "vote", "weighted", "leader", "average", "selector"] = "auto"
+    """``single``: the best member; ``vote``: the most frequent letter; ``weighted``: votes weighted by the members'
+    log-odds on validation; ``leader``: when the other members agree, follow them, otherwise the best member (the
+    winning entry's); ``average``: the letter most frequent among all members' samples, where there are several;
+    ``selector``: a logistic model of who agrees with whom. ``auto``: the best of them in cross-validation, if it beats
+    ``single`` there by more than a standard error, else ``single``."""
 
 
 class Config(Table):

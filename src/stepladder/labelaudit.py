@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from stepladder import records
-from stepladder.errors import InputError
-from stepladder.mcq.labels import Evidence, Votes, weigh
-from stepladder.records import LETTERS
+from stepladder.mcq.labels import Evidence, weigh
+from stepladder.votes import read_votes
 from stepladder.workspace import write_atomic
 
 SHOWN = 10
@@ -32,37 +29,6 @@ def audit(votes: Path, out: Path, console: Console) -> None:
     found = weigh(said, labels)
     write_atomic(out, (json.dumps(suspect._asdict(), ensure_ascii=False) + "\n" for suspect in found.suspects))
     _show(found, len(labels), out, console)
-
-
-def read_votes(path: Path) -> tuple[dict[str, Votes], dict[str, str]]:
-    """Votes by question and model, and the label of every question."""
-    said: dict[str, Votes] = {}
-    labels: dict[str, str] = {}
-    for number, row in records.parse_lines(path):
-
-        def wrong(field: str, problem: str, line: int = number) -> InputError:
-            return InputError(path, problem, line=line, field=field)
-
-        if not isinstance(row, dict):
-            raise InputError(path, 'is not an object {"id", "gold", "votes"}', line=number)
-        if not isinstance(row.get("id"), str) or not row["id"]:
-            raise wrong("id", "must be a text that is not empty")
-        if row["id"] in said:
-            raise wrong("id", f"{row['id']!r} was used before; one line a question")
-        if _letter(row.get("gold")) is None:
-            raise wrong("gold", f"{row.get('gold')!r} is no letter from A to Z")
-        votes = row.get("votes")
-        if not isinstance(votes, dict) or not all(isinstance(given, list) for given in votes.values()):
-            raise wrong("votes", 'must be an object of lists, such as {"a-model": ["A", "B", "A"]}')
-        said[row["id"]] = {model: [_letter(entry) for entry in given] for model, given in votes.items()}
-        labels[row["id"]] = row["gold"]
-    if not said:
-        raise InputError(path, "holds no votes; one JSON object a line is expected")
-    return said, labels
-
-
-def _letter(entry: Any) -> str | None:
-    return entry if isinstance(entry, str) and len(entry) == 1 and entry in LETTERS else None
 
 
 def _show(found: Evidence, questions: int, out: Path, console: Console) -> None:

@@ -84,14 +84,17 @@ def ensemble(report: Row) -> str:
     choice, run = report["ensemble"], report["run"]
     if len(run["members"]) == 1:
         return f"There is one member, {run['best_member']}, so its answers are the final answers."
-    scores = ", ".join(f"{rule} {percent(value, 1)}" for rule, value in choice["validation"].items())
-    by = "set in the configuration" if choice["asked"] == choice["rule"] else "chosen on validation"
+    by = "set in the configuration" if choice["asked"] == choice["rule"] else "chosen by cross-validation"
+    voters = len(choice["members"])
     how = {
         "single": f"the answers of the best member, {choice['leader']}, alone",
-        "vote": f"the most frequent letter of {len(choice['members'])} members",
+        "vote": f"the most frequent letter of {voters} members",
+        "weighted": f"a vote of {voters} members, weighted by how often each was right on validation",
         "leader": f"{choice['leader']}, unless all other members agree on another letter",
+        "average": f"the letter that {voters} members find likeliest on average",
+        "selector": f"the letter likeliest by who of {voters} members agrees with whom",
     }[choice["rule"]]
-    sentence = f"The final answer is {how} (rule “{choice['rule']}”, {by}: {scores})."
+    sentence = f"The final answer is {how} (rule “{choice['rule']}”, {by})."
     if gone := [name for name in run["members"] if name not in choice["members"]]:
         without = "it has" if len(gone) == 1 else "they have"
         sentence += f" The variants did not help {', '.join(gone)} on validation, so {without} no vote."
@@ -100,6 +103,19 @@ def ensemble(report: Row) -> str:
     last = next(row for row in report["comparisons"] if row["after"]["system"] == "ensemble")
     change = f"{movement(last)}; {verdict(last)} ({p_value(last['p_holm'])})"
     return f"{sentence} Against the best single model on {last['n']} {last['split']} questions: {change}."
+
+
+def diversity(report: Row) -> str:
+    """What any rule could reach at best, and how alike the members err."""
+    found = report["ensemble"]["validation"]
+    said = (
+        f"At least one member is right on {percent(found['oracle'], 1)} of the validation questions: the most that any "
+    )
+    said += "rule could reach."
+    pairs = [f"{one} and {other} {value:.2f}" for one, other, value in found["correlation"] if value is not None]
+    if pairs:
+        said += f" Correlation of the members' errors (1: they err on the same questions): {', '.join(pairs)}."
+    return said
 
 
 def cascade(report: Row) -> str:

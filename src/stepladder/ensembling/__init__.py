@@ -1,0 +1,1 @@
+"""How several members' answers become one, and whether that is worth it."""
