@@ -83,10 +83,8 @@ def main() -> None:
     for name, rows in hits.items():
         given = np.array(rows)
         gain = given - alone
-        print(
-            f"{name:9}  {100 * given.mean():6.2f} %  {interval(gain.mean(0), problems):26}  {100 * gain.mean(1).min():+7.2f}"
-            f"    {interval((given - follow).mean(0), problems)}"
-        )
+        worst, over = 100 * gain.mean(1).min(), interval((given - follow).mean(0), problems)
+        print(f"{name:9}  {100 * given.mean():6.2f} %  {interval(gain.mean(0), problems):26}  {worst:+7.2f}    {over}")
     print(
         "chosen: "
         + ", ".join(f"{name} {choices.count(name)}" for name in sorted(set(choices), key=choices.count)[::-1])

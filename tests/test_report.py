@@ -17,7 +17,7 @@ from rich.console import Console
 from stepladder.config import Config, Member, Questions, Rung
 from stepladder.errors import InputError, UserError
 from stepladder.progress import Progress
-from stepladder.records import LETTERS, Prediction, Question, Record, Sample, lines
+from stepladder.records import LETTERS, Prediction, Question, Record, Sample, lines, read
 from stepladder.reporting.numbers import family
 from stepladder.stages import flow, report
 from stepladder.workspace import Workspace
@@ -391,3 +391,31 @@ def test_an_unfinished_run_is_told_what_to_do(context: flow.Context, tmp_path: P
     (context.input("questions") / "manifest.json").unlink()
     with pytest.raises(UserError, match="not there yet; run the stages before this one"):
         report.artifact(context, None)
+
+
+def test_what_more_votes_buy(context: flow.Context) -> None:
+    assert json.loads((built(context, "before") / "report.json").read_text(encoding="utf-8"))["voting"] == []
+    path = context.input("predictions", "m1") / "quantised.test.jsonl"
+    given = read(path, Prediction)
+    # Every question: two votes as it was, or where it was wrong a third and fourth time something else.
+    votes = [(one.answer, one.answer, "A", "A") if one.answer == "B" else ("A", "B", "B", "B") for one in given]
+    path.write_text(
+        "".join(
+            lines(
+                one.model_copy(update={"votes": some, "texts": ("t",) * 4, "tokens": (10, 10, 20, 20)})
+                for one, some in zip(given, votes, strict=True)
+            )
+        ),
+        encoding="utf-8",
+    )
+    folder = built(context)
+    content = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    rows = {row["way"]: row for row in content["voting"]}
+    assert list(rows) == ["1 vote", "at most 2", "at most 3", "at most 4", "adaptive"]
+    assert [rows[way]["tokens"] for way in ("1 vote", "at most 4")] == [10, 60]
+    agreed = sum(some[0] == "B" for some in votes)
+    assert rows["adaptive"]["votes"] == pytest.approx((2 * agreed + 4 * (len(votes) - agreed)) / len(votes))
+    assert 20 < rows["adaptive"]["tokens"] < 60
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert "Accuracy against tokens spent" in page
+    assert "adaptive: " in page

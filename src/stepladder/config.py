@@ -400,6 +400,9 @@ class Predict(Table):
     """Sampling temperature; 0 is greedy."""
     votes: int = Field(default=1, ge=1)
     """Answers per question; the most frequent letter is chosen."""
+    adaptive: bool = False
+    """Whether ``votes`` is only the most that are asked for: two at first, then one at a time while no letter leads by
+    two and another could still win."""
     merged_test: Literal["all", "leader"] = "all"
     """Whose merged (not yet quantised) weights answer the test too: ``leader``, only the best member on validation,
     saves time, since merged weights are measured but not shipped."""

@@ -86,6 +86,8 @@ class Prediction(Record):
     votes: tuple[str | None, ...]
     answer: str | None
     texts: tuple[str, ...]
+    tokens: tuple[int, ...] = ()
+    """Tokens written for each vote; none where nobody counted."""
 
 
 R = TypeVar("R", bound=Record)

@@ -154,6 +154,29 @@ def loss(report: Row) -> Markup:
     return drawing.markup()
 
 
+def voting(report: Row) -> Markup:
+    """Accuracy against tokens a question, with one vote, two and so on; adaptive voting as a dot beside the curve."""
+    rows = report["voting"]
+    drawing = Drawing(WIDTH, 280, "Accuracy against tokens spent")
+    shares = [row["accuracy"] for row in rows]
+    low, high = max(0.0, min(shares) - 0.02), min(1.0, max(shares) + 0.02)
+    x, y = Scale(0, 1.05 * max(row["tokens"] for row in rows), 60, WIDTH - 130), Scale(low, high, 240, 10)
+    for step in range(5):
+        share = low + (high - low) * step / 4
+        drawing.line(x.start, y(share), x.end, y(share), "grid")
+        drawing.text(52, y(share) + 4, words.percent(share, 1), "tick", "end")
+    for value in _ticks(x.high):
+        drawing.text(x(value), 260, f"{value:g}", "tick", "middle")
+    drawing.text((x.start + x.end) / 2, 277, "tokens written a question", "tick", "middle")
+    drawing.path(((x(row["tokens"]), y(row["accuracy"])) for row in rows if row["way"] != "adaptive"), "curve c2")
+    for row in rows:
+        place, own = (x(row["tokens"]), y(row["accuracy"])), row["way"] == "adaptive"
+        tip = f"{row['way']}: {words.percent(row['accuracy'], 1)}, {row['tokens']:.0f} tokens, {row['votes']:.2f} votes"
+        drawing.dot(*place, 6 if own else 4, "c1" if own else "c2", tip=tip)
+        drawing.text(place[0] + 9, place[1] + (14 if own else -6), row["way"], "c1" if own else "tick")
+    return drawing.markup()
+
+
 def _ticks(high: float) -> list[float]:
     """Round values from 0 to ``high`` for an axis, four to eight of them."""
     magnitude = 10.0 ** math.floor(math.log10(high))

@@ -11,6 +11,8 @@ from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 from stepladder.config import Config
+from stepladder.mcq.answer import majority
+from stepladder.mcq.voting import first_round, settled
 from stepladder.models import BUNDLED, BUNDLED_FILE
 from stepladder.records import Prediction, Question, Sample, parse_lines, read
 from stepladder.reporting.measured import BASE, ENSEMBLE, Measured, System, load
@@ -66,9 +68,40 @@ def collect(run: Path, config: Config, folders: Iterable[Folder]) -> dict[str, A
         "training": [_training(run, member) for member in members],
         "quantisation": [{"member": name} | _json(run / "quantised" / name / "verdict.json") for name in members],
         "ensemble": choice | {"asked": config.ensemble.rule, "alone": alone},
+        "voting": _voting(shown, System("quantised", best)),
         "stages": _stages(run, folders, samples),
         "examples": _examples(shown, System("quantised", best)),
     }
+
+
+def _voting(measured: Measured, system: System) -> list[dict[str, Any]]:
+    """What more votes gained and cost: accuracy and tokens a question with at most so many of each question's votes,
+    and where all were asked for, what stopping early would have come to. Nothing where there is one vote."""
+    answers = measured.answers[system]
+    most = max((len(given.votes) for given in answers), default=0)
+    if most < 2 or any(len(given.tokens) != len(given.votes) for given in answers):
+        return []
+    ways = [
+        (f"at most {cap}" if cap > 1 else "1 vote", [min(cap, len(given.votes)) for given in answers])
+        for cap in range(1, most + 1)
+    ]
+    if all(len(given.votes) == most for given in answers):
+        stops = [next(n for n in range(first_round(most), most + 1) if settled(a.votes[:n], most)) for a in answers]
+        ways.append(("adaptive", stops))
+    return [
+        {
+            "way": way,
+            "votes": sum(counts) / len(counts),
+            "tokens": sum(sum(given.tokens[:count]) for given, count in zip(answers, counts, strict=True))
+            / len(counts),
+            "accuracy": sum(
+                majority(given.votes[:count]) == question.answer
+                for given, count, question in zip(answers, counts, measured.questions, strict=True)
+            )
+            / len(counts),
+        }
+        for way, counts in ways
+    ]
 
 
 def family(source: str) -> str:

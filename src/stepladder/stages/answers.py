@@ -5,15 +5,18 @@ Used by ``quantised`` (to measure) and by ``predictions`` (to keep); the second 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from stepladder import models
 from stepladder.ask.local import Local
-from stepladder.ask.request import Request
+from stepladder.ask.request import Request, Response
+from stepladder.config import Predict
 from stepladder.mcq.answer import majority, strict
 from stepladder.mcq.prompts import ask_messages
 from stepladder.mcq.shuffle import Permutation, fixed, orders, shown, to_original
+from stepladder.mcq.voting import first_round, settled
 from stepladder.records import Example, Message, Prediction, Question
 from stepladder.stages.asking import ask_weights
 from stepladder.stages.flow import Context
@@ -22,47 +25,94 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-def predict(context: Context, member: str, weights: Path, questions: list[Question], what: str) -> list[Prediction]:
-    """Answer every question ``[predict] votes`` times, the first time in the options' own order, then shuffled.
+class Asked(NamedTuple):
+    """One of the votes on a question."""
 
-    Returns predictions in the order of the questions; letters are in the original option order.
-    """
-    settings = context.config.predict
+    order: Permutation
+    request: Request
+
+
+def predict(context: Context, member: str, weights: Path, questions: list[Question], what: str) -> list[Prediction]:
+    """Answer every question of a run with a model folder (:func:`vote`), as any model is asked, through the ledger."""
+    config = context.config
+
+    def ask(requests: Sequence[Request]) -> Mapping[str, Response]:
+        return ask_weights(context, weights, requests, what)
+
     name = models.content_digest(weights)
-    asked: list[tuple[Question, Permutation, Request]] = []
-    for question in questions:
-        size = len(question.options)
-        seed = (context.config.seed, question.id, "predict")
-        shuffled = orders(settings.votes - 1, size, *seed, places=fixed(question).places)
-        for index, order in enumerate([tuple(range(size)), *shuffled]):
-            request = Request(
-                model=name,
-                messages=ask_messages(question, order, context.config.prompts),
+    return vote(questions, member, name, config.predict, config.seed, ask, config.prompts)
+
+
+def vote(
+    questions: Sequence[Question],
+    member: str,
+    model: str,
+    settings: Predict,
+    seed: int,
+    ask: Callable[[Sequence[Request]], Mapping[str, Response]],
+    prompts: Path | None = None,
+) -> list[Prediction]:
+    """Answer every question ``[predict] votes`` times, the first time in the options' own order, then shuffled; with
+    ``adaptive`` only while the vote is open, in rounds.
+
+    Args:
+        questions: what is asked, in the order of what is returned.
+        member: who answers, as predictions name it.
+        model: who answers, as requests name it.
+        settings: votes, sampling and caps.
+        seed: of the shuffled orders.
+        ask: gives responses by request key.
+        prompts: folder of prompts of one's own.
+
+    Returns:
+        Predictions; letters are in the original option order.
+    """
+    ballots = [_ballot(question, model, settings, seed, prompts) for question in questions]
+    votes: list[list[str | None]] = [[] for _ in questions]
+    heard: list[list[Response]] = [[] for _ in questions]
+    count = first_round(settings.votes) if settings.adaptive else settings.votes
+    open_votes = [*range(len(questions))]
+    while open_votes:
+        now = {at: ballots[at][len(votes[at]) : len(votes[at]) + count] for at in open_votes}
+        answers = ask([one.request for some in now.values() for one in some])
+        for at, some in now.items():
+            for order, request in some:
+                response = answers[request.key]
+                letter = strict(response.text, shown(questions[at].options, order)).letter
+                votes[at].append(None if letter is None else to_original(letter, order))
+                heard[at].append(response)
+        open_votes = [at for at in open_votes if not settled(votes[at], settings.votes)]
+        count = 1
+    return [
+        Prediction(
+            question_id=question.id,
+            member=member,
+            votes=tuple(given),
+            answer=majority(tuple(given)),
+            texts=tuple(response.text for response in responses),
+            tokens=tuple(response.completion_tokens for response in responses),
+        )
+        for question, given, responses in zip(questions, votes, heard, strict=True)
+    ]
+
+
+def _ballot(question: Question, model: str, settings: Predict, seed: int, prompts: Path | None) -> list[Asked]:
+    """All votes that may be asked for on a question."""
+    size = len(question.options)
+    shuffled = orders(settings.votes - 1, size, seed, question.id, "predict", places=fixed(question).places)
+    return [
+        Asked(
+            order,
+            Request(
+                model=model,
+                messages=ask_messages(question, order, prompts),
                 temperature=settings.temperature,
                 sample_index=index,
                 max_tokens=settings.max_tokens,
-            )
-            asked.append((question, order, request))
-    answers = ask_weights(context, weights, [request for _, _, request in asked], what)
-    predictions = []
-    for at in range(0, len(asked), settings.votes):
-        question = asked[at][0]
-        votes, texts = [], []
-        for _, order, request in asked[at : at + settings.votes]:
-            text = answers[request.key].text
-            letter = strict(text, shown(question.options, order)).letter
-            votes.append(None if letter is None else to_original(letter, order))
-            texts.append(text)
-        predictions.append(
-            Prediction(
-                question_id=question.id,
-                member=member,
-                votes=tuple(votes),
-                answer=majority(tuple(votes)),
-                texts=tuple(texts),
-            )
+            ),
         )
-    return predictions
+        for index, order in enumerate([tuple(range(size)), *shuffled])
+    ]
 
 
 def conversation(context: Context, question: Question, text: str, teacher: str) -> Example:

@@ -1,0 +1,122 @@
+"""Votes that stop when they are decided, against every way a vote can go."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import product
+from pathlib import Path
+
+import pytest
+
+from stepladder.ask.request import Request, Response
+from stepladder.config import Predict
+from stepladder.mcq.answer import ANSWER_LINE, majority
+from stepladder.mcq.voting import first_round, settled
+from stepladder.records import LETTERS, Prediction, Question
+from stepladder.stages.answers import vote
+
+
+@pytest.mark.parametrize(
+    ("votes", "most", "decided"),
+    [
+        ("AA", 5, True),
+        ("AB", 5, False),
+        ("ABA", 5, False),
+        ("ABAA", 5, True),
+        ("ABAB", 5, False),
+        ("ABABC", 5, True),  # all are asked
+        ("ABA", 4, False),  # B can draw level
+        ("ABC", 4, False),
+        ("..", 5, False),  # nothing that could be read decides nothing
+        (".A", 5, False),
+        ("A", 1, True),
+        ("A", 2, False),
+        ("AB", 2, True),
+        ("ABA", 3, True),
+        ("", 3, False),
+    ],
+)
+def test_when_a_vote_is_decided(votes: str, most: int, decided: bool) -> None:
+    assert settled([None if letter == "." else letter for letter in votes], most) == decided
+
+
+def test_nobody_who_cannot_be_overtaken_is_asked_about_again() -> None:
+    """Where a vote stops because nothing that is left could change it, the full vote ends the same."""
+    for votes in product("ABC", repeat=5):
+        stopped = next(n for n in range(first_round(5), 6) if settled(votes[:n], 5))
+        ahead = sorted((votes[:stopped].count(letter) for letter in "ABC"), reverse=True)
+        if ahead[0] - ahead[1] > 5 - stopped:
+            assert majority(votes[:stopped]) == majority(votes)
+
+
+def questions(count: int) -> list[Question]:
+    return [
+        Question(
+            id=f"p{n}#0", problem_id=f"p{n}", problem=f"Problem {n}.", question="?", options=("a", "b", "c", "d"),
+            answer="A", language="en", source="s",
+        )
+        for n in range(count)
+    ]  # fmt: skip
+
+
+class Script:
+    """Answers question ``n`` with the option whose original letter stands at the place of the vote in ``said[n]``."""
+
+    def __init__(self, *said: str) -> None:
+        self.said, self.rounds = said, list[int]()
+
+    def __call__(self, requests: Sequence[Request]) -> Mapping[str, Response]:
+        self.rounds.append(len(requests))
+        return {request.key: self.answer(request) for request in requests}
+
+    def answer(self, request: Request) -> Response:
+        text = request.messages[-1].content
+        number = next(n for n in range(len(self.said)) if f"Problem {n}." in text)
+        option = "abcd"[LETTERS.index(self.said[number][request.sample_index])]
+        shown = next(line[0] for line in text.split("\n") if line[1:].strip(" .:)") == option)
+        line = ANSWER_LINE["en"].format(shown)
+        return Response(text=line, max_tokens=9, prompt_tokens=1, completion_tokens=7)
+
+
+def asked(script: Script, **settings: object) -> list[Prediction]:
+    chosen = Predict.model_validate({"votes": 5, "temperature": 0.7} | settings)
+    return vote(questions(len(script.said)), "m", "model", chosen, 1, script)
+
+
+def test_adaptive_votes_are_spent_where_they_disagree() -> None:
+    script = Script("AAAAA", "ABAAA", "ABCDA", "BABBA")
+    found = asked(script, adaptive=True)
+    assert ["".join(map(str, one.votes)) for one in found] == ["AA", "ABAA", "ABCDA", "BABB"]
+    assert [one.answer for one in found] == ["A", "A", "A", "B"]
+    assert script.rounds == [8, 3, 3, 1]
+    assert found[0].tokens == (7, 7)
+    fixed = Script(*script.said)
+    assert [one.answer for one in asked(fixed)] == ["A", "A", "A", "B"]
+    assert fixed.rounds == [20]
+
+
+def test_adaptive_votes_are_the_first_of_the_fixed_ones() -> None:
+    """So what one asked is in the ledger for the other."""
+    adaptive, fixed = asked(Script("ABAAA"), adaptive=True)[0], asked(Script("ABAAA"))[0]
+    assert fixed.votes[: len(adaptive.votes)] == adaptive.votes
+
+
+def test_one_vote_is_one_vote() -> None:
+    for adaptive in (False, True):
+        script = Script("BAAAA")
+        (found,) = asked(script, votes=1, temperature=0, adaptive=adaptive)
+        assert (found.votes, script.rounds) == (("B",), [1])
+
+
+def test_real_votes_cost_less_for_the_same_accuracy(contest: Path) -> None:
+    """Recorded votes of a Qwen2.5-32B in 4 bits (the bounds are those that EXPERIMENTS.md reports)."""
+    from stepladder.votes import read_votes
+
+    said, labels = read_votes(contest / "recorded_votes.jsonl")
+    name = "models_merge_lr_deepseek_quant_lora_0.7_Qwen2.5-32B-Instruct"
+    full = {q: tuple(votes[name]) for q, votes in said.items() if len(votes.get(name, ())) == 5}
+    stops = {q: next(n for n in range(2, 6) if settled(votes[:n], 5)) for q, votes in full.items()}
+    right = [majority(votes) == labels[q] for q, votes in full.items()]
+    early = [majority(votes[: stops[q]]) == labels[q] for q, votes in full.items()]
+    assert sum(stops.values()) <= 0.45 * 5 * len(full)
+    assert abs(sum(early) - sum(right)) <= 3
