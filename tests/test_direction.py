@@ -28,10 +28,10 @@ GROUND = {
 LAYERS = [
     {"__main__"},
     {"cli"},
-    {"plan", "fits"},
+    {"plan", "fits", "predicting"},
     {"stages", "starter", "checkup", "spending", "labelaudit", "importing", "planning", "capacity", "pooling"},
     {"votes"},
-    {"mcq", "ask", "training", "closedworld", "reporting", "ensembling"},
+    {"mcq", "ask", "training", "closedworld", "reporting", "ensembling", "serving"},
     GROUND,
 ]
 MAY_ALSO = {

@@ -74,13 +74,13 @@ class Price(Table):
 class Model(Table):
     """``[models.<name>]``: somebody who can be asked."""
 
-    engine: Literal["local", "openai"] = "local"
-    """How it is asked: ``local`` is a transformers model in this process, ``openai`` any server that speaks the
-    OpenAI protocol (a provider, or a vLLM of your own)."""
+    engine: Literal["local", "vllm", "openai"] = "local"
+    """How it is asked: ``local`` is a transformers model in this process, ``vllm`` servers that are started for it
+    (``[serve]``), ``openai`` any server that speaks the OpenAI protocol (a provider, or a vLLM of your own)."""
     path: str | None = None
-    """``local``: a folder with weights, an id on a hub (see ``[train] base``), or ``bundled`` (the default) for the
-    SmolLM2-135M-Instruct that comes with Stepladder. ``openai``: the folder or id of the weights your own servers
-    serve, so that their answers are known by the weights and not by the address."""
+    """``local`` and ``vllm``: a folder with weights, an id on a hub (see ``[train] base``), or ``bundled`` (the
+    default) for the SmolLM2-135M-Instruct that comes with Stepladder. ``openai``: the folder or id of the weights your
+    own servers serve, so that their answers are known by the weights and not by the address."""
     base_url: tuple[str, ...] = ()
     """``openai``: the address up to and with ``/v1``, or a list of servers of the same model, among which requests are
     balanced."""
@@ -112,7 +112,7 @@ class Model(Table):
     @model_validator(mode="after")
     def _keys_fit_engine(self) -> Self:
         given = self.model_fields_set - {"engine", "path"}
-        if self.engine == "local" and given:
+        if self.engine != "openai" and given:
             raise ValueError(f"{sorted(given)[0]!r} is for engine = 'openai'")
         if self.engine == "openai" and bool(self.base_url) == bool(self.base_url_file):
             raise ValueError("engine = 'openai' needs either base_url or base_url_file")
@@ -391,9 +391,32 @@ class Quantise(Table):
         return self
 
 
+class Serve(Table):
+    """``[serve]``: the vLLM servers that ``engine = "vllm"`` starts: one a card, or one on the CPU."""
+
+    environment: Path = Path(".venv-serve")
+    """The environment that vLLM is installed in, by ``make serve-env``; relative to where the command is run."""
+    max_length: int = Field(default=4096, ge=64)
+    """Longest prompt and answer together, tokens."""
+    kv_cache_gib: float | None = Field(default=None, gt=0)
+    """Memory for keys and values, GiB a card; by default what ``utilisation`` leaves (on a CPU 2)."""
+    utilisation: float = Field(default=0.92, gt=0, le=1)
+    """Share of a card's memory that its server may use."""
+    tensor_parallel: int = Field(default=1, ge=1)
+    """Cards that share one model, where one is too small for it."""
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    """What is computed in; ``auto`` is what the weights are stored in."""
+    prefix_caching: bool = True
+    """Whether what prompts share, such as a problem's text, is computed once."""
+    startup: float = Field(default=900, gt=0)
+    """Seconds until a server must be healthy."""
+
+
 class Predict(Table):
     """``[predict]``: how base, merged and quantised models answer validation and test."""
 
+    engine: Literal["local", "vllm"] = "local"
+    """Who computes: transformers in this process, or vLLM servers started for it (``[serve]``)."""
     max_tokens: int = Field(default=512, ge=1)
     """Cap on the answer's length, tokens."""
     temperature: float = Field(default=0.0, ge=0)
@@ -439,6 +462,7 @@ class Config(Table):
     train: Train = Train()
     member: tuple[Member, ...] = Field(min_length=1)
     quantise: Quantise = Quantise()
+    serve: Serve = Serve()
     predict: Predict = Predict()
     ensemble: Ensemble = Ensemble()
 

@@ -7,6 +7,7 @@
         ├── MissingExtra     an optional part of the installation is not there
         ├── ModelError       weights that cannot be found or loaded
         ├── AskError         a model that cannot be asked, or did not answer
+        ├── ServeError       a server of one's own that does not start, or stay
         ├── BudgetError      a cap on dollars is reached (exit code 1: what was bought is kept)
         ├── TemplateError    the tokens of training and of serving differ
         └── GateError        a measured quality gate failed (exit code 1: the input was fine, the result is not)
@@ -54,6 +55,10 @@ class ModelError(UserError):
 
 class AskError(UserError):
     """A model cannot be asked (wrong key, unknown name, no price), or some requests got no answer."""
+
+
+class ServeError(UserError):
+    """A server of one's own does not start, or ended too often."""
 
 
 class BudgetError(UserError):

@@ -252,7 +252,7 @@ class _Round:
             if wanted > request.max_tokens:
                 self.ready.append(Job(with_cap(request, wanted), doubled=job.doubled))
                 return
-            if not job.doubled:
+            if not job.doubled and not request.final:
                 self.ready.append(Job(with_cap(request, 2 * request.max_tokens), doubled=True))
                 return
         if outcome.kind in FINAL:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 from stepladder import models, template
-from stepladder.ask.request import Request, Response
+from stepladder.ask.request import Request, Response, TokenLogprob
 from stepladder.errors import AskError
 from stepladder.prefixes import share_prefixes
 
@@ -64,10 +64,10 @@ class Local:
         """Batches of requests that share problems and have prompts of like length, so that little is padding.
 
         Raises:
-            AskError: a request wants log-probabilities, which only servers give.
+            AskError: a request wants log-probabilities of more than one token, which only servers give.
         """
-        if any(request.top_logprobs is not None for request in requests):
-            raise AskError("weights in this process give no log-probabilities; serve them, and ask the server")
+        if any(request.top_logprobs is not None and request.max_tokens > 1 for request in requests):
+            raise AskError("weights in this process give log-probabilities of one token only; serve them for more")
         rows = sorted(map(self._row, requests), key=lambda row: (row.request.max_tokens, row.tokens, row.request.key))
         batches: list[list[Request]] = []
         for _, some in itertools.groupby(rows, key=lambda row: row.request.max_tokens):
@@ -83,6 +83,8 @@ class Local:
 
     def answer(self, group: Sequence[Request]) -> list[Response]:
         """One response per request, in order."""
+        if any(request.top_logprobs is not None for request in group):
+            return [self._weigh(request) for request in group]
         rows = [self._row(request) for request in group]
         completions = self._decode(self._model, group, [row.tokens for row in rows], self._ends)
         return [
@@ -96,5 +98,29 @@ class Local:
             for row, (ids, finished) in zip(rows, completions, strict=True)
         ]
 
+    def _weigh(self, request: Request) -> Response:
+        """The likeliest next token and how likely it and others are."""
+        import torch
+
+        ids = self._row(request).tokens
+        with torch.inference_mode():
+            logits = self._model(torch.tensor([ids], device=self._model.device), logits_to_keep=1).logits[0, -1]
+        top = torch.log_softmax(logits.float(), -1).topk(max(1, request.top_logprobs or 0))
+        names = [str(self._tokenizer.decode([int(number)])) for number in top.indices]
+        likely = dict(zip(names, map(float, top.values), strict=False))
+        return Response(
+            text=names[0],
+            finish="length",
+            max_tokens=1,
+            prompt_tokens=len(ids),
+            completion_tokens=1,
+            logprobs=(TokenLogprob(token=names[0], logprob=float(top.values[0]), top=likely),),
+        )
+
     def _row(self, request: Request) -> Row:
-        return Row(request, tuple(template.prompt_tokens(self._tokenizer, request.messages)))
+        """The request's prompt as tokens; a last message of the assistant's is gone on with."""
+        messages = request.messages
+        if messages[-1].role != "assistant":
+            return Row(request, tuple(template.prompt_tokens(self._tokenizer, messages)))
+        begun = self._tokenizer(messages[-1].content, add_special_tokens=False)["input_ids"]
+        return Row(request, (*template.prompt_tokens(self._tokenizer, messages[:-1]), *begun))

@@ -23,6 +23,8 @@ def chat_body(request: Request, model: str, cap_name: CapName) -> dict[str, Any]
         "temperature": request.temperature,
         cap_name: request.max_tokens,
     }
+    if request.messages[-1].role == "assistant":  # vLLM's way to let it go on with what it is said to have begun
+        body |= {"add_generation_prompt": False, "continue_final_message": True}
     if request.top_p is not None:
         body["top_p"] = request.top_p
     if request.top_logprobs is not None:

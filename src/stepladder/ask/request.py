@@ -52,11 +52,15 @@ class Request(Record):
     sample_index: int = 0
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
     max_tokens: int
+    final: bool = False
+    """Whether a cut-off answer stands, as it does with weights in this process; otherwise it is asked for once more
+    with twice the cap."""
 
     def identity(self) -> str:
-        """Canonical JSON of everything that makes the answer. ``max_tokens`` is left out, so that a finished answer
-        serves any cap; so are settings that are not set, so that a new kind of setting changes no old key."""
-        return canonical(self.model_dump(mode="json", exclude={"max_tokens"}, exclude_none=True))
+        """Canonical JSON of everything that makes the answer. ``max_tokens`` and ``final`` are left out, so that a
+        finished answer serves any cap; so are settings that are not set, so that a new kind of setting changes no old
+        key."""
+        return canonical(self.model_dump(mode="json", exclude={"max_tokens", "final"}, exclude_none=True))
 
     @functools.cached_property
     def key(self) -> str:
@@ -89,8 +93,9 @@ class Response(Record):
         return self.finish != "length"
 
     def settles(self, request: Request) -> bool:
-        """Whether nothing more is to be bought for the request: it is answered, or was cut off at twice its cap too."""
-        return self.finished or self.max_tokens >= 2 * request.max_tokens
+        """Whether nothing more is to be bought for the request: it is answered, or was cut off at twice its cap too (a
+        final one at its own)."""
+        return self.finished or self.max_tokens >= (1 if request.final else 2) * request.max_tokens
 
     def serves(self, request: Request) -> bool:
         """Whether this answer can stand for the request: a finished one always, a cut one only up to its own cap."""

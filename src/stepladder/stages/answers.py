@@ -18,7 +18,7 @@ from stepladder.mcq.prompts import ask_messages
 from stepladder.mcq.shuffle import Permutation, fixed, orders, shown, to_original
 from stepladder.mcq.voting import first_round, settled
 from stepladder.records import Example, Message, Prediction, Question
-from stepladder.stages.asking import ask_weights
+from stepladder.stages.asking import desk
 from stepladder.stages.flow import Context
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def predict(context: Context, member: str, weights: Path, questions: list[Questi
     config = context.config
 
     def ask(requests: Sequence[Request]) -> Mapping[str, Response]:
-        return ask_weights(context, weights, requests, what)
+        return desk(context).ask(weights, requests, what, config.predict.engine)
 
     name = models.content_digest(weights)
     return vote(questions, member, name, config.predict, config.seed, ask, config.prompts)
@@ -109,6 +109,7 @@ def _ballot(question: Question, model: str, settings: Predict, seed: int, prompt
                 temperature=settings.temperature,
                 sample_index=index,
                 max_tokens=settings.max_tokens,
+                final=True,
             ),
         )
         for index, order in enumerate([tuple(range(size)), *shuffled])

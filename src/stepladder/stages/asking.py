@@ -5,26 +5,34 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
-from stepladder import models
+from stepladder import models, template
+from stepladder.ask.admission import FREE
 from stepladder.ask.courier import ask
 from stepladder.ask.embedded import ask_embedded
 from stepladder.ask.ledger import Ledger, Scope
 from stepladder.ask.local import Local
 from stepladder.ask.request import Request, Response
-from stepladder.config import Config, Model
+from stepladder.config import Config, Model, Serve
+from stepladder.errors import AskError, ServeError
+from stepladder.progress import Progress
+from stepladder.serving.vllm import Fleet
 from stepladder.stages.flow import Context
 
 
 def identity(config: Config, name: str) -> str:
     """Who answers to a name under ``[models]``: the hash of its weights where they are at hand, else its address."""
     model = config.models[name]
-    if model.engine == "local" or model.path is not None:
+    if model.engine != "openai" or model.path is not None:
         return models.content_digest(_weights(model))
     served = model.served_as(name)
     # Servers that come and go are known by what they serve, and must show that they serve it (ask/admission.py).
     return f"{model.base_url[0].rstrip('/')} {served}" if model.base_url else f"own servers of {served}"
+
+
+SERVED = "student"
+"""What servers that are started here call their model."""
 
 
 class Account(NamedTuple):
@@ -58,7 +66,9 @@ class Respondent:
             BudgetError: a cap is reached.
         """
         if self._model.engine == "local":
-            return _ask_embedded(self._context, self._load, requests, what)
+            return desk(self._context).compute(self._load, requests, what)
+        if self._model.engine == "vllm":
+            return desk(self._context).serve_and_ask(_weights(self._model), requests, self._scope, what)
 
         def report(done: int, micro_dollars: int) -> None:
             self._context.progress.update(what, done, len(requests), f"${micro_dollars / 1e6:.4f}")
@@ -76,22 +86,66 @@ class Respondent:
             )
 
 
-def ask_weights(context: Context, weights: Path, requests: Sequence[Request], what: str) -> dict[str, Response]:
-    """Ask a model folder in this process."""
-    return _ask_embedded(context, lambda: Local.load(weights), requests, what)
+class Desk(NamedTuple):
+    """Where a model folder is asked from: what keeps the answers, and who is told how it goes."""
+
+    ledger: Path
+    name: str
+    """The run that answers are counted for."""
+    scratch: Path
+    """Folder for what servers write."""
+    serve: Serve
+    progress: Progress
+
+    def ask(
+        self, weights: Path, requests: Sequence[Request], what: str, engine: Literal["local", "vllm"]
+    ) -> dict[str, Response]:
+        """Responses of a model folder by request key, computed in this process or on servers started for it."""
+        if engine == "vllm":
+            return self.serve_and_ask(weights, requests, Scope(self.name, what), what)
+        return self.compute(lambda: Local.load(weights), requests, what)
+
+    def compute(self, load: Callable[[], Local], requests: Sequence[Request], what: str) -> dict[str, Response]:
+        """Ask weights in this process, which are not loaded where the ledger knows every answer."""
+        with Ledger(self.ledger) as ledger:
+            return ask_embedded(
+                requests, load, ledger, self.name, lambda done, total: self.progress.update(what, done, total)
+            )
+
+    def serve_and_ask(self, weights: Path, requests: Sequence[Request], scope: Scope, what: str) -> dict[str, Response]:
+        """Ask weights through vLLM, which is not started where the ledger knows every answer.
+
+        Raises:
+            ServeError: the server does not start, or ended too often.
+            TemplateError: the folder's tokenizer is not the one its weights were trained with.
+        """
+
+        def report(done: int, spent: int) -> None:
+            self.progress.update(what, done, len(requests))
+
+        with Ledger(self.ledger) as ledger:
+            known = ledger.find_all(requests)
+            if all(request.key in known and known[request.key].settles(request) for request in requests):
+                report(len(requests), 0)
+                return known
+            self.progress.update(f"{what}: vLLM starts", 0, 1)
+            template.check_folder(models.load_tokenizer(weights), weights)
+            with Fleet(weights, SERVED, self.serve, self.scratch, self.progress.say) as fleet:
+                asked = Model(
+                    engine="openai", base_url_file=fleet.addresses, model=SERVED, path=str(weights), price=FREE
+                )
+                try:
+                    return ask(requests, SERVED, asked, ledger, scope, report, self.progress.say)
+                except AskError as error:
+                    if fleet.failure is None:
+                        raise
+                    raise ServeError(fleet.failure) from error
 
 
-def _ask_embedded(
-    context: Context, load: Callable[[], Local], requests: Sequence[Request], what: str
-) -> dict[str, Response]:
-    with Ledger(context.workspace.ledger) as ledger:
-        return ask_embedded(
-            requests,
-            load,
-            ledger,
-            context.workspace.name,
-            lambda done, total: context.progress.update(what, done, total),
-        )
+def desk(context: Context) -> Desk:
+    """The desk of a run."""
+    workspace = context.workspace
+    return Desk(workspace.ledger, workspace.name, workspace.folder / ".serve", context.config.serve, context.progress)
 
 
 def _weights(model: Model) -> Path:

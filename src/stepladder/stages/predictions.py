@@ -32,12 +32,15 @@ def artifact(context: Context, part: str | None) -> Artifact:
 
 def build(context: Context, part: str | None, folder: Path) -> None:
     for system, weights in _systems(context, part).items():
-        for split in splits(context.config):
-            if system == "merged" and split == "test" and not _merged_answers_test(context, part):
-                continue
-            questions = records.read(context.input("questions") / f"{split}.jsonl", Question)
-            answers = predict(context, str(part), weights, questions, f"{split}, {system}")
-            write_atomic(folder / f"{system}.{split}.jsonl", records.lines(answers))
+        asked = {
+            split: records.read(context.input("questions") / f"{split}.jsonl", Question)
+            for split in splits(context.config)
+            if system != "merged" or split != "test" or _merged_answers_test(context, part)
+        }
+        together = [question for some in asked.values() for question in some]
+        answers = iter(predict(context, str(part), weights, together, system))
+        for split, some in asked.items():
+            write_atomic(folder / f"{system}.{split}.jsonl", records.lines(next(answers) for _ in some))
 
 
 def splits(config: Config) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ from stepladder.errors import GateError
 from stepladder.mcq.shuffle import rng
 from stepladder.records import Example, Question
 from stepladder.stages import modelcard
+from stepladder.stages.answering import keep
 from stepladder.stages.flow import Context, digest_of, members
 from stepladder.stages.proof import Reference, distance, measure, reference
 from stepladder.stages.trainset import member
@@ -104,6 +105,7 @@ def build(context: Context, part: str | None, folder: Path) -> None:
     gates = {name: getattr(config.quantise, name) for name in ("max_loss", "max_unparsed", "max_kl")}
     verdict = {"form": said} | measured | {"passed": True, "gates": gates, "attempts": attempts}
     write_atomic(folder / VERDICT, json.dumps(verdict, indent=1, ensure_ascii=False) + "\n")
+    keep(config, folder)
     card = json.loads((context.input("trainset", part) / "card.json").read_text(encoding="utf-8"))
     mix, base = member(config, part), models.locate(config.train.base)
     write_atomic(folder / "README.md", modelcard.markdown(config, mix, base, card, verdict))

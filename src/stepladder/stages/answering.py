@@ -1,0 +1,135 @@
+"""What a model folder needs to know to answer questions on its own, and answering them: ``stepladder predict``.
+
+Every question gets a letter: where an answer cannot be read the model is asked again, and where that does not help the
+likeliest option by token probability stands, which is said.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from stepladder import models
+from stepladder.ask.request import Request, Response
+from stepladder.config import Config, Predict, settings
+from stepladder.errors import InputError
+from stepladder.mcq.answer import ANSWER_LINE
+from stepladder.mcq.prompts import ask_messages
+from stepladder.records import LETTERS, Language, Message, Prediction, Question
+from stepladder.stages.answers import vote
+from stepladder.stages.asking import Desk
+from stepladder.workspace import write_atomic
+
+FILE = "stepladder.json"
+PROMPTS = "prompts"
+RETRIES = 2
+"""Further answers to a question whose answer nobody could read."""
+WARM = 0.7
+"""Temperature of those, at least."""
+TOP = 20
+"""Likeliest tokens among which an option's letter is looked for."""
+
+
+class Manner(NamedTuple):
+    """How a model is asked: as it was when it was validated."""
+
+    language: Language
+    predict: Predict
+    seed: int
+    prompts: Path | None
+
+
+class Answered(NamedTuple):
+    """Predictions in the order of the questions, and which of them are not what the model said."""
+
+    predictions: list[Prediction]
+    mended: list[str]
+    """Ids of questions that were answered when asked again."""
+    likeliest: list[str]
+    """Ids of questions whose letter is the likeliest by token probability."""
+
+
+def keep(config: Config, folder: Path) -> None:
+    """Write into a model folder how it is asked, with the user's prompts, if there are any."""
+    told = {"language": config.language, "seed": config.seed, "predict": settings(config.predict)}
+    write_atomic(folder / FILE, json.dumps(told, indent=1) + "\n")
+    if config.prompts is not None:
+        shutil.copytree(config.prompts, folder / PROMPTS, dirs_exist_ok=True)
+
+
+def manner(folder: Path, language: Language | None) -> Manner:
+    """How a model folder is asked; one that was not made here in the usual way, in ``language``.
+
+    Raises:
+        InputError: the folder's note cannot be read, or there is none and no language is given.
+    """
+    path = folder / FILE
+    if not path.exists():
+        if language is None:
+            raise InputError(path, "is not there, so nothing tells the prompts' language; give --language zh or en")
+        return Manner(language, Predict(), 0, None)
+    try:
+        told = json.loads(path.read_text(encoding="utf-8"))
+        found = Manner(told["language"], Predict.model_validate(told["predict"]), int(told["seed"]), None)
+    except (ValueError, LookupError, TypeError) as error:
+        reason = str(error).split("\n", maxsplit=1)[0]
+        raise InputError(path, f"cannot be read ({reason}); take it from the run's folder again") from None
+    own = folder / PROMPTS
+    return found._replace(prompts=own if own.is_dir() else None, language=language or found.language)
+
+
+def answer(
+    desk: Desk, weights: Path, questions: Sequence[Question], how: Manner, engine: Literal["local", "vllm"]
+) -> Answered:
+    """Answer every question, with a letter each."""
+    name = models.content_digest(weights)
+
+    def asked(some: Sequence[Question], chosen: Predict, what: str) -> list[Prediction]:
+        def ask(requests: Sequence[Request]) -> Mapping[str, Response]:
+            return desk.ask(weights, requests, what, engine)
+
+        return vote(some, "model", name, chosen, how.seed, ask, how.prompts)
+
+    found = {one.question_id: one for one in asked(questions, how.predict, "answers")}
+    silent = [question for question in questions if found[question.id].answer is None]
+    mended: list[str] = []
+    likeliest: list[str] = []
+    if silent:
+        warmer = {
+            "votes": how.predict.votes + RETRIES,
+            "temperature": max(WARM, how.predict.temperature),
+            "adaptive": False,
+        }
+        again = asked(silent, how.predict.model_copy(update=warmer), "asks again")
+        found |= {one.question_id: one for one in again}
+        mended = [one.question_id for one in again if one.answer is not None]
+        left = [question for question in silent if found[question.id].answer is None]
+        likeliest = [question.id for question in left]
+        requests = {question.id: _begun(question, found[question.id].texts[0], name, how) for question in left}
+        told = desk.ask(weights, list(requests.values()), "likeliest", engine) if left else {}
+        for question in left:
+            letter = _likeliest(question, told[requests[question.id].key])
+            found[question.id] = found[question.id].model_copy(update={"answer": letter})
+    return Answered([found[question.id] for question in questions], mended, likeliest)
+
+
+def _begun(question: Question, text: str, model: str, how: Manner) -> Request:
+    """A request to go on with an answer right where its letter stands."""
+    order = tuple(range(len(question.options)))
+    line = ANSWER_LINE[question.language].format("").rstrip()
+    said = Message(role="assistant", content=f"{text.rstrip()}\n{line}")
+    messages = (*ask_messages(question, order, how.prompts), said)
+    return Request(model=model, messages=messages, max_tokens=1, top_logprobs=TOP, final=True)
+
+
+def _likeliest(question: Question, response: Response) -> str:
+    """The option whose letter is the likeliest next token; the first one where none is among the likeliest."""
+    letters = LETTERS[: len(question.options)]
+    for token in response.logprobs[:1]:
+        for text, _ in sorted(token.top.items(), key=lambda item: -item[1]):
+            if len(letter := text.strip()) == 1 and letter in letters:
+                return letter
+    return letters[0]

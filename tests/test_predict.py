@@ -1,0 +1,142 @@
+"""``stepladder predict`` with a real, tiny model that knows nothing: whatever it says, every question gets a letter."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from stepladder.ask.ledger import Ledger
+from stepladder.ask.local import Local
+from stepladder.ask.request import Request, Response, TokenLogprob
+from stepladder.closedworld import generate, to_line
+from stepladder.config import Config, Predict
+from stepladder.errors import InputError, UserError
+from stepladder.predicting import predict
+from stepladder.records import Message, Question
+from stepladder.stages.answering import _likeliest, keep, manner
+
+
+@pytest.fixture
+def student(base: Path, tmp_path: Path) -> Path:
+    """A finished model folder: weights, and how they are asked."""
+    folder = tmp_path / "student"
+    shutil.copytree(base, folder)
+    table = {
+        "name": "r", "language": "en", "seed": 5, "questions": {"train": "t"}, "member": [{"name": "a"}],
+        "rung": [{"name": "w", "kind": "worked"}], "predict": {"max_tokens": 6},
+    }  # fmt: skip
+    keep(Config.model_validate(table), folder)
+    return folder
+
+
+@pytest.fixture
+def questions(tmp_path: Path) -> Path:
+    path = tmp_path / "questions.jsonl"
+    path.write_text("".join(to_line(record) for record in generate(3, 3, "en", "test")), encoding="utf-8")
+    return path
+
+
+def run(student: Path, questions: Path, out: Path) -> str:
+    screen = StringIO()
+    predict(str(student), questions, out, Console(file=screen, width=200))
+    return screen.getvalue()
+
+
+def test_every_question_gets_a_letter_and_it_is_said_where_it_comes_from(
+    student: Path, questions: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "answers.jsonl"
+    said = run(student, questions, out)
+    given = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
+    asked = [json.loads(line) for line in questions.read_text(encoding="utf-8").splitlines()]
+    assert [row["id"] for row in given] == [row["id"] for row in asked]
+    for row, problem in zip(given, asked, strict=True):
+        for answer, question in zip(row["questions"], problem["questions"], strict=True):
+            assert answer["answer"] in "ABCDEFG"[: len(question["options"])]
+    assert "answered by the likeliest option, since nothing that was said could be read" in said
+
+
+def test_the_same_again_from_the_ledger(student: Path, questions: Path, tmp_path: Path) -> None:
+    out = tmp_path / "answers.jsonl"
+    run(student, questions, out)
+    first = out.read_bytes()
+    out.unlink()
+    with Ledger(tmp_path / "answers.jsonl.ledger.sqlite") as ledger:
+        calls = ledger.calls("predict")
+    run(student, questions, out)
+    assert out.read_bytes() == first
+    with Ledger(tmp_path / "answers.jsonl.ledger.sqlite") as ledger:
+        assert ledger.calls("predict") == calls > 0
+
+
+def test_killed_in_the_middle_nothing_half_written_is_left(student: Path, questions: Path, tmp_path: Path) -> None:
+    out = tmp_path / "answers.jsonl"
+    words = [sys.executable, "-m", "stepladder", "predict", str(student), str(questions), str(out)]
+    with subprocess.Popen(words, stdout=subprocess.DEVNULL) as child:
+        with pytest.raises(subprocess.TimeoutExpired):
+            child.wait(2)
+        child.kill()
+    assert not out.exists()
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert len(out.read_text(encoding="utf-8").splitlines()) == 3
+
+
+def test_how_a_model_is_asked_travels_with_it(student: Path, tmp_path: Path) -> None:
+    how = manner(student, None)
+    assert (how.language, how.seed, how.predict.max_tokens, how.prompts) == ("en", 5, 6, None)
+    (student / "prompts").mkdir()
+    assert manner(student, "zh").prompts == student / "prompts"
+    assert manner(student, "zh").language == "zh"
+    assert manner(tmp_path, "zh").predict == Predict()
+    with pytest.raises(InputError, match="give --language zh or en"):
+        manner(tmp_path, None)
+    (student / "stepladder.json").write_text('{"language": "en"}')
+    with pytest.raises(InputError, match="cannot be read"):
+        manner(student, None)
+
+
+def test_bad_input_is_one_line(student: Path, questions: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="there is no folder"):
+        run(student, questions, tmp_path / "nowhere" / "out.jsonl")
+    (tmp_path / "empty.jsonl").write_text("")
+    with pytest.raises(InputError, match="holds no problems"):
+        run(student, tmp_path / "empty.jsonl", tmp_path / "out.jsonl")
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_the_likeliest_option_is_one_of_the_questions() -> None:
+    question = Question(
+        id="p#0", problem_id="p", problem="", question="?", options=("x", "y", "z"), language="en", source="s"
+    )
+
+    def told(**top: float) -> Response:
+        place = TokenLogprob(token="", logprob=-1.0, top={name.replace("_", " "): value for name, value in top.items()})
+        return Response(text="?", max_tokens=1, prompt_tokens=1, completion_tokens=1, logprobs=(place,))
+
+    assert _likeliest(question, told(D=-0.1, AB=-0.2, _B=-0.5, A=-0.9)) == "B"
+    assert _likeliest(question, told(D=-0.1)) == "A"
+    assert _likeliest(question, Response(text="", max_tokens=1, prompt_tokens=1, completion_tokens=1)) == "A"
+
+
+def test_weights_in_this_process_tell_how_likely_the_next_token_is(base: Path) -> None:
+    """Going on where an answer ends equals going on by itself: the token that greedy decoding took is the likeliest."""
+    model = Local.load(base)
+    messages = (Message(role="user", content="Count."),)
+    (whole,) = model.answer([Request(model="m", messages=messages, max_tokens=3)])
+    asked = Request(model="m", messages=messages, max_tokens=1, top_logprobs=5)
+    (first,) = model.answer(*model.plan([asked]))
+    (place,) = first.logprobs
+    assert len(place.top) <= 5
+    assert max(place.top.values()) == place.logprob <= 0
+    assert whole.text.startswith(first.text.strip())
+    begun = (*messages, Message(role="assistant", content="Answer:"))
+    (after,) = model.answer([asked.model_copy(update={"messages": begun})])
+    assert after.prompt_tokens > first.prompt_tokens

@@ -1,0 +1,229 @@
+"""Servers that are started, watched and stopped. Here a small program stands for vLLM: it serves /health, and like vLLM
+it starts a process in a session of its own; tests/test_vllm.py does the same with the real one."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from stepladder.config import Serve
+from stepladder.errors import ServeError
+from stepladder.serving import vllm
+from stepladder.serving.vllm import Fleet, command, devices
+
+PROGRAM = """#!{python}
+import http.server, os, subprocess, sys
+from pathlib import Path
+folder = Path(__file__).parent
+with (folder / "starts").open("a") as file:
+    file.write(" ".join(sys.argv[1:]) + "\\n")
+script = (folder / "script").read_text().split("\\n")
+says = script[min(len((folder / "starts").read_text().splitlines()), len(script)) - 1]
+if says:
+    sys.exit(says)
+child = subprocess.Popen(["sleep", "1000"], start_new_session=True)
+(folder / f"pids-{{os.getpid()}}").write_text(f"{{os.getpid()}} {{child.pid}}")
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+    def log_message(self, *_):
+        pass
+port = int(sys.argv[sys.argv.index("--port") + 1])
+http.server.HTTPServer(("127.0.0.1", port), Handler).serve_forever()
+"""
+
+
+@pytest.fixture
+def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Serve:
+    """An environment with the stand-in, on a machine without cards."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    folder = tmp_path / "env" / "bin"
+    folder.mkdir(parents=True)
+    (folder / "vllm").write_text(PROGRAM.format(python=sys.executable), encoding="utf-8")
+    (folder / "vllm").chmod(0o755)
+    script(folder, "")
+    return Serve(environment=folder.parent, startup=20, kv_cache_gib=0.01)
+
+
+def script(folder: Path, *lines: str) -> None:
+    """What the first start says before it ends, the second, and so on; an empty line is a start that stays."""
+    (folder / "script").write_text("\n".join(lines), encoding="utf-8")
+
+
+def weights(tmp_path: Path) -> Path:
+    folder = tmp_path / "model"
+    folder.mkdir(exist_ok=True)
+    (folder / "generation_config.json").write_text('{"eos_token_id": [2, 3], "top_p": 0.8, "temperature": 0.7}')
+    return folder
+
+
+def fleet(settings: Serve, tmp_path: Path, notes: list[str] | None = None) -> Fleet:
+    return Fleet(
+        weights(tmp_path), "student", settings, tmp_path / "serve", (notes if notes is not None else []).append
+    )
+
+
+def pids(settings: Serve) -> list[int]:
+    found = settings.environment.glob("bin/pids-*")
+    return [int(pid) for path in found for pid in path.read_text().split()]
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def until(condition: object, seconds: float = 20) -> None:
+    assert callable(condition)
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_a_server_is_there_while_the_block_lasts(settings: Serve, tmp_path: Path) -> None:
+    with fleet(settings, tmp_path) as running:
+        (url,) = running.addresses.read_text().split()
+        with urllib.request.urlopen(f"{url.removesuffix('/v1')}/health") as reply:  # noqa: S310
+            assert reply.status == 200
+        started = pids(settings)
+        assert len(started) == 2
+        assert all(map(is_alive, started))
+    assert not any(map(is_alive, started))
+
+
+def test_one_that_dies_is_started_again_under_a_new_address(settings: Serve, tmp_path: Path) -> None:
+    notes: list[str] = []
+    with fleet(settings, tmp_path, notes) as running:
+        before = running.addresses.read_text()
+        first = pids(settings)
+        os.kill(first[0], signal.SIGKILL)
+        until(lambda: running.addresses.read_text() not in ("", before))
+        assert not any(map(is_alive, first))
+        assert "is started again" in notes[0]
+        assert running.failure is None
+
+
+def test_one_that_dies_too_often_is_given_up(settings: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vllm, "RESTARTS", 0)
+    with fleet(settings, tmp_path) as running:
+        os.kill(pids(settings)[0], signal.SIGKILL)
+        until(lambda: running.failure)
+        assert "ended" in str(running.failure)
+        # Whoever asks finds nobody, rather than waiting for ever.
+        (url,) = running.addresses.read_text().split()
+        with pytest.raises(OSError, match="refused"):
+            urllib.request.urlopen(f"{url}/models")  # noqa: S310
+
+
+def test_a_taken_port_is_left_to_who_has_it(settings: Serve, tmp_path: Path) -> None:
+    script(settings.environment / "bin", "OSError: [Errno 98] Address already in use", "")
+    with fleet(settings, tmp_path) as running:
+        assert running.addresses.read_text()
+    starts = (settings.environment / "bin" / "starts").read_text().splitlines()
+    ports = [words.split()[words.split().index("--port") + 1] for words in starts]
+    assert len(set(ports)) == 2
+
+
+@pytest.mark.parametrize(
+    ("said", "why"),
+    [
+        ("ValueError: 1.0 GiB KV cache is needed, which is larger than the available KV cache memory", r"max_length"),
+        ("torch.OutOfMemoryError: CUDA out of memory.", "its memory is too small"),
+        ("(EngineCore pid=7) ValueError: no such architecture", "ValueError: no such architecture"),
+        ("something else", "it says no reason"),
+    ],
+)
+def test_one_that_does_not_start_says_why(settings: Serve, tmp_path: Path, said: str, why: str) -> None:
+    script(settings.environment / "bin", said)
+    with pytest.raises(ServeError, match=f"did not start: .*{why}.*see .*server-0.log"), fleet(settings, tmp_path):
+        pass
+
+
+def test_one_that_takes_too_long_is_stopped(settings: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vllm, "_is_healthy", lambda port: False)
+    slow = settings.model_copy(update={"startup": 0.8})
+    with pytest.raises(ServeError, match="did not start"), fleet(slow, tmp_path):
+        pass
+    assert not any(map(is_alive, pids(settings)))
+
+
+def test_what_is_missing_is_said_before_anything_starts(settings: Serve, tmp_path: Path) -> None:
+    nowhere = settings.model_copy(update={"environment": tmp_path / "nowhere"})
+    with pytest.raises(ServeError, match="no vllm in it; run 'make serve-env'"), fleet(nowhere, tmp_path):
+        pass
+    large = settings.model_copy(update={"kv_cache_gib": 1e6})
+    with pytest.raises(ServeError, match=r"GiB of memory and .* are free"), fleet(large, tmp_path):
+        pass
+
+
+KILLED = """
+import sys, time
+from pathlib import Path
+from stepladder.config import Serve
+from stepladder.serving.vllm import Fleet
+settings = Serve(environment=Path(sys.argv[1]), startup=20, kv_cache_gib=0.01)
+with Fleet(Path(sys.argv[2]), "student", settings, Path(sys.argv[3])):
+    print("ready", flush=True)
+    time.sleep(1000)
+"""
+
+
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_a_killed_run_leaves_nothing_behind(settings: Serve, tmp_path: Path, sent: int) -> None:
+    words = [sys.executable, "-c", KILLED, settings.environment, weights(tmp_path), tmp_path / "serve"]
+    with subprocess.Popen(list(map(str, words)), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as run:
+        assert run.stdout is not None
+        assert run.stdout.readline() == b"ready\n"
+        started = pids(settings)
+        assert all(map(is_alive, started))
+        run.send_signal(sent)
+    until(lambda: not any(map(is_alive, started)))
+
+
+def test_cards_are_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,GPU-7,3")
+    assert devices(Serve()) == [("0",), ("1",), ("GPU-7",), ("3",)]
+    assert devices(Serve(tensor_parallel=2)) == [("0", "1"), ("GPU-7", "3")]
+    assert devices(Serve(tensor_parallel=3)) == [("0", "1", "GPU-7")]
+    with pytest.raises(ServeError, match="there are 4 cards"):
+        devices(Serve(tensor_parallel=5))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
+    assert devices(Serve()) == [()]
+    with pytest.raises(ServeError, match="no card"):
+        devices(Serve(tensor_parallel=2))
+
+
+def test_the_command_line(tmp_path: Path) -> None:
+    program, stops = tmp_path / "vllm", tmp_path / "stops"
+    words, environment = command(tmp_path, "s", Serve(kv_cache_gib=8), program, ("0", "1"), 80, stops)
+    assert words[:3] == [str(program), "serve", str(tmp_path)]
+    flags = dict(itertools.pairwise(words))
+    assert flags["--tensor-parallel-size"] == "2"
+    assert flags["--kv-cache-memory-bytes"] == str(8 * 2**30)
+    assert flags["--max-model-len"] == "4096"
+    assert environment["CUDA_VISIBLE_DEVICES"] == "0,1"
+    assert (environment["DO_NOT_TRACK"], environment["VLLM_NO_USAGE_STATS"]) == ("1", "1")
+    assert "--enable-prefix-caching" in words
+    words, environment = command(tmp_path, "s", Serve(prefix_caching=False), program, (), 80, stops)
+    assert environment["VLLM_CPU_KVCACHE_SPACE"] == "2"
+    assert "--no-enable-prefix-caching" in words
+    assert "--tensor-parallel-size" not in words
+
+
+def test_nothing_but_where_answers_end_is_taken_from_the_weights(settings: Serve, tmp_path: Path) -> None:
+    with fleet(settings, tmp_path):
+        pass
+    path = tmp_path / "serve" / "generation" / "generation_config.json"
+    assert path.read_text() == '{"eos_token_id": [2, 3]}'
