@@ -49,7 +49,7 @@ samples = 64
 max_loss = 0.1
 
 [predict]
-max_tokens = 512
+max_tokens = 384
 """
 
 
