@@ -22,13 +22,19 @@ from rich.progress import Progress as Bars
 class Progress:
     """One line per finished stage, and a live line for the one at work.
 
-    Off a terminal (a log file, CI) only the finished lines are printed.
+    Off a terminal (a log file, CI) the finished lines are printed, and every minute one on how far the work is.
     """
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, every: float = 60) -> None:
         self.console = console
+        self._every = every
+        """Seconds between two lines off a terminal."""
         self._bars: Bars | None = None
         self._task: TaskID | None = None
+        self._work = ""
+        """What the last line was about."""
+        self._begun = self._said = self._had = 0.0
+        """When that began, when something was last said of it, and how much was done at its begin."""
 
     def up_to_date(self, label: str) -> None:
         self.console.print(f"[dim]  ·  {label:<24} up to date[/dim]")
@@ -58,6 +64,22 @@ class Progress:
         """How far the running stage is: ``what`` names the unit of work, ``note`` a figure worth seeing."""
         if self._bars is not None and self._task is not None:
             self._bars.update(self._task, completed=done, total=total, what=what, note=note)
+            if not self.console.is_terminal:
+                self._log(what, done, total, note)
+
+    def _log(self, what: str, done: float, total: float, note: str) -> None:
+        """A plain line, if the last one is long enough ago. What is left is reckoned from when this work began."""
+        now = time.monotonic()
+        if what != self._work:
+            self._work, self._begun, self._said, self._had = what, now, now, done
+        if now - self._said < self._every:
+            return
+        self._said = now
+        new = done - self._had
+        left = (
+            f", about {duration((now - self._begun) * (total - done) / new)} left" if new > 0 and done < total else ""
+        )
+        self.say(f"{what}: {done:,.0f} of {total:,.0f}{left}{f'  {note}' if note else ''}")
 
     def say(self, text: str) -> None:
         """A finding worth one line."""
