@@ -40,9 +40,9 @@ demo: setup
 test: setup
 	$(VENV)/bin/python -m pytest
 
-# Five minutes more: the engine against a real vLLM server.
+# Five minutes more: the engine against a real vLLM server, and servers started for a command.
 test-serve: setup serve-env
-	$(VENV)/bin/python -m pytest -m vllm -s tests/test_vllm.py
+	$(VENV)/bin/python -m pytest -m vllm -s tests/test_vllm.py tests/test_vllm_serving.py
 
 # A minute more, after an installation of 2 GB: training with a real ms-swift.
 test-swift: setup swift
