@@ -71,5 +71,5 @@ def test_the_cache_says_how_full_it_is() -> None:
 
 def test_log_probabilities_are_not_silently_left_out(engine: Local) -> None:
     wanted = Request(model="m", messages=(Message(role="user", content="Hi"),), max_tokens=4, top_logprobs=2)
-    with pytest.raises(AskError, match="no log-probabilities"):
+    with pytest.raises(AskError, match="log-probabilities of one token only"):
         engine.plan([wanted])

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from io import StringIO
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from stepladder.errors import InputError, UserError
 from stepladder.predicting import predict
 from stepladder.records import Message, Question
 from stepladder.stages.answering import _likeliest, keep, manner
+from stepladder.stages.answers import counted, vote
 
 
 @pytest.fixture
@@ -87,6 +89,51 @@ def test_killed_in_the_middle_nothing_half_written_is_left(student: Path, questi
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert len(out.read_text(encoding="utf-8").splitlines()) == 3
+
+
+def test_when_the_time_is_up_there_is_a_whole_answer_file(student: Path, questions: Path, tmp_path: Path) -> None:
+    out, screen = tmp_path / "answers.jsonl", StringIO()
+    predict(str(student), questions, out, Console(file=screen, width=200), minutes=0.0001)
+    assert "Time is up." in screen.getvalue()
+    rows = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
+    assert {answer["answer"] for row in rows for answer in row["questions"]} == {"A"}
+    assert len(rows) == 3
+    # What was answered is kept, and with time enough the file is the one without a limit.
+    predict(str(student), questions, out, Console(file=screen, width=200), minutes=10)
+    limited = out.read_bytes()
+    run(student, questions, tmp_path / "other.jsonl")
+    assert limited == (tmp_path / "other.jsonl").read_bytes()
+
+
+def test_what_was_answered_before_the_time_was_up_counts() -> None:
+    asked = questions_of(3)
+    given = {}
+
+    def answer(requests: Sequence[Request]) -> Mapping[str, Response]:
+        for request in requests:
+            given[request.key] = Response(text="Answer: B", max_tokens=9, prompt_tokens=1, completion_tokens=3)
+        return given
+
+    settings = Predict(votes=2, temperature=1)
+    vote(asked[:1], "m", "model", settings, 7, answer)
+    found = counted(asked, "m", "model", settings, 7, lambda requests: given)
+    assert [one.answer is not None for one in found] == [True, False, False]
+    assert [len(one.votes) for one in found] == [2, 0, 0]
+
+
+def questions_of(count: int) -> list[Question]:
+    return [
+        Question(
+            id=f"p{n}#0",
+            problem_id=f"p{n}",
+            problem=f"P{n}",
+            question="?",
+            options=("x", "y"),
+            language="en",
+            source="s",
+        )
+        for n in range(count)
+    ]
 
 
 def test_how_a_model_is_asked_travels_with_it(student: Path, tmp_path: Path) -> None:

@@ -238,6 +238,9 @@ def predict(
     votes: Annotated[
         int | None, typer.Option(min=1, help="Answers a question; by default as the model was validated.")
     ] = None,
+    minutes: Annotated[
+        float | None, typer.Option(min=0.001, help="Time limit; a whole answer file is there from the start.")
+    ] = None,
     environment: Annotated[Path | None, typer.Option(help="With vllm: where it is installed.")] = None,
     max_length: Annotated[
         int | None, typer.Option(min=64, help="With vllm: longest prompt and answer, tokens.")

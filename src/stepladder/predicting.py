@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import signal
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from types import FrameType
+from typing import Literal, NoReturn
 
 from rich.console import Console
 
@@ -11,8 +15,8 @@ from stepladder import models
 from stepladder.config import Serve
 from stepladder.errors import UserError
 from stepladder.progress import Progress
-from stepladder.records import Language
-from stepladder.stages.answering import answer, manner
+from stepladder.records import Language, Prediction, Question
+from stepladder.stages.answering import answer, manner, so_far
 from stepladder.stages.asking import Desk
 from stepladder.stages.ensemble import submission
 from stepladder.stages.questionfile import read_problems
@@ -32,6 +36,7 @@ def predict(
     engine: Literal["local", "vllm"] = "local",
     votes: int | None = None,
     serve: Serve | None = None,
+    minutes: float | None = None,
 ) -> None:
     """Answer every question of a file and write one line a problem: its id, and a letter for each of its questions.
 
@@ -46,6 +51,8 @@ def predict(
         engine: who computes.
         votes: instead of the number the model was validated with.
         serve: how servers are started.
+        minutes: how long it may take. A whole file of first letters is written at once and replaced at the end; when
+            the time is up, by what was answered until then.
 
     Raises:
         InputError: a file is wrong, naming line and field.
@@ -61,12 +68,49 @@ def predict(
     progress = Progress(console)
     beside = out.with_name(f"{out.name}.ledger.sqlite")
     desk = Desk(beside, "predict", out.with_name(f"{out.name}.serve"), serve or Serve(), progress)
-    with progress.stage(out.name):
-        done = answer(desk, weights, questions, how, engine)
+    if minutes is not None:
+        write_atomic(out, submission(questions, [_unanswered(question) for question in questions]))
+    try:
+        with progress.stage(out.name), _limit(minutes):
+            done = answer(desk, weights, questions, how, engine)
+    except TimeIsUpError:
+        known = so_far(desk, weights, questions, how)
+        write_atomic(out, submission(questions, known))
+        count = f"{sum(one.answer is not None for one in known):,} of {len(questions):,} questions"
+        said = f"Time is up. Wrote {out}: {count} answered, the first letter for the others"
+        console.print(said, soft_wrap=True, markup=False, highlight=False)
+        return
     write_atomic(out, submission(questions, done.predictions))
     console.print(f"Wrote {out}: {len(questions):,} questions", soft_wrap=True, markup=False, highlight=False)
     _say(console, done.mended, "answered when asked again")
     _say(console, done.likeliest, "answered by the likeliest option, since nothing that was said could be read")
+
+
+class TimeIsUpError(BaseException):
+    """The limit is reached. Like an interrupt, nothing that catches errors may catch it."""
+
+
+@contextlib.contextmanager
+def _limit(minutes: float | None) -> Iterator[None]:
+    """Raise TimeIsUpError in this block once the time is up."""
+
+    def ring(number: int, frame: FrameType | None) -> NoReturn:
+        raise TimeIsUpError
+
+    if minutes is None:
+        yield
+        return
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, 60 * minutes)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def _unanswered(question: Question) -> Prediction:
+    return Prediction(question_id=question.id, member="model", votes=(), answer=None, texts=())
 
 
 def _say(console: Console, ids: list[str], what: str) -> None:

@@ -116,7 +116,7 @@ def _send(requests: list[Request], job: dict[str, Any], report: Report, note: No
                 else:
                     report(message["done"], message["spent"])
             process.wait()
-        except KeyboardInterrupt:
+        except BaseException:  # an interrupt, or a limit on time
             process.send_signal(signal.SIGINT)
             process.wait()
             raise

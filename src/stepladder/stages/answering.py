@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from stepladder import models
+from stepladder.ask.ledger import Ledger
 from stepladder.ask.request import Request, Response
 from stepladder.config import Config, Predict, settings
 from stepladder.errors import InputError
 from stepladder.mcq.answer import ANSWER_LINE
 from stepladder.mcq.prompts import ask_messages
 from stepladder.records import LETTERS, Language, Message, Prediction, Question
-from stepladder.stages.answers import vote
+from stepladder.stages.answers import counted, vote
 from stepladder.stages.asking import Desk
 from stepladder.workspace import write_atomic
 
@@ -114,6 +115,16 @@ def answer(
             letter = _likeliest(question, told[requests[question.id].key])
             found[question.id] = found[question.id].model_copy(update={"answer": letter})
     return Answered([found[question.id] for question in questions], mended, likeliest)
+
+
+def so_far(desk: Desk, weights: Path, questions: Sequence[Question], how: Manner) -> list[Prediction]:
+    """What is known of the answers while they are still being given."""
+
+    def known(requests: Sequence[Request]) -> Mapping[str, Response]:
+        with Ledger(desk.ledger) as ledger:
+            return ledger.find_all(requests)
+
+    return counted(questions, "model", models.content_digest(weights), how.predict, how.seed, known, how.prompts)
 
 
 def _begun(question: Question, text: str, model: str, how: Manner) -> Request:

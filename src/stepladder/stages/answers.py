@@ -68,32 +68,63 @@ def vote(
         Predictions; letters are in the original option order.
     """
     ballots = [_ballot(question, model, settings, seed, prompts) for question in questions]
-    votes: list[list[str | None]] = [[] for _ in questions]
     heard: list[list[Response]] = [[] for _ in questions]
     count = first_round(settings.votes) if settings.adaptive else settings.votes
     open_votes = [*range(len(questions))]
     while open_votes:
-        now = {at: ballots[at][len(votes[at]) : len(votes[at]) + count] for at in open_votes}
+        now = {at: ballots[at][len(heard[at]) : len(heard[at]) + count] for at in open_votes}
         answers = ask([one.request for some in now.values() for one in some])
         for at, some in now.items():
-            for order, request in some:
-                response = answers[request.key]
-                letter = strict(response.text, shown(questions[at].options, order)).letter
-                votes[at].append(None if letter is None else to_original(letter, order))
-                heard[at].append(response)
-        open_votes = [at for at in open_votes if not settled(votes[at], settings.votes)]
+            heard[at] += [answers[one.request.key] for one in some]
+        open_votes = [
+            at for at in open_votes if not settled(_votes(questions[at], ballots[at], heard[at]), settings.votes)
+        ]
         count = 1
     return [
-        Prediction(
-            question_id=question.id,
-            member=member,
-            votes=tuple(given),
-            answer=majority(tuple(given)),
-            texts=tuple(response.text for response in responses),
-            tokens=tuple(response.completion_tokens for response in responses),
-        )
-        for question, given, responses in zip(questions, votes, heard, strict=True)
+        _prediction(question, member, ballot, responses)
+        for question, ballot, responses in zip(questions, ballots, heard, strict=True)
     ]
+
+
+def counted(
+    questions: Sequence[Question],
+    member: str,
+    model: str,
+    settings: Predict,
+    seed: int,
+    known: Callable[[Sequence[Request]], Mapping[str, Response]],
+    prompts: Path | None = None,
+) -> list[Prediction]:
+    """What :func:`vote` makes of the answers that are known already; nobody is asked. A question that nobody answered
+    has no votes."""
+    ballots = [_ballot(question, model, settings, seed, prompts) for question in questions]
+    answers = known([one.request for ballot in ballots for one in ballot])
+    found = []
+    for question, ballot in zip(questions, ballots, strict=True):
+        heard = [one for one in ballot if one.request.key in answers]
+        found.append(_prediction(question, member, heard, [answers[one.request.key] for one in heard]))
+    return found
+
+
+def _votes(question: Question, ballot: Sequence[Asked], heard: Sequence[Response]) -> tuple[str | None, ...]:
+    """The letters of as many answers as there are, in the original option order."""
+    votes = []
+    for (order, _), response in zip(ballot, heard, strict=False):
+        letter = strict(response.text, shown(question.options, order)).letter
+        votes.append(None if letter is None else to_original(letter, order))
+    return tuple(votes)
+
+
+def _prediction(question: Question, member: str, ballot: Sequence[Asked], heard: Sequence[Response]) -> Prediction:
+    votes = _votes(question, ballot, heard)
+    return Prediction(
+        question_id=question.id,
+        member=member,
+        votes=votes,
+        answer=majority(votes),
+        texts=tuple(response.text for response in heard),
+        tokens=tuple(response.completion_tokens for response in heard),
+    )
 
 
 def _ballot(question: Question, model: str, settings: Predict, seed: int, prompts: Path | None) -> list[Asked]:
