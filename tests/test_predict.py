@@ -93,8 +93,18 @@ def test_killed_in_the_middle_nothing_half_written_is_left(student: Path, questi
 
 def test_when_the_time_is_up_there_is_a_whole_answer_file(student: Path, questions: Path, tmp_path: Path) -> None:
     out, screen = tmp_path / "answers.jsonl", StringIO()
-    predict(str(student), questions, out, Console(file=screen, width=200), minutes=0.0001)
-    assert "Time is up." in screen.getvalue()
+    words = [
+        sys.executable,
+        "-m",
+        "stepladder",
+        "predict",
+        str(student),
+        str(questions),
+        str(out),
+        "--minutes",
+        "0.001",
+    ]
+    assert "Time is up." in subprocess.run(words, capture_output=True, text=True, check=True).stdout
     rows = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
     assert {answer["answer"] for row in rows for answer in row["questions"]} == {"A"}
     assert len(rows) == 3

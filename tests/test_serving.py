@@ -169,10 +169,11 @@ def test_what_is_missing_is_said_before_anything_starts(settings: Serve, tmp_pat
 
 
 KILLED = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
 from stepladder.config import Serve
 from stepladder.serving.vllm import Fleet
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell takes from what it starts in the background
 settings = Serve(environment=Path(sys.argv[1]), startup=20, kv_cache_gib=0.01)
 with Fleet(Path(sys.argv[2]), "student", settings, Path(sys.argv[3])):
     print("ready", flush=True)

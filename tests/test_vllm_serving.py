@@ -62,7 +62,8 @@ def test_a_model_folder_answers_through_vllm_as_it_does_in_this_process(tmp_path
     given = {}
     for engine in ("local", "vllm"):
         out = tmp_path / f"{engine}.jsonl"
-        predict(str(folder), asked, out, Console(file=StringIO()), engine=engine, serve=SERVE)
+        served = SERVE.model_dump(exclude_defaults=True)
+        predict(str(folder), asked, out, Console(file=StringIO()), asked={"engine": engine}, served=served)
         rows = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
         given[engine] = [answer["answer"] for row in rows for answer in row["questions"]]
     assert len(given["local"]) == len(given["vllm"])

@@ -230,10 +230,12 @@ def import_(
 
 @app.command()
 def predict(
-    model: Annotated[str, typer.Argument(help="Folder of a finished model, or an id on a hub.", show_default=False)],
+    model: Annotated[str, typer.Argument(help="Folder of a model or a package, or a hub's id.", show_default=False)],
     questions: Annotated[Path, typer.Argument(help="JSONL in the contest's form.", show_default=False)],
     out: Annotated[Path, typer.Argument(help="Answer file to write.", show_default=False)],
-    engine: Annotated[str, typer.Option(help="local (this process) or vllm (servers started for it).")] = "local",
+    engine: Annotated[
+        str | None, typer.Option(help="local (this process) or vllm (servers started for it); by default as validated.")
+    ] = None,
     language: Annotated[str | None, typer.Option(help="zh or en; by default what the model was validated in.")] = None,
     votes: Annotated[
         int | None, typer.Option(min=1, help="Answers a question; by default as the model was validated.")
@@ -248,16 +250,24 @@ def predict(
     kv_cache: Annotated[float | None, typer.Option(min=0.01, help="With vllm: GiB for keys and values.")] = None,
 ) -> None:
     """Answer questions with a finished model: a letter for each, in the contest's form."""
-    from stepladder.config import Serve
     from stepladder.predicting import predict as answer
 
-    if engine not in ("local", "vllm"):
+    if engine not in (None, "local", "vllm"):
         raise UserError(f"--engine {engine!r}: is not there; take local or vllm")
     if language not in (None, "zh", "en"):
         raise UserError(f"--language {language!r}: is not there; take zh or en")
-    given = {"environment": environment, "max_length": max_length, "kv_cache_gib": kv_cache}
-    serve = Serve.model_validate({name: value for name, value in given.items() if value is not None})
-    answer(model, questions, out, Console(), language=language, engine=engine, votes=votes, serve=serve)  # type: ignore[arg-type]  # mypy does not narrow by "in"
+    asked = {"engine": engine, "votes": votes}
+    served = {"environment": environment, "max_length": max_length, "kv_cache_gib": kv_cache}
+    answer(
+        model,
+        questions,
+        out,
+        Console(),
+        language=language,  # type: ignore[arg-type]  # mypy does not narrow by "in"
+        asked={name: value for name, value in asked.items() if value is not None},
+        served={name: value for name, value in served.items() if value is not None},
+        minutes=minutes,
+    )
 
 
 @app.command()

@@ -234,3 +234,38 @@ def quantising(shape: Shape, samples: int, tokens: int, *, bytes_each: int = 2) 
         activations=2 * samples * tokens * shape.hidden * bytes_each,
         work=hessians + inverse,
     )
+
+
+def answering(shape: Shape, rows: int, tokens: int, *, bytes_each: int = 4) -> Parts:
+    """Bytes of host memory that answering in this process takes.
+
+    Args:
+        shape: the model; 4-bit weights are unpacked.
+        rows: requests at once.
+        tokens: of the longest prompt and answer.
+        bytes_each: of a weight, a key and a value: 2 in bfloat16, 4 in float32.
+    """
+    return Parts(
+        weights=shape.parameters * bytes_each,
+        activations=rows * tokens * kv_per_token(shape, bytes_each),
+        logits=rows * shape.vocabulary * 4,
+    )
+
+
+def free() -> int | None:
+    """Bytes of host memory that this process may still take, the limit of its control group (cgroup v2) included; None
+    where that cannot be read."""
+    found = re.search(r"MemAvailable:\s+(\d+) kB", _text(Path("/proc/meminfo")))
+    if found is None:
+        return None
+    group = Path("/sys/fs/cgroup")
+    limit, used = _text(group / "memory.max").strip(), _text(group / "memory.current").strip()
+    machine = int(found[1]) * 1024
+    return min(machine, int(limit) - int(used)) if limit.isdigit() and used.isdigit() else machine
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError:
+        return ""

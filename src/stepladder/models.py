@@ -86,7 +86,7 @@ def content_digest(folder: Path) -> str:
 
 def _is_content(path: Path) -> bool:
     # What Stepladder itself adds to a model folder says something about the model and changes nothing in it.
-    return path.name not in {"manifest.json", "template.json", "merge.json", "verdict.json"}
+    return path.name not in {"manifest.json", "template.json", "merge.json", "verdict.json", "stepladder.json"}
 
 
 def _bundled() -> Path:
@@ -132,10 +132,14 @@ def require(*libraries: str) -> None:
     Raises:
         MissingExtra: one line on how to get what is not there.
     """
+    _need("torch", "transformers", *libraries)
+
+
+def _need(*libraries: str) -> None:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TQDM_DISABLE", "1")
-    for library in ("torch", "transformers", *libraries):
+    for library in libraries:
         try:
             importlib.import_module(library)
         except ModuleNotFoundError as error:
@@ -184,7 +188,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     Raises:
         ModelError: it cannot be loaded, or has no chat template.
     """
-    require()
+    _need("transformers")  # where a server computes, PyTorch need not be here
     from transformers import AutoTokenizer
 
     with _loading("tokenizer", folder):

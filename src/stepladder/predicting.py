@@ -1,29 +1,38 @@
-"""``stepladder predict``: a model folder and a file of questions in, the contest's answer file out, without a run."""
+"""``stepladder predict``: a finished model and a file of questions in, the contest's answer file out, without a run."""
 
 from __future__ import annotations
 
 import contextlib
+import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Literal, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from rich.console import Console
 
-from stepladder import models
+from stepladder import memory
+from stepladder.ask.local import ROWS
 from stepladder.config import Serve
-from stepladder.errors import UserError
+from stepladder.errors import ModelError, UserError
 from stepladder.progress import Progress
 from stepladder.records import Language, Prediction, Question
-from stepladder.stages.answering import answer, manner, so_far
+from stepladder.serving.vllm import cards
+from stepladder.stages import team
+from stepladder.stages.answering import Answered, Manner, answer, manner, so_far
 from stepladder.stages.asking import Desk
 from stepladder.stages.ensemble import submission
 from stepladder.stages.questionfile import read_problems
+from stepladder.stages.team import Team
 from stepladder.workspace import write_atomic
 
 NAMED = 10
 """Ids that a line names; the rest are counted."""
+KEPT = 20_000
+"""Bytes that the ledger may take for one answer."""
+SPARE = 64 * 2**20
+"""Bytes of disk beside the ledger: logs, and the answer file."""
 
 
 def predict(
@@ -33,9 +42,8 @@ def predict(
     console: Console,
     *,
     language: Language | None = None,
-    engine: Literal["local", "vllm"] = "local",
-    votes: int | None = None,
-    serve: Serve | None = None,
+    asked: dict[str, Any] | None = None,
+    served: dict[str, Any] | None = None,
     minutes: float | None = None,
 ) -> None:
     """Answer every question of a file and write one line a problem: its id, and a letter for each of its questions.
@@ -43,47 +51,73 @@ def predict(
     Answers are kept beside ``out``, in ``<out>.ledger.sqlite``, so that a killed command goes on where it was.
 
     Args:
-        model: the folder, or an id on a hub.
-        source: JSONL in the contest's form.
+        model: the folder of a model or of a package, or an id on a hub.
+        source: JSONL in the contest's form. Where it has letters already, how many were met is said.
         out: what is written, at once, when all is answered.
         console: where progress is shown.
         language: of the prompts, where the folder does not tell it.
-        engine: who computes.
-        votes: instead of the number the model was validated with.
-        serve: how servers are started.
-        minutes: how long it may take. A whole file of first letters is written at once and replaced at the end; when
-            the time is up, by what was answered until then.
+        asked: keys of ``[predict]`` that go before what the model was validated with.
+        served: keys of ``[serve]`` that do.
+        minutes: how long it may take. A whole file of first letters is written before anything else and replaced at the
+            end; when the time is up, by what was answered until then.
 
     Raises:
         InputError: a file is wrong, naming line and field.
         ModelError, TemplateError, ServeError: the model cannot be asked.
+        UserError: the disk is too full, or memory too small.
     """
     if not out.parent.is_dir():
         raise UserError(f"{out}: there is no folder {out.parent}; make it, or name a file in another one")
-    weights = models.locate(model)
-    how = manner(weights, language)
-    if votes is not None:
-        how = how._replace(predict=how.predict.model_copy(update={"votes": votes}))
-    questions = [q for problem in read_problems(source, how.language, labelled=False) for q in problem.questions]
+    if minutes is not None:
+        questions = _read(source, language or "en")
+        write_atomic(out, submission(questions, [_unanswered(question) for question in questions]))
+    crew = team.find(model)
+    how = manner(crew.members[crew.leader], language)
+    how = how._replace(
+        predict=how.predict.model_copy(update=asked or {}),
+        serve=Serve.model_validate(how.serve.model_dump() | (served or {})),
+        prompts=crew.prompts or how.prompts,
+    )
+    questions = _read(source, how.language)
+    _check_disk(out, len(questions) * how.predict.votes * len(crew.members))
+    if how.predict.engine == "local" and not cards():
+        _check_memory(crew.members[crew.leader], questions, how)
     progress = Progress(console)
     beside = out.with_name(f"{out.name}.ledger.sqlite")
-    desk = Desk(beside, "predict", out.with_name(f"{out.name}.serve"), serve or Serve(), progress)
-    if minutes is not None:
-        write_atomic(out, submission(questions, [_unanswered(question) for question in questions]))
+    work = Work(Desk(beside, "predict", out.with_name(f"{out.name}.serve"), how.serve, progress), crew, questions, how)
     try:
         with progress.stage(out.name), _limit(minutes):
-            done = answer(desk, weights, questions, how, engine)
+            done = {name: work.answer(name) for name in crew.members}
     except TimeIsUpError:
-        known = so_far(desk, weights, questions, how)
+        known = crew.join({name: work.so_far(name) for name in crew.members})
         write_atomic(out, submission(questions, known))
         count = f"{sum(one.answer is not None for one in known):,} of {len(questions):,} questions"
-        said = f"Time is up. Wrote {out}: {count} answered, the first letter for the others"
-        console.print(said, soft_wrap=True, markup=False, highlight=False)
+        _say(console, f"Time is up. Wrote {out}: {count} answered, the first letter for the others")
         return
-    write_atomic(out, submission(questions, done.predictions))
-    console.print(f"Wrote {out}: {len(questions):,} questions", soft_wrap=True, markup=False, highlight=False)
-    _say(console, done.mended, "answered when asked again")
-    _say(console, done.likeliest, "answered by the likeliest option, since nothing that was said could be read")
+    joined = crew.join({name: one.predictions for name, one in done.items()})
+    write_atomic(out, submission(questions, joined))
+    _say(console, f"Wrote {out}: {len(questions):,} questions{_met(questions, joined)}")
+    for name, one in done.items():
+        whose = f"{name}: " if len(done) > 1 else ""
+        _count(console, one.mended, f"{whose}answered when asked again")
+        why = "since nothing that was said could be read"
+        _count(console, one.likeliest, f"{whose}answered by the likeliest option, {why}")
+
+
+class Work(NamedTuple):
+    """The questions, and who answers them."""
+
+    desk: Desk
+    team: Team
+    questions: Sequence[Question]
+    how: Manner
+
+    def answer(self, name: str) -> Answered:
+        label = "answers" if len(self.team.members) == 1 else name
+        return answer(self.desk, self.team.members[name], self.questions, self.how, label)
+
+    def so_far(self, name: str) -> list[Prediction]:
+        return so_far(self.desk, self.team.members[name], self.questions, self.how)
 
 
 class TimeIsUpError(BaseException):
@@ -109,12 +143,47 @@ def _limit(minutes: float | None) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
+def _read(source: Path, language: Language) -> list[Question]:
+    return [question for one in read_problems(source, language, labelled=False) for question in one.questions]
+
+
+def _check_disk(out: Path, answers: int) -> None:
+    """Raises UserError where what is kept beside the answer file would not fit."""
+    needed, free = answers * KEPT + SPARE, shutil.disk_usage(out.parent).free
+    if free < needed:
+        sizes = f"{needed / 2**20:,.0f} MiB for {answers:,} answers, and {free / 2**20:,.0f} are free"
+        raise UserError(f"{out.parent}: its disk needs {sizes}; free some, or name a file in another folder")
+
+
+def _check_memory(weights: Path, questions: Sequence[Question], how: Manner) -> None:
+    """Raises UserError where the host's memory is surely too small: a process that is killed says nothing."""
+    try:
+        shape = memory.read(weights)
+    except ModelError:  # of a kind that nothing is known of
+        return
+    needed = memory.answering(shape, min(len(questions), ROWS), how.predict.max_tokens).total
+    if (free := memory.free()) is not None and needed > free:
+        sizes = f"{needed / 2**30:.1f} GiB of memory, and {free / 2**30:.1f} are free"
+        raise UserError(f"{weights}: answering takes {sizes}; end something, or take a larger machine")
+
+
+def _met(questions: Sequence[Question], given: Sequence[Prediction]) -> str:
+    """How many of the letters that a labelled file has are those that were found."""
+    pairs = [(q.answer, p.answer) for q, p in zip(questions, given, strict=True) if q.answer is not None]
+    met = sum(label == letter for label, letter in pairs)
+    return f", {met:,} of {len(pairs):,} as labelled ({met / len(pairs):.1%})" if pairs else ""
+
+
 def _unanswered(question: Question) -> Prediction:
     return Prediction(question_id=question.id, member="model", votes=(), answer=None, texts=())
 
 
-def _say(console: Console, ids: list[str], what: str) -> None:
+def _count(console: Console, ids: list[str], what: str) -> None:
     if ids:
         more = f" and {len(ids) - NAMED:,} more" if len(ids) > NAMED else ""
         named = ", ".join(ids[:NAMED])
-        console.print(f"{len(ids):,} {what}: {named}{more}", soft_wrap=True, markup=False, highlight=False)
+        _say(console, f"{len(ids):,} {what}: {named}{more}")
+
+
+def _say(console: Console, line: str) -> None:
+    console.print(line, soft_wrap=True, markup=False, highlight=False)

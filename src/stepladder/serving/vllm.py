@@ -7,7 +7,6 @@ addresses (ask/servers.py), and what was answered is in the ledger.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
@@ -20,6 +19,7 @@ import urllib.request
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
+from stepladder import memory
 from stepladder.config import Serve
 from stepladder.errors import ServeError
 from stepladder.supervise import supervised
@@ -30,8 +30,6 @@ PORTS = 5
 """Tries to find a free port; another process may take one between the look and the start."""
 LOOK = 0.3
 """Seconds between two looks at a server."""
-NEEDED = 1.5 * 2**30
-"""Bytes that a server takes on a CPU beside weights and keys and values."""
 QUIET = {
     "DO_NOT_TRACK": "1",
     "VLLM_NO_USAGE_STATS": "1",
@@ -176,17 +174,17 @@ def devices(settings: Serve) -> list[tuple[str, ...]]:
     Raises:
         ServeError: fewer cards than one server is to be spread over.
     """
-    cards, each = _cards(), settings.tensor_parallel
-    if not cards:
+    found, each = cards(), settings.tensor_parallel
+    if not found:
         if each > 1:
             raise ServeError(f"[serve] tensor_parallel = {each}, but this machine has no card; leave it out")
         return [()]
-    if each > len(cards):
-        raise ServeError(f"[serve] tensor_parallel = {each}, but there are {len(cards)} cards; lower it")
-    return [tuple(cards[at : at + each]) for at in range(0, len(cards) - each + 1, each)]
+    if each > len(found):
+        raise ServeError(f"[serve] tensor_parallel = {each}, but there are {len(found)} cards; lower it")
+    return [tuple(found[at : at + each]) for at in range(0, len(found) - each + 1, each)]
 
 
-def _cards() -> list[str]:
+def cards() -> list[str]:
     """Cards that may be used, by what CUDA calls them."""
     if (visible := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
         return [card.strip() for card in visible.split(",") if card.strip() not in {"", "-1"}]
@@ -235,22 +233,14 @@ def _stops(weights: Path, folder: Path) -> Path:
 
 def _check_memory(weights: Path, settings: Serve) -> None:
     """Raises ServeError where a CPU's memory is surely too small: a server that is killed says nothing."""
-    found = re.search(r"MemAvailable:\s+(\d+) kB", _read("/proc/meminfo"))
-    if found is None:
-        return
+    free = memory.free()
     loaded = sum(path.stat().st_size for path in weights.glob("*.safetensors"))
-    needed, free = loaded + (settings.kv_cache_gib or 2) * 2**30 + NEEDED, int(found[1]) * 1024
-    if needed > free:
+    needed = loaded + (settings.kv_cache_gib or 2) * 2**30 + memory.SERVER
+    if free is not None and needed > free:
         raise ServeError(
             f"{weights}: a server needs about {needed / 2**30:.1f} GiB of memory and {free / 2**30:.1f} are free; "
             "lower [serve] kv_cache_gib, or end something"
         )
-
-
-def _read(path: str) -> str:
-    with contextlib.suppress(OSError):
-        return Path(path).read_text(encoding="utf-8")
-    return ""
 
 
 def _free_port() -> int:

@@ -10,12 +10,12 @@ import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from stepladder import models
 from stepladder.ask.ledger import Ledger
 from stepladder.ask.request import Request, Response
-from stepladder.config import Config, Predict, settings
+from stepladder.config import Config, Predict, Serve, settings
 from stepladder.errors import InputError
 from stepladder.mcq.answer import ANSWER_LINE
 from stepladder.mcq.prompts import ask_messages
@@ -38,9 +38,10 @@ class Manner(NamedTuple):
     """How a model is asked: as it was when it was validated."""
 
     language: Language
-    predict: Predict
-    seed: int
-    prompts: Path | None
+    predict: Predict = Predict()
+    serve: Serve = Serve()
+    seed: int = 0
+    prompts: Path | None = None
 
 
 class Answered(NamedTuple):
@@ -56,6 +57,7 @@ class Answered(NamedTuple):
 def keep(config: Config, folder: Path) -> None:
     """Write into a model folder how it is asked, with the user's prompts, if there are any."""
     told = {"language": config.language, "seed": config.seed, "predict": settings(config.predict)}
+    told["serve"] = settings(config.serve, without=("environment",))  # where vLLM is, each machine knows for itself
     write_atomic(folder / FILE, json.dumps(told, indent=1) + "\n")
     if config.prompts is not None:
         shutil.copytree(config.prompts, folder / PROMPTS, dirs_exist_ok=True)
@@ -71,10 +73,11 @@ def manner(folder: Path, language: Language | None) -> Manner:
     if not path.exists():
         if language is None:
             raise InputError(path, "is not there, so nothing tells the prompts' language; give --language zh or en")
-        return Manner(language, Predict(), 0, None)
+        return Manner(language)
     try:
         told = json.loads(path.read_text(encoding="utf-8"))
-        found = Manner(told["language"], Predict.model_validate(told["predict"]), int(told["seed"]), None)
+        asked, served = Predict.model_validate(told["predict"]), Serve.model_validate(told.get("serve", {}))
+        found = Manner(told["language"], asked, served, int(told["seed"]))
     except (ValueError, LookupError, TypeError) as error:
         reason = str(error).split("\n", maxsplit=1)[0]
         raise InputError(path, f"cannot be read ({reason}); take it from the run's folder again") from None
@@ -82,11 +85,9 @@ def manner(folder: Path, language: Language | None) -> Manner:
     return found._replace(prompts=own if own.is_dir() else None, language=language or found.language)
 
 
-def answer(
-    desk: Desk, weights: Path, questions: Sequence[Question], how: Manner, engine: Literal["local", "vllm"]
-) -> Answered:
-    """Answer every question, with a letter each."""
-    name = models.content_digest(weights)
+def answer(desk: Desk, weights: Path, questions: Sequence[Question], how: Manner, label: str = "answers") -> Answered:
+    """Answer every question, with a letter each; ``label`` says in the live view what is going on."""
+    name, engine = models.content_digest(weights), how.predict.engine
 
     def asked(some: Sequence[Question], chosen: Predict, what: str) -> list[Prediction]:
         def ask(requests: Sequence[Request]) -> Mapping[str, Response]:
@@ -94,7 +95,7 @@ def answer(
 
         return vote(some, "model", name, chosen, how.seed, ask, how.prompts)
 
-    found = {one.question_id: one for one in asked(questions, how.predict, "answers")}
+    found = {one.question_id: one for one in asked(questions, how.predict, label)}
     silent = [question for question in questions if found[question.id].answer is None]
     mended: list[str] = []
     likeliest: list[str] = []
@@ -104,13 +105,13 @@ def answer(
             "temperature": max(WARM, how.predict.temperature),
             "adaptive": False,
         }
-        again = asked(silent, how.predict.model_copy(update=warmer), "asks again")
+        again = asked(silent, how.predict.model_copy(update=warmer), f"{label}, again")
         found |= {one.question_id: one for one in again}
         mended = [one.question_id for one in again if one.answer is not None]
         left = [question for question in silent if found[question.id].answer is None]
         likeliest = [question.id for question in left]
         requests = {question.id: _begun(question, found[question.id].texts[0], name, how) for question in left}
-        told = desk.ask(weights, list(requests.values()), "likeliest", engine) if left else {}
+        told = desk.ask(weights, list(requests.values()), f"{label}, likeliest", engine) if left else {}
         for question in left:
             letter = _likeliest(question, told[requests[question.id].key])
             found[question.id] = found[question.id].model_copy(update={"answer": letter})

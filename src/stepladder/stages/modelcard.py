@@ -25,7 +25,7 @@ def markdown(config: Config, mix: Member, base: Path, card: Mapping[str, Any], v
         card: the data card of the member's trainset.
         verdict: what quantising was measured to cost.
     """
-    name = _base_name(config.train.base)
+    name = base_name(config.train.base)
     licence, form = licence_of(config, base), verdict["form"]
     head = [
         "---",
@@ -65,7 +65,7 @@ def markdown(config: Config, mix: Member, base: Path, card: Mapping[str, Any], v
     return "\n".join([*head, *recipe, *_measured(verdict), *_limits(config, licence), ""])
 
 
-def _base_name(base: str) -> str:
+def base_name(base: str) -> str:
     """What a hub calls a base: its id without a revision; a folder's name is all that is known of a folder."""
     if base == BUNDLED:
         return "HuggingFaceTB/SmolLM2-135M-Instruct"

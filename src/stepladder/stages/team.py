@@ -1,0 +1,105 @@
+"""Finished models that answer as one: a model folder alone, or a package's members and the rule chosen for them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from stepladder import models
+from stepladder.ensembling.rules import RULES, Ballot, ballot
+from stepladder.errors import InputError
+from stepladder.records import LETTERS, Prediction, Question
+from stepladder.workspace import write_atomic
+
+FILE = "ensemble.json"
+WEIGHTS = "model"
+"""Folder of a package that has one folder a member."""
+
+Votes = tuple[str | None, ...]
+
+
+class Known(NamedTuple):
+    """What members answered to questions whose letters are known: a rule is fitted on it."""
+
+    right: tuple[str, ...]
+    """The letter of each question."""
+    votes: Mapping[str, Sequence[Votes]]
+    """Each member's votes on each question."""
+
+
+class Team(NamedTuple):
+    """Models by the names of the members."""
+
+    members: Mapping[str, Path]
+    rule: str = "single"
+    leader: str = ""
+    """Whose answer stands where the rule finds none."""
+    known: Known | None = None
+    prompts: Path | None = None
+    """A package's prompts, which go before those of its members."""
+
+    def join(self, given: Mapping[str, Sequence[Prediction]]) -> list[Prediction]:
+        """One prediction a question from the members' predictions, all in the same order."""
+        if self.known is None:
+            return [*given[self.leader]]
+        known = ballot([*self.members], [self.known.votes[name] for name in self.members], LETTERS)
+        right = np.array([LETTERS.index(letter) for letter in self.known.right])
+        chosen = RULES[self.rule](known, right)(_ballot({name: given[name] for name in self.members}))
+        return [
+            own if letter < 0 else own.model_copy(update={"answer": LETTERS[letter]})
+            for letter, own in zip(chosen, given[self.leader], strict=True)
+        ]
+
+
+def find(name: str) -> Team:
+    """The team of a package's folder, or of a model folder or an id on a hub alone.
+
+    Raises:
+        InputError: the package's file cannot be read.
+        ModelError: a member's folder is not there or not a model.
+    """
+    folder = Path(name).expanduser()
+    path = folder / FILE
+    if not path.is_file():
+        return Team({WEIGHTS: models.locate(name)}, leader=WEIGHTS)
+    try:
+        told = json.loads(path.read_text(encoding="utf-8"))
+        members = {str(member): folder / WEIGHTS / member for member in told["members"]}
+        known = None
+        if len(members) > 1:
+            votes = {name: [*map(tuple, told["known"]["votes"][name])] for name in members}
+            known = Known(tuple(told["known"]["right"]), votes)
+        team = Team(members, told["rule"], told["leader"], known, folder / "prompts")
+        if team.rule not in RULES or team.leader not in members:
+            raise ValueError(f"no rule {team.rule!r}, or no member {team.leader!r}")
+    except (ValueError, LookupError, TypeError) as error:
+        raise InputError(path, f"cannot be read ({error}); make the package again with 'stepladder pack'") from None
+    for weights in members.values():
+        models.locate(str(weights))
+    return team
+
+
+def write(folder: Path, team: Team) -> None:
+    """Write what :func:`find` reads."""
+    told: dict[str, Any] = {"rule": team.rule, "leader": team.leader, "members": [*team.members]}
+    if team.known is not None:
+        told["known"] = {"right": team.known.right, "votes": team.known.votes}
+    write_atomic(folder / FILE, json.dumps(told, indent=1, ensure_ascii=False) + "\n")
+
+
+def learned(questions: Sequence[Question], given: Mapping[str, Sequence[Prediction]]) -> Known:
+    """What a rule is fitted on: labelled questions and the members' predictions for them."""
+    return Known(
+        tuple(str(question.answer) for question in questions),
+        {name: [row.votes for row in rows] for name, rows in given.items()},
+    )
+
+
+def _ballot(given: Mapping[str, Sequence[Prediction]]) -> Ballot:
+    """A member whose votes nobody could read is heard with the answer that stands for them."""
+    votes = [[row.votes if any(row.votes) else (row.answer,) for row in rows] for rows in given.values()]
+    return ballot([*given], votes, LETTERS)
