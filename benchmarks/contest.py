@@ -45,6 +45,7 @@ max_length = 1024
 save_steps = 20
 
 [quantise]
+group_size = 32
 samples = 64
 max_loss = 0.1
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import asker
 import pytest
+import tiny_run
 from api_server import ApiServer
 
 from stepladder import models
@@ -57,4 +58,12 @@ def contest() -> Path:
     folder = Path(__file__).parents[2] / "shared" / "competition"
     if not folder.is_dir():
         pytest.skip("the contest's data is not here")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a configuration, questions and one finished run. Tests may read it."""
+    folder = tmp_path_factory.mktemp("project")
+    tiny_run.make(folder)
     return folder

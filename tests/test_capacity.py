@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from stepladder import capacity, fits, memory
-from stepladder.capacity import Work, card, levers, members_in, serving
+from stepladder.capacity import Card, Work, card, levers, members_in, serving
 from stepladder.config import load
 from stepladder.errors import ModelError, UserError
 from stepladder.memory import GIB, KNOWN, Shape, known, read, training, weights
@@ -19,7 +19,7 @@ from stepladder.stages import flow
 from stepladder.workspace import Workspace
 
 LARGE = KNOWN["32B"]
-WORK = Work(questions=1328, votes=1, members=4, prompt=200, answer=400, length=2048, bits=4)
+WORK = Work(questions=1328, votes=1, members=4, prompt=200, read=200, answer=400, length=2048, bits=4)
 
 
 def test_a_32b_model_in_4_bits_on_32_gib() -> None:
@@ -89,7 +89,7 @@ def test_cards_by_name_and_by_size(text: str, gib: float) -> None:
 
 @pytest.mark.parametrize("text", ["", "0", "-3", "fast", "4091", "nan", "inf"])
 def test_what_is_no_card_is_said(text: str) -> None:
-    with pytest.raises(UserError, match="no such card; give its GiB, such as 32, or one of T4, "):
+    with pytest.raises(UserError, match="no such card; give its GiB, such as 32, or cpu, or one of T4, "):
         card(text)
 
 
@@ -97,11 +97,25 @@ def test_time_follows_the_work() -> None:
     on = card("V100 32")
     usual = serving(LARGE, WORK, on)
     assert serving(LARGE, WORK._replace(members=2), on).seconds == pytest.approx(usual.seconds / 2)
-    assert serving(LARGE, WORK, on, rate=usual.rate).seconds == pytest.approx(usual.seconds)
+    measured = serving(LARGE, WORK, on, rate=usual.rate).seconds  # while it was measured prompts were read as well
+    assert 0.6 * usual.seconds < measured < usual.seconds
+    assert serving(LARGE, WORK._replace(read=50), on).seconds < usual.seconds
     slow = serving(LARGE, WORK, on, rate=10)
     assert slow.seconds / 4 == pytest.approx(1328 * 400 / 10, rel=0.02)
     assert members_in(LARGE, WORK, on, usual.seconds / 3600 * 1.01) == 4
     assert serving(KNOWN["0.5B"], WORK, on).rate <= capacity.MOST / capacity.STEP
+
+
+def test_a_machine_without_a_card_unpacks_what_it_computes_with() -> None:
+    on = Card("a CPU", 16, 20, 0.1, bytes_each=4)
+    done = serving(KNOWN["0.5B"], WORK._replace(members=1), on)
+    assert done.weights == 4 * KNOWN["0.5B"].parameters
+    assert done.rate == pytest.approx(0.1e12 * capacity.REACHED / (2 * KNOWN["0.5B"].parameters), rel=0.01)
+    assert not serving(KNOWN["7B"], WORK, on).fits
+    here = card("cpu")
+    assert here.bytes_each in (2, 4)
+    assert 0.001 < here.tflops < 1000
+    assert 0.1 < here.bandwidth < 10_000
 
 
 def test_what_does_not_fit_says_so_and_the_largest_lever_comes_first() -> None:

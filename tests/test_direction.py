@@ -28,7 +28,7 @@ GROUND = {
 LAYERS = [
     {"__main__"},
     {"cli"},
-    {"plan", "fits", "predicting"},
+    {"plan", "fits", "predicting", "packing"},
     {"stages", "starter", "checkup", "spending", "labelaudit", "importing", "planning", "capacity", "pooling"},
     {"votes"},
     {"mcq", "ask", "training", "closedworld", "reporting", "ensembling", "serving"},

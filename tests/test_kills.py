@@ -17,7 +17,8 @@ from pathlib import Path
 
 import pytest
 from replay_server import ANSWERS, KEY_ENV, QUESTIONS, ReplayServer, configuration
-from test_pipeline import TOML, files, same_up_to_rounding
+from test_pipeline import files, same_up_to_rounding
+from tiny_run import TOML
 
 from stepladder.closedworld import generate, to_line
 

@@ -20,9 +20,11 @@ from stepladder.closedworld import generate, to_line
 from stepladder.config import Config, Predict
 from stepladder.errors import InputError, UserError
 from stepladder.predicting import predict
-from stepladder.records import Message, Question
+from stepladder.records import Message, Prediction, Question
+from stepladder.stages import team
 from stepladder.stages.answering import _likeliest, keep, manner
 from stepladder.stages.answers import counted, vote
+from stepladder.stages.team import Team
 
 
 @pytest.fixture
@@ -197,3 +199,45 @@ def test_weights_in_this_process_tell_how_likely_the_next_token_is(base: Path) -
     begun = (*messages, Message(role="assistant", content="Answer:"))
     (after,) = model.answer([asked.model_copy(update={"messages": begun})])
     assert after.prompt_tokens > first.prompt_tokens
+
+
+def prediction(letters: str) -> list[Prediction]:
+    """One member's answers, a letter a question; ``-`` is one that could not be read."""
+    return [
+        Prediction(
+            question_id=f"p{n}#0",
+            member="m",
+            votes=(None if letter == "-" else letter,),
+            answer=None if letter == "-" else letter,
+            texts=("",),
+        )
+        for n, letter in enumerate(letters)
+    ]
+
+
+def test_members_of_a_package_answer_by_the_rule_that_was_chosen(base: Path, tmp_path: Path) -> None:
+    """What was chosen and fitted on validation travels in a file, and comes out of it the same."""
+    known = {"good": prediction("AAAAAB"), "fair": prediction("AAABBB"), "poor": prediction("AABBBB")}
+    learned = team.learned([q.model_copy(update={"answer": "A"}) for q in questions_of(6)], known)
+    for name in known:
+        shutil.copytree(base, tmp_path / "model" / name)
+    members = {name: tmp_path / "model" / name for name in known}
+    asked = {"good": prediction("AB-B"), "fair": prediction("BBA-"), "poor": prediction("BAA-")}
+    for rule, letters in {"vote": "BBAB", "leader": "BBAB", "weighted": "ABAB"}.items():
+        team.write(tmp_path, Team(members, rule, "good", learned))
+        found = team.find(str(tmp_path))
+        assert (found.members, found.rule, found.known) == (members, rule, learned)
+        assert "".join(str(one.answer) for one in found.join(asked)) == letters, rule
+    silent = {name: prediction("-") for name in known}
+    assert found.join(silent)[0].answer is None
+    silent["good"] = [silent["good"][0].model_copy(update={"answer": "C"})]  # by the likeliest token
+    assert found.join(silent)[0].answer == "C"
+
+
+@pytest.mark.parametrize(
+    "text", ["{}", "[1]", "{", '{"rule": "vote", "leader": "x", "members": ["a", "b"], "known": {}}']
+)
+def test_a_package_that_cannot_be_read_is_one_line(text: str, tmp_path: Path) -> None:
+    (tmp_path / "ensemble.json").write_text(text)
+    with pytest.raises(InputError, match="make the package again with 'stepladder pack'"):
+        team.find(str(tmp_path))

@@ -7,8 +7,12 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
 import signal
+import socket
+import subprocess
+import sys
 import threading
 import time
 from io import StringIO
@@ -24,14 +28,18 @@ from stepladder.ask.ledger import Ledger, Scope
 from stepladder.ask.request import Request
 from stepladder.closedworld import generate, to_line
 from stepladder.config import Config, Model, Serve
+from stepladder.errors import ServeError
 from stepladder.predicting import predict
 from stepladder.records import Message
+from stepladder.serving import vllm
 from stepladder.serving.vllm import Fleet
 from stepladder.stages.answering import keep
 
 SERVE = Serve(
     environment=Path(__file__).parent.parent / ".venv-serve", dtype="float32", kv_cache_gib=1, max_length=1024
 )
+
+KILLS = int(os.environ.get("KILLS", "2"))
 
 pytestmark = pytest.mark.vllm
 
@@ -49,6 +57,14 @@ def servers() -> set[int]:
     return found
 
 
+def until_gone(seconds: float = 10) -> set[int]:
+    """What is left of all servers after a while."""
+    deadline = time.monotonic() + seconds
+    while (left := servers()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return left
+
+
 def test_a_model_folder_answers_through_vllm_as_it_does_in_this_process(tmp_path: Path) -> None:
     folder = tmp_path / "student"
     shutil.copytree(models.locate(models.BUNDLED), folder)
@@ -59,13 +75,19 @@ def test_a_model_folder_answers_through_vllm_as_it_does_in_this_process(tmp_path
     keep(Config.model_validate(table), folder)
     asked = tmp_path / "questions.jsonl"
     asked.write_text("".join(to_line(record) for record in generate(3, 6, "en", "test")), encoding="utf-8")
-    given = {}
-    for engine in ("local", "vllm"):
+    given, own = {}, SERVE.model_dump(exclude_defaults=True)
+    with Fleet(folder, "there", SERVE, tmp_path / "there") as fleet:
+        running = {"base_url": fleet.addresses.read_text().strip(), "model": "there"}
+        predict(
+            str(folder), asked, tmp_path / "there.jsonl", Console(file=StringIO()), asked={"engine": "vllm"},
+            served=running,
+        )  # fmt: skip
+    for engine, served in {"local": {}, "vllm": own}.items():
         out = tmp_path / f"{engine}.jsonl"
-        served = SERVE.model_dump(exclude_defaults=True)
         predict(str(folder), asked, out, Console(file=StringIO()), asked={"engine": engine}, served=served)
         rows = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
         given[engine] = [answer["answer"] for row in rows for answer in row["questions"]]
+    assert (tmp_path / "there.jsonl").read_text() == (tmp_path / "vllm.jsonl").read_text()
     assert len(given["local"]) == len(given["vllm"])
     same = sum(one == other for one, other in zip(given["local"], given["vllm"], strict=True))
     assert same >= 0.9 * len(given["local"])
@@ -94,3 +116,54 @@ def test_a_server_that_is_killed_in_the_middle_costs_nothing_but_time(tmp_path: 
         assert all(found[one.key].text for one in wanted)
     assert any("is started again" in note for note in notes)
     assert not servers()
+
+
+@pytest.mark.parametrize("number", range(KILLS))
+def test_a_killed_command_leaves_no_server(number: int, tmp_path: Path) -> None:
+    """At whatever moment and by whatever signal it ends: while vLLM starts, loads, answers or stops."""
+    asked = tmp_path / "questions.jsonl"
+    asked.write_text("".join(to_line(record) for record in generate(3, 40, "en", "test")), encoding="utf-8")
+    words = [
+        sys.executable, "-m", "stepladder", "predict", str(models.locate(models.BUNDLED)), str(asked),
+        str(tmp_path / "out.jsonl"), "--language", "en", "--engine", "vllm", "--environment", str(SERVE.environment),
+        "--max-length", "1024", "--kv-cache", "1",
+    ]  # fmt: skip
+    draw = random.Random(number)
+    moment, sent = draw.uniform(2, 60), draw.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+    with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as run:
+        deadline = time.monotonic() + moment
+        most = 0
+        while run.poll() is None and time.monotonic() < deadline:
+            most = max(most, len(servers()))
+            time.sleep(0.1)
+        running = run.poll() is None
+        run.send_signal(sent)
+    print(f"killed after {moment:.0f} s by {sent.name}: {most} processes of vLLM, {'' if running else 'already over'}")
+    assert not until_gone()
+
+
+def test_a_port_that_another_process_takes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        taken, free = other.getsockname()[1], vllm._free_port()
+        ports = iter([taken, free])
+        monkeypatch.setattr(vllm, "_free_port", lambda: next(ports))
+        with Fleet(models.locate(models.BUNDLED), "student", SERVE, tmp_path) as fleet:
+            assert fleet.addresses.read_text() == f"http://127.0.0.1:{free}/v1\n"
+    assert not until_gone()
+
+
+def test_what_cannot_be_served_is_one_line(tmp_path: Path) -> None:
+    weights = models.locate(models.BUNDLED)
+    with pytest.raises(ServeError, match=r"needs about 1001\.\d GiB of memory"):
+        Fleet(weights, "student", SERVE.model_copy(update={"kv_cache_gib": 999}), tmp_path).__enter__()
+    tight = SERVE.model_copy(update={"max_length": 8192, "kv_cache_gib": 0.05})
+    with pytest.raises(ServeError, match=r"keys and values of 8192 tokens do not fit; lower \[serve\] max_length"):
+        Fleet(weights, "student", tight, tmp_path).__enter__()
+    broken = tmp_path / "broken"
+    shutil.copytree(weights, broken)
+    (broken / "model.safetensors").write_bytes(b"no weights")
+    with pytest.raises(ServeError, match=r"the vLLM server of .* did not start: \w*(Error|Exception): .*\(see .*log\)"):
+        Fleet(broken, "student", SERVE, tmp_path).__enter__()
+    assert not until_gone()

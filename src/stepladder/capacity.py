@@ -7,10 +7,15 @@ bandwidth; reading prompts is matrix products. Real servers reach a share of bot
 from __future__ import annotations
 
 import re
+import time
+from collections.abc import Callable
 from typing import NamedTuple
 
-from stepladder import memory
-from stepladder.errors import UserError
+import numpy as np
+
+from stepladder import memory, models
+from stepladder.ask.local import ROWS
+from stepladder.errors import MissingExtra, UserError
 from stepladder.memory import GIB, Shape
 
 REACHED = 0.5
@@ -19,6 +24,8 @@ STEP = 0.006
 """Seconds of a decoding step at least, however small the model: kernels to start, tokens to draw."""
 START = 90.0
 """Seconds from the start of a server to its first answer, loading apart: compiling, CUDA graphs."""
+EMBEDDED_START = 10.0
+"""The same of the embedded engine: libraries to import."""
 LOADED = 1e9
 """Bytes of weights a second that are read from a disk."""
 MOST = 256
@@ -34,6 +41,8 @@ class Card(NamedTuple):
     """GB/s of its memory."""
     tflops: float
     """Dense 16-bit matrix products, 10^12 operations a second."""
+    bytes_each: int | None = None
+    """Of a number, where the embedded engine computes with unpacked weights; None where vLLM computes on a card."""
 
 
 CARDS = (
@@ -56,20 +65,47 @@ USUAL = next(card for card in CARDS if card.name == "V100 32")
 
 
 def card(text: str) -> Card:
-    """The card of a name (``RTX 4090``, ``4090``, ``a100-80``), or of a size in GiB, as fast as :data:`USUAL`.
+    """The card of a name (``RTX 4090``, ``4090``, ``a100-80``), or of a size in GiB, as fast as :data:`USUAL`; ``cpu``
+    is this machine without one.
 
     Raises:
         UserError: neither.
     """
     plain = re.sub(r"[^a-z0-9]", "", text.lower())
+    if plain == "cpu":
+        return this_machine()
     for one in CARDS:
         if plain in {re.sub(r"[^a-z0-9]", "", part.lower()) for part in (one.name, one.name.removeprefix("RTX "))}:
             return one
     size = re.fullmatch(r"(\d{1,3}(?:\.\d+)?)\s*(?:gi?b)?", text.strip().lower())
     if size is None or not float(size[1]):
         names = ", ".join(one.name for one in CARDS)
-        raise UserError(f"--card {text!r}: no such card; give its GiB, such as 32, or one of {names}")
+        raise UserError(f"--card {text!r}: no such card; give its GiB, such as 32, or cpu, or one of {names}")
     return USUAL._replace(name=f"{float(size[1]):g} GiB", gib=float(size[1]))
+
+
+def this_machine() -> Card:
+    """The CPU and the memory that this process has, as fast as a moment's measuring finds them (in float32)."""
+    try:
+        each = models.compute_dtype().itemsize
+    except MissingExtra:
+        each = 4
+    square = np.ones((1536, 1536), dtype=np.float32)
+    long = np.ones(2**26, dtype=np.float32)
+    products = _fastest(lambda: square @ square)
+    read = _fastest(long.sum)
+    gib = (memory.free() or 0) / GIB
+    return Card("this machine's CPU", gib, long.nbytes / read / 1e9, 2 * len(square) ** 3 / products / 1e12, each)
+
+
+def _fastest(work: Callable[[], object]) -> float:
+    """Seconds of the fastest of some times."""
+    found = []
+    for _ in range(5):
+        begun = time.perf_counter()
+        work()
+        found.append(time.perf_counter() - begun)
+    return min(found)
 
 
 class Work(NamedTuple):
@@ -81,6 +117,8 @@ class Work(NamedTuple):
     members: int
     prompt: float
     """Tokens of a prompt on average."""
+    read: float
+    """Tokens of a prompt on average that no earlier question about the same problem had."""
     answer: float
     """Tokens of an answer on average."""
     length: int
@@ -115,21 +153,23 @@ def serving(shape: Shape, work: Work, on: Card, rate: float | None = None) -> Se
         shape: of every member.
         work: what is to be answered.
         on: the card.
-        rate: tokens written a second as measured on it, if somebody did.
+        rate: tokens written a second as measured on it, prompts being read meanwhile, if somebody did.
     """
-    loaded = memory.weights(shape, work.bits)
-    cache = memory.cache(shape, on.gib * GIB, loaded)
-    each = memory.kv_per_token(shape)
+    loaded, cache, each = _room(shape, work.bits, on)
+    start, most = (START, MOST) if on.bytes_each is None else (EMBEDDED_START, ROWS)
     if cache < each * work.length:
         return Serving(loaded, cache, 0, 0.0, float("inf"))
     at_once = round(cache / (each * work.length))
     answers = work.questions * work.votes
     # Sequences are half written on average, and shorter than the longest.
-    side_by_side = max(1.0, min(cache / (each * (work.prompt + work.answer)), MOST, answers))
+    side_by_side = max(1.0, min(cache / (each * (work.prompt + work.answer)), most, answers))
     moved = loaded + side_by_side * each * (work.prompt + work.answer / 2)
-    rate = side_by_side / max(STEP, moved / (on.bandwidth * 1e9 * REACHED)) if rate is None else rate
-    reading = answers * work.prompt * 2 * shape.parameters / (on.tflops * 1e12 * REACHED)
-    member = START + loaded / LOADED + reading + answers * work.answer / rate
+    products = 2 * shape.parameters / (on.tflops * 1e12 * REACHED)  # seconds a token
+    reading = 0.0  # is part of a rate that was measured
+    if rate is None:
+        rate = side_by_side / max(STEP, moved / (on.bandwidth * 1e9 * REACHED), side_by_side * products)
+        reading = answers * work.read * products
+    member = start + loaded / LOADED + reading + answers * work.answer / rate
     return Serving(loaded, cache, at_once, rate, work.members * member)
 
 
@@ -166,4 +206,22 @@ def members_in(shape: Shape, work: Work, on: Card, hours: float, rate: float | N
 
 def longest(shape: Shape, bits: int, on: Card) -> int:
     """Tokens of the longest sequence that fits beside weights of so many bits, alone."""
-    return int(memory.cache(shape, on.gib * GIB, memory.weights(shape, bits)) / memory.kv_per_token(shape))
+    _, cache, each = _room(shape, bits, on)
+    return int(cache / each)
+
+
+class _Room(NamedTuple):
+    """Bytes of the weights as they are computed with, what is left for keys and values, and a token's."""
+
+    loaded: float
+    cache: float
+    each: int
+
+
+def _room(shape: Shape, bits: int, on: Card) -> _Room:
+    if on.bytes_each is None:
+        loaded = memory.weights(shape, bits)
+        return _Room(loaded, memory.cache(shape, on.gib * GIB, loaded), memory.kv_per_token(shape))
+    loaded = float(shape.parameters * on.bytes_each)
+    left = max(0.0, on.gib * GIB - loaded - memory.RUNTIME)
+    return _Room(loaded, left, memory.kv_per_token(shape, on.bytes_each))

@@ -125,7 +125,7 @@ def plan(
     config: ConfigFile,
     runs: Runs = RUNS,
     pilot: Annotated[int, typer.Option(min=0, help="Ask so many questions first, for real; 0 asks nothing.")] = 0,
-    card: Annotated[str, typer.Option(help="The card that will answer: GiB, or a name such as 'RTX 4090'.")] = "32",
+    card: Annotated[str, typer.Option(help="What will answer: a card's GiB, its name ('RTX 4090'), or cpu.")] = "32",
     hours: Annotated[float, typer.Option(min=0.01, help="Hours it has for all members.")] = 4.0,
     rate: Annotated[float | None, typer.Option(min=0.01, help="Tokens/s a member was measured to write there.")] = None,
 ) -> None:
@@ -248,6 +248,13 @@ def predict(
         int | None, typer.Option(min=64, help="With vllm: longest prompt and answer, tokens.")
     ] = None,
     kv_cache: Annotated[float | None, typer.Option(min=0.01, help="With vllm: GiB for keys and values.")] = None,
+    url: Annotated[
+        list[str] | None, typer.Option(help="A vLLM that serves the model already, instead of starting one; up to /v1.")
+    ] = None,
+    served_as: Annotated[str | None, typer.Option(help="With --url: its name for the model.")] = None,
+    least: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Fail when a smaller share is as a labelled file says.")
+    ] = None,
 ) -> None:
     """Answer questions with a finished model: a letter for each, in the contest's form."""
     from stepladder.predicting import predict as answer
@@ -256,8 +263,14 @@ def predict(
         raise UserError(f"--engine {engine!r}: is not there; take local or vllm")
     if language not in (None, "zh", "en"):
         raise UserError(f"--language {language!r}: is not there; take zh or en")
-    asked = {"engine": engine, "votes": votes}
-    served = {"environment": environment, "max_length": max_length, "kv_cache_gib": kv_cache}
+    asked = {"engine": "vllm" if url else engine, "votes": votes}
+    served = {
+        "environment": environment,
+        "max_length": max_length,
+        "kv_cache_gib": kv_cache,
+        "base_url": url,
+        "model": served_as,
+    }
     answer(
         model,
         questions,
@@ -267,7 +280,40 @@ def predict(
         asked={name: value for name, value in asked.items() if value is not None},
         served={name: value for name, value in served.items() if value is not None},
         minutes=minutes,
+        least=least,
     )
+
+
+@app.command()
+def pack(
+    config: ConfigFile,
+    out: Annotated[Path, typer.Argument(help="Folder to make.", show_default=False)],
+    runs: Runs = RUNS,
+    engine: Annotated[
+        str | None,
+        typer.Option(help="Who computes there: local or vllm; by default as the run was validated."),
+    ] = None,
+    image: Annotated[
+        str | None, typer.Option(help="Base of the Docker image, NAME@sha256:...; by default who builds it names it.")
+    ] = None,
+    python: Annotated[
+        list[str] | None, typer.Option(help="Python that wheels are brought for, such as 3.12; may be repeated.")
+    ] = None,
+) -> None:
+    """Make a folder that answers offline, with Docker or without: models, prompts, wheels, scripts, Dockerfile."""
+    from stepladder.errors import MissingExtra
+
+    if engine not in (None, "local", "vllm"):
+        raise UserError(f"--engine {engine!r}: is not there; take local or vllm")
+    try:
+        from stepladder.packing.build import pack as make
+        from stepladder.packing.wheels import HERE
+    except ModuleNotFoundError as error:
+        raise MissingExtra(str(error.name), "'stepladder[pack]'") from None
+    context = _context(config, runs)
+    with context.workspace.locked(), context.progress.stage("package"):
+        make(context, out, engine, image, python or [HERE])  # type: ignore[arg-type]  # mypy does not narrow by "in"
+    context.progress.console.print(f"Wrote {out}", soft_wrap=True, markup=False, highlight=False)
 
 
 @app.command()

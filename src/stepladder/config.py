@@ -410,6 +410,16 @@ class Serve(Table):
     """Whether what prompts share, such as a problem's text, is computed once."""
     startup: float = Field(default=900, gt=0)
     """Seconds until a server must be healthy."""
+    base_url: tuple[str, ...] = ()
+    """Servers that run already and serve the model (the address up to and with ``/v1``, or a list): none are started.
+    They are asked who they are first, and turned away where they serve other weights."""
+    model: str = "student"
+    """What those call it."""
+
+    @field_validator("base_url", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: object) -> object:
+        return (value,) if isinstance(value, str) else value
 
 
 class Predict(Table):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
 
@@ -10,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from stepladder import capacity, hubs, memory, models, records
+from stepladder.ask.local import ROWS
 from stepladder.capacity import Card, Work
 from stepladder.config import Config
 from stepladder.errors import MissingExtra
@@ -72,6 +74,7 @@ def work_of(context: Context) -> Work:
     split = "validation" if config.questions.test is None else "test"
     questions = records.read(context.input("questions") / f"{split}.jsonl", Question)
     prompts = [prompt_tokens(config, question) for question in questions] or [0.0]
+    again = sum(tokens(later.problem) for one, later in pairwise(questions) if one.problem_id == later.problem_id)
     answer = ANSWER_TOKENS.likely
     samples = flow.stage("samples").artifact(context, None)
     if samples.state() == "done":
@@ -82,6 +85,7 @@ def work_of(context: Context) -> Work:
         votes=config.predict.votes,
         members=len(config.member),
         prompt=fmean(prompts),
+        read=fmean(prompts) - again / max(1, len(questions)),
         answer=min(answer, config.predict.max_tokens),
         length=round(max(prompts)) + config.predict.max_tokens,
         bits=config.quantise.bits,
@@ -91,7 +95,7 @@ def work_of(context: Context) -> Work:
 def _serving(shape: Shape, work: Work, on: Card, hours: float, rate: float | None) -> Table:
     names = ("weights", "KV cache", "at once", "longest", "tokens/s", "a member", f"in {hours:g} h")
     table = _table("bits", names)
-    for bits in BITS:
+    for bits in BITS if on.bytes_each is None else (work.bits,):  # which are unpacked there, however many
         row = capacity.serving(shape, work._replace(bits=bits, members=1), on, rate)
         style = "bold" if bits == work.bits else ""
         start = (str(bits), _gib(row.weights))
@@ -124,7 +128,8 @@ def _verdict(shape: Shape, work: Work, on: Card, hours: float, rate: float | Non
         console.print(
             f"The largest lever: {best.change}, {duration(best.done.seconds)}{enough}.", highlight=False, soft_wrap=True
         )
-    source = "as you measured it" if rate is not None else f"{capacity.REACHED:.0%} of its data sheet (assumed)"
+    known = "its data sheet" if on.bytes_each is None else "what a moment's measuring finds"
+    source = "as you measured it" if rate is not None else f"{capacity.REACHED:.0%} of {known} (assumed)"
     console.print(
         f"At once: sequences of full length. Longest: tokens, alone. Speed: {source}.", style="dim", highlight=False
     )
@@ -157,6 +162,9 @@ def _making(config: Config, shape: Shape, work: Work) -> Table:
             checkpointing=train.gradient_checkpointing is True,
         )  # fmt: skip
         table.add_row("here, without a card: LoRA", f"{here.total / GIB:,.1f}")
+        rows = min(ROWS, work.questions * work.votes)
+        answers = memory.answering(shape, rows, length, bytes_each=each)
+        table.add_row("here: answering", f"{answers.total / GIB:,.1f}")
         table.add_row("here: GPTQ", f"{memory.quantising(shape, texts, length, bytes_each=each).total / GIB:,.1f}")
     return table
 

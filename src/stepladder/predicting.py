@@ -15,7 +15,7 @@ from rich.console import Console
 from stepladder import memory
 from stepladder.ask.local import ROWS
 from stepladder.config import Serve
-from stepladder.errors import ModelError, UserError
+from stepladder.errors import GateError, ModelError, UserError
 from stepladder.progress import Progress
 from stepladder.records import Language, Prediction, Question
 from stepladder.serving.vllm import cards
@@ -45,6 +45,7 @@ def predict(
     asked: dict[str, Any] | None = None,
     served: dict[str, Any] | None = None,
     minutes: float | None = None,
+    least: float | None = None,
 ) -> None:
     """Answer every question of a file and write one line a problem: its id, and a letter for each of its questions.
 
@@ -60,11 +61,13 @@ def predict(
         served: keys of ``[serve]`` that do.
         minutes: how long it may take. A whole file of first letters is written before anything else and replaced at the
             end; when the time is up, by what was answered until then.
+        least: share of a labelled file's letters that must be met.
 
     Raises:
         InputError: a file is wrong, naming line and field.
         ModelError, TemplateError, ServeError: the model cannot be asked.
         UserError: the disk is too full, or memory too small.
+        GateError: fewer letters than ``least`` are those of a labelled file. The answer file is there.
     """
     if not out.parent.is_dir():
         raise UserError(f"{out}: there is no folder {out.parent}; make it, or name a file in another one")
@@ -96,12 +99,16 @@ def predict(
         return
     joined = crew.join({name: one.predictions for name, one in done.items()})
     write_atomic(out, submission(questions, joined))
-    _say(console, f"Wrote {out}: {len(questions):,} questions{_met(questions, joined)}")
+    met = [q.answer == p.answer for q, p in zip(questions, joined, strict=True) if q.answer is not None]
+    labelled = f", {sum(met):,} of {len(met):,} as labelled ({sum(met) / len(met):.1%})" if met else ""
+    _say(console, f"Wrote {out}: {len(questions):,} questions{labelled}")
     for name, one in done.items():
         whose = f"{name}: " if len(done) > 1 else ""
         _count(console, one.mended, f"{whose}answered when asked again")
         why = "since nothing that was said could be read"
         _count(console, one.likeliest, f"{whose}answered by the likeliest option, {why}")
+    if least is not None and sum(met) < least * len(met):
+        raise GateError(f"{source}: {sum(met):,} of {len(met):,} answers are as labelled, less than {least:.0%}")
 
 
 class Work(NamedTuple):
@@ -165,13 +172,6 @@ def _check_memory(weights: Path, questions: Sequence[Question], how: Manner) -> 
     if (free := memory.free()) is not None and needed > free:
         sizes = f"{needed / 2**30:.1f} GiB of memory, and {free / 2**30:.1f} are free"
         raise UserError(f"{weights}: answering takes {sizes}; end something, or take a larger machine")
-
-
-def _met(questions: Sequence[Question], given: Sequence[Prediction]) -> str:
-    """How many of the letters that a labelled file has are those that were found."""
-    pairs = [(q.answer, p.answer) for q, p in zip(questions, given, strict=True) if q.answer is not None]
-    met = sum(label == letter for label, letter in pairs)
-    return f", {met:,} of {len(pairs):,} as labelled ({met / len(pairs):.1%})" if pairs else ""
 
 
 def _unanswered(question: Question) -> Prediction:

@@ -57,7 +57,8 @@ class Answered(NamedTuple):
 def keep(config: Config, folder: Path) -> None:
     """Write into a model folder how it is asked, with the user's prompts, if there are any."""
     told = {"language": config.language, "seed": config.seed, "predict": settings(config.predict)}
-    told["serve"] = settings(config.serve, without=("environment",))  # where vLLM is, each machine knows for itself
+    # Where vLLM is, each machine knows for itself.
+    told["serve"] = settings(config.serve, without=("environment", "base_url", "model"))
     write_atomic(folder / FILE, json.dumps(told, indent=1) + "\n")
     if config.prompts is not None:
         shutil.copytree(config.prompts, folder / PROMPTS, dirs_exist_ok=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from stepladder import models, template
 from stepladder.ask.admission import FREE
@@ -29,10 +29,6 @@ def identity(config: Config, name: str) -> str:
     served = model.served_as(name)
     # Servers that come and go are known by what they serve, and must show that they serve it (ask/admission.py).
     return f"{model.base_url[0].rstrip('/')} {served}" if model.base_url else f"own servers of {served}"
-
-
-SERVED = "student"
-"""What servers that are started here call their model."""
 
 
 class Account(NamedTuple):
@@ -128,14 +124,16 @@ class Desk(NamedTuple):
             if all(request.key in known and known[request.key].settles(request) for request in requests):
                 report(len(requests), 0)
                 return known
-            self.progress.update(f"{what}: vLLM starts", 0, 1)
             template.check_folder(models.load_tokenizer(weights), weights)
-            with Fleet(weights, SERVED, self.serve, self.scratch, self.progress.say) as fleet:
-                asked = Model(
-                    engine="openai", base_url_file=fleet.addresses, model=SERVED, path=str(weights), price=FREE
-                )
+            whose: dict[str, Any] = {"model": self.serve.model, "path": str(weights), "price": FREE}
+            if self.serve.base_url:
+                asked = Model(engine="openai", base_url=self.serve.base_url, **whose)
+                return ask(requests, self.serve.model, asked, ledger, scope, report, self.progress.say)
+            self.progress.update(f"{what}: vLLM starts", 0, 1)
+            with Fleet(weights, self.serve.model, self.serve, self.scratch, self.progress.say) as fleet:
+                asked = Model(engine="openai", base_url_file=fleet.addresses, **whose)
                 try:
-                    return ask(requests, SERVED, asked, ledger, scope, report, self.progress.say)
+                    return ask(requests, self.serve.model, asked, ledger, scope, report, self.progress.say)
                 except AskError as error:
                     if fleet.failure is None:
                         raise

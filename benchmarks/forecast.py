@@ -1,0 +1,96 @@
+"""What ``stepladder plan --card cpu`` forecasts of answering on this machine, against what it takes.
+
+    python benchmarks/forecast.py CONFIG [--runs runs] [--pilot 16]
+
+CONFIG is a finished run with a test. Its best member answers the test with ``stepladder predict`` in a process of its
+own, whose seconds and peak (maximum resident set) are held against two forecasts: from what a moment's measuring finds
+this machine to do, and from the rate at which the member answered the first few questions before.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+from rich.console import Console
+
+from stepladder import capacity, fits, memory
+from stepladder.ask.local import ROWS
+from stepladder.config import load
+from stepladder.progress import Progress
+from stepladder.stages import answering
+from stepladder.stages.asking import Desk
+from stepladder.stages.flow import Context
+from stepladder.stages.predictions import leader
+from stepladder.stages.questionfile import read_problems
+from stepladder.workspace import Workspace
+
+
+class Took(NamedTuple):
+    """What answering took."""
+
+    seconds: float
+    peak: float
+    tokens: int
+
+
+def answer(model: Path, source: Path, folder: Path, context: Context) -> Took:
+    """Answer a file in a process of its own."""
+    out = folder / f"{source.stem}.answers.jsonl"
+    words = [sys.executable, "-m", "stepladder", "predict", str(model), str(source), str(out)]
+    begun = time.perf_counter()
+    child = subprocess.Popen(words, stdout=sys.stderr)
+    _, status, usage = os.wait4(child.pid, 0)
+    if os.waitstatus_to_exitcode(status):
+        raise SystemExit("predict failed")
+    seconds = time.perf_counter() - begun
+    how = answering.manner(model, None)
+    questions = [q for one in read_problems(source, how.language, labelled=False) for q in one.questions]
+    desk = Desk(Path(f"{out}.ledger.sqlite"), "predict", folder, how.serve, context.progress)
+    known = answering.so_far(desk, model, questions, how)
+    return Took(seconds, usage.ru_maxrss * 1024, sum(sum(one.tokens) for one in known))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", type=Path)
+    parser.add_argument("--runs", type=Path, default=Path("runs"))
+    parser.add_argument("--pilot", type=int, default=16, help="problems")
+    asked = parser.parse_args()
+    config = load(asked.config)
+    if config.questions.test is None:
+        raise SystemExit(f"{asked.config}: no [questions] test")
+    context = Context(config, Workspace(asked.runs, config.name), Progress(Console(stderr=True)))
+    model = context.input("quantised", leader(context))
+    work, shape = fits.work_of(context)._replace(members=1), memory.read(model)
+    here = capacity.this_machine()
+    print(f"{here.tflops * 1e3:.0f} GFLOP/s, {here.bandwidth:.0f} GB/s, {here.bytes_each} bytes a number")
+    print(f"{work.questions} questions, {work.prompt:.0f} tokens in ({work.read:.0f} new), {work.answer:.0f} out")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        few = folder / "pilot.jsonl"
+        lines = config.questions.test.read_text(encoding="utf-8").splitlines(keepends=True)[: asked.pilot]
+        few.write_text("".join(lines), encoding="utf-8")
+        pilot = answer(model, few, folder, context)
+        rate = pilot.tokens / (pilot.seconds - capacity.EMBEDDED_START)
+        whole = answer(model, config.questions.test, folder, context)
+    rows = min(ROWS, work.questions * work.votes)
+    parts = memory.answering(shape, rows, round(work.prompt + work.answer), bytes_each=here.bytes_each or 4)
+    off = parts.total / whole.peak - 1
+    pieces = {part: round(size / memory.GIB, 2) for part, size in parts._asdict().items() if size}
+    print(f"measured: {whole.seconds:.0f} s, {whole.tokens:,} tokens, peak {whole.peak / memory.GIB:.2f} GiB")
+    for title, given in (("by measuring the machine", None), (f"at the pilot's {rate:.0f} tokens/s", rate)):
+        seconds = capacity.serving(shape, work, here, given).seconds
+        print(f"forecast {title}: {seconds:.0f} s ({100 * (seconds / whole.seconds - 1):+.0f} %)")
+    print(f"forecast memory {parts.total / memory.GIB:.2f} GiB ({100 * off:+.0f} %): {json.dumps(pieces)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""A finished run as a folder that answers anywhere, without a network: ``stepladder pack``."""

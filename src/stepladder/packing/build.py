@@ -1,0 +1,209 @@
+"""The package of a run: what is copied, what is written from templates, what names it all."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import stat
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from pathlib import Path, PurePath
+from typing import Any, Literal
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+import stepladder
+from stepladder import models, records
+from stepladder.config import Config
+from stepladder.errors import UserError
+from stepladder.packing import papers, wheels
+from stepladder.records import Prediction, Question
+from stepladder.stages import team
+from stepladder.stages.answering import PROMPTS, manner
+from stepladder.stages.flow import Context, digest_of, states
+from stepladder.stages.modelcard import base_name, licence_of
+from stepladder.stages.quantised import verdict
+from stepladder.stages.team import Team
+from stepladder.workspace import MANIFEST, digest, file_digest, write_atomic
+
+SELFTEST = 8
+"""Problems of the self-test."""
+SCRIPTS = ("run.sh", "serve.sh", "selftest.sh", "install.sh", "healthcheck")
+PAPERS = ("README.md", "Dockerfile", "compose.yaml", ".dockerignore")
+SUMS = "SHA256SUMS"
+EXTRAS = {"local": "local", "vllm": "serve"}
+"""What Stepladder needs of libraries, by who computes."""
+
+Engine = Literal["local", "vllm"]
+
+
+def pack(context: Context, out: Path, engine: Engine | None, image: str | None, pythons: Sequence[str]) -> Path:
+    """Make the package of a finished run.
+
+    Args:
+        context: the run.
+        out: the folder to make; it must not be there.
+        engine: who computes; by default what the run was validated with.
+        image: the base of the Docker image, pinned by its digest; without one, whoever builds must name it.
+        pythons: versions that wheels are brought for: of the machine, and of the image.
+
+    Raises:
+        UserError: the folder is there, the run is not finished, or wheels cannot be had.
+    """
+    if out.exists():
+        raise UserError(f"{out}: is there already; name another folder, or move it away")
+    if not out.parent.is_dir():
+        raise UserError(f"{out}: there is no folder {out.parent}; make it, or name another one")
+    if image is not None and "@sha256:" not in image:
+        raise UserError(f"--image {image!r}: has no digest; name it as NAME@sha256:..., which is the same tomorrow")
+    crew = _team(context)
+    computes = engine or context.config.predict.engine
+    partial = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    try:
+        _fill(context, partial, crew, computes, image, pythons)
+        partial.rename(out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return out
+
+
+def _team(context: Context) -> Team:
+    """The members that the run chose, and their rule with what it was fitted on."""
+    for label, state in states(context):
+        if state != "done" and label != "report":
+            raise UserError(f"{context.workspace.folder}: {label} is {state}; 'stepladder run' brings it up to date")
+    choice = json.loads((context.input("ensemble") / "choice.json").read_text(encoding="utf-8"))
+    alone = choice["rule"] == "single"
+    names = [choice["leader"]] if alone else choice["members"]
+    members = {name: context.input("quantised", name) for name in names}
+    if alone:
+        return Team(members, leader=choice["leader"])
+    questions = records.read(context.input("questions") / "validation.jsonl", Question)
+    given = {
+        name: records.read(context.input("predictions", name) / "quantised.validation.jsonl", Prediction)
+        for name in names
+    }
+    return Team(members, choice["rule"], choice["leader"], team.learned(questions, given))
+
+
+def _fill(
+    context: Context, folder: Path, crew: Team, engine: Engine, image: str | None, pythons: Sequence[str]
+) -> None:
+    config, say = context.config, context.progress
+    base = models.locate(config.train.base)
+    for name, weights in crew.members.items():
+        say.update(f"copies {name}", 0, 1)
+        shutil.copytree(weights, folder / team.WEIGHTS / name, ignore=lambda _, names: {MANIFEST} & {*names})
+    packed = crew._replace(members={name: folder / team.WEIGHTS / name for name in crew.members})
+    team.write(folder, packed)
+    _prompts(config, folder / PROMPTS)
+    write_atomic(folder / "selftest.jsonl", _selftest(context))
+
+    say.update("wheels", 0, 1)
+    (folder / "wheels").mkdir()
+    wheels.collect(folder / "wheels", EXTRAS[engine], pythons)
+    write_atomic(folder / "requirements.lock", wheels.lock(folder / "wheels"))
+    for short, content in papers.licences(folder / "wheels"):
+        _write(folder / "licenses" / short, content)
+    for path in base.glob("LICEN[CS]E*"):
+        _write(folder / "licenses" / "model" / path.name, path.read_bytes())
+    parent, licence = base_name(config.train.base), licence_of(config, base)
+    known = [
+        papers.Model(name, models.content_digest(weights), parent, licence) for name, weights in packed.members.items()
+    ]
+    (folder / "sbom").mkdir()
+    bill = papers.bill(folder / "wheels", known, config.name, digest_of(context, "ensemble")[:12])
+    write_atomic(folder / "sbom" / "package.cdx.json", bill)
+
+    told = _manifest(context, packed, engine, image, pythons, known)
+    write_atomic(folder / MANIFEST, json.dumps(told, indent=1, ensure_ascii=False) + "\n")
+    for name, text in _written(folder, packed, told):
+        write_atomic(folder / name, text)
+        if name in SCRIPTS:
+            (folder / name).chmod(0o755)
+    files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    write_atomic(folder / SUMS, "".join(f"{file_digest(folder / name)}  {name}\n" for name in files))
+    for path in folder.rglob("*"):  # another user runs it
+        path.chmod(path.stat().st_mode | stat.S_IRGRP | stat.S_IROTH | (0o11 if path.is_dir() else 0))
+
+
+def _prompts(config: Config, folder: Path) -> None:
+    """The templates that questions are asked with: the packaged ones, and over them the user's."""
+    packaged = Path(stepladder.__file__).parent / "mcq" / "prompts" / config.language
+    shutil.copytree(packaged, folder)
+    if config.prompts is not None:
+        shutil.copytree(config.prompts, folder, dirs_exist_ok=True)
+
+
+def _selftest(context: Context) -> str:
+    """The first problems of validation in the contest's form, with the run's own answers as their labels."""
+    questions = records.read(context.input("questions") / "validation.jsonl", Question)
+    given = records.read(context.input("ensemble") / "validation.jsonl", Prediction)
+    lines: list[str] = []
+    for name, some in groupby(zip(questions, given, strict=True), key=lambda pair: pair[0].problem_id):
+        pairs = [(question, answer) for question, answer in some if answer.answer is not None]
+        asked = [{"question": q.question, "options": q.options, "answer": p.answer} for q, p in pairs]
+        if asked and len(lines) < SELFTEST:
+            row = {"id": name, "problem": pairs[0][0].problem, "questions": asked}
+            lines.append(json.dumps(row, ensure_ascii=False) + "\n")
+    return "".join(lines)
+
+
+def _manifest(
+    context: Context, crew: Team, engine: Engine, image: str | None, pythons: Sequence[str], known: list[papers.Model]
+) -> dict[str, Any]:
+    config = context.config
+    how = manner(crew.members[crew.leader], None)
+    measured = {
+        name: {key: verdict(context, name)[key] for key in ("n", "quantised", "merged")} for name in crew.members
+    }
+    return {
+        "name": config.name,
+        "made_by": f"stepladder {stepladder.__version__}",
+        "language": config.language,
+        "engine": engine,
+        "image": image,
+        "pythons": [*pythons],
+        "base": base_name(config.train.base),
+        "rule": crew.rule,
+        "leader": crew.leader,
+        "models": {one.name: one.digest for one in known},
+        "prompts": digest({path.name: file_digest(path) for path in _files(crew.members[crew.leader].parents[1])}),
+        "longest": how.serve.max_length,
+        "validation": measured,
+        "ensemble": digest_of(context, "ensemble"),
+    }
+
+
+def _files(package: Path) -> list[Path]:
+    return sorted(path for path in (package / PROMPTS).rglob("*") if path.is_file())
+
+
+def _written(folder: Path, crew: Team, told: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """The files that are made from templates."""
+    templates = Environment(  # not HTML: these are scripts and Markdown
+        loader=PackageLoader("stepladder.packing", "files"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,  # noqa: S701
+    )
+    layers = {name: _layers(folder, weights) for name, weights in crew.members.items()}
+    for name in (*SCRIPTS, *PAPERS):
+        yield name, templates.get_template(f"{name.removeprefix('.')}.j2").render(told=told, layers=layers)
+
+
+def _layers(folder: Path, weights: Path) -> list[list[str]]:
+    """A member's files by the layer of the image they are in: what is small together, then each shard of weights."""
+    files = sorted(path for path in weights.rglob("*") if path.is_file() and PurePath(PROMPTS).name not in path.parts)
+    small = [path.relative_to(folder).as_posix() for path in files if path.suffix != ".safetensors"]
+    shards = [path.relative_to(folder).as_posix() for path in files if path.suffix == ".safetensors"]
+    return [[shard] for shard in shards] + [small]
+
+
+def _write(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
