@@ -85,6 +85,15 @@ def bare(asked: argparse.Namespace, folder: Path) -> dict[str, Any]:
 def predict(asked: argparse.Namespace, folder: Path, engine: str) -> dict[str, Any]:
     """``stepladder predict``, and what it was told, from its ledger."""
     asking.Fleet = Timed  # type: ignore[misc]
+    load, loading = asking.Local.load, []
+
+    def timed(weights: Path) -> asking.Local:
+        begun = time.perf_counter()
+        found = load(weights)
+        loading.append(time.perf_counter() - begun)
+        return found
+
+    asking.Local.load = staticmethod(timed)  # type: ignore[method-assign, assignment]
     out = folder / f"{engine}.jsonl"
     served = {
         "environment": asked.environment, "dtype": asked.dtype, "max_length": asked.max_length,
@@ -95,7 +104,7 @@ def predict(asked: argparse.Namespace, folder: Path, engine: str) -> dict[str, A
         str(asked.model), asked.questions, out, Console(stderr=True), language=asked.language,
         asked={"engine": engine}, served=served,
     )  # fmt: skip
-    seconds = Timed.seconds or time.perf_counter() - begun
+    seconds = Timed.seconds or time.perf_counter() - begun - sum(loading)
     desk = asking.Desk(Path(f"{out}.ledger.sqlite"), "predict", folder, Serve(), Progress(Console(stderr=True)))
     known = answering.so_far(desk, asked.model, questions_of(asked), answering.manner(asked.model, asked.language))
     return {

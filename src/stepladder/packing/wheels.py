@@ -68,7 +68,7 @@ def needed(extra: str, python: str) -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             raise MissingExtra(name, f"'{OWN}[{extra}]'") from None
         if name != OWN:
-            found[name] = importlib.metadata.version(name).partition("+")[0]
+            found[name] = importlib.metadata.version(name)
         for one in map(Requirement, wanted):
             if one.marker is None or any(one.marker.evaluate({**place, "extra": e}) for e in {"", *extras}):
                 todo.append((canonicalize_name(one.name), frozenset(one.extras)))
