@@ -47,7 +47,7 @@ save_steps = 20
 [quantise]
 group_size = 32
 samples = 64
-max_loss = 0.1
+max_loss = 0.15  # fifty validation questions cannot tell less
 
 [predict]
 max_tokens = 384
