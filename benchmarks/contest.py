@@ -3,9 +3,10 @@
     python benchmarks/contest.py CONTEST BASE OUT [--test 70] [--epochs 1] [--rank 64]
 
 CONTEST holds the contest's train.jsonl and recorded_responses.jsonl (no part of the project), BASE is a model folder,
-OUT keeps the run: begun again, it goes on. So many problems are held out for the test before anything else is done;
-training problems that are nearly theirs train nobody. The chains are those that the ladder of tests/replay_server.py
-accepts. Prints how often each form is right on the test, with intervals, and what became of the flips.
+OUT keeps the run: begun again, it goes on, as OUT/run.toml says. So many problems are held out for the test before
+anything else is done; training problems that are nearly theirs train nobody. The chains are those that the ladder of
+tests/replay_server.py accepts. Prints how often each form is right on the test, with intervals, and what became of the
+flips.
 """
 
 from __future__ import annotations

@@ -85,7 +85,7 @@ def licences(wheels: Path) -> Iterator[tuple[str, bytes]]:
             for entry in archive.namelist():
                 path = PurePosixPath(entry)
                 inside = [*path.parts[1:]]
-                if path.parts[0].endswith(".dist-info") and OWN_TEXT.search(path.name):
+                if not entry.endswith("/") and path.parts[0].endswith(".dist-info") and OWN_TEXT.search(path.name):
                     short = "/".join(inside[1:] if inside[0] == "licenses" else inside)
                     found = {**found, short: archive.read(entry)}
         for short, content in found.items():
