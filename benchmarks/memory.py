@@ -48,7 +48,7 @@ def larger(folder: Path) -> Path:
 
 def one(task: str, base: Path, folder: Path) -> None:
     """Do a task and print what the forecast needs to know of it; run in a process of its own."""
-    problems = examples(folder, 24, 1)
+    problems = examples(folder, 14, 1)
     rows = tokenise(models.load_tokenizer(base), problems, LENGTH)
     if task == "quantise":
         from stepladder import template
@@ -78,7 +78,13 @@ def forecast(task: str, base: Path, told: dict[str, float]) -> memory.Parts:
     if task == "quantise":
         return memory.quantising(shape, int(told["samples"]), int(told["tokens"]), bytes_each=each)
     return memory.training(
-        shape, RANK, int(told["tokens"]), int(told["scored"]), bytes_each=each, checkpointing=task == "checkpointing"
+        shape,
+        RANK,
+        int(told["tokens"]),
+        int(told["scored"]),
+        bytes_each=each,
+        checkpointing=task == "checkpointing",
+        cards=0,
     )
 
 

@@ -159,7 +159,7 @@ def _making(config: Config, shape: Shape, work: Work) -> Table:
     if each is not None:
         here = memory.training(
             shape, train.lora_rank, tokens_at_once, half, bytes_each=each,
-            checkpointing=train.gradient_checkpointing is True,
+            checkpointing=train.gradient_checkpointing is True, cards=0,
         )  # fmt: skip
         table.add_row("here, without a card: LoRA", f"{here.total / GIB:,.1f}")
         rows = min(ROWS, work.questions * work.votes)

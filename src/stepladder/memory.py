@@ -14,8 +14,14 @@ from stepladder.errors import ModelError
 
 GIB = 2**30
 RUNTIME = 1.1 * GIB
-"""What a process takes before any weights: a CUDA context and PyTorch's kernels on a card, or the libraries of training
-and quantising in host memory."""
+"""What a process takes before any weights: a CUDA context and PyTorch's kernels on a card, or what quantising and
+answering load in host memory."""
+LIBRARIES = 0.6 * GIB
+"""What training's libraries take in host memory."""
+HOLES = 4
+"""Bytes a parameter of the base that training in host memory keeps beside what it uses: holes in the heap of the C
+library (glibc), between activations that come and go in many sizes. Measured: with every large tensor mapped on its own
+they vanish, and a step takes a third longer (EXPERIMENTS.md)."""
 SERVER = 1.5 * GIB
 """What vLLM takes beside weights and KV cache: its context, activations of a prompt and CUDA graphs."""
 UTILISATION = 0.92
@@ -133,6 +139,8 @@ class Parts(NamedTuple):
     work: float = 0
     """What one layer is worked on with."""
     runtime: float = RUNTIME
+    holes: float = 0
+    """What the heap keeps and does not use."""
 
     @property
     def total(self) -> float:
@@ -174,7 +182,7 @@ def training(
     qlora: bool = False,
     cards: int = 1,
 ) -> Parts:
-    """Bytes that LoRA training takes on each card, or in host memory without one.
+    """Bytes that LoRA training takes on each card, or in host memory.
 
     Args:
         shape: the base.
@@ -184,7 +192,8 @@ def training(
         bytes_each: of a weight and an activation: 2 in bfloat16, 4 in float32.
         checkpointing: whether activations are computed again in the backward pass, layer by layer.
         qlora: whether the base is in 4 bits.
-        cards: that share weights and adapter (FSDP2, ZeRO-3); more than one holds two whole layers at a time besides.
+        cards: that share weights and adapter (FSDP2, ZeRO-3); more than one holds two whole layers at a time besides;
+            0 is host memory.
     """
     base = float(shape.parameters * bytes_each)
     if qlora:
@@ -192,13 +201,16 @@ def training(
     layer = tokens * _kept(shape, rank, bytes_each)
     inputs = tokens * shape.hidden * bytes_each
     gathered = 2 * shape.linear_parameters / shape.layers * bytes_each if cards > 1 else 0
+    shares, host = max(1, cards), cards == 0
     return Parts(
-        weights=base / cards,
-        adapter=16 * lora_parameters(shape, rank) / cards,
+        weights=base / shares,
+        adapter=16 * lora_parameters(shape, rank) / shares,
         activations=layer + shape.layers * inputs if checkpointing else shape.layers * layer,
         # In the model's format, and in float32: the logits, their logarithms of probabilities and the gradient.
         logits=scored * shape.vocabulary * (12 + (bytes_each if bytes_each < 4 else 0)),
         work=gathered,
+        runtime=LIBRARIES if host else RUNTIME,
+        holes=HOLES * shape.parameters if host else 0,
     )
 
 
