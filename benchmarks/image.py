@@ -1,10 +1,11 @@
 """The steps of a package's Dockerfile, one by one, where there is no Docker: as root on Linux, without a network.
 
-    python benchmarks/image.py PACKAGE OUT [--target full] [--python /usr/bin/python3]
+    python benchmarks/image.py PACKAGE OUT [--questions FILE] [--target full] [--python /usr/bin/python3]
 
 This machine's file system, under an overlay that is thrown away, stands for the base image; everything a Dockerfile of
 ``stepladder pack`` may say is carried out on it in a namespace of its own, and anything else is an error. Then the
-entry point answers the package's self-test as the image's user, everything read-only but ``/output``, which is OUT.
+entry point answers the questions (by default the package's self-test) as the image's user, everything read-only but
+``/output``, which is OUT.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ import argparse
 import shlex
 import shutil
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import NamedTuple
@@ -101,6 +101,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("package", type=Path)
     parser.add_argument("out", type=Path)
+    parser.add_argument("--questions", type=Path)
     parser.add_argument("--target", default="full")
     parser.add_argument("--python", default="/usr/bin/python3", help="which the base image has")
     asked = parser.parse_args()
@@ -126,12 +127,16 @@ def main() -> None:
             else:
                 binds = []
             user, entry = image.settings["USER"], image.settings["ENTRYPOINT"].strip('[]"')
-            command = f"{entry} selftest.jsonl /output/answers.jsonl --least 0.9"
+            source = "selftest.jsonl"
+            if asked.questions is not None:
+                binds.append(f"{asked.questions.resolve().parent}:/data")
+                source = f"/data/{asked.questions.name}"
+            command = f"{entry} {source} /output/answers.jsonl"
             print(f"     as {user}, read-only: {command}", flush=True)
             inside(image, command, user, *binds, f"{asked.out.resolve()}:/output", read_only=True)
         finally:
             subprocess.run(["umount", str(scratch / "root")], check=True)  # noqa: S607
-    print("every step was carried out, and the image answers its self-test", file=sys.stdout)
+    print(f"every step was carried out; answers are in {asked.out / 'answers.jsonl'}")
 
 
 if __name__ == "__main__":

@@ -107,9 +107,11 @@ def _fill(
     write_atomic(folder / "requirements.lock", wheels.lock(folder / "wheels"))
     for short, content in papers.licences(folder / "wheels"):
         _write(folder / "licenses" / short, content)
+    parent, licence = base_name(config.train.base), licence_of(config, base)
+    told_licence = f"{parent}: {licence or 'its folder names no licence'}; what was made of it is under the same.\n"
+    _write(folder / "licenses" / "model" / "README", told_licence.encode())
     for path in base.glob("LICEN[CS]E*"):
         _write(folder / "licenses" / "model" / path.name, path.read_bytes())
-    parent, licence = base_name(config.train.base), licence_of(config, base)
     known = [
         papers.Model(name, models.content_digest(weights), parent, licence) for name, weights in packed.members.items()
     ]
