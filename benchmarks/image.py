@@ -1,11 +1,12 @@
 """The steps of a package's Dockerfile, one by one, where there is no Docker: as root on Linux, without a network.
 
-    python benchmarks/image.py PACKAGE OUT [--questions FILE] [--target full] [--python /usr/bin/python3]
+    python benchmarks/image.py PACKAGE OUT [--questions FILE] [--target full|slim|none] [--python /usr/bin/python3]
 
 This machine's file system, under an overlay that is thrown away, stands for the base image; everything a Dockerfile of
 ``stepladder pack`` may say is carried out on it in a namespace of its own, and anything else is an error. Then the
 entry point answers the questions (by default the package's self-test) as the image's user, everything read-only but
-``/output``, which is OUT.
+``/output``, which is OUT. With ``--target none`` the package is used without Docker: copied into another folder, set up
+by its ``install.sh``, and asked in the same way.
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 TEMPORARY = "/tmp"  # noqa: S108
+
+
+WITHOUT_DOCKER = ("WORKDIR /elsewhere", "COPY {} ./", "RUN ./install.sh", "USER 10001:0", 'ENTRYPOINT ["./run.sh"]')
 
 
 class Image(NamedTuple):
@@ -45,6 +49,13 @@ def stages(text: str) -> dict[str, list[str]]:
         elif name:
             lines.append(line)
     return found
+
+
+def instructions(package: Path, target: str) -> list[str]:
+    """What makes a target."""
+    if target == "none":
+        return [line.format(" ".join(sorted(path.name for path in package.iterdir()))) for line in WITHOUT_DOCKER]
+    return stages((package / "Dockerfile").read_text())[target]
 
 
 def inside(image: Image, command: str, user: str, *binds: str, read_only: bool = False) -> None:
@@ -102,7 +113,7 @@ def main() -> None:
     parser.add_argument("package", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--questions", type=Path)
-    parser.add_argument("--target", default="full")
+    parser.add_argument("--target", default="full", choices=("full", "slim", "none"))
     parser.add_argument("--python", default="/usr/bin/python3", help="which the base image has")
     asked = parser.parse_args()
     asked.out.mkdir(parents=True, exist_ok=True)
@@ -118,7 +129,7 @@ def main() -> None:
         try:
             known = {"PATH": "/usr/local/bin:/usr/bin:/bin", "PYTHON": asked.python}
             image = Image(scratch / "root", asked.package.resolve(), known, {})
-            for number, line in enumerate(stages((asked.package / "Dockerfile").read_text())[asked.target], 1):
+            for number, line in enumerate(instructions(asked.package, asked.target), 1):
                 print(f"{number:3}  {line[:110]}", flush=True)
                 carry_out(image, line)
             if asked.target == "slim":
