@@ -87,6 +87,16 @@ def test_probabilities_are_averaged_where_there_are_some() -> None:
     assert "average" not in rules(cast("AB", "BA"))
 
 
+def test_a_sure_member_outweighs_two_that_waver() -> None:
+    """Probabilities go before what samples share, where there are any."""
+    likely: list[list[dict[str, float]]] = [[{"A": 0.95, "B": 0.05}], [{"A": 0.4, "B": 0.6}], [{}]]
+    graded = ballot(["x", "y", "z"], [[("A",)], [("B",)], [("B", "A", "B", "B")]], "AB", likely)
+    assert graded.shares[:, 0].tolist() == [[0.95, 0.05], [0.4, 0.6], [0.25, 0.75]]
+    known = cast("AAAA", "AAAB", "AABB")
+    assert RULES["average"](known, np.zeros(4, dtype=np.int64))(graded).tolist() == [0]
+    assert RULES["vote"](known, np.zeros(4, dtype=np.int64))(graded).tolist() == [1]
+
+
 def test_the_selector_learns_whom_to_follow() -> None:
     """The third member is right where the second agrees with it, the first one elsewhere."""
     draw = np.random.default_rng(0)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
 
 import pytest
 
-from stepladder.ask.request import Request, Response
+from stepladder.ask.request import Request, Response, TokenLogprob
 from stepladder.config import Predict
 from stepladder.mcq.answer import ANSWER_LINE, majority
 from stepladder.mcq.voting import first_round, settled
@@ -106,6 +107,35 @@ def test_one_vote_is_one_vote() -> None:
         script = Script("BAAAA")
         (found,) = asked(script, votes=1, temperature=0, adaptive=adaptive)
         assert (found.votes, script.rounds) == (("B",), [1])
+
+
+class Sure(Script):
+    """Finds the letter it named thrice as likely as the next one shown, and others among its likeliest tokens."""
+
+    def answer(self, request: Request) -> Response:
+        *before, last = request.messages
+        if last.role != "assistant":
+            return super().answer(request)
+        assert last.content == "Answer:"  # up to where the letter stands
+        named = super().answer(request.model_copy(update={"messages": tuple(before)})).text[-1]
+        other = "ABCD"[("ABCD".index(named) + 1) % 4]
+        top = {f" {named}": -0.5, f" {other}": -0.5 - math.log(3), " the": -1.0, "E": -1.1}
+        place = TokenLogprob(token=f" {named}", logprob=-0.5, top=top)
+        return Response(text=named, max_tokens=1, prompt_tokens=1, completion_tokens=1, logprobs=(place,))
+
+
+def test_probabilities_are_those_of_the_letters_where_they_stand() -> None:
+    """One request of one token for each answer that could be read; letters are those of the original order."""
+    script = Sure("B", "D")
+    one, other = asked(script, votes=1, temperature=0, probabilities=True)
+    assert one.likely == pytest.approx({"B": 0.75, "C": 0.25})
+    assert other.likely == pytest.approx({"D": 0.75, "A": 0.25})
+    assert script.rounds == [2, 2]
+    (mixed,) = asked(Sure("AAAAA"), probabilities=True)  # in every order another letter stands next to it
+    assert mixed.likely["A"] == pytest.approx(0.75)
+    assert sum(mixed.likely.values()) == pytest.approx(1)
+    assert len(mixed.likely) > 2
+    assert asked(Sure("ABAAA"))[0].likely == {}
 
 
 def test_real_votes_cost_less_for_the_same_accuracy(contest: Path) -> None:

@@ -436,6 +436,9 @@ class Predict(Table):
     adaptive: bool = False
     """Whether ``votes`` is only the most that are asked for: two at first, then one at a time while no letter leads by
     two and another could still win."""
+    probabilities: bool = False
+    """Whether each answer is followed by a request for one token: how likely every letter is where its letter stands.
+    ``[ensemble] rule = "average"`` and ``"selector"`` then weigh members by how sure they are."""
     merged_test: Literal["all", "leader"] = "all"
     """Whose merged (not yet quantised) weights answer the test too: ``leader``, only the best member on validation,
     saves time, since merged weights are measured but not shipped."""
@@ -447,8 +450,9 @@ class Ensemble(Table):
     rule: Literal["auto", "single", "vote", "weighted", "leader", "average", "selector"] = "auto"
     """``single``: the best member; ``vote``: the most frequent letter; ``weighted``: votes weighted by the members'
     log-odds on validation; ``leader``: when the other members agree, follow them, otherwise the best member (the
-    winning entry's); ``average``: the letter most frequent among all members' samples, where there are several;
-    ``selector``: a logistic model of who agrees with whom. ``auto``: the best of them in cross-validation, if it beats
+    winning entry's); ``average``: the letter that members find likeliest on average, by its probability (``[predict]
+    probabilities``) or its share of their samples, where there is either; ``selector``: a logistic model of who agrees
+    with whom, and how surely. ``auto``: the best of them in cross-validation, if it beats
     ``single`` there by more than a standard error, else ``single``."""
 
 

@@ -88,6 +88,9 @@ class Prediction(Record):
     texts: tuple[str, ...]
     tokens: tuple[int, ...] = ()
     """Tokens written for each vote; none where nobody counted."""
+    likely: dict[str, float] = {}
+    """How likely each letter was where the answers' letters stand, given all before it; sums to 1. Empty where nobody
+    asked, or no answer could be read."""
 
 
 R = TypeVar("R", bound=Record)

@@ -5,7 +5,7 @@ A letter is a number from 0; -1 is an answer that could not be read.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -39,9 +39,15 @@ class Ballot(NamedTuple):
         return bool(((self.shares > 0) & (self.shares < 1)).any())
 
 
-def ballot(members: Sequence[str], votes: Sequence[Sequence[Sequence[str | None]]], letters: str) -> Ballot:
+def ballot(
+    members: Sequence[str],
+    votes: Sequence[Sequence[Sequence[str | None]]],
+    letters: str,
+    likely: Sequence[Sequence[Mapping[str, float]]] = (),
+) -> Ballot:
     """A ballot from letters; ``votes[m][q]`` are one member's samples for one question, None where nothing could be
-    read. A member's answer is its most frequent letter, of equals the one that came first."""
+    read. A member's answer is its most frequent letter, of equals the one that came first. ``likely[m][q]`` are the
+    letters' probabilities, which go before the samples' shares where there are any."""
     place = {letter: at for at, letter in enumerate(letters)}
     answers = np.full((len(members), len(votes[0])), -1, dtype=np.int64)
     shares = np.zeros((len(members), len(votes[0]), len(letters)))
@@ -50,6 +56,10 @@ def ballot(members: Sequence[str], votes: Sequence[Sequence[Sequence[str | None]
             read = [place[letter] for letter in samples if letter is not None]
             if read:
                 answers[member, question] = max(read, key=lambda one: (read.count(one), -read.index(one)))
+            if likely and likely[member][question]:
+                for letter, chance in likely[member][question].items():
+                    shares[member, question, place[letter]] = chance
+                continue
             for one in read:
                 shares[member, question, one] += 1 / len(samples)
     return Ballot(tuple(members), answers, shares)

@@ -103,6 +103,14 @@ def as_asked(text: str, options: Sequence[str], language: Language) -> str:
     return "\n".join([*lines, ANSWER_LINE[language].format(letter)])
 
 
+def up_to_letter(text: str, options: Sequence[str], language: Language) -> str:
+    """A text up to the place where its letter stands, as the prompts ask for it (:func:`as_asked`); one without a
+    strict letter gets an answer line that lacks only that."""
+    if strict(text, options).letter is not None:
+        return as_asked(text, options, language)[:-1].rstrip()
+    return f"{text.rstrip()}\n{ANSWER_LINE[language].format('')}".rstrip()
+
+
 def leading(votes: Iterable[str | None]) -> str | None:
     """The letter with more votes than any other; None on a tie or where nothing could be read."""
     ranked = Counter(vote for vote in votes if vote is not None).most_common(2)

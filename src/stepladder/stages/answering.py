@@ -17,10 +17,8 @@ from stepladder.ask.ledger import Ledger
 from stepladder.ask.request import Request, Response
 from stepladder.config import Config, Predict, Serve, settings
 from stepladder.errors import InputError
-from stepladder.mcq.answer import ANSWER_LINE
-from stepladder.mcq.prompts import ask_messages
-from stepladder.records import LETTERS, Language, Message, Prediction, Question
-from stepladder.stages.answers import counted, vote
+from stepladder.records import LETTERS, Language, Prediction, Question
+from stepladder.stages.answers import begun, counted, letters, vote
 from stepladder.stages.asking import Desk
 from stepladder.workspace import write_atomic
 
@@ -30,8 +28,6 @@ RETRIES = 2
 """Further answers to a question whose answer nobody could read."""
 WARM = 0.7
 """Temperature of those, at least."""
-TOP = 20
-"""Likeliest tokens among which an option's letter is looked for."""
 
 
 class Manner(NamedTuple):
@@ -111,7 +107,10 @@ def answer(desk: Desk, weights: Path, questions: Sequence[Question], how: Manner
         mended = [one.question_id for one in again if one.answer is not None]
         left = [question for question in silent if found[question.id].answer is None]
         likeliest = [question.id for question in left]
-        requests = {question.id: _begun(question, found[question.id].texts[0], name, how) for question in left}
+        requests = {}
+        for question in left:
+            order = tuple(range(len(question.options)))
+            requests[question.id] = begun(question, order, found[question.id].texts[0], name, how.prompts)
         told = desk.ask(weights, list(requests.values()), f"{label}, likeliest", engine) if left else {}
         for question in left:
             letter = _likeliest(question, told[requests[question.id].key])
@@ -129,20 +128,7 @@ def so_far(desk: Desk, weights: Path, questions: Sequence[Question], how: Manner
     return counted(questions, "model", models.content_digest(weights), how.predict, how.seed, known, how.prompts)
 
 
-def _begun(question: Question, text: str, model: str, how: Manner) -> Request:
-    """A request to go on with an answer right where its letter stands."""
-    order = tuple(range(len(question.options)))
-    line = ANSWER_LINE[question.language].format("").rstrip()
-    said = Message(role="assistant", content=f"{text.rstrip()}\n{line}")
-    messages = (*ask_messages(question, order, how.prompts), said)
-    return Request(model=model, messages=messages, max_tokens=1, top_logprobs=TOP, final=True)
-
-
 def _likeliest(question: Question, response: Response) -> str:
     """The option whose letter is the likeliest next token; the first one where none is among the likeliest."""
-    letters = LETTERS[: len(question.options)]
-    for token in response.logprobs[:1]:
-        for text, _ in sorted(token.top.items(), key=lambda item: -item[1]):
-            if len(letter := text.strip()) == 1 and letter in letters:
-                return letter
-    return letters[0]
+    chances = letters(response, len(question.options))
+    return max(chances, key=lambda letter: chances[letter], default=LETTERS[0])

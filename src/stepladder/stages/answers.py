@@ -5,6 +5,8 @@ Used by ``quantised`` (to measure) and by ``predictions`` (to keep); the second 
 
 from __future__ import annotations
 
+import math
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -13,16 +15,20 @@ from stepladder import models
 from stepladder.ask.local import Local
 from stepladder.ask.request import Request, Response
 from stepladder.config import Predict
-from stepladder.mcq.answer import majority, strict
+from stepladder.mcq.answer import majority, strict, up_to_letter
 from stepladder.mcq.prompts import ask_messages
 from stepladder.mcq.shuffle import Permutation, fixed, orders, shown, to_original
 from stepladder.mcq.voting import first_round, settled
-from stepladder.records import Example, Message, Prediction, Question
+from stepladder.records import LETTERS, Example, Message, Prediction, Question
 from stepladder.stages.asking import desk
 from stepladder.stages.flow import Context
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+TOP = 20
+"""Likeliest tokens among which options' letters are looked for: as many as servers tell."""
 
 
 class Asked(NamedTuple):
@@ -80,10 +86,7 @@ def vote(
             at for at in open_votes if not settled(_votes(questions[at], ballots[at], heard[at]), settings.votes)
         ]
         count = 1
-    return [
-        _prediction(question, member, ballot, responses)
-        for question, ballot, responses in zip(questions, ballots, heard, strict=True)
-    ]
+    return _predictions(questions, member, ballots, heard, settings, ask, prompts)
 
 
 def counted(
@@ -99,10 +102,26 @@ def counted(
     has no votes."""
     ballots = [_ballot(question, model, settings, seed, prompts) for question in questions]
     answers = known([one.request for ballot in ballots for one in ballot])
-    found = []
-    for question, ballot in zip(questions, ballots, strict=True):
-        heard = [one for one in ballot if one.request.key in answers]
-        found.append(_prediction(question, member, heard, [answers[one.request.key] for one in heard]))
+    ballots = [[one for one in ballot if one.request.key in answers] for ballot in ballots]
+    heard = [[answers[one.request.key] for one in ballot] for ballot in ballots]
+    return _predictions(questions, member, ballots, heard, settings, known, prompts)
+
+
+def begun(question: Question, order: Permutation, text: str, model: str, prompts: Path | None = None) -> Request:
+    """A request to go on with what a model said to a question, its options in ``order``, right where the letter
+    stands."""
+    so_far = up_to_letter(text, shown(question.options, order), question.language)
+    messages = (*ask_messages(question, order, prompts), Message(role="assistant", content=so_far))
+    return Request(model=model, messages=messages, max_tokens=1, top_logprobs=TOP, final=True)
+
+
+def letters(response: Response, count: int) -> dict[str, float]:
+    """How likely the first ``count`` letters are as the next token, by log-probability; those among its likeliest."""
+    found: dict[str, float] = {}
+    for token in response.logprobs[:1]:
+        for text, logprob in token.top.items():
+            if len(letter := text.strip()) == 1 and letter in LETTERS[:count]:
+                found[letter] = max(logprob, found.get(letter, -math.inf))
     return found
 
 
@@ -115,16 +134,46 @@ def _votes(question: Question, ballot: Sequence[Asked], heard: Sequence[Response
     return tuple(votes)
 
 
-def _prediction(question: Question, member: str, ballot: Sequence[Asked], heard: Sequence[Response]) -> Prediction:
-    votes = _votes(question, ballot, heard)
-    return Prediction(
-        question_id=question.id,
-        member=member,
-        votes=votes,
-        answer=majority(votes),
-        texts=tuple(response.text for response in heard),
-        tokens=tuple(response.completion_tokens for response in heard),
-    )
+def _predictions(
+    questions: Sequence[Question],
+    member: str,
+    ballots: Sequence[Sequence[Asked]],
+    heard: Sequence[Sequence[Response]],
+    settings: Predict,
+    ask: Callable[[Sequence[Request]], Mapping[str, Response]],
+    prompts: Path | None,
+) -> list[Prediction]:
+    """What questions' first answers come to, however many of them there are."""
+    votes = [_votes(*one) for one in zip(questions, ballots, heard, strict=True)]
+    places: list[list[tuple[Permutation, Request]]] = [[] for _ in questions]
+    if settings.probabilities:
+        for some, question, ballot, responses, cast in zip(places, questions, ballots, heard, votes, strict=True):
+            for (order, request), response, letter in zip(ballot, responses, cast, strict=False):
+                if letter is not None:
+                    some.append((order, begun(question, order, response.text, request.model, prompts)))
+    told = ask([request for some in places for _, request in some]) if any(places) else {}
+    return [
+        Prediction(
+            question_id=question.id,
+            member=member,
+            votes=cast,
+            answer=majority(cast),
+            texts=tuple(response.text for response in responses),
+            tokens=tuple(response.completion_tokens for response in responses),
+            likely=_likely([(order, told[request.key]) for order, request in some if request.key in told]),
+        )
+        for question, cast, responses, some in zip(questions, votes, heard, places, strict=True)
+    ]
+
+
+def _likely(told: Sequence[tuple[Permutation, Response]]) -> dict[str, float]:
+    """The letters' mean probability over answers, in the original option order."""
+    mean: defaultdict[str, float] = defaultdict(float)
+    for order, response in told:
+        chances = {letter: math.exp(logprob) for letter, logprob in letters(response, len(order)).items()}
+        for letter, chance in chances.items():
+            mean[to_original(letter, order)] += chance / sum(chances.values()) / len(told)
+    return dict(sorted(mean.items()))
 
 
 def _ballot(question: Question, model: str, settings: Predict, seed: int, prompts: Path | None) -> list[Asked]:

@@ -68,7 +68,8 @@ def build(context: Context, part: str | None, folder: Path) -> None:
 
 
 def _ballot(given: Mapping[str, Sequence[Prediction]]) -> Ballot:
-    return ballot(tuple(given), [[row.votes for row in rows] for rows in given.values()], LETTERS)
+    votes = [[row.votes for row in rows] for rows in given.values()]
+    return ballot(tuple(given), votes, LETTERS, [[row.likely for row in rows] for rows in given.values()])
 
 
 def combine(given: Mapping[str, Sequence[Prediction]], letters: Letters) -> list[Prediction]:

@@ -29,6 +29,8 @@ class Known(NamedTuple):
     """The letter of each question."""
     votes: Mapping[str, Sequence[Votes]]
     """Each member's votes on each question."""
+    likely: Mapping[str, Sequence[Mapping[str, float]]]
+    """How likely each member found each letter (:class:`stepladder.records.Prediction`)."""
 
 
 class Team(NamedTuple):
@@ -46,7 +48,8 @@ class Team(NamedTuple):
         """One prediction a question from the members' predictions, all in the same order."""
         if self.known is None:
             return [*given[self.leader]]
-        known = ballot([*self.members], [self.known.votes[name] for name in self.members], LETTERS)
+        votes = [self.known.votes[name] for name in self.members]
+        known = ballot([*self.members], votes, LETTERS, [self.known.likely[name] for name in self.members])
         right = np.array([LETTERS.index(letter) for letter in self.known.right])
         chosen = RULES[self.rule](known, right)(_ballot({name: given[name] for name in self.members}))
         return [
@@ -71,8 +74,9 @@ def find(name: str) -> Team:
         members = {str(member): folder / WEIGHTS / member for member in told["members"]}
         known = None
         if len(members) > 1:
-            votes = {name: [*map(tuple, told["known"]["votes"][name])] for name in members}
-            known = Known(tuple(told["known"]["right"]), votes)
+            kept = told["known"]
+            votes = {name: [*map(tuple, kept["votes"][name])] for name in members}
+            known = Known(tuple(kept["right"]), votes, {name: kept["likely"][name] for name in members})
         team = Team(members, told["rule"], told["leader"], known, folder / "prompts")
         if team.rule not in RULES or team.leader not in members:
             raise ValueError(f"no rule {team.rule!r}, or no member {team.leader!r}")
@@ -87,7 +91,7 @@ def write(folder: Path, team: Team) -> None:
     """Write what :func:`find` reads."""
     told: dict[str, Any] = {"rule": team.rule, "leader": team.leader, "members": [*team.members]}
     if team.known is not None:
-        told["known"] = {"right": team.known.right, "votes": team.known.votes}
+        told["known"] = team.known._asdict()
     write_atomic(folder / FILE, json.dumps(told, indent=1, ensure_ascii=False) + "\n")
 
 
@@ -96,10 +100,11 @@ def learned(questions: Sequence[Question], given: Mapping[str, Sequence[Predicti
     return Known(
         tuple(str(question.answer) for question in questions),
         {name: [row.votes for row in rows] for name, rows in given.items()},
+        {name: [row.likely for row in rows] for name, rows in given.items()},
     )
 
 
 def _ballot(given: Mapping[str, Sequence[Prediction]]) -> Ballot:
     """A member whose votes nobody could read is heard with the answer that stands for them."""
     votes = [[row.votes if any(row.votes) else (row.answer,) for row in rows] for rows in given.values()]
-    return ballot([*given], votes, LETTERS)
+    return ballot([*given], votes, LETTERS, [[row.likely for row in rows] for rows in given.values()])
