@@ -53,7 +53,7 @@ def examples(folder: Path, problems: int, seed: int) -> list[Example]:
 def settings(asked: argparse.Namespace, trainer: str) -> Train:
     common = {
         "lora_rank": asked.rank, "lora_alpha": 2 * asked.rank, "epochs": asked.epochs, "learning_rate": 1e-4,
-        "max_length": LENGTH, "batch_size": 1, "save_steps": 10_000,
+        "lora_dropout": 0.05, "adam_beta2": 0.95, "max_length": LENGTH, "batch_size": 1, "save_steps": 10_000,
     }  # fmt: skip
     own = {
         "trl": {"gradient_accumulation": 4, "gradient_checkpointing": False},

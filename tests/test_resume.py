@@ -43,8 +43,8 @@ def report(step, steps, loss):
 folder.mkdir(exist_ok=True)
 scratch.mkdir(exist_ok=True)
 settings = Train(
-    lora_rank=4, lora_alpha=8, epochs=3, learning_rate=1e-2, batch_size=2, gradient_accumulation=2, save_steps=3,
-    max_length=70,  # so short that no two examples are packed
+    lora_rank=4, lora_alpha=8, lora_dropout=0.1, epochs=3, learning_rate=1e-2, batch_size=2, gradient_accumulation=2,
+    save_steps=3, max_length=70, packing=False,
 )
 data = Data([example(n) for n in range(20)], [example(n, "!") for n in range(4)])
 trl.train(settings, 5, base, data, folder, scratch, report)

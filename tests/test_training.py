@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stepladder.training.packing import IGNORED, Batched, Pack, Row, pack
+from stepladder.training.packing import IGNORED, Batched, Pack, Row, pack, singly
 
 
 def rows_of(packed: Pack) -> list[tuple[list[int], list[int]]]:
@@ -64,8 +64,7 @@ def test_a_pack_gives_the_loss_and_the_gradients_of_its_rows() -> None:
 
     packs = pack(rows, max_length=100)
     assert len(packs) < len(rows)
-    alone = measure([one for row in rows for one in pack([row], max_length=100)])
-    for expected, got in zip(alone, measure(packs), strict=True):
+    for expected, got in zip(measure(singly(rows)), measure(packs), strict=True):
         torch.testing.assert_close(got, expected)
 
 

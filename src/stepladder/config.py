@@ -253,10 +253,14 @@ class Train(Table):
     """Rank r of the LoRA update."""
     lora_alpha: int = Field(default=512, ge=1)
     """LoRA scaling: the update is multiplied by alpha / rank."""
+    lora_dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the adapter's inputs left out of each step at random; the winning entry's was ms-swift's 0.05."""
     epochs: float = Field(default=3, gt=0)
     """Passes over the member's examples."""
     learning_rate: float = Field(default=1e-4, gt=0)
     """Peak learning rate (AdamW without weight decay, linear warm-up)."""
+    adam_beta2: float = Field(default=0.999, gt=0, lt=1)
+    """How long AdamW remembers the gradient's square; the winning entry's was ms-swift's 0.95."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     """How the learning rate falls after its warm-up."""
     warmup: float = Field(default=0.05, ge=0, lt=1)
@@ -264,8 +268,11 @@ class Train(Table):
     clip: float = Field(default=1.0, gt=0)
     """Largest norm of the gradient; a longer one is scaled down to it."""
     batch_size: int = Field(default=1, ge=1)
-    """Sequences per forward pass. Examples that share their beginning, such as the questions about one problem, are one
-    sequence that holds it once."""
+    """Sequences per forward pass."""
+    packing: bool = True
+    """Whether examples that share their beginning, such as the questions about one problem, are one sequence that holds
+    it once: a third fewer tokens. They then meet in one step. Where a step has few sequences, it learns more from as
+    many examples of different problems (EXPERIMENTS.md). ms-swift never packs."""
     gradient_accumulation: int = Field(default=8, ge=1)
     """Forward passes per optimiser step."""
     gradient_checkpointing: bool | None = None

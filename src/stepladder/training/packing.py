@@ -66,6 +66,11 @@ def pack(rows: Sequence[Row], max_length: int) -> list[Pack]:
     return [_packed(group) for group in groups]
 
 
+def singly(rows: Sequence[Row]) -> list[Pack]:
+    """Every row by itself."""
+    return [_packed([row]) for row in rows]
+
+
 def _beginning(group: Sequence[Row]) -> int:
     """Tokens that all rows of a group begin with. The last token of a prompt stays in its branch: what it predicts,
     the first token that carries loss, differs from row to row."""

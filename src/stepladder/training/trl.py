@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 from stepladder import models, template
 from stepladder.config import Train
 from stepladder.training.data import Data, Report, checkpointing, last_whole, scheduler
-from stepladder.training.packing import IGNORED, Batched, Pack, blank, pack, tokenise
+from stepladder.training.packing import IGNORED, Batched, Pack, blank, pack, singly, tokenise
 
 if TYPE_CHECKING:
     import torch
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 def train(settings: Train, seed: int, base: Path, data: Data, folder: Path, scratch: Path, report: Report) -> None:
     """Fine-tune a LoRA adapter on all linear layers and write it, with its log, into ``folder``.
 
-    Only completion tokens carry loss. Examples that share a beginning are packed (training/packing.py). The adapter is
-    a standard PEFT folder; ``log.jsonl`` has one line per optimiser step (step, epoch, loss, learning_rate, tokens
-    computed so far) and after each epoch one with the validation loss, and the validation accuracy where that is what
-    decides. ``scratch`` holds checkpoints; what a killed training left there is gone on from: optimiser, schedule,
-    random state and place in the data.
+    Only completion tokens carry loss. Examples that share a beginning are packed unless told otherwise
+    (training/packing.py). The adapter is a standard PEFT folder; ``log.jsonl`` has one line per optimiser step (step,
+    epoch, loss, learning_rate, tokens computed so far) and after each epoch one with the validation loss, and the
+    validation accuracy where that is what decides. ``scratch`` holds checkpoints; what a killed training left there is
+    gone on from: optimiser, schedule, random state and place in the data.
 
     Under torchrun every process calls this with the same arguments (training/distributed.py); the first writes.
     """
@@ -39,10 +39,9 @@ def train(settings: Train, seed: int, base: Path, data: Data, folder: Path, scra
 
     tokenizer = models.load_tokenizer(base)
     dtype = models.compute_dtype()
-    packs, held_out = (
-        pack(tokenise(tokenizer, examples, settings.max_length), settings.max_length)
-        for examples in (data.examples, data.held_out)
-    )
+    rows, asked = (tokenise(tokenizer, some, settings.max_length) for some in (data.examples, data.held_out))
+    packs = pack(rows, settings.max_length) if settings.packing else singly(rows)
+    held_out = pack(asked, settings.max_length)
     epoch = math.ceil(len(packs) / (settings.batch_size * settings.gradient_accumulation))
     measured = data.exam is not None or bool(held_out)
     stops_early = settings.patience is not None and measured
@@ -88,6 +87,7 @@ def train(settings: Train, seed: int, base: Path, data: Data, folder: Path, scra
         learning_rate=settings.learning_rate,
         lr_scheduler_type=scheduler(settings),
         warmup_steps=math.ceil(settings.warmup * epoch * settings.epochs),
+        adam_beta2=settings.adam_beta2,
         weight_decay=0.0,
         max_grad_norm=settings.clip,
         per_device_train_batch_size=settings.batch_size,
@@ -133,6 +133,7 @@ def train(settings: Train, seed: int, base: Path, data: Data, folder: Path, scra
         peft_config=LoraConfig(
             r=settings.lora_rank,
             lora_alpha=settings.lora_alpha,
+            lora_dropout=settings.lora_dropout,
             target_modules="all-linear",
             task_type="CAUSAL_LM",
         ),
@@ -155,9 +156,9 @@ def train(settings: Train, seed: int, base: Path, data: Data, folder: Path, scra
     # PEFT's model card is an empty form that names folders of this machine.
     (folder / "README.md").unlink(missing_ok=True)
     template.write(tokenizer, folder)
-    rows = (row for entry in trainer.state.log_history if (row := _logged(entry)))
+    logged = (line for entry in trainer.state.log_history if (line := _logged(entry)))
     with (folder / "log.jsonl").open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(row) + "\n" for row in rows)
+        file.writelines(json.dumps(line) + "\n" for line in logged)
 
 
 def sharding(settings: Train, again: bool) -> dict[str, Any]:
