@@ -18,7 +18,7 @@ from stepladder.ask.local import Local
 from stepladder.ask.request import Request, Response, TokenLogprob
 from stepladder.closedworld import generate, to_line
 from stepladder.config import Config, Predict
-from stepladder.errors import InputError, UserError
+from stepladder.errors import InputError, ModelError, UserError
 from stepladder.predicting import predict
 from stepladder.records import Message, Prediction, Question
 from stepladder.stages import team
@@ -115,6 +115,15 @@ def test_when_the_time_is_up_there_is_a_whole_answer_file(student: Path, questio
     limited = out.read_bytes()
     run(student, questions, tmp_path / "other.jsonl")
     assert limited == (tmp_path / "other.jsonl").read_bytes()
+    # A command that fails leaves that file alone; one about other questions it replaces.
+    with pytest.raises(ModelError):
+        predict(str(tmp_path / "no-model"), questions, out, Console(file=screen), minutes=1)
+    assert out.read_bytes() == limited
+    for other in (limited.replace(b'"id": "', b'"id": "x'), b"[]\n", b"\xff"):
+        out.write_bytes(other)
+        with pytest.raises(ModelError):
+            predict(str(tmp_path / "no-model"), questions, out, Console(file=screen), minutes=1)
+        assert [json.loads(line)["id"] for line in out.read_text().splitlines()] == [row["id"] for row in rows]
 
 
 def test_what_was_answered_before_the_time_was_up_counts() -> None:

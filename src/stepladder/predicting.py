@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import shutil
 import signal
 from collections.abc import Iterator, Sequence
@@ -59,8 +60,9 @@ def predict(
         language: of the prompts, where the folder does not tell it.
         asked: keys of ``[predict]`` that go before what the model was validated with.
         served: keys of ``[serve]`` that do.
-        minutes: how long it may take. A whole file of first letters is written before anything else and replaced at the
-            end; when the time is up, by what was answered until then.
+        minutes: how long it may take. A whole file of first letters is written before anything else, unless an earlier
+            command left one for these questions, and replaced at the end; when the time is up, by what was answered
+            until then.
         least: share of a labelled file's letters that must be met.
 
     Raises:
@@ -73,7 +75,9 @@ def predict(
         raise UserError(f"{out}: there is no folder {out.parent}; make it, or name a file in another one")
     if minutes is not None:
         questions = _read(source, language or "en")
-        write_atomic(out, submission(questions, [_unanswered(question) for question in questions]))
+        letters = submission(questions, [_unanswered(question) for question in questions])
+        if not out.is_file() or _asked(out.read_bytes()) != _asked(letters.encode()):
+            write_atomic(out, letters)
     crew = team.find(model)
     how = manner(crew.members[crew.leader], language)
     how = how._replace(
@@ -152,6 +156,15 @@ def _limit(minutes: float | None) -> Iterator[None]:
 
 def _read(source: Path, language: Language) -> list[Question]:
     return [question for one in read_problems(source, language, labelled=False) for question in one.questions]
+
+
+def _asked(answers: bytes) -> object:
+    """The problems that an answer file is about, each with the number of its questions; None: it is no answer file."""
+    try:
+        rows = [json.loads(line) for line in answers.splitlines()]
+        return [(row["id"], len(row["questions"])) for row in rows]
+    except (ValueError, LookupError, TypeError):
+        return None
 
 
 def _check_disk(out: Path, answers: int) -> None:
