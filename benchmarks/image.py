@@ -22,7 +22,10 @@ from typing import NamedTuple
 TEMPORARY = "/tmp"  # noqa: S108
 
 
-WITHOUT_DOCKER = ("WORKDIR /elsewhere", "COPY {} ./", "RUN ./install.sh", "USER 10001:0", 'ENTRYPOINT ["./run.sh"]')
+WITHOUT_DOCKER = (
+    "WORKDIR /elsewhere", "COPY {} ./", "RUN ./install.sh && mkdir -p /data /output", "USER 10001:0",
+    'ENTRYPOINT ["./run.sh"]',
+)  # fmt: skip
 
 
 class Image(NamedTuple):
