@@ -53,12 +53,13 @@ def examples(folder: Path, problems: int, seed: int) -> list[Example]:
 def settings(asked: argparse.Namespace, trainer: str) -> Train:
     common = {
         "lora_rank": asked.rank, "lora_alpha": 2 * asked.rank, "epochs": asked.epochs, "learning_rate": 1e-4,
-        "lora_dropout": 0.05, "adam_beta2": 0.95, "max_length": LENGTH, "batch_size": 1, "save_steps": 10_000,
+        "max_length": LENGTH, "batch_size": 1, "save_steps": 10_000,
     }  # fmt: skip
     own = {
         "trl": {"gradient_accumulation": 4, "gradient_checkpointing": False},
         "swift": {
-            "backend": "swift", "gradient_accumulation": 8, "gradient_checkpointing": True,
+            "backend": "swift", "gradient_accumulation": 8, "gradient_checkpointing": True, "lora_dropout": 0.05,
+            "adam_beta2": 0.95,
             "swift": Swift(environment=asked.swift, model_type="llama", template="chatml"),
         },
     }  # fmt: skip
