@@ -19,7 +19,9 @@ def main() -> None:
     seconds = time.perf_counter() - begun
     texts = [answer.outputs[0].text for answer in answers]
     tokens = sum(len(answer.outputs[0].token_ids) for answer in answers)
-    print(json.dumps({"seconds": seconds, "tokens": tokens, "texts": texts}))
+    # Into a file: vLLM writes its log to the standard output.
+    with open(sys.argv[2], "w", encoding="utf-8") as out:  # noqa: PTH123
+        json.dump({"seconds": seconds, "tokens": tokens, "texts": texts}, out)
 
 
 if __name__ == "__main__":

@@ -77,9 +77,10 @@ def bare(asked: argparse.Namespace, folder: Path) -> dict[str, Any]:
     }  # fmt: skip
     (folder / "chat.json").write_text(json.dumps(told), encoding="utf-8")
     environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": f"{asked.kv_cache:g}", "HF_HUB_OFFLINE": "1"}
-    words = [asked.environment / "bin" / "python", Path(__file__).with_name("bare_chat.py"), folder / "chat.json"]
-    done = subprocess.run(list(map(str, words)), env=environment, stdout=subprocess.PIPE, text=True, check=True)
-    return dict(json.loads(done.stdout.splitlines()[-1]))
+    program, said = asked.environment / "bin" / "python", folder / "said.json"
+    words = [program, Path(__file__).with_name("bare_chat.py"), folder / "chat.json", said]
+    subprocess.run(list(map(str, words)), env=environment, stdout=subprocess.DEVNULL, check=True)
+    return dict(json.loads(said.read_text(encoding="utf-8")))
 
 
 def predict(asked: argparse.Namespace, folder: Path, engine: str) -> dict[str, Any]:
