@@ -12,7 +12,10 @@ def main() -> None:
     from vllm import LLM, SamplingParams
 
     told = json.loads(open(sys.argv[1], encoding="utf-8").read())  # noqa: SIM115, PTH123
-    model = LLM(told["model"], dtype=told["dtype"], max_model_len=told["max_length"], enforce_eager=True)
+    model = LLM(
+        told["model"], dtype=told["dtype"], max_model_len=told["max_length"], enforce_eager=True,
+        kv_cache_memory_bytes=told["kv_cache_bytes"],
+    )  # fmt: skip
     settings = SamplingParams(temperature=0.0, max_tokens=told["max_tokens"])
     begun = time.perf_counter()
     answers = model.chat(told["conversations"], settings, use_tqdm=False)

@@ -36,7 +36,7 @@ from stepladder.mcq.answer import strict
 from stepladder.mcq.prompts import ask_messages
 from stepladder.progress import Progress
 from stepladder.records import Question
-from stepladder.serving.vllm import Fleet
+from stepladder.serving.vllm import Fleet, command, devices
 from stepladder.stages import answering, asking
 from stepladder.stages.questionfile import read_problems
 
@@ -75,8 +75,11 @@ def bare(asked: argparse.Namespace, folder: Path) -> dict[str, Any]:
             for q in questions_of(asked)
         ],
     }  # fmt: skip
+    serve, nowhere = Serve(dtype=asked.dtype, max_length=asked.max_length, kv_cache_gib=asked.kv_cache), Path()
+    cards = devices(serve)[0]
+    _, environment = command(asked.model, "student", serve, nowhere, cards, 0, nowhere)
+    told["kv_cache_bytes"] = round(asked.kv_cache * 2**30)
     (folder / "chat.json").write_text(json.dumps(told), encoding="utf-8")
-    environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": f"{asked.kv_cache:g}", "HF_HUB_OFFLINE": "1"}
     program, said = asked.environment / "bin" / "python", folder / "said.json"
     words = [program, Path(__file__).with_name("bare_chat.py"), folder / "chat.json", said]
     subprocess.run(list(map(str, words)), env=environment, stdout=subprocess.DEVNULL, check=True)

@@ -218,7 +218,7 @@ def test_the_command_line(tmp_path: Path) -> None:
     assert (environment["DO_NOT_TRACK"], environment["VLLM_NO_USAGE_STATS"]) == ("1", "1")
     assert "--enable-prefix-caching" in words
     words, environment = command(tmp_path, "s", Serve(prefix_caching=False), program, (), 80, stops)
-    assert environment["VLLM_CPU_KVCACHE_SPACE"] == "2"
+    assert dict(itertools.pairwise(words))["--kv-cache-memory-bytes"] == str(2 * 2**30)
     assert "--no-enable-prefix-caching" in words
     assert "--tensor-parallel-size" not in words
 

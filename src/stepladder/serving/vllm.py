@@ -28,6 +28,8 @@ RESTARTS = 3
 """How often a server that had been healthy is started again."""
 PORTS = 5
 """Tries to find a free port; another process may take one between the look and the start."""
+FEW_CORES = 4
+"""Up to so many, vLLM computes on all of them: of two it would keep one for its server."""
 LOOK = 0.3
 """Seconds between two looks at a server."""
 QUIET = {
@@ -215,8 +217,10 @@ def command(
         else:
             words += ["--gpu-memory-utilization", str(settings.utilisation)]
     else:
-        environment["VLLM_CPU_KVCACHE_SPACE"] = f"{settings.kv_cache_gib or 2:g}"
-        words += ["--enforce-eager"]
+        environment.pop("VLLM_CPU_KVCACHE_SPACE", None)  # whole GiB only, and goes before the flag
+        words += ["--enforce-eager", "--kv-cache-memory-bytes", str(round((settings.kv_cache_gib or 2) * 2**30))]
+        if len(cores := sorted(os.sched_getaffinity(0))) <= FEW_CORES:
+            environment.setdefault("VLLM_CPU_OMP_THREADS_BIND", ",".join(map(str, cores)))
     return words, environment
 
 
