@@ -159,9 +159,9 @@ class Fleet:
 
     def _give_up(self, why: str) -> None:
         with self._changed:
-            self.failure = why
             # Whoever asks waits while there is no address, and fails where nobody listens.
             self._write(self._urls.values() or [f"http://127.0.0.1:{_free_port()}/v1"])
+            self.failure = why  # last, since it is looked at without the lock
 
     def _write(self, urls: Iterable[str]) -> None:
         whole = self.addresses.with_suffix(".new")
