@@ -168,12 +168,13 @@ def _predictions(
 
 def _likely(told: Sequence[tuple[Permutation, Response]]) -> dict[str, float]:
     """The letters' mean probability over answers, in the original option order."""
-    mean: defaultdict[str, float] = defaultdict(float)
+    chances: defaultdict[str, float] = defaultdict(float)
     for order, response in told:
-        chances = {letter: math.exp(logprob) for letter, logprob in letters(response, len(order)).items()}
-        for letter, chance in chances.items():
-            mean[to_original(letter, order)] += chance / sum(chances.values()) / len(told)
-    return dict(sorted(mean.items()))
+        found = {letter: math.exp(logprob) for letter, logprob in letters(response, len(order)).items()}
+        for letter, chance in found.items():
+            if chance > 0:  # a server's log-probability may stand for none
+                chances[to_original(letter, order)] += chance / sum(found.values())
+    return {letter: chance / sum(chances.values()) for letter, chance in sorted(chances.items())}
 
 
 def _ballot(question: Question, model: str, settings: Predict, seed: int, prompts: Path | None) -> list[Asked]:
