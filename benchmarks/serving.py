@@ -35,7 +35,7 @@ from stepladder.mcq.answer import strict
 from stepladder.mcq.prompts import ask_messages
 from stepladder.progress import Progress
 from stepladder.records import Question
-from stepladder.serving.vllm import Fleet, command, devices
+from stepladder.serving.vllm import Fleet, devices, surroundings
 from stepladder.stages import answering, asking
 from stepladder.stages.questionfile import read_problems
 
@@ -68,20 +68,16 @@ def bare(asked: argparse.Namespace, folder: Path) -> dict[str, Any]:
     how = answering.manner(asked.model, asked.language)
     told = {
         "model": str(asked.model), "dtype": asked.dtype, "max_length": asked.max_length,
-        "max_tokens": how.predict.max_tokens,
+        "max_tokens": how.predict.max_tokens, "kv_cache_bytes": round(asked.kv_cache * 2**30),
         "conversations": [
             [message.model_dump() for message in ask_messages(q, tuple(range(len(q.options))), how.prompts)]
             for q in questions_of(asked)
         ],
     }  # fmt: skip
-    serve, nowhere = Serve(dtype=asked.dtype, max_length=asked.max_length, kv_cache_gib=asked.kv_cache), Path()
-    cards = devices(serve)[0]
-    _, environment = command(asked.model, "student", serve, nowhere, cards, 0, nowhere)
-    told["kv_cache_bytes"] = round(asked.kv_cache * 2**30)
     (folder / "chat.json").write_text(json.dumps(told), encoding="utf-8")
     program, said = asked.environment / "bin" / "python", folder / "said.json"
     words = [program, Path(__file__).with_name("bare_chat.py"), folder / "chat.json", said]
-    subprocess.run(list(map(str, words)), env=environment, stdout=subprocess.DEVNULL, check=True)
+    subprocess.run(list(map(str, words)), env=surroundings(devices(Serve())[0]), stdout=subprocess.DEVNULL, check=True)
     return dict(json.loads(said.read_text(encoding="utf-8")))
 
 

@@ -459,8 +459,8 @@ class Ensemble(Table):
     log-odds on validation; ``leader``: when the other members agree, follow them, otherwise the best member (the
     winning entry's); ``average``: the letter that members find likeliest on average, by its probability (``[predict]
     probabilities``) or its share of their samples, where there is either; ``selector``: a logistic model of who agrees
-    with whom, and how surely. ``auto``: the best of them in cross-validation, if it beats
-    ``single`` there by more than a standard error, else ``single``."""
+    with whom, and how surely. ``auto``: the best of them in cross-validation, if it beats ``single`` there by more than
+    a standard error, else ``single``."""
 
 
 class Config(Table):

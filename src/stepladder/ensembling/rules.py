@@ -56,11 +56,10 @@ def ballot(
             read = [place[letter] for letter in samples if letter is not None]
             if read:
                 answers[member, question] = max(read, key=lambda one: (read.count(one), -read.index(one)))
-            if likely and likely[member][question]:
-                for letter, chance in likely[member][question].items():
-                    shares[member, question, place[letter]] = chance
-                continue
-            for one in read:
+            chances = likely[member][question] if likely else {}
+            for letter, chance in chances.items():
+                shares[member, question, place[letter]] = chance
+            for one in read if not chances else ():
                 shares[member, question, one] += 1 / len(samples)
     return Ballot(tuple(members), answers, shares)
 

@@ -28,6 +28,8 @@ RESTARTS = 3
 """How often a server that had been healthy is started again."""
 PORTS = 5
 """Tries to find a free port; another process may take one between the look and the start."""
+HOST_CACHE = 2.0
+"""GiB of KV cache in a host's memory, where nothing else is asked for."""
 FEW_CORES = 4
 """Up to so many, vLLM computes on all of them: of two it would keep one for its server."""
 LOOK = 0.3
@@ -208,20 +210,24 @@ def command(
         "--disable-uvicorn-access-log",
     ]  # fmt: skip
     words += ["--enable-prefix-caching" if settings.prefix_caching else "--no-enable-prefix-caching"]
-    environment: dict[str, str] = {**os.environ, **QUIET}
+    words += ["--tensor-parallel-size", str(len(cards))] if cards else ["--enforce-eager"]
+    if cards and settings.kv_cache_gib is None:
+        words += ["--gpu-memory-utilization", str(settings.utilisation)]
+    else:
+        words += ["--kv-cache-memory-bytes", str(round((settings.kv_cache_gib or HOST_CACHE) * 2**30))]
+    return words, surroundings(cards)
+
+
+def surroundings(cards: Sequence[str]) -> dict[str, str]:
+    """The environment in which vLLM uses these cards, or without any this machine's cores."""
+    environment = {**os.environ, **QUIET}
     if cards:
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(cards)
-        words += ["--tensor-parallel-size", str(len(cards))]
-        if settings.kv_cache_gib is not None:
-            words += ["--kv-cache-memory-bytes", str(round(settings.kv_cache_gib * 2**30))]
-        else:
-            words += ["--gpu-memory-utilization", str(settings.utilisation)]
-    else:
-        environment.pop("VLLM_CPU_KVCACHE_SPACE", None)  # whole GiB only, and goes before the flag
-        words += ["--enforce-eager", "--kv-cache-memory-bytes", str(round((settings.kv_cache_gib or 2) * 2**30))]
-        if len(cores := sorted(os.sched_getaffinity(0))) <= FEW_CORES:
-            environment.setdefault("VLLM_CPU_OMP_THREADS_BIND", ",".join(map(str, cores)))
-    return words, environment
+        return environment
+    environment.pop("VLLM_CPU_KVCACHE_SPACE", None)  # whole GiB only, and goes before the flag
+    if len(cores := sorted(os.sched_getaffinity(0))) <= FEW_CORES:
+        environment.setdefault("VLLM_CPU_OMP_THREADS_BIND", ",".join(map(str, cores)))
+    return environment
 
 
 def _stops(weights: Path, folder: Path) -> Path:
@@ -239,7 +245,7 @@ def _check_memory(weights: Path, settings: Serve) -> None:
     """Raises ServeError where a CPU's memory is surely too small: a server that is killed says nothing."""
     free = memory.free()
     loaded = sum(path.stat().st_size for path in weights.glob("*.safetensors"))
-    needed = loaded + (settings.kv_cache_gib or 2) * 2**30 + memory.SERVER
+    needed = loaded + (settings.kv_cache_gib or HOST_CACHE) * 2**30 + memory.SERVER
     if free is not None and needed > free:
         raise ServeError(
             f"{weights}: a server needs about {needed / 2**30:.1f} GiB of memory and {free / 2**30:.1f} are free; "

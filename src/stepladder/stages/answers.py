@@ -171,10 +171,12 @@ def _likely(told: Sequence[tuple[Permutation, Response]]) -> dict[str, float]:
     chances: defaultdict[str, float] = defaultdict(float)
     for order, response in told:
         found = {letter: math.exp(logprob) for letter, logprob in letters(response, len(order)).items()}
+        whole = sum(found.values())
         for letter, chance in found.items():
             if chance > 0:  # a server's log-probability may stand for none
-                chances[to_original(letter, order)] += chance / sum(found.values())
-    return {letter: chance / sum(chances.values()) for letter, chance in sorted(chances.items())}
+                chances[to_original(letter, order)] += chance / whole
+    whole = sum(chances.values())
+    return {letter: chance / whole for letter, chance in sorted(chances.items())}
 
 
 def _ballot(question: Question, model: str, settings: Predict, seed: int, prompts: Path | None) -> list[Asked]:

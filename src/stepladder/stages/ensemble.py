@@ -45,7 +45,7 @@ def build(context: Context, part: str | None, folder: Path) -> None:
         }
         for split in questions
     }
-    ballots = {split: _ballot(given) for split, given in answers.items()}
+    ballots = {split: cast(given) for split, given in answers.items()}
     validation = questions["validation"]
     right = np.array([LETTERS.index(str(question.answer)) for question in validation])
     found = None
@@ -67,8 +67,10 @@ def build(context: Context, part: str | None, folder: Path) -> None:
     write_atomic(folder / "choice.json", json.dumps(choice, indent=1, ensure_ascii=False) + "\n")
 
 
-def _ballot(given: Mapping[str, Sequence[Prediction]]) -> Ballot:
-    votes = [[row.votes for row in rows] for rows in given.values()]
+def cast(given: Mapping[str, Sequence[Prediction]]) -> Ballot:
+    """The ballot of members' predictions. One whose votes nobody could read is heard with the answer that stands for
+    them, if there is any."""
+    votes = [[row.votes if any(row.votes) else (row.answer,) for row in rows] for rows in given.values()]
     return ballot(tuple(given), votes, LETTERS, [[row.likely for row in rows] for rows in given.values()])
 
 

@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from stepladder import models
-from stepladder.ensembling.rules import RULES, Ballot, ballot
+from stepladder.ensembling.rules import RULES, ballot
 from stepladder.errors import InputError
 from stepladder.records import LETTERS, Prediction, Question
+from stepladder.stages.ensemble import cast
 from stepladder.workspace import write_atomic
 
 FILE = "ensemble.json"
@@ -51,7 +52,7 @@ class Team(NamedTuple):
         votes = [self.known.votes[name] for name in self.members]
         known = ballot([*self.members], votes, LETTERS, [self.known.likely[name] for name in self.members])
         right = np.array([LETTERS.index(letter) for letter in self.known.right])
-        chosen = RULES[self.rule](known, right)(_ballot({name: given[name] for name in self.members}))
+        chosen = RULES[self.rule](known, right)(cast({name: given[name] for name in self.members}))
         return [
             own if letter < 0 else own.model_copy(update={"answer": LETTERS[letter]})
             for letter, own in zip(chosen, given[self.leader], strict=True)
@@ -102,9 +103,3 @@ def learned(questions: Sequence[Question], given: Mapping[str, Sequence[Predicti
         {name: [row.votes for row in rows] for name, rows in given.items()},
         {name: [row.likely for row in rows] for name, rows in given.items()},
     )
-
-
-def _ballot(given: Mapping[str, Sequence[Prediction]]) -> Ballot:
-    """A member whose votes nobody could read is heard with the answer that stands for them."""
-    votes = [[row.votes if any(row.votes) else (row.answer,) for row in rows] for rows in given.values()]
-    return ballot([*given], votes, LETTERS, [[row.likely for row in rows] for rows in given.values()])
