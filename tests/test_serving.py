@@ -1,5 +1,5 @@
-"""Servers that are started, watched and stopped. Here a small program stands for vLLM: it serves /health, and like vLLM
-it starts a process in a session of its own; tests/test_vllm.py does the same with the real one."""
+"""Servers that are started, watched and stopped. Here a small program stands for vLLM: it says the same to everybody,
+and like vLLM it starts a process in a session of its own. tests/test_vllm_serving.py does this with the real one."""
 
 from __future__ import annotations
 
@@ -10,17 +10,24 @@ import subprocess
 import sys
 import time
 import urllib.request
+from io import StringIO
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
+from stepladder import models
+from stepladder.ask.request import Request
 from stepladder.config import Serve
 from stepladder.errors import ServeError
+from stepladder.progress import Progress
+from stepladder.records import Message
 from stepladder.serving import vllm
 from stepladder.serving.vllm import Fleet, command, devices
+from stepladder.stages.asking import Desk
 
 PROGRAM = """#!{python}
-import http.server, os, subprocess, sys
+import http.server, json, os, subprocess, sys
 from pathlib import Path
 folder = Path(__file__).parent
 with (folder / "starts").open("a") as file:
@@ -31,14 +38,23 @@ if says:
     sys.exit(says)
 child = subprocess.Popen(["sleep", "1000"], start_new_session=True)
 (folder / f"pids-{{os.getpid()}}").write_text(f"{{os.getpid()}} {{child.pid}}")
+said = {{"message": {{"role": "assistant", "content": "Answer: A"}}, "finish_reason": "stop", "index": 0}}
+listed = {{"data": [{{"id": "student"}}]}}
+pages = {{"/health": {{}}, "/v1/models": listed, "/v1/chat/completions": {{"choices": [said]}}}}
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
-        self.send_response(200)
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        body = json.dumps(pages.get(self.path)).encode()
+        self.send_response(200 if self.path in pages else 404)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
         self.end_headers()
+        self.wfile.write(body)
+    do_POST = do_GET
     def log_message(self, *_):
         pass
 port = int(sys.argv[sys.argv.index("--port") + 1])
-http.server.HTTPServer(("127.0.0.1", port), Handler).serve_forever()
+http.server.ThreadingHTTPServer(("127.0.0.1", port), Handler).serve_forever()
 """
 
 
@@ -101,6 +117,24 @@ def test_a_server_is_there_while_the_block_lasts(settings: Serve, tmp_path: Path
         assert len(started) == 2
         assert all(map(is_alive, started))
     assert not any(map(is_alive, started))
+
+
+def test_a_desk_keeps_a_model_s_server_from_one_round_to_the_next(settings: Serve, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.symlink_to(models.locate(models.BUNDLED))
+    starts = settings.environment / "bin" / "starts"
+    rounds = [models.locate(models.BUNDLED), models.locate(models.BUNDLED), other]
+    console = Console(file=StringIO())
+    with Desk(tmp_path / "ledger.sqlite", "run", tmp_path / "scratch", settings, Progress(console)) as desk:
+        for number, folder in enumerate(rounds):
+            message = Message(role="user", content=f"Question {number}?")
+            request = Request(model=str(folder), messages=(message,), max_tokens=8)
+            for _ in range(2):  # the second time, the ledger knows
+                found = desk.ask(folder, [request], "answers", "vllm")
+                assert found[request.key].text == "Answer: A"
+            assert sum(map(is_alive, pids(settings))) == 2  # a server and its engine
+    assert [line.split()[1] for line in starts.read_text().splitlines()] == [str(rounds[0]), str(other)]
+    assert not any(map(is_alive, pids(settings)))
 
 
 def test_one_that_dies_is_started_again_under_a_new_address(settings: Serve, tmp_path: Path) -> None:

@@ -91,9 +91,10 @@ def predict(
         _check_memory(crew.members[crew.leader], questions, how)
     progress = Progress(console)
     beside = out.with_name(f"{out.name}.ledger.sqlite")
-    work = Work(Desk(beside, "predict", out.with_name(f"{out.name}.serve"), how.serve, progress), crew, questions, how)
+    desk = Desk(beside, "predict", out.with_name(f"{out.name}.serve"), how.serve, progress)
+    work = Work(desk, crew, questions, how)
     try:
-        with progress.stage(out.name), _limit(minutes):
+        with desk, progress.stage(out.name), _limit(minutes):
             done = {name: work.answer(name) for name in crew.members}
     except TimeIsUpError:
         known = crew.join({name: work.so_far(name) for name in crew.members})

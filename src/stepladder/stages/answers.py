@@ -40,13 +40,13 @@ class Asked(NamedTuple):
 
 def predict(context: Context, member: str, weights: Path, questions: list[Question], what: str) -> list[Prediction]:
     """Answer every question of a run with a model folder (:func:`vote`), as any model is asked, through the ledger."""
-    config = context.config
+    config, name = context.config, models.content_digest(weights)
+    with desk(context) as at:
 
-    def ask(requests: Sequence[Request]) -> Mapping[str, Response]:
-        return desk(context).ask(weights, requests, what, config.predict.engine)
+        def ask(requests: Sequence[Request]) -> Mapping[str, Response]:
+            return at.ask(weights, requests, what, config.predict.engine)
 
-    name = models.content_digest(weights)
-    return vote(questions, member, name, config.predict, config.seed, ask, config.prompts)
+        return vote(questions, member, name, config.predict, config.seed, ask, config.prompts)
 
 
 def vote(

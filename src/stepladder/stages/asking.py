@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Self
 
 from stepladder import models, template
 from stepladder.ask.admission import FREE
@@ -41,18 +40,121 @@ class Account(NamedTuple):
     batch: bool = False
 
 
+class Desk:
+    """Where model folders are asked from, one at a time. Use as a context manager: the folder that was asked last stays
+    loaded, or its servers running, until another one is asked or the block is left. Nothing is loaded or started where
+    the ledger knows every answer.
+
+    Args:
+        ledger: what keeps the answers.
+        name: the run that answers are counted for.
+        scratch: folder for what servers write.
+        serve: ``[serve]``.
+        progress: who is told how it goes.
+    """
+
+    def __init__(self, ledger: Path, name: str, scratch: Path, serve: Serve, progress: Progress) -> None:
+        self.ledger, self.name = ledger, name
+        self._scratch, self._serve, self._progress = scratch, serve, progress
+        self._weights: Path | None = None
+        self._loaded: Local | None = None
+        self._fleet: Fleet | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._clear()
+
+    def ask(
+        self,
+        weights: Path,
+        requests: Sequence[Request],
+        what: str,
+        engine: Literal["local", "vllm"],
+        scope: Scope | None = None,
+    ) -> dict[str, Response]:
+        """Responses of a model folder by request key, computed in this process or by vLLM.
+
+        Raises:
+            ServeError: the server does not start, or ended too often.
+            TemplateError: the folder's tokenizer is not the one its weights were trained with.
+        """
+
+        def report(done: int, _: int) -> None:
+            self._progress.update(what, done, len(requests))
+
+        with Ledger(self.ledger) as ledger:
+            if engine == "local":
+                return ask_embedded(requests, lambda: self._load(weights), ledger, self.name, report)
+            known = ledger.find_all(requests)
+            if all(request.key in known and known[request.key].settles(request) for request in requests):
+                report(len(requests), 0)
+                return known
+            served = self._served(weights, what)
+            try:
+                return ask(
+                    requests, self._serve.model, served, ledger, scope or Scope(self.name, what), report,
+                    self._progress.say,
+                )  # fmt: skip
+            except AskError as error:
+                if self._fleet is None or self._fleet.failure is None:
+                    raise
+                raise ServeError(self._fleet.failure) from error
+
+    def _load(self, weights: Path) -> Local:
+        if self._loaded is None or self._weights != weights:
+            self._clear()
+            self._loaded = Local.load(weights)
+            self._weights = weights
+        return self._loaded
+
+    def _served(self, weights: Path, what: str) -> Model:
+        """The model at the servers that run, or are started."""
+        whose: dict[str, Any] = {"engine": "openai", "model": self._serve.model, "path": str(weights), "price": FREE}
+        if self._serve.base_url:
+            template.check_folder(models.load_tokenizer(weights), weights)
+            return Model(base_url=self._serve.base_url, **whose)
+        if self._fleet is None or self._weights != weights:
+            self._clear()
+            template.check_folder(models.load_tokenizer(weights), weights)
+            self._progress.update(f"{what}: vLLM starts", 0, 1)
+            fleet = Fleet(weights, self._serve.model, self._serve, self._scratch, self._progress.say)
+            self._fleet = fleet.__enter__()
+            self._weights = weights
+        return Model(base_url_file=self._fleet.addresses, **whose)
+
+    def _clear(self) -> None:
+        self._loaded = None
+        if self._fleet is not None:
+            self._fleet.close()
+            self._fleet = None
+
+
+def desk(context: Context) -> Desk:
+    """The desk of a run."""
+    workspace = context.workspace
+    return Desk(workspace.ledger, workspace.name, workspace.folder / ".serve", context.config.serve, context.progress)
+
+
 class Respondent:
-    """A model under ``[models]``, asked on one account as often as one likes; weights are loaded once, and not at all
-    where the ledger knows every answer."""
+    """A model under ``[models]``, asked on one account as often as one likes. Use as a context manager; until it is
+    left, weights stay loaded and servers running (:class:`Desk`)."""
 
     def __init__(self, context: Context, name: str, account: Account) -> None:
-        self._context, self._name = context, name
+        self._context, self._name, self._desk = context, name, desk(context)
         self.identity = identity(context.config, name)
         self._model = context.config.models[name]
-        self._load = functools.cache(lambda: Local.load(_weights(self._model)))
         self._batch = account.batch
         dollars = context.config.limits.dollars
         self._scope = Scope(context.workspace.name, account.name, _micro(dollars), _micro(account.dollars))
+
+    def __enter__(self) -> Self:
+        self._desk.__enter__()
+        return self
+
+    def __exit__(self, *given: object) -> None:
+        self._desk.__exit__(*given)
 
     def ask(self, requests: Sequence[Request], what: str) -> dict[str, Response]:
         """Responses by request key; ``what`` says in the live view what is going on.
@@ -61,10 +163,8 @@ class Respondent:
             AskError: the model cannot be asked, or did not answer some requests.
             BudgetError: a cap is reached.
         """
-        if self._model.engine == "local":
-            return desk(self._context).compute(self._load, requests, what)
-        if self._model.engine == "vllm":
-            return desk(self._context).serve_and_ask(_weights(self._model), requests, self._scope, what)
+        if self._model.engine != "openai":
+            return self._desk.ask(_weights(self._model), requests, what, self._model.engine, self._scope)
 
         def report(done: int, micro_dollars: int) -> None:
             self._context.progress.update(what, done, len(requests), f"${micro_dollars / 1e6:.4f}")
@@ -80,70 +180,6 @@ class Respondent:
                 self._context.progress.say,
                 batch=self._batch,
             )
-
-
-class Desk(NamedTuple):
-    """Where a model folder is asked from: what keeps the answers, and who is told how it goes."""
-
-    ledger: Path
-    name: str
-    """The run that answers are counted for."""
-    scratch: Path
-    """Folder for what servers write."""
-    serve: Serve
-    progress: Progress
-
-    def ask(
-        self, weights: Path, requests: Sequence[Request], what: str, engine: Literal["local", "vllm"]
-    ) -> dict[str, Response]:
-        """Responses of a model folder by request key, computed in this process or on servers started for it."""
-        if engine == "vllm":
-            return self.serve_and_ask(weights, requests, Scope(self.name, what), what)
-        return self.compute(lambda: Local.load(weights), requests, what)
-
-    def compute(self, load: Callable[[], Local], requests: Sequence[Request], what: str) -> dict[str, Response]:
-        """Ask weights in this process, which are not loaded where the ledger knows every answer."""
-        with Ledger(self.ledger) as ledger:
-            return ask_embedded(
-                requests, load, ledger, self.name, lambda done, total: self.progress.update(what, done, total)
-            )
-
-    def serve_and_ask(self, weights: Path, requests: Sequence[Request], scope: Scope, what: str) -> dict[str, Response]:
-        """Ask weights through vLLM, which is not started where the ledger knows every answer.
-
-        Raises:
-            ServeError: the server does not start, or ended too often.
-            TemplateError: the folder's tokenizer is not the one its weights were trained with.
-        """
-
-        def report(done: int, spent: int) -> None:
-            self.progress.update(what, done, len(requests))
-
-        with Ledger(self.ledger) as ledger:
-            known = ledger.find_all(requests)
-            if all(request.key in known and known[request.key].settles(request) for request in requests):
-                report(len(requests), 0)
-                return known
-            template.check_folder(models.load_tokenizer(weights), weights)
-            whose: dict[str, Any] = {"model": self.serve.model, "path": str(weights), "price": FREE}
-            if self.serve.base_url:
-                asked = Model(engine="openai", base_url=self.serve.base_url, **whose)
-                return ask(requests, self.serve.model, asked, ledger, scope, report, self.progress.say)
-            self.progress.update(f"{what}: vLLM starts", 0, 1)
-            with Fleet(weights, self.serve.model, self.serve, self.scratch, self.progress.say) as fleet:
-                asked = Model(engine="openai", base_url_file=fleet.addresses, **whose)
-                try:
-                    return ask(requests, self.serve.model, asked, ledger, scope, report, self.progress.say)
-                except AskError as error:
-                    if fleet.failure is None:
-                        raise
-                    raise ServeError(fleet.failure) from error
-
-
-def desk(context: Context) -> Desk:
-    """The desk of a run."""
-    workspace = context.workspace
-    return Desk(workspace.ledger, workspace.name, workspace.folder / ".serve", context.config.serve, context.progress)
 
 
 def _weights(model: Model) -> Path:

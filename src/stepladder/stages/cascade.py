@@ -48,7 +48,7 @@ class Step(NamedTuple):
 
 
 class Cascade:
-    """The rungs of a run, ready to be climbed as often as one likes; weights are loaded once."""
+    """The rungs of a run, ready to be climbed as often as one likes; weights are loaded once each time."""
 
     def __init__(self, context: Context) -> None:
         self._seed = context.config.seed
@@ -65,7 +65,8 @@ class Cascade:
             judged = worked(rung, unsolved, self._seed) if rung.kind == "worked" else []
             usage = {}
             for name, respondent in respondents:
-                samples, usage[name] = self._ask(rung, name, respondent, unsolved)
+                with respondent:
+                    samples, usage[name] = self._ask(rung, name, respondent, unsolved)
                 judged += samples
             step = Step(rung, len(unsolved), judged, accepted_of(rung, judged), usage)
             yield step

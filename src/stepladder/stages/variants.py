@@ -111,7 +111,8 @@ def write(
             for problem, messages in prompts.items()
             for index in range(wanted.per_problem)
         }
-        answers = respondent.ask(list(asked.values()), f"{writer} writes")
+        with respondent:
+            answers = respondent.ask(list(asked.values()), f"{writer} writes")
         for (problem, index), request in asked.items():
             name, answer = f"{problem}~{writer}-{index}", answers[request.key]
             try:
@@ -151,7 +152,8 @@ def prove(context: Context, drafts: Sequence[Written], problems: Mapping[str, Se
                 messages = ask_messages(question, order, config.prompts)
                 request = Request(model=respondent.identity, messages=messages, max_tokens=wanted.max_tokens)
                 asked.append((question, order, request))
-        answers = respondent.ask([request for _, _, request in asked], f"{name} judges")
+        with respondent:
+            answers = respondent.ask([request for _, _, request in asked], f"{name} judges")
         for question, order, request in asked:
             answer = answers[request.key]
             verdict = judge(question, order, answer.text, finished=answer.finished).verdict
