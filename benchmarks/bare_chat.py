@@ -15,7 +15,8 @@ def main() -> None:
     told = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     model = LLM(
         told["model"], dtype=told["dtype"], max_model_len=told["max_length"], enforce_eager=True,
-        kv_cache_memory_bytes=told["kv_cache_bytes"],
+        kv_cache_memory_bytes=told["kv_cache_bytes"], max_num_seqs=told["sequences"], block_size=told["block"],
+        max_num_batched_tokens=told["batch"],
     )  # fmt: skip
     settings = SamplingParams(temperature=0.0, max_tokens=told["max_tokens"])
     begun = time.perf_counter()

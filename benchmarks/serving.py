@@ -35,7 +35,7 @@ from stepladder.mcq.answer import strict
 from stepladder.mcq.prompts import ask_messages
 from stepladder.progress import Progress
 from stepladder.records import Question
-from stepladder.serving.vllm import Fleet, devices, surroundings
+from stepladder.serving.vllm import BATCH, BLOCK, SEQUENCES, Fleet, devices, surroundings
 from stepladder.stages import answering, asking
 from stepladder.stages.questionfile import read_problems
 
@@ -69,6 +69,7 @@ def bare(asked: argparse.Namespace, folder: Path) -> dict[str, Any]:
     told = {
         "model": str(asked.model), "dtype": asked.dtype, "max_length": asked.max_length,
         "max_tokens": how.predict.max_tokens, "kv_cache_bytes": round(asked.kv_cache * 2**30),
+        "sequences": SEQUENCES, "batch": BATCH, "block": BLOCK,
         "conversations": [
             [message.model_dump() for message in ask_messages(q, tuple(range(len(q.options))), how.prompts)]
             for q in questions_of(asked)

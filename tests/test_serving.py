@@ -18,7 +18,7 @@ from rich.console import Console
 
 from stepladder import models
 from stepladder.ask.request import Request
-from stepladder.config import Serve
+from stepladder.config import Model, Serve
 from stepladder.errors import ServeError
 from stepladder.progress import Progress
 from stepladder.records import Message
@@ -205,7 +205,7 @@ def test_what_is_missing_is_said_before_anything_starts(settings: Serve, tmp_pat
 KILLED = """
 import signal, sys, time
 from pathlib import Path
-from stepladder.config import Serve
+from stepladder.config import Model, Serve
 from stepladder.serving.vllm import Fleet
 signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell takes from what it starts in the background
 settings = Serve(environment=Path(sys.argv[1]), startup=20, kv_cache_gib=0.01)
@@ -248,6 +248,8 @@ def test_the_command_line(tmp_path: Path) -> None:
     assert flags["--tensor-parallel-size"] == "2"
     assert flags["--kv-cache-memory-bytes"] == str(8 * 2**30)
     assert flags["--max-model-len"] == "4096"
+    assert flags["--max-num-seqs"] == str(Model().concurrency)  # what is asked for at once is written at once
+    assert "--block-size" not in flags
     assert environment["CUDA_VISIBLE_DEVICES"] == "0,1"
     assert (environment["DO_NOT_TRACK"], environment["VLLM_NO_USAGE_STATS"]) == ("1", "1")
     assert "--enable-prefix-caching" in words
@@ -255,6 +257,7 @@ def test_the_command_line(tmp_path: Path) -> None:
     assert dict(itertools.pairwise(words))["--kv-cache-memory-bytes"] == str(2 * 2**30)
     assert "--no-enable-prefix-caching" in words
     assert "--tensor-parallel-size" not in words
+    assert int(dict(itertools.pairwise(words))["--block-size"]) < 128  # vLLM's own, in which few prompts share anything
 
 
 def test_nothing_but_where_answers_end_is_taken_from_the_weights(settings: Serve, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from stepladder import models, template
 from stepladder.ask.admission import PROBE, Admission
 from stepladder.ask.batch import ask_in_batches, collect
 from stepladder.ask.engine import Report, Tally, Teacher, ask_all
-from stepladder.ask.gate import Gate
+from stepladder.ask.gate import START, Gate
 from stepladder.ask.ledger import Ledger, Scope
 from stepladder.ask.openai_http import Http
 from stepladder.ask.request import Request, Response
@@ -156,7 +156,9 @@ def teacher(name: str, model: Model, admission: Admission | None = None, note: N
 
     @functools.cache
     def endpoint(url: str) -> Endpoint:
-        gate = Gate(model.concurrency, model.requests_per_minute, model.tokens_per_minute)
+        # One's own server queues by itself, and at nobody's cost: it is given all it may have at once.
+        start = model.concurrency if model.is_own else START
+        gate = Gate(model.concurrency, model.requests_per_minute, model.tokens_per_minute, start)
         return Endpoint(url, lambda: Http(url, served, key, model.timeout, model.cap_name), gate, admission)
 
     file = None if model.base_url_file is None else Addresses(model.base_url_file, note)

@@ -60,14 +60,19 @@ class Gate:
 
     Args:
         ceiling: never more than this many in flight.
+        start: so many before the first answer.
         requests_per_minute, tokens_per_minute: the account's limits, where they are known.
     """
 
     def __init__(
-        self, ceiling: int, requests_per_minute: float | None = None, tokens_per_minute: float | None = None
+        self,
+        ceiling: int,
+        requests_per_minute: float | None = None,
+        tokens_per_minute: float | None = None,
+        start: int = START,
     ) -> None:
         self.ceiling = ceiling
-        self.limit = float(min(START, ceiling))
+        self.limit = float(min(start, ceiling))
         self.in_flight = 0
         self._threshold = math.inf
         self._closed_until = 0.0

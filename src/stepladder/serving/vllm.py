@@ -28,6 +28,13 @@ RESTARTS = 3
 """How often a server that had been healthy is started again."""
 PORTS = 5
 """Tries to find a free port; another process may take one between the look and the start."""
+SEQUENCES = 256
+"""Answers written at once, as many as are asked for at once (``concurrency``); a server's own default may be half."""
+BATCH = 4096
+"""Tokens computed at once: a server's own default, 2,048 on most cards, favours the first word over the last. What they
+take of a card's memory is in ``memory.SERVER``."""
+BLOCK = 32
+"""Tokens whose keys and values are shared or not, on a CPU: a problem's text seldom has vLLM's own 128."""
 HOST_CACHE = 2.0
 """GiB of KV cache in a host's memory, where nothing else is asked for."""
 FEW_CORES = 4
@@ -207,10 +214,13 @@ def command(
     words = [
         str(program), "serve", str(weights), "--served-model-name", name, "--host", "127.0.0.1", "--port", str(port),
         "--max-model-len", str(settings.max_length), "--generation-config", str(stops), "--dtype", settings.dtype,
-        "--disable-uvicorn-access-log",
+        "--disable-uvicorn-access-log", "--max-num-seqs", str(SEQUENCES), "--max-num-batched-tokens", str(BATCH),
     ]  # fmt: skip
     words += ["--enable-prefix-caching" if settings.prefix_caching else "--no-enable-prefix-caching"]
-    words += ["--tensor-parallel-size", str(len(cards))] if cards else ["--enforce-eager"]
+    if cards:
+        words += ["--tensor-parallel-size", str(len(cards))]
+    else:
+        words += ["--enforce-eager", "--block-size", str(BLOCK)]
     if cards and settings.kv_cache_gib is None:
         words += ["--gpu-memory-utilization", str(settings.utilisation)]
     else:

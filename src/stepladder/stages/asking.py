@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
 
@@ -59,6 +60,7 @@ class Desk:
         self._weights: Path | None = None
         self._loaded: Local | None = None
         self._fleet: Fleet | None = None
+        self._open = ExitStack()
 
     def __enter__(self) -> Self:
         return self
@@ -105,8 +107,7 @@ class Desk:
     def _load(self, weights: Path) -> Local:
         if self._loaded is None or self._weights != weights:
             self._clear()
-            self._loaded = Local.load(weights)
-            self._weights = weights
+            self._loaded, self._weights = Local.load(weights), weights
         return self._loaded
 
     def _served(self, weights: Path, what: str) -> Model:
@@ -120,15 +121,12 @@ class Desk:
             template.check_folder(models.load_tokenizer(weights), weights)
             self._progress.update(f"{what}: vLLM starts", 0, 1)
             fleet = Fleet(weights, self._serve.model, self._serve, self._scratch, self._progress.say)
-            self._fleet = fleet.__enter__()
-            self._weights = weights
+            self._fleet, self._weights = self._open.enter_context(fleet), weights
         return Model(base_url_file=self._fleet.addresses, **whose)
 
     def _clear(self) -> None:
-        self._loaded = None
-        if self._fleet is not None:
-            self._fleet.close()
-            self._fleet = None
+        self._loaded = self._fleet = None
+        self._open.close()
 
 
 def desk(context: Context) -> Desk:
