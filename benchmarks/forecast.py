@@ -26,7 +26,6 @@ from stepladder.ask.local import ROWS
 from stepladder.config import load
 from stepladder.progress import Progress
 from stepladder.stages import answering
-from stepladder.stages.asking import Desk
 from stepladder.stages.flow import Context
 from stepladder.stages.predictions import leader
 from stepladder.stages.questionfile import read_problems
@@ -53,8 +52,7 @@ def answer(model: Path, source: Path, folder: Path, context: Context) -> Took:
     seconds = time.perf_counter() - begun
     how = answering.manner(model, None)
     questions = [q for one in read_problems(source, how.language, labelled=False) for q in one.questions]
-    desk = Desk(Path(f"{out}.ledger.sqlite"), "predict", folder, how.serve, context.progress)
-    known = answering.so_far(desk, model, questions, how)
+    known = answering.so_far(Path(f"{out}.ledger.sqlite"), model, questions, how)
     return Took(seconds, usage.ru_maxrss * 1024, sum(sum(one.tokens) for one in known))
 
 

@@ -33,7 +33,6 @@ from stepladder.ask.request import Request
 from stepladder.config import Model, Serve
 from stepladder.mcq.answer import strict
 from stepladder.mcq.prompts import ask_messages
-from stepladder.progress import Progress
 from stepladder.records import Question
 from stepladder.serving.vllm import BATCH, BLOCK, SEQUENCES, Fleet, devices, surroundings
 from stepladder.stages import answering, asking
@@ -105,8 +104,8 @@ def predict(asked: argparse.Namespace, folder: Path, engine: str) -> dict[str, A
         asked={"engine": engine}, served=served,
     )  # fmt: skip
     seconds = Timed.seconds or time.perf_counter() - begun - sum(loading)
-    desk = asking.Desk(Path(f"{out}.ledger.sqlite"), "predict", folder, Serve(), Progress(Console(stderr=True)))
-    known = answering.so_far(desk, asked.model, questions_of(asked), answering.manner(asked.model, asked.language))
+    how = answering.manner(asked.model, asked.language)
+    known = answering.so_far(Path(f"{out}.ledger.sqlite"), asked.model, questions_of(asked), how)
     return {
         "seconds": seconds,
         "tokens": sum(sum(one.tokens) for one in known),

@@ -4,12 +4,15 @@ and like vLLM it starts a process in a session of its own. tests/test_vllm_servi
 from __future__ import annotations
 
 import itertools
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from io import StringIO
 from pathlib import Path
 
@@ -18,16 +21,20 @@ from rich.console import Console
 
 from stepladder import models
 from stepladder.ask.request import Request
+from stepladder.closedworld import generate, to_line
 from stepladder.config import Model, Serve
 from stepladder.errors import ServeError
+from stepladder.predicting import predict
 from stepladder.progress import Progress
-from stepladder.records import Message
+from stepladder.records import Message, Prediction, Question
 from stepladder.serving import vllm
-from stepladder.serving.vllm import Fleet, command, devices
+from stepladder.serving.vllm import Fleet, command, devices, side_by_side
+from stepladder.stages import team
 from stepladder.stages.asking import Desk
+from stepladder.stages.team import Team
 
 PROGRAM = """#!{python}
-import http.server, json, os, subprocess, sys
+import http.server, json, os, subprocess, sys, time
 from pathlib import Path
 folder = Path(__file__).parent
 with (folder / "starts").open("a") as file:
@@ -38,12 +45,19 @@ if says:
     sys.exit(says)
 child = subprocess.Popen(["sleep", "1000"], start_new_session=True)
 (folder / f"pids-{{os.getpid()}}").write_text(f"{{os.getpid()}} {{child.pid}}")
-said = {{"message": {{"role": "assistant", "content": "Answer: A"}}, "finish_reason": "stop", "index": 0}}
+says = Path(sys.argv[2], "says")
+text = says.read_text() if says.exists() else "Answer: A"
+said = {{"message": {{"role": "assistant", "content": text}}, "finish_reason": "stop", "index": 0}}
+wanted = int((folder / "wanted").read_text()) if (folder / "wanted").exists() else 1
 listed = {{"data": [{{"id": "student"}}]}}
 pages = {{"/health": {{}}, "/v1/models": listed, "/v1/chat/completions": {{"choices": [said]}}}}
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
-        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        asked = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        if b"messages" in asked and b"top_logprobs" not in asked and (folder / "hangs").exists():
+            time.sleep(1000)
+        while self.path == "/health" and len((folder / "starts").read_text().splitlines()) < wanted:
+            time.sleep(0.05)
         body = json.dumps(pages.get(self.path)).encode()
         self.send_response(200 if self.path in pages else 404)
         self.send_header("Content-Type", "application/json")
@@ -137,6 +151,98 @@ def test_a_desk_keeps_a_model_s_server_from_one_round_to_the_next(settings: Serv
     assert not any(map(is_alive, pids(settings)))
 
 
+def members(base: Path, folder: Path, **says: str) -> dict[str, Path]:
+    """A package's members, each of which says one thing."""
+    found = {name: folder / "model" / name for name in says}
+    for name, path in found.items():
+        shutil.copytree(base, path)
+        (path / "says").write_text(says[name], encoding="utf-8")
+        (path / "who.json").write_text(json.dumps(name), encoding="utf-8")
+    known = {
+        name: [Prediction(question_id="q", member=name, votes=("A",), answer="A", texts=("",))] * 3 for name in says
+    }
+    question = Question(
+        id="q", problem_id="p", problem="", question="", options=("x", "y"), answer="A", language="en", source="s"
+    )
+    team.write(folder, Team(found, "vote", "a", team.learned([question] * 3, known)))
+    return found
+
+
+def asked_of(settings: Serve, folder: Path, minutes: float | None = None) -> tuple[set[str], str]:
+    """The letters that a package gives through servers, and what is said meanwhile."""
+    questions, out, screen = folder / "questions.jsonl", folder / "out.jsonl", StringIO()
+    questions.write_text("".join(to_line(record) for record in generate(3, 3, "en", "test")), encoding="utf-8")
+    served = {"environment": settings.environment, "kv_cache_gib": settings.kv_cache_gib, "startup": settings.startup}
+    console = Console(file=screen, width=300)
+    predict(
+        str(folder), questions, out, console, language="en", asked={"engine": "vllm"}, served=served, minutes=minutes
+    )
+    rows = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
+    return {question["answer"] for row in rows for question in row["questions"]}, screen.getvalue()
+
+
+def test_members_are_served_side_by_side_where_they_fit(settings: Serve, base: Path, tmp_path: Path) -> None:
+    members(base, tmp_path, a="Answer: A", b="Answer: B", c="Answer: B")
+    (settings.environment / "bin" / "wanted").write_text("3")  # nobody is healthy before all have started
+    letters, _ = asked_of(settings, tmp_path)
+    assert letters == {"B"}
+    assert not any(map(is_alive, pids(settings)))
+
+
+def test_members_that_cannot_stand_side_by_side_follow_one_another(settings: Serve, base: Path, tmp_path: Path) -> None:
+    members(base, tmp_path, a="Answer: A", b="Answer: B", c="Answer: B")
+    script(settings.environment / "bin", "torch.OutOfMemoryError: CUDA out of memory.", "")
+    letters, said = asked_of(settings, tmp_path)
+    assert letters == {"B"}
+    assert "one after another now" in said
+
+
+def test_a_server_that_hangs_is_not_waited_for_when_the_time_is_up(settings: Serve, base: Path, tmp_path: Path) -> None:
+    for count in (1, 2):
+        folder = tmp_path / str(count)
+        folder.mkdir()
+        members(base, folder, **dict(list({"a": "Answer: B", "b": "Answer: B"}.items())[:count]))
+        (settings.environment / "bin" / "hangs").touch()
+        begun = time.monotonic()
+        letters, said = asked_of(settings, folder, minutes=0.15)
+        assert time.monotonic() - begun < 25  # and not the ten minutes that an answer may take
+        assert letters == {"A"}
+        assert "Time is up" in said
+        assert not any(map(is_alive, pids(settings)))
+
+
+def test_digests_are_remembered_by_many_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folders = [tmp_path / str(number) for number in range(16)]
+    for folder in folders:
+        folder.mkdir()
+        (folder / "config.json").write_text(folder.name)
+    with ThreadPoolExecutor(16) as pool:
+        digests = [*pool.map(models.content_digest, folders)]
+    assert len(set(digests)) == 16
+    kept = json.loads((tmp_path / "cache" / "stepladder" / models.DIGESTS).read_text())
+    assert {*kept} == {str(folder / "config.json") for folder in folders}
+
+
+def test_what_fits_side_by_side(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    two = [base, base]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert side_by_side(two, Serve(kv_cache_gib=0.5)) == Serve(kv_cache_gib=0.5)
+    assert side_by_side(two, Serve(kv_cache_gib=1e5)) is None
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text('#!/bin/sh\ncase "$1" in *memory*) echo "32768, 32000";; *) echo 0;; esac\n', encoding="utf-8")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    found = side_by_side(two, Serve())
+    assert found is not None
+    assert found.utilisation == 0.46
+    assert found.kv_cache_gib == pytest.approx(32 * 0.92 / 2 - 1.5, abs=0.05)  # the weights are next to nothing
+    assert side_by_side(two, Serve(kv_cache_gib=4)) == Serve(kv_cache_gib=4, utilisation=0.46)
+    assert side_by_side([base] * 20, Serve()) is None  # nothing is left beside twenty servers
+    assert side_by_side(two, Serve(kv_cache_gib=14)) is None
+
+
 def test_one_that_dies_is_started_again_under_a_new_address(settings: Serve, tmp_path: Path) -> None:
     notes: list[str] = []
     with fleet(settings, tmp_path, notes) as running:
@@ -205,7 +311,7 @@ def test_what_is_missing_is_said_before_anything_starts(settings: Serve, tmp_pat
 KILLED = """
 import signal, sys, time
 from pathlib import Path
-from stepladder.config import Model, Serve
+from stepladder.config import Serve
 from stepladder.serving.vllm import Fleet
 signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell takes from what it starts in the background
 settings = Serve(environment=Path(sys.argv[1]), startup=20, kv_cache_gib=0.01)

@@ -29,12 +29,10 @@ from stepladder.closedworld import generate, to_line
 from stepladder.config import Config, Model, Serve
 from stepladder.errors import ServeError
 from stepladder.predicting import predict
-from stepladder.progress import Progress
 from stepladder.records import Message, Prediction
 from stepladder.serving import vllm
 from stepladder.serving.vllm import Fleet
 from stepladder.stages.answering import keep, manner, so_far
-from stepladder.stages.asking import Desk
 from stepladder.stages.questionfile import read_problems
 
 SERVE = Serve(
@@ -90,8 +88,7 @@ def test_a_model_folder_answers_through_vllm_as_it_does_in_this_process(tmp_path
         out = tmp_path / f"{engine}.jsonl"
         predict(str(folder), asked, out, Console(file=StringIO()), asked={"engine": engine}, served=served)
         # The greedy answers; what could not be read was then asked for again at a temperature, where engines differ.
-        desk = Desk(Path(f"{out}.ledger.sqlite"), "predict", tmp_path, SERVE, Progress(Console(file=StringIO())))
-        given[engine] = so_far(desk, folder, questions, manner(folder, None))
+        given[engine] = so_far(Path(f"{out}.ledger.sqlite"), folder, questions, manner(folder, None))
     assert (tmp_path / "there.jsonl").read_text() == (tmp_path / "vllm.jsonl").read_text()
     assert len(given["local"]) == len(given["vllm"])
     assert all(one.texts for some in given.values() for one in some)

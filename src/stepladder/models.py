@@ -6,6 +6,7 @@ Everything heavy is imported inside, so that asking where a model is costs nothi
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import importlib
 import importlib.metadata
 import io
@@ -66,22 +67,28 @@ def content_digest(folder: Path) -> str:
     """
     files = sorted(p for p in folder.iterdir() if p.suffix in {".safetensors", ".json", ".jinja"} and _is_content(p))
     store = cache_folder() / DIGESTS
-    try:
-        known: dict[str, list[object]] = json.loads(store.read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError):
-        known = {}
-    hashes, news = {}, False
+    known, news = _remembered(store), {}
+    hashes = {}
     for path in files:
         stat, place = path.stat(), str(path.resolve())
         entry = known.get(place)
         if entry is None or entry[:2] != [stat.st_size, stat.st_mtime_ns]:
-            known[place] = entry = [stat.st_size, stat.st_mtime_ns, file_digest(path)]
-            news = True
+            news[place] = entry = [stat.st_size, stat.st_mtime_ns, file_digest(path)]
         hashes[path.name] = entry[2]
     if news:
         store.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(store, json.dumps({k: v for k, v in sorted(known.items()) if Path(k).exists()}))
+        with store.with_suffix(".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # other threads and other commands write here too
+            kept = _remembered(store) | news
+            write_atomic(store, json.dumps({k: v for k, v in sorted(kept.items()) if Path(k).exists()}))
     return digest(hashes)
+
+
+def _remembered(store: Path) -> dict[str, list[object]]:
+    try:
+        return dict(json.loads(store.read_text(encoding="utf-8")))
+    except (FileNotFoundError, json.JSONDecodeError):
+        return {}
 
 
 def _is_content(path: Path) -> bool:

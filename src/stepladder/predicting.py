@@ -6,7 +6,9 @@ import contextlib
 import json
 import shutil
 import signal
+import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple, NoReturn
@@ -16,10 +18,10 @@ from rich.console import Console
 from stepladder import memory
 from stepladder.ask.local import ROWS
 from stepladder.config import Serve
-from stepladder.errors import GateError, ModelError, UserError
-from stepladder.progress import Progress
+from stepladder.errors import GateError, ModelError, ServeError, UserError
+from stepladder.progress import Lane, Progress
 from stepladder.records import Language, Prediction, Question
-from stepladder.serving.vllm import cards
+from stepladder.serving.vllm import cards, side_by_side
 from stepladder.stages import team
 from stepladder.stages.answering import Answered, Manner, answer, manner, so_far
 from stepladder.stages.asking import Desk
@@ -28,6 +30,8 @@ from stepladder.stages.questionfile import read_problems
 from stepladder.stages.team import Team
 from stepladder.workspace import write_atomic
 
+RUN = "predict"
+"""What its answers are counted for in the ledger."""
 NAMED = 10
 """Ids that a line names; the rest are counted."""
 KEPT = 20_000
@@ -91,11 +95,10 @@ def predict(
         _check_memory(crew.members[crew.leader], questions, how)
     progress = Progress(console)
     beside = out.with_name(f"{out.name}.ledger.sqlite")
-    desk = Desk(beside, "predict", out.with_name(f"{out.name}.serve"), how.serve, progress)
-    work = Work(desk, crew, questions, how)
+    work = Work(beside, out.with_name(f"{out.name}.serve"), progress, crew, questions, how)
     try:
-        with desk, progress.stage(out.name), _limit(minutes):
-            done = {name: work.answer(name) for name in crew.members}
+        with progress.stage(out.name):
+            done = work.answer(minutes)
     except TimeIsUpError:
         known = crew.join({name: work.so_far(name) for name in crew.members})
         write_atomic(out, submission(questions, known))
@@ -119,17 +122,58 @@ def predict(
 class Work(NamedTuple):
     """The questions, and who answers them."""
 
-    desk: Desk
+    ledger: Path
+    scratch: Path
+    progress: Progress
     team: Team
     questions: Sequence[Question]
     how: Manner
 
-    def answer(self, name: str) -> Answered:
+    def answer(self, minutes: float | None) -> dict[str, Answered]:
+        """Every member's answers. Servers stand side by side where they fit; otherwise one member follows another.
+
+        Raises:
+            TimeIsUpError: after so many minutes; what was answered is kept.
+        """
+        members, serve = self.team.members, self.how.serve
+        stop = threading.Event()
+        with _limit(minutes, stop):
+            if len(members) > 1 and self.how.predict.engine == "vllm" and not serve.base_url:
+                shared = side_by_side([*members.values()], serve)
+                if shared is not None:
+                    try:
+                        return self._side_by_side(shared)
+                    except ServeError as error:
+                        self.progress.say(f"side by side they could not be served ({error}); one after another now")
+            with Desk(self.ledger, RUN, self.scratch, serve, self.progress, stop) as desk:
+                return {name: self._ask(desk, name) for name in members}
+
+    def _side_by_side(self, serve: Serve) -> dict[str, Answered]:
+        stop = threading.Event()
+        lanes: dict[tuple[str, str], tuple[float, float]] = {}
+
+        def asked(name: str) -> Answered:
+            lane = Lane(self.progress, name, lanes)
+            with Desk(self.ledger, RUN, self.scratch / name, serve, lane, stop) as desk:
+                return self._ask(desk, name)
+
+        with ThreadPoolExecutor(len(self.team.members)) as pool:
+            asking = {name: pool.submit(asked, name) for name in self.team.members}
+            try:
+                for one in as_completed(asking.values()):
+                    one.result()
+            except BaseException:  # one has failed, the time is up, or somebody interrupts: the others end too
+                stop.set()
+                raise
+        return {name: one.result() for name, one in asking.items()}
+
+    def _ask(self, desk: Desk, name: str) -> Answered:
         label = "answers" if len(self.team.members) == 1 else name
-        return answer(self.desk, self.team.members[name], self.questions, self.how, label)
+        return answer(desk, self.team.members[name], self.questions, self.how, label)
 
     def so_far(self, name: str) -> list[Prediction]:
-        return so_far(self.desk, self.team.members[name], self.questions, self.how)
+        """What is known of a member's answers while they are still being given."""
+        return so_far(self.ledger, self.team.members[name], self.questions, self.how)
 
 
 class TimeIsUpError(BaseException):
@@ -137,10 +181,12 @@ class TimeIsUpError(BaseException):
 
 
 @contextlib.contextmanager
-def _limit(minutes: float | None) -> Iterator[None]:
-    """Raise TimeIsUpError in this block once the time is up."""
+def _limit(minutes: float | None, stop: threading.Event) -> Iterator[None]:
+    """Set ``stop`` and raise TimeIsUpError in this block once the time is up: a server that is still writing, or hangs,
+    is not waited for."""
 
     def ring(number: int, frame: FrameType | None) -> NoReturn:
+        stop.set()
         raise TimeIsUpError
 
     if minutes is None:

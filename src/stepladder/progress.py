@@ -86,6 +86,28 @@ class Progress:
         self.console.print(f"     {text}", style="dim", highlight=False, markup=False)
 
 
+class Lane:
+    """One of several works that are done side by side; the view shows how far they are together.
+
+    Args:
+        progress: the view.
+        name: whose work it is.
+        beside: how far each work of all of them is, the same for all.
+    """
+
+    def __init__(self, progress: Progress, name: str, beside: dict[tuple[str, str], tuple[float, float]]) -> None:
+        self._progress, self._name, self._beside = progress, name, beside
+
+    def update(self, what: str, done: float, total: float) -> None:
+        self._beside[self._name, what] = done, total
+        known = [*self._beside.values()]
+        count = len({name for name, _ in self._beside})
+        self._progress.update(f"{count} side by side", sum(one for one, _ in known), sum(one for _, one in known))
+
+    def say(self, text: str) -> None:
+        self._progress.say(f"{self._name}: {text}")
+
+
 def duration(seconds: float) -> str:
     """Seconds as a person writes them: ``42 s``, ``3 min 05 s``, ``1 h 20 min``."""
     if seconds < 60:

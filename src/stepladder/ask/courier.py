@@ -50,14 +50,15 @@ def ask(
     note: Note = lambda line: None,
     *,
     batch: bool = False,
+    stop: threading.Event | None = None,
 ) -> dict[str, Response]:
     """Answer every request and return the responses by request key, truncated and refused ones too.
 
-    With ``batch``, through the provider's batch API.
+    With ``batch``, through the provider's batch API. Once ``stop`` is set, nothing more is sent.
 
     Raises:
         BudgetError: the cap is reached; what was answered is kept, and a higher cap goes on from there.
-        AskError: the key or the model is wrong, or some requests got no answer.
+        AskError: the key or the model is wrong, some requests got no answer, or ``stop`` was set.
     """
     known = ledger.find_all(requests)
     missing = [r for r in requests if r.key not in known or not known[r.key].settles(r)]
@@ -86,11 +87,13 @@ def ask(
         "ledger": str(ledger.path),
         "scope": scope._asdict(),
     }
-    _send(missing, job, told, note)
+    _send(missing, job, told, note, stop)
     return ledger.find_all(requests)
 
 
-def _send(requests: list[Request], job: dict[str, Any], report: Report, note: Note) -> None:
+def _send(
+    requests: list[Request], job: dict[str, Any], report: Report, note: Note, stop: threading.Event | None
+) -> None:
     """Start a courier, hand it the requests, pass on what it reports."""
     process = subprocess.Popen(  # noqa: S603 (our own module, no shell)
         [sys.executable, "-m", "stepladder.ask.courier", str(os.getpid())],
@@ -104,6 +107,8 @@ def _send(requests: list[Request], job: dict[str, Any], report: Report, note: No
     assert process.stdout is not None  # noqa: S101
     feeder = threading.Thread(target=_feed, args=(process.stdin, job, requests), daemon=True)
     feeder.start()
+    if stop is not None:
+        threading.Thread(target=_interrupt, args=(process, stop), daemon=True).start()
     failure: dict[str, str] = {}
     with process.stdout as told:
         try:
@@ -121,10 +126,19 @@ def _send(requests: list[Request], job: dict[str, Any], report: Report, note: No
             process.wait()
             raise
     feeder.join()
+    if stop is not None and stop.is_set():
+        raise AskError("stopped before everything was answered")
     if failure:
         raise ERRORS[failure["error"]](failure["message"])
     if process.returncode:
         raise RuntimeError(f"the courier ended with code {process.returncode}")
+
+
+def _interrupt(process: subprocess.Popen[str], stop: threading.Event) -> None:
+    while process.poll() is None:
+        if stop.wait(WATCH):
+            process.send_signal(signal.SIGINT)
+            return
 
 
 def _feed(pipe: IO[str], job: dict[str, Any], requests: list[Request]) -> None:

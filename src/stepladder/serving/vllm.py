@@ -21,7 +21,7 @@ from pathlib import Path
 
 from stepladder import memory
 from stepladder.config import Serve
-from stepladder.errors import ServeError
+from stepladder.errors import ModelError, ServeError
 from stepladder.supervise import supervised
 
 RESTARTS = 3
@@ -35,6 +35,9 @@ BATCH = 4096
 take of a card's memory is in ``memory.SERVER``."""
 BLOCK = 32
 """Tokens whose keys and values are shared or not, on a CPU: a problem's text seldom has vLLM's own 128."""
+TOGETHER = 16
+"""Sequences of full length for which a server must have room where several share a card: with fewer, one after another
+on all of the card is faster."""
 HOST_CACHE = 2.0
 """GiB of KV cache in a host's memory, where nothing else is asked for."""
 FEW_CORES = 4
@@ -71,12 +74,21 @@ class Fleet:
         settings: ``[serve]``.
         folder: where logs and the file of addresses go.
         note: called with a line about something worth knowing.
+        stop: once it is set the servers end, whoever waits for them or asks them.
 
     Raises:
         ServeError: on entering, a server did not become healthy; the message says why.
     """
 
-    def __init__(self, weights: Path, name: str, settings: Serve, folder: Path, note: Note = lambda line: None) -> None:
+    def __init__(
+        self,
+        weights: Path,
+        name: str,
+        settings: Serve,
+        folder: Path,
+        note: Note = lambda line: None,
+        stop: threading.Event | None = None,
+    ) -> None:
         self._weights, self._name, self._settings, self._folder, self._note = weights, name, settings, folder, note
         self.addresses = folder / "addresses.txt"
         """A base URL a line, of those that are healthy just now."""
@@ -85,6 +97,7 @@ class Fleet:
         self._urls: dict[int, str] = {}
         self._changed = threading.Condition()
         self._closing = threading.Event()
+        self._stop = stop or self._closing
         self._keepers: list[threading.Thread] = []
 
     def __enter__(self) -> Fleet:
@@ -104,8 +117,10 @@ class Fleet:
             for keeper in self._keepers:
                 keeper.start()
             with self._changed:
-                while len(self._urls) < len(groups) and self.failure is None:
+                while len(self._urls) < len(groups) and self.failure is None and not self._is_over:
                     self._changed.wait(LOOK)  # with a timeout, so that Ctrl+C is heard
+            if self._is_over:
+                raise ServeError(f"the vLLM servers of {self._weights} were stopped")
             if self.failure is not None:
                 raise ServeError(self.failure)
         except BaseException:
@@ -123,11 +138,15 @@ class Fleet:
             if keeper.ident is not None:
                 keeper.join()
 
+    @property
+    def _is_over(self) -> bool:
+        return self._closing.is_set() or self._stop.is_set()
+
     def _keep(self, slot: int, cards: tuple[str, ...], program: Path, stops: Path) -> None:
         """Start a server, and start it again when it ends, until the block is left or it is given up."""
         restarts = taken = 0
         log = self._folder / f"server-{slot}.log"
-        while not self._closing.is_set():
+        while not self._is_over:
             port = _free_port()
             words, environment = command(self._weights, self._name, self._settings, program, cards, port, stops)
             begun = log.stat().st_size if log.exists() else 0
@@ -135,10 +154,10 @@ class Fleet:
                 healthy = self._wait(child, port)
                 if healthy:
                     self._say(slot, f"http://127.0.0.1:{port}/v1")
-                    while child.poll() is None and not self._closing.is_set():
+                    while child.poll() is None and not self._is_over:
                         time.sleep(LOOK)
                     self._say(slot, None)
-            if self._closing.is_set():
+            if self._is_over:
                 return
             why, kind = _reason(log, begun, self._settings)
             if healthy and restarts < RESTARTS:
@@ -153,7 +172,7 @@ class Fleet:
     def _wait(self, child: subprocess.Popen[bytes], port: int) -> bool:
         """Wait until a server answers; False when it ended, took too long, or is not wanted any more."""
         deadline = time.monotonic() + self._settings.startup
-        while child.poll() is None and time.monotonic() < deadline and not self._closing.is_set():
+        while child.poll() is None and time.monotonic() < deadline and not self._is_over:
             if _is_healthy(port):
                 return True
             time.sleep(LOOK)
@@ -199,12 +218,42 @@ def cards() -> list[str]:
     """Cards that may be used, by what CUDA calls them."""
     if (visible := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
         return [card.strip() for card in visible.split(",") if card.strip() not in {"", "-1"}]
+    return [index for (index,) in _listed("index")]
+
+
+def side_by_side(folders: Sequence[Path], settings: Serve) -> Serve | None:
+    """Settings under which servers of all these models fit beside each other, each with room for a batch worth
+    having; None where they do not fit, or nothing tells."""
+    loaded = [_loaded(folder) for folder in folders]
+    if devices(settings) == [()]:
+        free = memory.free()
+        needed = sum(loaded) + len(folders) * ((settings.kv_cache_gib or HOST_CACHE) * 2**30 + memory.SERVER)
+        return settings if free is not None and needed <= free else None
+    try:
+        each = max(memory.kv_per_token(memory.read(folder)) for folder in folders) / settings.tensor_parallel
+    except ModelError:  # of a kind that nothing is known of
+        return None
+    sizes = [(int(total) * 2**20, int(free) * 2**20) for total, free in _listed("memory.total,memory.free")]
+    if not sizes:
+        return None
+    # The smallest card decides; all of one machine are mostly alike.
+    usable = min(min(free, total * settings.utilisation) for total, free in sizes)
+    cache = (usable - sum(loaded) / settings.tensor_parallel) / len(folders) - memory.SERVER
+    if settings.kv_cache_gib is not None and settings.kv_cache_gib * 2**30 <= cache:
+        cache = settings.kv_cache_gib * 2**30
+    elif settings.kv_cache_gib is not None or cache < TOGETHER * settings.max_length * each:
+        return None
+    share = {"kv_cache_gib": cache / 2**30, "utilisation": settings.utilisation / len(folders)}
+    return settings.model_copy(update=share)
+
+
+def _listed(what: str) -> list[list[str]]:
+    """What nvidia-smi says of each card; nothing where there is none."""
     if (tool := shutil.which("nvidia-smi")) is None:
         return []
-    listed = subprocess.run(  # noqa: S603
-        [tool, "--query-gpu=index", "--format=csv,noheader"], capture_output=True, text=True, check=False
-    )
-    return listed.stdout.split() if listed.returncode == 0 else []
+    words = [tool, f"--query-gpu={what}", "--format=csv,noheader,nounits"]
+    said = subprocess.run(words, capture_output=True, text=True, check=False)  # noqa: S603
+    return [line.split(", ") for line in said.stdout.splitlines()] if said.returncode == 0 else []
 
 
 def command(
@@ -217,14 +266,13 @@ def command(
         "--disable-uvicorn-access-log", "--max-num-seqs", str(SEQUENCES), "--max-num-batched-tokens", str(BATCH),
     ]  # fmt: skip
     words += ["--enable-prefix-caching" if settings.prefix_caching else "--no-enable-prefix-caching"]
-    if cards:
-        words += ["--tensor-parallel-size", str(len(cards))]
+    if cards:  # whose free memory is checked against the share, even where the cache is given
+        words += ["--tensor-parallel-size", str(len(cards)), "--gpu-memory-utilization", str(settings.utilisation)]
     else:
         words += ["--enforce-eager", "--block-size", str(BLOCK)]
-    if cards and settings.kv_cache_gib is None:
-        words += ["--gpu-memory-utilization", str(settings.utilisation)]
-    else:
-        words += ["--kv-cache-memory-bytes", str(round((settings.kv_cache_gib or HOST_CACHE) * 2**30))]
+    cache = settings.kv_cache_gib if cards else settings.kv_cache_gib or HOST_CACHE
+    if cache is not None:
+        words += ["--kv-cache-memory-bytes", str(round(cache * 2**30))]
     return words, surroundings(cards)
 
 
@@ -254,13 +302,17 @@ def _stops(weights: Path, folder: Path) -> Path:
 def _check_memory(weights: Path, settings: Serve) -> None:
     """Raises ServeError where a CPU's memory is surely too small: a server that is killed says nothing."""
     free = memory.free()
-    loaded = sum(path.stat().st_size for path in weights.glob("*.safetensors"))
-    needed = loaded + (settings.kv_cache_gib or HOST_CACHE) * 2**30 + memory.SERVER
+    needed = _loaded(weights) + (settings.kv_cache_gib or HOST_CACHE) * 2**30 + memory.SERVER
     if free is not None and needed > free:
         raise ServeError(
             f"{weights}: a server needs about {needed / 2**30:.1f} GiB of memory and {free / 2**30:.1f} are free; "
             "lower [serve] kv_cache_gib, or end something"
         )
+
+
+def _loaded(weights: Path) -> int:
+    """Bytes of a model's weights."""
+    return sum(path.stat().st_size for path in weights.glob("*.safetensors"))
 
 
 def _free_port() -> int:

@@ -118,12 +118,12 @@ def answer(desk: Desk, weights: Path, questions: Sequence[Question], how: Manner
     return Answered([found[question.id] for question in questions], mended, likeliest)
 
 
-def so_far(desk: Desk, weights: Path, questions: Sequence[Question], how: Manner) -> list[Prediction]:
+def so_far(ledger: Path, weights: Path, questions: Sequence[Question], how: Manner) -> list[Prediction]:
     """What is known of the answers while they are still being given."""
 
     def known(requests: Sequence[Request]) -> Mapping[str, Response]:
-        with Ledger(desk.ledger) as ledger:
-            return ledger.find_all(requests)
+        with Ledger(ledger) as opened:
+            return opened.find_all(requests)
 
     return counted(questions, "model", models.content_digest(weights), how.predict, how.seed, known, how.prompts)
 

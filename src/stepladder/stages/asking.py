@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -16,7 +17,7 @@ from stepladder.ask.local import Local
 from stepladder.ask.request import Request, Response
 from stepladder.config import Config, Model, Serve
 from stepladder.errors import AskError, ServeError
-from stepladder.progress import Progress
+from stepladder.progress import Lane, Progress
 from stepladder.serving.vllm import Fleet
 from stepladder.stages.flow import Context
 
@@ -52,10 +53,19 @@ class Desk:
         scratch: folder for what servers write.
         serve: ``[serve]``.
         progress: who is told how it goes.
+        stop: once it is set, servers end and nothing more is asked of them.
     """
 
-    def __init__(self, ledger: Path, name: str, scratch: Path, serve: Serve, progress: Progress) -> None:
-        self.ledger, self.name = ledger, name
+    def __init__(
+        self,
+        ledger: Path,
+        name: str,
+        scratch: Path,
+        serve: Serve,
+        progress: Progress | Lane,
+        stop: threading.Event | None = None,
+    ) -> None:
+        self.ledger, self.name, self._stop = ledger, name, stop
         self._scratch, self._serve, self._progress = scratch, serve, progress
         self._weights: Path | None = None
         self._loaded: Local | None = None
@@ -97,7 +107,7 @@ class Desk:
             try:
                 return ask(
                     requests, self._serve.model, served, ledger, scope or Scope(self.name, what), report,
-                    self._progress.say,
+                    self._progress.say, stop=self._stop,
                 )  # fmt: skip
             except AskError as error:
                 if self._fleet is None or self._fleet.failure is None:
@@ -120,8 +130,9 @@ class Desk:
             self._clear()
             template.check_folder(models.load_tokenizer(weights), weights)
             self._progress.update(f"{what}: vLLM starts", 0, 1)
-            fleet = Fleet(weights, self._serve.model, self._serve, self._scratch, self._progress.say)
+            fleet = Fleet(weights, self._serve.model, self._serve, self._scratch, self._progress.say, self._stop)
             self._fleet, self._weights = self._open.enter_context(fleet), weights
+            self._progress.update(f"{what}: vLLM starts", 1, 1)
         return Model(base_url_file=self._fleet.addresses, **whose)
 
     def _clear(self) -> None:
