@@ -15,6 +15,7 @@ from stepladder.config import load
 from stepladder.errors import ModelError, UserError
 from stepladder.memory import GIB, KNOWN, Shape, known, read, training, weights
 from stepladder.progress import Progress
+from stepladder.serving.vllm import SEQUENCES
 from stepladder.stages import flow
 from stepladder.workspace import Workspace
 
@@ -103,7 +104,7 @@ def test_time_follows_the_work() -> None:
     slow = serving(LARGE, WORK, on, rate=10)
     assert slow.seconds / 4 == pytest.approx(1328 * 400 / 10, rel=0.02)
     assert members_in(LARGE, WORK, on, usual.seconds / 3600 * 1.01) == 4
-    assert serving(KNOWN["0.5B"], WORK, on).rate <= capacity.MOST / capacity.STEP
+    assert serving(KNOWN["0.5B"], WORK, on).rate <= SEQUENCES / capacity.STEP
 
 
 def test_a_machine_without_a_card_unpacks_what_it_computes_with() -> None:
@@ -174,3 +175,13 @@ def test_a_shape_knows_what_is_shared() -> None:
     shape = Shape(2, 8, 16, 2, 1, 4, 100, tied=True)
     assert shape._replace(tied=False).parameters - shape.parameters == 800
     assert shape.linear_parameters == 2 * (8 * 8 + 2 * 8 * 4 + 8 * 8 + 3 * 8 * 16)
+
+
+def test_members_side_by_side_on_a_card() -> None:
+    three = WORK._replace(members=3, length=1024)
+    cache = capacity.side_by_side(KNOWN["3B"], three, card("32"))
+    assert cache is not None
+    assert cache / GIB == pytest.approx(32 * 0.92 / 3 - weights(KNOWN["3B"], 4) / GIB - 1.5, abs=0.01)
+    assert capacity.side_by_side(KNOWN["3B"], three._replace(members=9), card("32")) is None
+    assert capacity.side_by_side(LARGE, three, card("32")) is None
+    assert capacity.side_by_side(KNOWN["3B"], three, Card("cpu", 32, 20, 0.1, 4)) is None

@@ -12,7 +12,6 @@ import subprocess
 import sys
 import time
 import urllib.request
-from concurrent.futures import ThreadPoolExecutor
 from io import StringIO
 from pathlib import Path
 
@@ -209,19 +208,6 @@ def test_a_server_that_hangs_is_not_waited_for_when_the_time_is_up(settings: Ser
         assert letters == {"A"}
         assert "Time is up" in said
         assert not any(map(is_alive, pids(settings)))
-
-
-def test_digests_are_remembered_by_many_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    folders = [tmp_path / str(number) for number in range(16)]
-    for folder in folders:
-        folder.mkdir()
-        (folder / "config.json").write_text(folder.name)
-    with ThreadPoolExecutor(16) as pool:
-        digests = [*pool.map(models.content_digest, folders)]
-    assert len(set(digests)) == 16
-    kept = json.loads((tmp_path / "cache" / "stepladder" / models.DIGESTS).read_text())
-    assert {*kept} == {str(folder / "config.json") for folder in folders}
 
 
 def test_what_fits_side_by_side(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from stepladder import models
 from stepladder.errors import UserError
 from stepladder.workspace import Artifact, Workspace
 
@@ -64,3 +67,16 @@ def test_two_processes_do_not_share_a_run(tmp_path: Path) -> None:
     workspace = Workspace(tmp_path, "run")
     with workspace.locked(), pytest.raises(UserError, match="another stepladder"), workspace.locked():
         pass
+
+
+def test_digests_are_remembered_by_many_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folders = [tmp_path / str(number) for number in range(16)]
+    for folder in folders:
+        folder.mkdir()
+        (folder / "config.json").write_text(folder.name)
+    with ThreadPoolExecutor(16) as pool:
+        digests = [*pool.map(models.content_digest, folders)]
+    assert len(set(digests)) == 16
+    kept = json.loads((tmp_path / "cache" / "stepladder" / models.DIGESTS).read_text())
+    assert {*kept} == {str(folder / "config.json") for folder in folders}

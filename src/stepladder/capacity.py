@@ -17,6 +17,7 @@ from stepladder import memory, models
 from stepladder.ask.local import ROWS
 from stepladder.errors import MissingExtra, UserError
 from stepladder.memory import GIB, Shape
+from stepladder.serving.vllm import SEQUENCES
 
 REACHED = 0.5
 """Share of a card's bandwidth and matrix products that a server reaches."""
@@ -28,8 +29,6 @@ EMBEDDED_START = 10.0
 """The same of the embedded engine: libraries to import."""
 LOADED = 1e9
 """Bytes of weights a second that are read from a disk."""
-MOST = 256
-"""Sequences that vLLM decodes at once unless told otherwise."""
 
 
 class Card(NamedTuple):
@@ -156,7 +155,7 @@ def serving(shape: Shape, work: Work, on: Card, rate: float | None = None) -> Se
         rate: tokens written a second as measured on it, prompts being read meanwhile, if somebody did.
     """
     loaded, cache, each = _room(shape, work.bits, on)
-    start, most = (START, MOST) if on.bytes_each is None else (EMBEDDED_START, ROWS)
+    start, most = (START, SEQUENCES) if on.bytes_each is None else (EMBEDDED_START, ROWS)
     if cache < each * work.length:
         return Serving(loaded, cache, 0, 0.0, float("inf"))
     at_once = round(cache / (each * work.length))
@@ -204,6 +203,15 @@ def members_in(shape: Shape, work: Work, on: Card, hours: float, rate: float | N
     return int(hours * 3600 / one)
 
 
+def side_by_side(shape: Shape, work: Work, on: Card) -> float | None:
+    """Bytes of keys and values that each member's server has where all stand on the card at once; None where they do
+    not fit, or vLLM does not compute there."""
+    if on.bytes_each is not None:
+        return None
+    loaded, _, each = _room(shape, work.bits, on)
+    return memory.shared(on.gib * GIB * memory.UTILISATION, [loaded] * work.members, each * work.length)
+
+
 def longest(shape: Shape, bits: int, on: Card) -> int:
     """Tokens of the longest sequence that fits beside weights of so many bits, alone."""
     _, cache, each = _room(shape, bits, on)
@@ -221,7 +229,7 @@ class _Room(NamedTuple):
 def _room(shape: Shape, bits: int, on: Card) -> _Room:
     if on.bytes_each is None:
         loaded = memory.weights(shape, bits)
-        return _Room(loaded, memory.cache(shape, on.gib * GIB, loaded), memory.kv_per_token(shape))
+        return _Room(loaded, memory.cache(on.gib * GIB * memory.UTILISATION, loaded), memory.kv_per_token(shape))
     loaded = float(shape.parameters * on.bytes_each)
     left = max(0.0, on.gib * GIB - loaded - memory.RUNTIME)
     return _Room(loaded, left, memory.kv_per_token(shape, on.bytes_each))

@@ -120,6 +120,8 @@ def _verdict(shape: Shape, work: Work, on: Card, hours: float, rate: float | Non
     else:
         said = f"No: {who} do not fit {on.name}."
     console.print(f"\n{said}", style="green" if fits else "red", highlight=False)
+    if work.members > 1 and (cache := capacity.side_by_side(shape, work, on)) is not None:
+        console.print(f"They fit side by side, with {cache / GIB:,.1f} GiB of KV cache each.", highlight=False)
     best = next((lever for lever in capacity.levers(shape, work, on, rate) if lever.done.fits), None)
     if best is None:
         console.print("No single change makes it fit: take a smaller base, or several cards (tensor parallel).")

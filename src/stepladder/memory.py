@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,6 +25,9 @@ library (glibc), between activations that come and go in many sizes. Measured: w
 they vanish, and a step takes a third longer (EXPERIMENTS.md)."""
 SERVER = 1.5 * GIB
 """What vLLM takes beside weights and KV cache: its context, activations of a prompt and CUDA graphs."""
+TOGETHER = 16
+"""Sequences of full length for which a server must have room where several share a card: with fewer, one after another
+on all of the card is faster."""
 UTILISATION = 0.92
 """Share of a card that vLLM may use."""
 NF4 = 4 + 8 / 64 + 32 / (64 * 256)
@@ -161,9 +165,22 @@ def kv_per_token(shape: Shape, bytes_each: int = 2) -> int:
     return 2 * shape.layers * shape.kv_heads * shape.head_dim * bytes_each
 
 
-def cache(shape: Shape, card: float, loaded: float) -> float:
-    """Bytes that vLLM has for keys and values on a card with so many bytes, beside loaded weights; at least 0."""
-    return max(0.0, card * UTILISATION - loaded - SERVER)
+def cache(usable: float, loaded: float) -> float:
+    """Bytes that vLLM has for keys and values in so many of a card's, beside loaded weights; at least 0."""
+    return max(0.0, usable - loaded - SERVER)
+
+
+def shared(usable: float, loaded: Sequence[float], longest: float) -> float | None:
+    """Bytes that servers standing side by side on a card have for keys and values, each; None where that is too little
+    to be worth it.
+
+    Args:
+        usable: bytes of the card that they may use.
+        loaded: bytes of each server's weights.
+        longest: bytes of the keys and values of a sequence of full length.
+    """
+    each = cache(usable / len(loaded), sum(loaded) / len(loaded))
+    return each if each >= TOGETHER * longest else None
 
 
 def lora_parameters(shape: Shape, rank: int) -> int:

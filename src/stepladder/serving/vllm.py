@@ -35,9 +35,6 @@ BATCH = 4096
 take of a card's memory is in ``memory.SERVER``."""
 BLOCK = 32
 """Tokens whose keys and values are shared or not, on a CPU: a problem's text seldom has vLLM's own 128."""
-TOGETHER = 16
-"""Sequences of full length for which a server must have room where several share a card: with fewer, one after another
-on all of the card is faster."""
 HOST_CACHE = 2.0
 """GiB of KV cache in a host's memory, where nothing else is asked for."""
 FEW_CORES = 4
@@ -238,12 +235,11 @@ def side_by_side(folders: Sequence[Path], settings: Serve) -> Serve | None:
         return None
     # The smallest card decides; all of one machine are mostly alike.
     usable = min(min(free, total * settings.utilisation) for total, free in sizes)
-    cache = (usable - sum(loaded) / settings.tensor_parallel) / len(folders) - memory.SERVER
-    if settings.kv_cache_gib is not None and settings.kv_cache_gib * 2**30 <= cache:
-        cache = settings.kv_cache_gib * 2**30
-    elif settings.kv_cache_gib is not None or cache < TOGETHER * settings.max_length * each:
+    spread = [one / settings.tensor_parallel for one in loaded]
+    cache, wanted = memory.shared(usable, spread, settings.max_length * each), settings.kv_cache_gib
+    if cache is None or (wanted is not None and wanted * 2**30 > cache):
         return None
-    share = {"kv_cache_gib": cache / 2**30, "utilisation": settings.utilisation / len(folders)}
+    share = {"kv_cache_gib": wanted or cache / 2**30, "utilisation": settings.utilisation / len(folders)}
     return settings.model_copy(update=share)
 
 
