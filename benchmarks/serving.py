@@ -38,7 +38,7 @@ from stepladder.serving.vllm import BATCH, BLOCK, SEQUENCES, Fleet, devices, sur
 from stepladder.stages import answering, asking
 from stepladder.stages.questionfile import read_problems
 
-ROOM = 0.25
+ROOM = 0.08
 """GiB of KV cache where prefix caching is measured: what is shared must still be there when it is asked for again."""
 
 

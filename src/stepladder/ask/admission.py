@@ -26,7 +26,7 @@ PROBE = (
         "Think step by step. The last line is 'Answer: ' and the letter.",
     ),
 )
-PROBE_TOKENS, PROBE_TOP = 32, 5
+PROBE_TOKENS, PROBE_TOP = 16, 5
 FREE = Price(input=Decimal(0), output=Decimal(0))
 LIKELY = -3.0
 """Log-probability below which a token's own is mostly noise."""
