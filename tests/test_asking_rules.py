@@ -12,12 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from stepladder.ask.courier import teacher
 from stepladder.ask.gate import START, Bucket, Gate, remaining_until, seconds
 from stepladder.ask.ledger import Grant, Ledger, Scope
 from stepladder.ask.outcome import FINAL, Delivery, Outcome, judge, retry_after
 from stepladder.ask.request import Request, prompt_bound, worst_case
-from stepladder.config import Model, Price
+from stepladder.config import Price
 from stepladder.records import Message
 
 PRICE = Price.model_validate({"input": 0.15, "output": 0.6})
@@ -197,14 +196,6 @@ def test_single_failures_do_not_slow_a_gate_down_and_a_failing_server_does() -> 
     assert gate.limit == START
     outcomes(["lost"] * 8)
     assert gate.limit < START
-
-
-def test_one_s_own_server_is_given_all_it_may_have_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("KEY", "k")
-    table = {"engine": "openai", "base_url": "http://127.0.0.1:1/v1", "api_key_env": "KEY", "concurrency": 200}
-    for price, start in ({"input": 0, "output": 0}, 200), ({"input": 1, "output": 1}, START):
-        (endpoint,) = teacher("t", Model.model_validate({**table, "price": price})).servers()
-        assert endpoint.gate.limit == start
 
 
 def test_a_gate_stays_shut_as_long_as_the_server_asks() -> None:

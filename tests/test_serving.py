@@ -21,7 +21,7 @@ from rich.console import Console
 from stepladder import models
 from stepladder.ask.request import Request
 from stepladder.closedworld import generate, to_line
-from stepladder.config import Model, Serve
+from stepladder.config import Serve
 from stepladder.errors import ServeError
 from stepladder.predicting import predict
 from stepladder.progress import Progress
@@ -47,15 +47,19 @@ child = subprocess.Popen(["sleep", "1000"], start_new_session=True)
 says = Path(sys.argv[2], "says")
 text = says.read_text() if says.exists() else "Answer: A"
 said = {{"message": {{"role": "assistant", "content": text}}, "finish_reason": "stop", "index": 0}}
-wanted = int((folder / "wanted").read_text()) if (folder / "wanted").exists() else 1
+arrived = []
+def number(name):
+    return int((folder / name).read_text()) if (folder / name).exists() else 0
 listed = {{"data": [{{"id": "student"}}]}}
 pages = {{"/health": {{}}, "/v1/models": listed, "/v1/chat/completions": {{"choices": [said]}}}}
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         asked = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        if b"messages" in asked and b"top_logprobs" not in asked and (folder / "hangs").exists():
-            time.sleep(1000)
-        while self.path == "/health" and len((folder / "starts").read_text().splitlines()) < wanted:
+        if self.path == "/v1/chat/completions" and b"top_logprobs" not in asked:
+            arrived.append(1)
+            while len(arrived) < number("together"):
+                time.sleep(0.05)
+        while self.path == "/health" and len((folder / "starts").read_text().splitlines()) < number("servers"):
             time.sleep(0.05)
         body = json.dumps(pages.get(self.path)).encode()
         self.send_response(200 if self.path in pages else 404)
@@ -167,10 +171,10 @@ def members(base: Path, folder: Path, **says: str) -> dict[str, Path]:
     return found
 
 
-def asked_of(settings: Serve, folder: Path, minutes: float | None = None) -> tuple[set[str], str]:
+def asked_of(settings: Serve, folder: Path, minutes: float | None = None, problems: int = 3) -> tuple[set[str], str]:
     """The letters that a package gives through servers, and what is said meanwhile."""
     questions, out, screen = folder / "questions.jsonl", folder / "out.jsonl", StringIO()
-    questions.write_text("".join(to_line(record) for record in generate(3, 3, "en", "test")), encoding="utf-8")
+    questions.write_text("".join(to_line(record) for record in generate(3, problems, "en", "test")), encoding="utf-8")
     served = {"environment": settings.environment, "kv_cache_gib": settings.kv_cache_gib, "startup": settings.startup}
     console = Console(file=screen, width=300)
     predict(
@@ -182,10 +186,20 @@ def asked_of(settings: Serve, folder: Path, minutes: float | None = None) -> tup
 
 def test_members_are_served_side_by_side_where_they_fit(settings: Serve, base: Path, tmp_path: Path) -> None:
     members(base, tmp_path, a="Answer: A", b="Answer: B", c="Answer: B")
-    (settings.environment / "bin" / "wanted").write_text("3")  # nobody is healthy before all have started
+    (settings.environment / "bin" / "servers").write_text("3")  # nobody is healthy before all have started
     letters, _ = asked_of(settings, tmp_path)
     assert letters == {"B"}
     assert not any(map(is_alive, pids(settings)))
+
+
+def test_a_server_that_was_started_for_it_is_asked_everything_at_once(
+    settings: Serve, base: Path, tmp_path: Path
+) -> None:
+    members(base, tmp_path, a="Answer: B")
+    (settings.environment / "bin" / "together").write_text("60")  # nothing is answered before so many are there
+    letters, said = asked_of(settings, tmp_path, minutes=2, problems=20)
+    assert letters == {"B"}
+    assert "Time is up" not in said
 
 
 def test_members_that_cannot_stand_side_by_side_follow_one_another(settings: Serve, base: Path, tmp_path: Path) -> None:
@@ -201,7 +215,7 @@ def test_a_server_that_hangs_is_not_waited_for_when_the_time_is_up(settings: Ser
         folder = tmp_path / str(count)
         folder.mkdir()
         members(base, folder, **dict(list({"a": "Answer: B", "b": "Answer: B"}.items())[:count]))
-        (settings.environment / "bin" / "hangs").touch()
+        (settings.environment / "bin" / "together").write_text("1000000")  # so many questions never come
         begun = time.monotonic()
         letters, said = asked_of(settings, folder, minutes=0.15)
         assert time.monotonic() - begun < 25  # and not the ten minutes that an answer may take
@@ -340,7 +354,7 @@ def test_the_command_line(tmp_path: Path) -> None:
     assert flags["--tensor-parallel-size"] == "2"
     assert flags["--kv-cache-memory-bytes"] == str(8 * 2**30)
     assert flags["--max-model-len"] == "4096"
-    assert flags["--max-num-seqs"] == str(Model().concurrency)  # what is asked for at once is written at once
+    assert flags["--max-num-seqs"] == "256"
     assert "--block-size" not in flags
     assert environment["CUDA_VISIBLE_DEVICES"] == "0,1"
     assert (environment["DO_NOT_TRACK"], environment["VLLM_NO_USAGE_STATS"]) == ("1", "1")

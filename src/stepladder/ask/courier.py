@@ -50,11 +50,13 @@ def ask(
     note: Note = lambda line: None,
     *,
     batch: bool = False,
+    at_once: bool = False,
     stop: threading.Event | None = None,
 ) -> dict[str, Response]:
     """Answer every request and return the responses by request key, truncated and refused ones too.
 
-    With ``batch``, through the provider's batch API. Once ``stop`` is set, nothing more is sent.
+    With ``batch``, through the provider's batch API. With ``at_once``, from the beginning as many at once as the model's
+    ``concurrency`` allows: its servers are there for this alone. Once ``stop`` is set, nothing more is sent.
 
     Raises:
         BudgetError: the cap is reached; what was answered is kept, and a higher cap goes on from there.
@@ -86,6 +88,7 @@ def ask(
         "probe": _probe_tokens(model.path) if model.is_own and model.path else None,
         "ledger": str(ledger.path),
         "scope": scope._asdict(),
+        "start": model.concurrency if at_once else START,
     }
     _send(missing, job, told, note, stop)
     return ledger.find_all(requests)
@@ -162,16 +165,21 @@ def _probe_tokens(path: str) -> list[int]:
     return template.prompt_tokens(models.load_tokenizer(models.locate(path)), PROBE)
 
 
-def teacher(name: str, model: Model, admission: Admission | None = None, note: Note = lambda line: None) -> Teacher:
-    """A model of the configuration as the engine asks it."""
+def teacher(
+    name: str,
+    model: Model,
+    admission: Admission | None = None,
+    note: Note = lambda line: None,
+    start: int = START,
+) -> Teacher:
+    """A model of the configuration as the engine asks it; ``start`` is how many requests are in flight at each server
+    before its first answer."""
     if model.price is None:
         raise AskError(f"model {name!r} has no price; without one no budget can be kept")
     served, key = model.served_as(name), _key(name, model)
 
     @functools.cache
     def endpoint(url: str) -> Endpoint:
-        # One's own server queues by itself, and at nobody's cost: it is given all it may have at once.
-        start = model.concurrency if model.is_own else START
         gate = Gate(model.concurrency, model.requests_per_minute, model.tokens_per_minute, start)
         return Endpoint(url, lambda: Http(url, served, key, model.timeout, model.cap_name), gate, admission)
 
@@ -211,7 +219,9 @@ def _work() -> None:
 async def _ask(job: dict[str, Any], ledger: Ledger, report: Report) -> Tally:
     name, model, scope = job["name"], Model.model_validate(job["model"]), Scope(**job["scope"])
     admission = Admission(job["identity"], model.served_as(name), job["probe"], scope.run) if model.is_own else None
-    return await ask_all(_requests(), teacher(name, model, admission, _note), ledger, scope, report, _note)
+    return await ask_all(
+        _requests(), teacher(name, model, admission, _note, job["start"]), ledger, scope, report, _note
+    )
 
 
 def _note(line: str) -> None:

@@ -29,7 +29,7 @@ RESTARTS = 3
 PORTS = 5
 """Tries to find a free port; another process may take one between the look and the start."""
 SEQUENCES = 256
-"""Answers written at once, as many as are asked for at once (``concurrency``); a server's own default may be half."""
+"""Answers written at once, as many as are asked for at once; a server's own default may be half."""
 BATCH = 4096
 """Tokens computed at once: a server's own default, 2,048 on most cards, favours the first word over the last. What they
 take of a card's memory is in ``memory.SERVER``."""

@@ -18,8 +18,11 @@ from stepladder.ask.request import Request, Response
 from stepladder.config import Config, Model, Serve
 from stepladder.errors import AskError, ServeError
 from stepladder.progress import Lane, Progress
-from stepladder.serving.vllm import Fleet
+from stepladder.serving.vllm import SEQUENCES, Fleet
 from stepladder.stages.flow import Context
+
+PATIENCE = 12 * 3600.0
+"""Seconds that a server which was started for a run may take for an answer, of which it writes many at once."""
 
 
 def identity(config: Config, name: str) -> str:
@@ -107,7 +110,7 @@ class Desk:
             try:
                 return ask(
                     requests, self._serve.model, served, ledger, scope or Scope(self.name, what), report,
-                    self._progress.say, stop=self._stop,
+                    self._progress.say, at_once=not self._serve.base_url, stop=self._stop,
                 )  # fmt: skip
             except AskError as error:
                 if self._fleet is None or self._fleet.failure is None:
@@ -133,7 +136,9 @@ class Desk:
             fleet = Fleet(weights, self._serve.model, self._serve, self._scratch, self._progress.say, self._stop)
             self._fleet, self._weights = self._open.enter_context(fleet), weights
             self._progress.update(f"{what}: vLLM starts", 1, 1)
-        return Model(base_url_file=self._fleet.addresses, **whose)
+        # Nobody else asks them, and their keepers see them die: where one answer ends another question waits already,
+        # for as long as it takes.
+        return Model(base_url_file=self._fleet.addresses, concurrency=2 * SEQUENCES, timeout=PATIENCE, **whose)
 
     def _clear(self) -> None:
         self._loaded = self._fleet = None
