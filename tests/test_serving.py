@@ -184,7 +184,19 @@ def asked_of(settings: Serve, folder: Path, minutes: float | None = None, proble
     return {question["answer"] for row in rows for question in row["questions"]}, screen.getvalue()
 
 
-def test_members_are_served_side_by_side_where_they_fit(settings: Serve, base: Path, tmp_path: Path) -> None:
+def with_a_card(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine whose nvidia-smi tells of one card of 32 GiB."""
+    tool = folder / "nvidia-smi"
+    tool.write_text('#!/bin/sh\ncase "$1" in *memory*) echo "32768, 32000";; *) echo 0;; esac\n', encoding="utf-8")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(folder), prepend=os.pathsep)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+
+
+def test_members_are_served_side_by_side_where_they_fit(
+    settings: Serve, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_a_card(tmp_path, monkeypatch)
     members(base, tmp_path, a="Answer: A", b="Answer: B", c="Answer: B")
     (settings.environment / "bin" / "servers").write_text("3")  # nobody is healthy before all have started
     letters, _ = asked_of(settings, tmp_path)
@@ -202,7 +214,10 @@ def test_a_server_that_was_started_for_it_is_asked_everything_at_once(
     assert "Time is up" not in said
 
 
-def test_members_that_cannot_stand_side_by_side_follow_one_another(settings: Serve, base: Path, tmp_path: Path) -> None:
+def test_members_that_cannot_stand_side_by_side_follow_one_another(
+    settings: Serve, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_a_card(tmp_path, monkeypatch)
     members(base, tmp_path, a="Answer: A", b="Answer: B", c="Answer: B")
     script(settings.environment / "bin", "torch.OutOfMemoryError: CUDA out of memory.", "")
     letters, said = asked_of(settings, tmp_path)
@@ -210,7 +225,10 @@ def test_members_that_cannot_stand_side_by_side_follow_one_another(settings: Ser
     assert "one after another now" in said
 
 
-def test_a_server_that_hangs_is_not_waited_for_when_the_time_is_up(settings: Serve, base: Path, tmp_path: Path) -> None:
+def test_a_server_that_hangs_is_not_waited_for_when_the_time_is_up(
+    settings: Serve, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_a_card(tmp_path, monkeypatch)
     for count in (1, 2):
         folder = tmp_path / str(count)
         folder.mkdir()
@@ -227,13 +245,8 @@ def test_a_server_that_hangs_is_not_waited_for_when_the_time_is_up(settings: Ser
 def test_what_fits_side_by_side(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     two = [base, base]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert side_by_side(two, Serve(kv_cache_gib=0.5)) == Serve(kv_cache_gib=0.5)
-    assert side_by_side(two, Serve(kv_cache_gib=1e5)) is None
-    tool = tmp_path / "nvidia-smi"
-    tool.write_text('#!/bin/sh\ncase "$1" in *memory*) echo "32768, 32000";; *) echo 0;; esac\n', encoding="utf-8")
-    tool.chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert side_by_side(two, Serve()) is None
+    with_a_card(tmp_path, monkeypatch)
     found = side_by_side(two, Serve())
     assert found is not None
     assert found.utilisation == 0.46

@@ -55,8 +55,8 @@ def ask(
 ) -> dict[str, Response]:
     """Answer every request and return the responses by request key, truncated and refused ones too.
 
-    With ``batch``, through the provider's batch API. With ``at_once``, from the beginning as many at once as the model's
-    ``concurrency`` allows: its servers are there for this alone. Once ``stop`` is set, nothing more is sent.
+    With ``batch``, through the provider's batch API. With ``at_once``, from the beginning as many at a time as the
+    model's ``concurrency`` allows: its servers are there for this alone. Once ``stop`` is set, nothing more is sent.
 
     Raises:
         BudgetError: the cap is reached; what was answered is kept, and a higher cap goes on from there.

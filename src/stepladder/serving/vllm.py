@@ -219,13 +219,12 @@ def cards() -> list[str]:
 
 
 def side_by_side(folders: Sequence[Path], settings: Serve) -> Serve | None:
-    """Settings under which servers of all these models fit beside each other, each with room for a batch worth
-    having; None where they do not fit, or nothing tells."""
-    loaded = [_loaded(folder) for folder in folders]
+    """Settings under which servers of all these models fit beside each other on every card, each with room for a batch
+    worth having; None where they do not fit, nothing tells, or there is no card: on the same cores they would only wait
+    for each other."""
     if devices(settings) == [()]:
-        free = memory.free()
-        needed = sum(loaded) + len(folders) * ((settings.kv_cache_gib or HOST_CACHE) * 2**30 + memory.SERVER)
-        return settings if free is not None and needed <= free else None
+        return None
+    loaded = [_loaded(folder) for folder in folders]
     try:
         each = max(memory.kv_per_token(memory.read(folder)) for folder in folders) / settings.tensor_parallel
     except ModelError:  # of a kind that nothing is known of

@@ -136,9 +136,8 @@ class Desk:
             fleet = Fleet(weights, self._serve.model, self._serve, self._scratch, self._progress.say, self._stop)
             self._fleet, self._weights = self._open.enter_context(fleet), weights
             self._progress.update(f"{what}: vLLM starts", 1, 1)
-        # Nobody else asks them, and their keepers see them die: where one answer ends another question waits already,
-        # for as long as it takes.
-        return Model(base_url_file=self._fleet.addresses, concurrency=2 * SEQUENCES, timeout=PATIENCE, **whose)
+        # Nobody else asks them, and their keepers see them die: an answer may wait for as long as it takes.
+        return Model(base_url_file=self._fleet.addresses, concurrency=SEQUENCES, timeout=PATIENCE, **whose)
 
     def _clear(self) -> None:
         self._loaded = self._fleet = None
