@@ -11,7 +11,8 @@ import pytest
 from api_server import ApiServer
 from asker import PRICE, outcomes, request, requests
 
-from stepladder.ask.engine import Tally, Teacher, ask_all
+from stepladder.ask.commit import Committer
+from stepladder.ask.engine import Tally, Teacher, _Round, ask_all
 from stepladder.ask.gate import Gate
 from stepladder.ask.ledger import Ledger, Scope
 from stepladder.ask.openai_http import Http
@@ -215,3 +216,20 @@ def test_no_key_reaches_the_ledger(api: ApiServer, ledger: Ledger) -> None:
     files = [path.read_bytes() for path in ledger.path.parent.iterdir() if path.is_file()]
     assert files
     assert not any(b"test-key" in content or b"Authorization" in content for content in files)
+
+
+def test_an_interrupt_is_heard_while_an_answer_arrives(ledger: Ledger) -> None:
+    """asyncio.wait_for of Python 3.11 loses the cancellation of a task whose wait ends at the same moment."""
+
+    async def interrupted() -> None:
+        async with Committer(ledger) as committer:
+            nobody = Teacher("t", PRICE, lambda: [])
+            asking = _Round(iter(requests("waits", 1)), nobody, committer, Scope("run"), lambda *_: None, print)
+            task = asyncio.create_task(asking.run())
+            await asyncio.sleep(0.2)
+            asking.changed.set()
+            task.cancel()
+            await asyncio.wait([task], timeout=3)
+            assert task.cancelled()
+
+    asyncio.run(interrupted())

@@ -171,17 +171,31 @@ def members(base: Path, folder: Path, **says: str) -> dict[str, Path]:
     return found
 
 
-def asked_of(settings: Serve, folder: Path, minutes: float | None = None, problems: int = 3) -> tuple[set[str], str]:
+def asked_of(
+    settings: Serve, folder: Path, minutes: float | None = None, problems: int = 3, url: str | None = None
+) -> tuple[set[str], str]:
     """The letters that a package gives through servers, and what is said meanwhile."""
     questions, out, screen = folder / "questions.jsonl", folder / "out.jsonl", StringIO()
     questions.write_text("".join(to_line(record) for record in generate(3, problems, "en", "test")), encoding="utf-8")
-    served = {"environment": settings.environment, "kv_cache_gib": settings.kv_cache_gib, "startup": settings.startup}
+    own = settings.model_dump(include={"environment", "kv_cache_gib", "startup"})
+    served = own if url is None else {"base_url": url}
     console = Console(file=screen, width=300)
     predict(
         str(folder), questions, out, console, language="en", asked={"engine": "vllm"}, served=served, minutes=minutes
     )
     rows = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
     return {question["answer"] for row in rows for question in row["questions"]}, screen.getvalue()
+
+
+def test_a_running_server_that_hangs_is_not_waited_for_either(settings: Serve, base: Path, tmp_path: Path) -> None:
+    members(base, tmp_path, a="Answer: B")
+    (settings.environment / "bin" / "together").write_text("1000000")
+    with fleet(settings, tmp_path) as running:
+        begun = time.monotonic()
+        letters, said = asked_of(settings, tmp_path, minutes=0.15, url=running.addresses.read_text().strip())
+        assert time.monotonic() - begun < 25
+        assert letters == {"A"}
+        assert "Time is up" in said
 
 
 def with_a_card(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

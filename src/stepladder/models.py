@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from stepladder import hubs
-from stepladder.errors import MissingExtra, ModelError
+from stepladder.errors import MissingExtra, ModelError, UserError
 from stepladder.unpack import load_gptq
 from stepladder.workspace import digest, file_digest, write_atomic
 
@@ -76,18 +76,23 @@ def content_digest(folder: Path) -> str:
             news[place] = entry = [stat.st_size, stat.st_mtime_ns, file_digest(path)]
         hashes[path.name] = entry[2]
     if news:
-        store.parent.mkdir(parents=True, exist_ok=True)
-        with store.with_suffix(".lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # other threads and other commands write here too
-            kept = _remembered(store) | news
-            write_atomic(store, json.dumps({k: v for k, v in sorted(kept.items()) if Path(k).exists()}))
+        with contextlib.suppress(OSError, UserError):  # what cannot be remembered is hashed again
+            _remember(store, news)
     return digest(hashes)
+
+
+def _remember(store: Path, news: dict[str, list[object]]) -> None:
+    store.parent.mkdir(parents=True, exist_ok=True)
+    with store.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # other threads and other commands write here too
+        kept = _remembered(store) | news
+        write_atomic(store, json.dumps({k: v for k, v in sorted(kept.items()) if Path(k).exists()}))
 
 
 def _remembered(store: Path) -> dict[str, list[object]]:
     try:
         return dict(json.loads(store.read_text(encoding="utf-8")))
-    except (FileNotFoundError, json.JSONDecodeError):
+    except (OSError, ValueError):
         return {}
 
 

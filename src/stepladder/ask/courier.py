@@ -36,6 +36,8 @@ from stepladder.errors import AskError, BudgetError
 ERRORS = {error.__name__: error for error in (AskError, BudgetError)}
 WATCH = 0.1
 """Seconds between looks at whether the parent is still there."""
+GRACE = 5.0
+"""Seconds that a courier has for what is in flight when it must stop; only servers that cost nothing are asked so."""
 TELL = 0.1
 """Seconds between two reports, at least."""
 
@@ -125,7 +127,8 @@ def _send(
                     report(message["done"], message["spent"])
             process.wait()
         except BaseException:  # an interrupt, or a limit on time
-            process.send_signal(signal.SIGINT)
+            if stop is None or not stop.is_set():  # then it has been told already, and a second time is once too often
+                process.send_signal(signal.SIGINT)
             process.wait()
             raise
     feeder.join()
@@ -138,9 +141,14 @@ def _send(
 
 
 def _interrupt(process: subprocess.Popen[str], stop: threading.Event) -> None:
+    """Interrupt a courier once ``stop`` is set, and do not wait long for what it still has in flight."""
     while process.poll() is None:
         if stop.wait(WATCH):
             process.send_signal(signal.SIGINT)
+            try:
+                process.wait(GRACE)
+            except subprocess.TimeoutExpired:
+                process.kill()
             return
 
 

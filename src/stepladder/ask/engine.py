@@ -137,8 +137,10 @@ class _Round:
                     return
                 pause = self._launch()
                 pause = LOOK if pause is None else min(pause, LOOK)
+                # Not wait_for, which in Python 3.11 loses an interrupt that comes with an answer.
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self.changed.wait(), pause)
+                    async with asyncio.timeout(pause):
+                        await self.changed.wait()
         finally:
             # What is in flight is paid for: it is waited for and kept, also when the user interrupts.
             if self.tasks:

@@ -68,8 +68,8 @@ class Desk:
         progress: Progress | Lane,
         stop: threading.Event | None = None,
     ) -> None:
-        self.ledger, self.name, self._stop = ledger, name, stop
-        self._scratch, self._serve, self._progress = scratch, serve, progress
+        self._ledger, self._name, self._scratch = ledger, name, scratch
+        self._serve, self._progress, self._stop = serve, progress, stop
         self._weights: Path | None = None
         self._loaded: Local | None = None
         self._fleet: Fleet | None = None
@@ -96,21 +96,22 @@ class Desk:
             TemplateError: the folder's tokenizer is not the one its weights were trained with.
         """
 
-        def report(done: int, _: int) -> None:
-            self._progress.update(what, done, len(requests))
+        def report(done: int, total: int) -> None:
+            self._progress.update(what, done, total)
 
-        with Ledger(self.ledger) as ledger:
+        with Ledger(self._ledger) as ledger:
             if engine == "local":
-                return ask_embedded(requests, lambda: self._load(weights), ledger, self.name, report)
+                return ask_embedded(requests, lambda: self._load(weights), ledger, self._name, report)
             known = ledger.find_all(requests)
             if all(request.key in known and known[request.key].settles(request) for request in requests):
-                report(len(requests), 0)
+                report(len(requests), len(requests))
                 return known
             served = self._served(weights, what)
             try:
                 return ask(
-                    requests, self._serve.model, served, ledger, scope or Scope(self.name, what), report,
-                    self._progress.say, at_once=not self._serve.base_url, stop=self._stop,
+                    requests, self._serve.model, served, ledger, scope or Scope(self._name, what),
+                    lambda done, _: report(done, len(requests)), self._progress.say,
+                    at_once=not self._serve.base_url, stop=self._stop,
                 )  # fmt: skip
             except AskError as error:
                 if self._fleet is None or self._fleet.failure is None:
