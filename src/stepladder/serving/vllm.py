@@ -229,11 +229,11 @@ def side_by_side(folders: Sequence[Path], settings: Serve) -> Serve | None:
         each = max(memory.kv_per_token(memory.read(folder)) for folder in folders) / settings.tensor_parallel
     except ModelError:  # of a kind that nothing is known of
         return None
-    sizes = [(int(total) * 2**20, int(free) * 2**20) for total, free in _listed("memory.total,memory.free")]
-    if not sizes:
+    sizes = _listed("memory.total,memory.free")
+    if not sizes or not all(size.isdigit() for row in sizes for size in row):  # a card may say that it does not know
         return None
     # The smallest card decides; all of one machine are mostly alike.
-    usable = min(min(free, total * settings.utilisation) for total, free in sizes)
+    usable = min(min(int(free), int(total) * settings.utilisation) for total, free in sizes) * 2**20
     spread = [one / settings.tensor_parallel for one in loaded]
     cache, wanted = memory.shared(usable, spread, settings.max_length * each), settings.kv_cache_gib
     if cache is None or (wanted is not None and wanted * 2**30 > cache):
@@ -258,7 +258,8 @@ def command(
     words = [
         str(program), "serve", str(weights), "--served-model-name", name, "--host", "127.0.0.1", "--port", str(port),
         "--max-model-len", str(settings.max_length), "--generation-config", str(stops), "--dtype", settings.dtype,
-        "--disable-uvicorn-access-log", "--max-num-seqs", str(SEQUENCES), "--max-num-batched-tokens", str(BATCH),
+        "--disable-uvicorn-access-log", "--max-num-seqs", str(SEQUENCES),
+        "--max-num-batched-tokens", str(max(BATCH, settings.max_length)),
     ]  # fmt: skip
     words += ["--enable-prefix-caching" if settings.prefix_caching else "--no-enable-prefix-caching"]
     if cards:  # whose free memory is checked against the share, even where the cache is given
