@@ -87,13 +87,14 @@ def test_a_model_folder_answers_through_vllm_as_it_does_in_this_process(tmp_path
     for engine, served in {"local": {}, "vllm": own}.items():
         out = tmp_path / f"{engine}.jsonl"
         predict(str(folder), asked, out, Console(file=StringIO()), asked={"engine": engine}, served=served)
-        # The greedy answers; what could not be read was then asked for again at a temperature, where engines differ.
+    for engine in ("local", "vllm", "there"):
+        # The greedy answers; what could not be read was then asked for again at a temperature, where every run differs.
+        out = tmp_path / f"{engine}.jsonl"
         given[engine] = so_far(Path(f"{out}.ledger.sqlite"), folder, questions, manner(folder, None))
-    assert (tmp_path / "there.jsonl").read_text() == (tmp_path / "vllm.jsonl").read_text()
-    assert len(given["local"]) == len(given["vllm"])
     assert all(one.texts for some in given.values() for one in some)
-    same = sum(one.texts == other.texts for one, other in zip(given["local"], given["vllm"], strict=True))
-    assert same >= 0.9 * len(questions)
+    for engine in ("local", "there"):
+        same = sum(one.texts == other.texts for one, other in zip(given[engine], given["vllm"], strict=True))
+        assert same >= 0.9 * len(questions), engine
     assert not servers()
 
 
