@@ -1,7 +1,9 @@
 """Batched decoding on a preallocated cache, with shared prefixes. Imports torch; only ask/local.py imports this.
 
-Columns of the cache are laid out ``[common | neighbours' | own | completion]``, each segment padded on the left; what a
-row may see is a mask over columns, and positions count visible columns, so padding changes nothing.
+A row's answer does not depend on its company, to the bit where the kernels allow it (docs/determinism.md). A token's
+keys and values stand in the column of its position, whoever is beside it and however its prompt was split into shared
+segments, and attention sums over columns from the first one on, so what is added behind them, all zeros, changes
+nothing. Padding is written into a column that nobody reads.
 """
 
 from __future__ import annotations
@@ -21,6 +23,9 @@ from stepladder.workspace import digest
 ATTENTION = "stepladder_grouped"
 COMPACT = 0.85  # share of rows still at work below which the others are dropped: dropping copies the cache
 HIDDEN = -1e30  # finite: a fully hidden padding row must not become NaN
+COLUMNS = 32  # attention reads whole multiples of so many columns, of which kernels make the same sums
+TOKENS = 16  # computed at once at least, padding included: matrix products of fewer have kernels of their own
+SCORES = 2**26  # attention scores that are held at once
 
 
 @torch.inference_mode()
@@ -34,17 +39,13 @@ def decode(
     device = model.device
     cap = requests[0].max_tokens
     with _GroupedAttention(model):
-        cache, visible = _Block(model, 1, 0), torch.zeros(1, 0, dtype=torch.bool, device=device)
+        cache = _Block(model, torch.zeros(1, dtype=torch.long, device=device), 0)
         levels = share_prefixes(prompts)
         for level in levels:
-            ids, real = _pad(level.segments, device)
-            parents = torch.tensor(level.parents, device=device)
-            room = cap if level is levels[-1] else 0
-            cache = cache.spread(parents, ids.shape[1] + room)
-            visible = torch.cat([visible[parents], real], 1)
-            if ids.shape[1]:  # a level may be empty: nothing in common
-                logits = _forward(model, ids, cache, visible)
-        visible = torch.nn.functional.pad(visible, (0, cap), value=True)
+            width = max(map(len, level.segments))
+            cache = cache.spread(torch.tensor(level.parents, device=device), width + (cap if level is levels[-1] else 0))
+            if width:  # a level may be empty: nothing in common
+                logits = _forward(model, cache, level.segments)
 
         out: list[list[int]] = [[] for _ in requests]
         finished = [False] * len(requests)
@@ -60,42 +61,27 @@ def decode(
             if not alive or step == cap - 1:
                 break
             if len(alive) <= COMPACT * len(slots):
-                index = torch.tensor(alive, device=device)
-                cache.keep(index)
-                visible = visible[index]
+                cache.keep(torch.tensor(alive, device=device))
                 slots, tokens = [slots[at] for at in alive], [tokens[at] for at in alive]
-            ids = torch.tensor(tokens, device=device).unsqueeze(1)
-            logits = _forward(model, ids, cache, visible[:, : cache.length + 1])
+            logits = _forward(model, cache, [(token,) for token in tokens])
     return list(zip(out, finished, strict=True))
 
 
-def _pad(segments: Sequence[tuple[int, ...]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Left-padded ids and which of them are real, both of shape (segments, longest)."""
-    width = max(map(len, segments))
-    ids = torch.tensor([[0] * (width - len(segment)) + list(segment) for segment in segments], dtype=torch.long)
-    marks = [[False] * (width - len(segment)) + [True] * len(segment) for segment in segments]
-    real = torch.tensor(marks, dtype=torch.bool)
-    return ids.to(device), real.to(device)
-
-
-def _forward(model: PreTrainedModel, ids: torch.Tensor, cache: _Block, visible: torch.Tensor) -> torch.Tensor:
-    """Run ``ids`` (rows, new) behind the cached columns; logits of the last column, shape (rows, vocabulary).
-
-    ``visible`` (rows, cached + new) says which columns hold a token.
-    """
-    start, new = cache.length, ids.shape[1]
-    columns = torch.arange(start + new, device=ids.device)
-    causal = columns[None, :] <= columns[start:, None]
-    mask = torch.zeros(ids.shape[0], 1, new, start + new, dtype=model.dtype, device=ids.device)
-    mask.masked_fill_(~(causal[None, None] & visible[:, None, None, :]), HIDDEN)
-    positions = (visible.cumsum(1) - 1).clamp(min=0)[:, start:]
+def _forward(model: PreTrainedModel, cache: _Block, segments: Sequence[tuple[int, ...]]) -> torch.Tensor:
+    """Run a segment of tokens behind each row of the cache; logits of their last tokens, shape (rows, vocabulary)."""
+    least = -(-TOKENS // len(segments))
+    new = max(least, *map(len, segments))
+    ids = torch.tensor([[0] * (new - len(segment)) + list(segment) for segment in segments]).to(model.device)
+    counts = torch.tensor([len(segment) for segment in segments], device=model.device)
+    at = torch.arange(new, device=model.device) - (new - counts)[:, None]  # padded on the left: below 0
+    positions, mask = cache.place(at, counts, model.dtype)
     output = model(
         input_ids=ids,
         attention_mask=mask,
         position_ids=positions,
         past_key_values=cache,
         use_cache=True,
-        logits_to_keep=1,
+        logits_to_keep=least,
     )
     logits: torch.Tensor = output.logits
     return logits[:, -1].float()
@@ -117,19 +103,20 @@ def _choose(logits: torch.Tensor, how: Sequence[tuple[float, torch.Generator]]) 
 
 
 class _Layer(CacheLayerMixin):  # type: ignore[no-untyped-call]
-    """Keys and values of one layer in a block of fixed width; reading is a view of the filled columns."""
+    """Keys and values of one layer in a block of fixed width; reading is a view of its first columns."""
 
     keys: torch.Tensor
     values: torch.Tensor
 
-    def __init__(self, rows: int, width: int) -> None:
+    def __init__(self, block: _Block) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.rows, self.width, self.length = rows, width, 0
+        self.block = block
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        shape = (self.rows, key_states.shape[1], self.width, key_states.shape[3])
-        self.keys = key_states.new_empty(shape)
-        self.values = value_states.new_empty(shape)
+        # Hidden columns count for nothing, times what is in them: zeros, where memory as it comes may hold no numbers.
+        shape = (len(self.block.lengths), key_states.shape[1], self.block.width + 1, key_states.shape[3])
+        self.keys = key_states.new_zeros(shape)
+        self.values = value_states.new_zeros(shape)
         self.is_initialized = True
 
     def update(
@@ -137,45 +124,70 @@ class _Layer(CacheLayerMixin):  # type: ignore[no-untyped-call]
     ) -> tuple[torch.Tensor, torch.Tensor]:
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        end = self.length + key_states.shape[2]
-        self.keys[:, :, self.length : end] = key_states
-        self.values[:, :, self.length : end] = value_states
-        self.length = end
-        return self.keys[:, :, :end], self.values[:, :, :end]
+        rows = torch.arange(len(key_states), device=key_states.device)[:, None]
+        self.keys[rows, :, self.block.columns] = key_states.transpose(1, 2)
+        self.values[rows, :, self.block.columns] = value_states.transpose(1, 2)
+        return self.keys[:, :, : self.block.window], self.values[:, :, : self.block.window]
 
     def get_seq_length(self) -> int:
-        return self.length
+        return self.block.window
 
     def get_max_length(self) -> int:
-        return self.width
+        return self.block.width
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.length + query_length, 0
+        return self.block.window, 0
 
 
 class _Block(Cache):
-    """The cache of a batch: one block per layer."""
+    """The cache of a batch: one block per layer, all filled to the same columns.
 
-    def __init__(self, model: PreTrainedModel, rows: int, width: int) -> None:
-        self.model = model
-        self.blocks = [_Layer(rows, width) for _ in range(model.config.num_hidden_layers)]
+    Args:
+        model: whose keys and values it holds.
+        lengths: tokens that each row has.
+        width: columns there is room for; behind them is one more, for padding.
+    """
+
+    def __init__(self, model: PreTrainedModel, lengths: torch.Tensor, width: int) -> None:
+        self.model, self.lengths, self.width = model, lengths, -(-width // COLUMNS) * COLUMNS
+        self.window = 0
+        """Columns that are read."""
+        self.columns = torch.zeros(len(lengths), 0, dtype=torch.long)
+        """Where the tokens that are being computed go, shape (rows, new)."""
+        self.blocks = [_Layer(self) for _ in range(model.config.num_hidden_layers)]
         super().__init__(layers=list(self.blocks))
 
-    @property
-    def length(self) -> int:
-        """Columns filled so far."""
-        return self.blocks[0].length
+    def place(
+        self, at: torch.Tensor, counts: torch.Tensor, dtype: torch.dtype
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Make place for the tokens of a forward pass; their positions, and the mask to attend with.
+
+        Args:
+            at: which of its row's new tokens each one is, below 0 for padding, shape (rows, new).
+            counts: new tokens of each row.
+            dtype: of the mask.
+        """
+        positions = (self.lengths[:, None] + at).clamp(min=0)
+        self.columns = torch.where(at < 0, self.width, positions)
+        self.lengths = self.lengths + counts
+        self.window = -(-int(self.lengths.max()) // COLUMNS) * COLUMNS
+        hidden = torch.arange(self.window, device=at.device) > positions[:, None, :, None]
+        return positions, torch.zeros(hidden.shape, dtype=dtype, device=at.device).masked_fill_(hidden, HIDDEN)
 
     def spread(self, parents: torch.Tensor, room: int) -> _Block:
-        """A new cache whose row i begins with a copy of row ``parents[i]``, with room for more columns."""
-        new = _Block(self.model, len(parents), self.length + room)
-        if self.length:
+        """A new cache whose row i begins with a copy of row ``parents[i]``, with room for more tokens."""
+        new = _Block(self.model, self.lengths[parents], int(self.lengths.max()) + room)
+        new.window = self.window
+        if self.window:
             for mine, theirs in zip(new.blocks, self.blocks, strict=True):
-                mine.update(theirs.keys[parents, :, : self.length], theirs.values[parents, :, : self.length])
+                mine.lazy_initialization(theirs.keys, theirs.values)
+                for copy, old in ((mine.keys, theirs.keys), (mine.values, theirs.values)):
+                    copy[:, :, : self.window] = old[parents, :, : self.window]
         return new
 
     def keep(self, rows: torch.Tensor) -> None:
         """Drop the rows that are finished."""
+        self.lengths = self.lengths[rows]
         for block in self.blocks:
             block.keys, block.values = block.keys[rows], block.values[rows]
 
@@ -202,21 +214,23 @@ def _attend(
     scaling: float,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Grouped-query attention that, token by token, reads the cache in place instead of repeating its heads.
+    """Grouped-query attention that reads the cache in place instead of repeating its heads.
 
     Shapes: query (rows, heads, new, size), key and value (rows, key heads, columns, size), mask (rows, 1, new,
     columns); returns (rows, new, heads, size).
     """
     rows, heads, new, size = query.shape
-    kv = key.shape[1]
-    if new > 1:  # a prompt: many queries share the cost of repeating the heads
-        keys, values = (states.repeat_interleave(heads // kv, 1) for states in (key, value))
-        mixed = torch.nn.functional.scaled_dot_product_attention(query, keys, values, attention_mask, scale=scaling)
-        return mixed.transpose(1, 2), None
-    grouped = query.reshape(rows, kv, heads // kv, size)
-    scores = torch.matmul(grouped, key.transpose(2, 3)) * scaling + attention_mask
-    mixed = torch.matmul(torch.softmax(scores, -1, dtype=torch.float32).to(query.dtype), value)
-    return mixed.reshape(rows, 1, heads, size), None
+    kv, columns = key.shape[1:3]
+    grouped = query.reshape(rows, kv, heads // kv, new, size)
+    mixed = torch.empty_like(grouped)
+    at_once = max(1, SCORES // (rows * heads * columns))
+    for start in range(0, new, at_once):
+        some = slice(start, start + at_once)
+        asks = grouped[:, :, :, some].flatten(2, 3)
+        scores = (torch.matmul(asks, key.transpose(2, 3)) * scaling).unflatten(2, (heads // kv, -1))
+        weights = torch.softmax(scores + attention_mask[:, :, None, some], -1, dtype=torch.float32).to(query.dtype)
+        mixed[:, :, :, some] = torch.matmul(weights.flatten(2, 3), value).unflatten(2, (heads // kv, -1))
+    return mixed.reshape(rows, heads, new, size).transpose(1, 2), None
 
 
 AttentionInterface.register(ATTENTION, _attend)
