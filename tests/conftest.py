@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,29 @@ from api_server import ApiServer
 from stepladder import models
 from stepladder.ask.ledger import Ledger
 from stepladder.config import Model
+from stepladder.errors import MissingExtra
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--dtype", choices=["float32", "bfloat16", "other"],
+        help="what 'auto' stands for, whatever is fast here; other: not what is",
+    )  # fmt: skip
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    forced = config.getoption("--dtype")
+    if forced == "other":
+        forced = {"float32": "bfloat16", "bfloat16": "float32"}[models.dtype_name()]
+    if forced:
+        os.environ[models.AUTO] = forced  # for the commands that tests start as well
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    try:
+        return f"computes in {models.dtype_name()}"
+    except MissingExtra:
+        return "computes nothing: PyTorch is not installed"
 
 
 @pytest.fixture(scope="module")

@@ -21,6 +21,8 @@ from stepladder.records import Example, Message
 from stepladder.training import distributed, trl
 from stepladder.training.data import Data
 
+pytestmark = pytest.mark.dtype
+
 ONE = Train(
     lora_rank=4, lora_alpha=8, epochs=2, learning_rate=1e-2, batch_size=1, gradient_accumulation=4, max_length=70
 )

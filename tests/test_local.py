@@ -12,6 +12,8 @@ from stepladder.ask.request import Request
 from stepladder.errors import AskError
 from stepladder.records import Message
 
+pytestmark = pytest.mark.dtype
+
 TEXTS = (
     "Ann is kind. Bob is loud. Who is loud?",
     "Ann is kind. Bob is loud. Who is kind?",
@@ -62,11 +64,14 @@ def test_a_plan_holds_every_request_once(engine: Local) -> None:
     assert all(len({r.max_tokens for r in group}) == 1 for group in groups)
 
 
-def test_the_cache_says_how_full_it_is() -> None:
+def test_the_cache_says_how_full_it_is(engine: Local) -> None:
     """Every cache layer of transformers must."""
-    layer = decoding._Layer(rows=2, width=10)
-    layer.update(torch.zeros(2, 1, 3, 4), torch.zeros(2, 1, 3, 4))
-    assert (layer.get_seq_length(), layer.get_max_length(), layer.get_mask_sizes(2)) == (3, 10, (5, 0))
+    block = decoding._Block(engine._model, torch.zeros(2, dtype=torch.long), 40)
+    block.place(torch.arange(3).expand(2, 3), torch.tensor([3, 2]), torch.float32)
+    layer = block.blocks[0]
+    keys, _ = layer.update(torch.ones(2, 1, 3, 4), torch.ones(2, 1, 3, 4))
+    assert keys.shape == (2, 1, 32, 4), "whole columns are read"
+    assert (layer.get_seq_length(), layer.get_max_length(), layer.get_mask_sizes(3)) == (32, 64, (32, 0))
 
 
 def test_log_probabilities_are_not_silently_left_out(engine: Local) -> None:

@@ -17,6 +17,8 @@ from tiny_run import stepladder
 from stepladder.packing import wheels
 from stepladder.packing.build import SCRIPTS
 
+pytestmark = pytest.mark.dtype
+
 SUM = shutil.which("sha256sum") or "sha256sum"
 UNSHARED = [shutil.which("unshare") or "unshare", "--user", "--map-root-user", "--net", "sh", "-c"]
 """A shell without any network but loopback."""

@@ -15,6 +15,8 @@ from tiny_run import stepladder
 
 from stepladder.stages.flow import NAMES
 
+pytestmark = pytest.mark.dtype
+
 
 def files(run: Path) -> dict[str, str]:
     """Every file of a run that must not depend on when it was made: hash by name. The manifests and the report hold

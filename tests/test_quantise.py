@@ -25,6 +25,8 @@ from stepladder.training.distance import Distance, compare, next_tokens, rows_of
 from stepladder.training.packing import tokenise
 from stepladder.workspace import Workspace
 
+pytestmark = pytest.mark.dtype
+
 torch = pytest.importorskip("torch")
 
 

@@ -21,6 +21,8 @@ from stepladder.records import Example, Message
 from stepladder.training import trl
 from stepladder.training.data import Data, last_whole
 
+pytestmark = pytest.mark.dtype
+
 CHILD = """
 import os, signal, sys
 from pathlib import Path

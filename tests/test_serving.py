@@ -142,7 +142,7 @@ def test_a_desk_keeps_a_model_s_server_from_one_round_to_the_next(settings: Serv
     starts = settings.environment / "bin" / "starts"
     rounds = [models.locate(models.BUNDLED), models.locate(models.BUNDLED), other]
     console = Console(file=StringIO())
-    with Desk(tmp_path / "ledger.sqlite", "run", tmp_path / "scratch", settings, Progress(console)) as desk:
+    with Desk(tmp_path / "ledger.sqlite", "run", tmp_path / "scratch", settings, "auto", Progress(console)) as desk:
         for number, folder in enumerate(rounds):
             message = Message(role="user", content=f"Question {number}?")
             request = Request(model=str(folder), messages=(message,), max_tokens=8)

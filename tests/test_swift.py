@@ -95,7 +95,7 @@ def test_code_that_comes_with_a_model_is_never_run(base: Path, tmp_path: Path) -
 def test_its_own_parser_takes_the_flags_for_a_card(base: Path, tmp_path: Path) -> None:
     """What cannot run here is at least understood: dtype, schedule and all names, by the parser of ``swift sft``."""
     settings = Train(backend="swift", swift=KIND)
-    words = swift.sft(settings, 1, base, tmp_path / "rows.jsonl", tmp_path / "out", cuda=True)[1:]
+    words = swift.sft(settings, 1, base, tmp_path / "rows.jsonl", tmp_path / "out", "bfloat16", cuda=True)[1:]
     assert ("--torch_dtype", "bfloat16") in pairwise(words)
     code = (
         "import sys; from swift.arguments import SftArguments; from transformers import HfArgumentParser\n"

@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 
 from stepladder.training.packing import IGNORED, Batched, Pack, Row, pack, singly
 
+pytestmark = pytest.mark.dtype
+
 
 def rows_of(packed: Pack) -> list[tuple[list[int], list[int]]]:
     """The rows of a pack spelled out again: (ids, scored ids)."""

@@ -61,4 +61,4 @@ def _compute() -> Check:
     import torch
 
     device = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "CPU"
-    return Check("Computes on", f"{device} in {str(models.compute_dtype()).removeprefix('torch.')}", True)
+    return Check("Computes on", f"{device} in {models.dtype_name()}", True)

@@ -255,6 +255,10 @@ def predict(
     least: Annotated[
         float | None, typer.Option(min=0, max=1, help="Fail when a smaller share is as a labelled file says.")
     ] = None,
+    expect: Annotated[Path | None, typer.Option(help="A package's self-test: what its answers must be.")] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="float32 or bfloat16, computed in this process; by default what is fast here.")
+    ] = None,
 ) -> None:
     """Answer questions with a finished model: a letter for each, in the contest's form."""
     from stepladder.predicting import predict as answer
@@ -263,7 +267,9 @@ def predict(
         raise UserError(f"--engine {engine!r}: is not there; take local or vllm")
     if language not in (None, "zh", "en"):
         raise UserError(f"--language {language!r}: is not there; take zh or en")
-    asked = {"engine": "vllm" if url else engine, "votes": votes}
+    if dtype not in (None, "float32", "bfloat16"):
+        raise UserError(f"--dtype {dtype!r}: is not there; take float32 or bfloat16")
+    asked = {"engine": "vllm" if url else engine, "votes": votes, "dtype": dtype}
     served = {
         "environment": environment,
         "max_length": max_length,
@@ -281,6 +287,7 @@ def predict(
         served={name: value for name, value in served.items() if value is not None},
         minutes=minutes,
         least=least,
+        expected=expect,
     )
 
 

@@ -30,6 +30,8 @@ def _folder_name(value: str) -> str:
 
 
 FolderName = Annotated[str, AfterValidator(_folder_name)]
+Dtype = Literal["auto", "float32", "bfloat16"]
+"""A number format to compute in; ``auto``: bfloat16 where the hardware multiplies it, float32 elsewhere."""
 
 
 class Table(BaseModel):
@@ -249,6 +251,10 @@ class Train(Table):
     is downloaded once (never with ``HF_HUB_OFFLINE=1``) and then found in the hub's cache. A pinned revision (the 40
     digits of a commit) makes the run the same tomorrow; without one it is whatever the cache holds, or else today's
     ``main`` (ModelScope: ``master``). A folder of the same name goes first."""
+    dtype: Dtype = "auto"
+    """What the base is held in while its adapter is trained, and the merged weights while they are quantised;
+    ``auto``: bfloat16 where the hardware multiplies it, float32 elsewhere (docs/determinism.md). What is trained, and
+    the optimiser's state, is float32 in any case."""
     lora_rank: int = Field(default=256, ge=1)
     """Rank r of the LoRA update."""
     lora_alpha: int = Field(default=512, ge=1)
@@ -434,6 +440,9 @@ class Predict(Table):
 
     engine: Literal["local", "vllm"] = "local"
     """Who computes: transformers in this process, or vLLM servers started for it (``[serve]``)."""
+    dtype: Dtype = "auto"
+    """With ``local``: what weights are computed in, those of ``[models]`` with ``engine = "local"`` too; ``auto`` as in
+    ``[train]``. ``[serve] dtype`` is vLLM's."""
     max_tokens: int = Field(default=512, ge=1)
     """Cap on the answer's length, tokens."""
     temperature: float = Field(default=0.0, ge=0)
@@ -633,5 +642,9 @@ def _table_in(annotation: Any) -> type[Table] | None:
 
 
 def settings(table: Table, without: Collection[str] = ()) -> dict[str, Any]:
-    """A table as plain JSON values, for fingerprints, without some of its keys if need be."""
-    return table.model_dump(mode="json", exclude=set(without))
+    """A table as plain JSON values, for fingerprints, without some of its keys if need be. ``dtype = "auto"`` is not
+    named: what it stands for is the machine's affair, and a run that moves to another machine stays up to date."""
+    values = table.model_dump(mode="json", exclude=set(without))
+    if values.get("dtype") == "auto":
+        del values["dtype"]
+    return values

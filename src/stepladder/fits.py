@@ -157,24 +157,29 @@ def _making(config: Config, shape: Shape, work: Work) -> Table:
     length = round(work.prompt + work.answer)
     host = memory.quantising(shape, texts, length)._replace(work=0)  # that is on the card
     table.add_row(f"GPTQ, {texts} texts: host memory", f"{host.total / GIB:,.1f}")
-    each = _on_this_machine()
-    if each is not None:
+    here_in = _on_this_machine(config)
+    if here_in is not None:
+        each = {table: 4 if name == "float32" else 2 for table, name in here_in.items()}
         here = memory.training(
-            shape, train.lora_rank, tokens_at_once, half, bytes_each=each,
+            shape, train.lora_rank, tokens_at_once, half, bytes_each=each["train"],
             checkpointing=train.gradient_checkpointing is True, cards=0,
         )  # fmt: skip
-        table.add_row("here, without a card: LoRA", f"{here.total / GIB:,.1f}")
+        table.add_row(f"here, without a card, in {here_in['train']}: LoRA", f"{here.total / GIB:,.1f}")
         rows = min(ROWS, work.questions * work.votes)
-        answers = memory.answering(shape, rows, length, bytes_each=each)
-        table.add_row("here: answering", f"{answers.total / GIB:,.1f}")
-        table.add_row("here: GPTQ", f"{memory.quantising(shape, texts, length, bytes_each=each).total / GIB:,.1f}")
+        answers = memory.answering(shape, rows, length, bytes_each=each["predict"])
+        table.add_row(f"here, in {here_in['predict']}: answering", f"{answers.total / GIB:,.1f}")
+        packed = memory.quantising(shape, texts, length, bytes_each=each["train"])
+        table.add_row(f"here, in {here_in['train']}: GPTQ", f"{packed.total / GIB:,.1f}")
     return table
 
 
-def _on_this_machine() -> int | None:
-    """Bytes of a number in the format this machine's CPU trains in; None if it has a card, or nothing to train with."""
+def _on_this_machine(config: Config) -> dict[str, str] | None:
+    """The number formats this machine's CPU computes ``[train]`` and ``[predict]`` in; None if it has a card, or
+    nothing to compute with."""
     try:
-        return None if models.has_cuda() else models.compute_dtype().itemsize
+        if models.has_cuda():
+            return None
+        return {table: models.dtype_name(getattr(config, table).dtype) for table in ("train", "predict")}
     except MissingExtra:
         return None
 

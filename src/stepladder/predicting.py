@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from rich.console import Console
 
-from stepladder import memory
+from stepladder import memory, models, selftest
 from stepladder.ask.local import ROWS
 from stepladder.config import Serve
 from stepladder.errors import GateError, ModelError, ServeError, UserError
@@ -51,6 +51,7 @@ def predict(
     served: dict[str, Any] | None = None,
     minutes: float | None = None,
     least: float | None = None,
+    expected: Path | None = None,
 ) -> None:
     """Answer every question of a file and write one line a problem: its id, and a letter for each of its questions.
 
@@ -68,12 +69,14 @@ def predict(
             command left one for these questions, and replaced at the end; when the time is up, by what was answered
             until then.
         least: share of a labelled file's letters that must be met.
+        expected: of a package's self-test, what its answers are held against (selftest.py).
 
     Raises:
         InputError: a file is wrong, naming line and field.
         ModelError, TemplateError, ServeError: the model cannot be asked.
         UserError: the disk is too full, or memory too small.
-        GateError: fewer letters than ``least`` are those of a labelled file. The answer file is there.
+        GateError: fewer letters than ``least`` are those of a labelled file, or not those that are expected. The
+            answer file is there.
     """
     if not out.parent.is_dir():
         raise UserError(f"{out}: there is no folder {out.parent}; make it, or name a file in another one")
@@ -115,6 +118,9 @@ def predict(
         _count(console, one.mended, f"{whose}answered when asked again")
         why = "since nothing that was said could be read"
         _count(console, one.likeliest, f"{whose}answered by the likeliest option, {why}")
+    if expected is not None:
+        here = models.machine(how.predict.dtype) if how.predict.engine == "local" else None
+        _say(console, f"Self-test: {selftest.check(expected, here, joined, questions)}")
     if least is not None and sum(met) < least * len(met):
         raise GateError(f"{source}: {sum(met):,} of {len(met):,} answers are as labelled, less than {least:.0%}")
 
@@ -145,8 +151,11 @@ class Work(NamedTuple):
                         return self._side_by_side(shared)
                     except ServeError as error:
                         self.progress.say(f"side by side they could not be served ({error}); one after another now")
-            with Desk(self.ledger, RUN, self.scratch, serve, self.progress, stop) as desk:
+            with self._desk(self.scratch, serve, self.progress, stop) as desk:
                 return {name: self._ask(desk, name) for name in members}
+
+    def _desk(self, scratch: Path, serve: Serve, progress: Progress | Lane, stop: threading.Event) -> Desk:
+        return Desk(self.ledger, RUN, scratch, serve, self.how.predict.dtype, progress, stop)
 
     def _side_by_side(self, serve: Serve) -> dict[str, Answered]:
         stop = threading.Event()
@@ -154,7 +163,7 @@ class Work(NamedTuple):
 
         def asked(name: str) -> Answered:
             lane = Lane(self.progress, name, lanes)
-            with Desk(self.ledger, RUN, self.scratch / name, serve, lane, stop) as desk:
+            with self._desk(self.scratch / name, serve, lane, stop) as desk:
                 return self._ask(desk, name)
 
         with ThreadPoolExecutor(len(self.team.members)) as pool:

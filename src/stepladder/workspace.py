@@ -118,8 +118,11 @@ class Artifact:
         return self.folder.with_name(f".{self.folder.name}.scratch")
 
     @contextlib.contextmanager
-    def writing(self) -> Iterator[Path]:
-        """Give a fresh folder to write into; on success it replaces the artifact, on failure it vanishes."""
+    def writing(self, dtype: str | None = None) -> Iterator[Path]:
+        """Give a fresh folder to write into; on success it replaces the artifact, on failure it vanishes.
+
+        ``dtype``, the number format that is computed in, is named in the manifest and is no part of the fingerprint.
+        """
         partial = self.folder.with_name(f".{self.folder.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
@@ -136,6 +139,7 @@ class Artifact:
                     for path in files
                 },
                 "seconds": round(time.monotonic() - start, 1),
+                **({} if dtype is None else {"dtype": dtype}),
             }
             write_atomic(partial / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
             if self.folder.exists():

@@ -43,7 +43,8 @@ def decode(
         levels = share_prefixes(prompts)
         for level in levels:
             width = max(map(len, level.segments))
-            cache = cache.spread(torch.tensor(level.parents, device=device), width + (cap if level is levels[-1] else 0))
+            room = width + (cap if level is levels[-1] else 0)
+            cache = cache.spread(torch.tensor(level.parents, device=device), room)
             if width:  # a level may be empty: nothing in common
                 logits = _forward(model, cache, level.segments)
 
@@ -157,9 +158,7 @@ class _Block(Cache):
         self.blocks = [_Layer(self) for _ in range(model.config.num_hidden_layers)]
         super().__init__(layers=list(self.blocks))
 
-    def place(
-        self, at: torch.Tensor, counts: torch.Tensor, dtype: torch.dtype
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def place(self, at: torch.Tensor, counts: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
         """Make place for the tokens of a forward pass; their positions, and the mask to attend with.
 
         Args:
@@ -226,10 +225,11 @@ def _attend(
     at_once = max(1, SCORES // (rows * heads * columns))
     for start in range(0, new, at_once):
         some = slice(start, start + at_once)
-        asks = grouped[:, :, :, some].flatten(2, 3)
-        scores = (torch.matmul(asks, key.transpose(2, 3)) * scaling).unflatten(2, (heads // kv, -1))
-        weights = torch.softmax(scores + attention_mask[:, :, None, some], -1, dtype=torch.float32).to(query.dtype)
-        mixed[:, :, :, some] = torch.matmul(weights.flatten(2, 3), value).unflatten(2, (heads // kv, -1))
+        asking = grouped[:, :, :, some]
+        scores = torch.matmul(asking.flatten(2, 3), key.transpose(2, 3)) * scaling
+        masked = scores.reshape(*asking.shape[:4], columns) + attention_mask[:, :, None, some]
+        weights = torch.softmax(masked, -1, dtype=torch.float32).to(query.dtype)
+        mixed[:, :, :, some] = torch.matmul(weights.flatten(2, 3), value).reshape(asking.shape)
     return mixed.reshape(rows, heads, new, size).transpose(1, 2), None
 
 

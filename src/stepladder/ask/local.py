@@ -4,7 +4,8 @@ Two things make it fast on a CPU. Requests about the same problem share the toke
 each shared prefix once and copies its keys and values to the rows that need it. And the key-value cache is one
 preallocated block that attention reads in place, without growing, copying or repeating heads at every token.
 
-Sampling is seeded by each request's own identity, so a row's answer does not depend on who shares its batch.
+Who shares a request's batch changes nothing in its answer: sampling is seeded by the request's own identity, and
+ask/decoding.py computes every row alike.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 
 from stepladder import models, template
 from stepladder.ask.request import Request, Response, TokenLogprob
+from stepladder.config import Dtype
 from stepladder.errors import AskError
 from stepladder.prefixes import share_prefixes
 
@@ -49,8 +51,8 @@ class Local:
         self._ends = told | {template.closing(tokenizer)}
 
     @classmethod
-    def load(cls, folder: Path) -> Local:
-        """A Hugging Face folder; 4-bit folders are unpacked.
+    def load(cls, folder: Path, dtype: Dtype = "auto") -> Local:
+        """A Hugging Face folder, ready to compute in ``dtype``; 4-bit folders are unpacked.
 
         Raises:
             ModelError: its files are not a model, or are damaged.
@@ -58,7 +60,7 @@ class Local:
         """
         tokenizer = models.load_tokenizer(folder)
         template.check_folder(tokenizer, folder)
-        return cls(tokenizer, models.load(folder))
+        return cls(tokenizer, models.load(folder, dtype))
 
     def plan(self, requests: Sequence[Request]) -> list[list[Request]]:
         """Batches of requests that share problems and have prompts of like length, so that little is padding.

@@ -13,14 +13,14 @@ from typing import Any, Literal
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 import stepladder
-from stepladder import models, records
+from stepladder import models, records, selftest
 from stepladder.config import Config
 from stepladder.errors import UserError
 from stepladder.packing import papers, wheels
 from stepladder.records import Prediction, Question
 from stepladder.stages import team
 from stepladder.stages.answering import PROMPTS, manner
-from stepladder.stages.flow import Context, digest_of, states
+from stepladder.stages.flow import Context, digest_of, made_in, states
 from stepladder.stages.modelcard import base_name, licence_of
 from stepladder.stages.quantised import verdict
 from stepladder.stages.team import Team
@@ -99,7 +99,10 @@ def _fill(
     packed = crew._replace(members={name: folder / team.WEIGHTS / name for name in crew.members})
     team.write(folder, packed)
     _prompts(config, folder / PROMPTS)
-    write_atomic(folder / "selftest.jsonl", _selftest(context))
+    write_atomic(folder / selftest.QUESTIONS, _selftest(context, crew))
+    if config.predict.engine == "local":  # a server's answers hang on what it computes beside them
+        say.update("self-test", 0, 1)
+        selftest.record(folder, say)
 
     say.update("wheels", 0, 1)
     (folder / "wheels").mkdir()
@@ -119,7 +122,7 @@ def _fill(
     bill = papers.bill(folder / "wheels", known, config.name, digest_of(context, "ensemble")[:12])
     write_atomic(folder / "sbom" / "package.cdx.json", bill)
 
-    told = _manifest(context, packed, engine, image, pythons, known)
+    told = _manifest(context, folder, packed, engine, image, pythons, known)
     write_atomic(folder / MANIFEST, json.dumps(told, indent=1, ensure_ascii=False) + "\n")
     for name, text in _written(folder, packed, told):
         write_atomic(folder / name, text)
@@ -139,22 +142,37 @@ def _prompts(config: Config, folder: Path) -> None:
         shutil.copytree(config.prompts, folder, dirs_exist_ok=True)
 
 
-def _selftest(context: Context) -> str:
-    """The first problems of validation in the contest's form, with the run's own answers as their labels."""
+def _selftest(context: Context, crew: Team) -> str:
+    """Problems of validation in the contest's form, with the run's own answers as their labels; those first that all
+    members answered with the same letters before and after quantising, which another machine's rounding will hardly
+    change."""
     questions = records.read(context.input("questions") / "validation.jsonl", Question)
     given = records.read(context.input("ensemble") / "validation.jsonl", Prediction)
-    lines: list[str] = []
-    for name, some in groupby(zip(questions, given, strict=True), key=lambda pair: pair[0].problem_id):
-        pairs = [(question, answer) for question, answer in some if answer.answer is not None]
-        asked = [{"question": q.question, "options": q.options, "answer": p.answer} for q, p in pairs]
-        if asked and len(lines) < SELFTEST:
-            row = {"id": name, "problem": pairs[0][0].problem, "questions": asked}
-            lines.append(json.dumps(row, ensure_ascii=False) + "\n")
-    return "".join(lines)
+    heard = [given] + [
+        records.read(context.input("predictions", name) / f"{system}.validation.jsonl", Prediction)
+        for name in crew.members
+        for system in ("merged", "quantised")
+    ]
+    firm: dict[bool, list[str]] = {True: [], False: []}
+    rows = zip(questions, *heard, strict=True)
+    for name, some in groupby(rows, key=lambda row: row[0].problem_id):
+        readable = [(question, answers) for question, *answers in some if answers[0].answer is not None]
+        asked = [{"question": q.question, "options": q.options, "answer": a[0].answer} for q, a in readable]
+        if asked:
+            row = {"id": name, "problem": readable[0][0].problem, "questions": asked}
+            same = all(len({answer.answer for answer in answers}) == 1 for _, answers in readable)
+            firm[same].append(json.dumps(row, ensure_ascii=False) + "\n")
+    return "".join([*firm[True], *firm[False]][:SELFTEST])
 
 
 def _manifest(
-    context: Context, crew: Team, engine: Engine, image: str | None, pythons: Sequence[str], known: list[papers.Model]
+    context: Context,
+    folder: Path,
+    crew: Team,
+    engine: Engine,
+    image: str | None,
+    pythons: Sequence[str],
+    known: list[papers.Model],
 ) -> dict[str, Any]:
     config = context.config
     how = manner(crew.members[crew.leader], None)
@@ -166,6 +184,8 @@ def _manifest(
         "made_by": f"stepladder {stepladder.__version__}",
         "language": config.language,
         "engine": engine,
+        "dtype": made_in(context),
+        "selftest": (folder / selftest.EXPECTED).is_file(),
         "image": image,
         "pythons": [*pythons],
         "base": base_name(config.train.base),

@@ -56,6 +56,7 @@ def collect(run: Path, config: Config, folders: Iterable[Folder]) -> dict[str, A
             "best_member": best,
             "bits": _json(run / "quantised" / best / "verdict.json")["form"]["bits"],
             "votes": config.predict.votes,
+            "dtype": {stage: _json(run / stage / best / MANIFEST).get("dtype") for stage in ("adapter", "predictions")},
             "split": shown.split,
         },
         "questions": _json(run / "questions" / "audit.json"),

@@ -138,6 +138,14 @@ def size(count: int) -> str:
     return f"{count}\u00a0bytes"
 
 
+def number_format(report: Row) -> str:
+    """What the best member was trained and answered in; nothing where the run's folders do not tell."""
+    made = report["run"]["dtype"]
+    words = {"adapter": "trained", "predictions": "answered"}
+    told = [f"{word} in {made[stage]}" for stage, word in words.items() if made[stage]]
+    return " and ".join(told).capitalize() + "." if told else ""
+
+
 def cost(report: Row) -> str:
     """Time and money of the whole run."""
     seconds = sum(row["seconds"] for row in report["stages"])

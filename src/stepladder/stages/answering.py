@@ -19,7 +19,7 @@ from stepladder.config import Config, Predict, Serve, settings
 from stepladder.errors import InputError
 from stepladder.records import LETTERS, Language, Prediction, Question
 from stepladder.stages.answers import begun, counted, letters, vote
-from stepladder.stages.asking import Desk
+from stepladder.stages.asking import Desk, computed_in
 from stepladder.workspace import write_atomic
 
 FILE = "stepladder.json"
@@ -84,7 +84,7 @@ def manner(folder: Path, language: Language | None) -> Manner:
 
 def answer(desk: Desk, weights: Path, questions: Sequence[Question], how: Manner, label: str = "answers") -> Answered:
     """Answer every question, with a letter each; ``label`` says in the live view what is going on."""
-    name, engine = models.content_digest(weights), how.predict.engine
+    name, engine = _identity(weights, how), how.predict.engine
 
     def asked(some: Sequence[Question], chosen: Predict, what: str) -> list[Prediction]:
         def ask(requests: Sequence[Request]) -> Mapping[str, Response]:
@@ -125,7 +125,11 @@ def so_far(ledger: Path, weights: Path, questions: Sequence[Question], how: Mann
         with Ledger(ledger) as opened:
             return opened.find_all(requests)
 
-    return counted(questions, "model", models.content_digest(weights), how.predict, how.seed, known, how.prompts)
+    return counted(questions, "model", _identity(weights, how), how.predict, how.seed, known, how.prompts)
+
+
+def _identity(weights: Path, how: Manner) -> str:
+    return models.identity(weights, computed_in(how.predict.engine, how.predict, how.serve))
 
 
 def _likeliest(question: Question, response: Response) -> str:

@@ -20,7 +20,7 @@ from stepladder.mcq.prompts import ask_messages
 from stepladder.mcq.shuffle import Permutation, fixed, orders, shown, to_original
 from stepladder.mcq.voting import first_round, settled
 from stepladder.records import LETTERS, Example, Message, Prediction, Question
-from stepladder.stages.asking import desk
+from stepladder.stages.asking import computed_in, desk
 from stepladder.stages.flow import Context
 
 if TYPE_CHECKING:
@@ -40,7 +40,8 @@ class Asked(NamedTuple):
 
 def predict(context: Context, member: str, weights: Path, questions: list[Question], what: str) -> list[Prediction]:
     """Answer every question of a run with a model folder (:func:`vote`), as any model is asked, through the ledger."""
-    config, name = context.config, models.content_digest(weights)
+    config = context.config
+    name = models.identity(weights, computed_in(config.predict.engine, config.predict, config.serve))
     with desk(context) as at:
 
         def ask(requests: Sequence[Request]) -> Mapping[str, Response]:

@@ -15,7 +15,7 @@ from stepladder.ask.embedded import ask_embedded
 from stepladder.ask.ledger import Ledger, Scope
 from stepladder.ask.local import Local
 from stepladder.ask.request import Request, Response
-from stepladder.config import Config, Model, Serve
+from stepladder.config import Config, Dtype, Model, Predict, Serve
 from stepladder.errors import AskError, ServeError
 from stepladder.progress import Lane, Progress
 from stepladder.serving.vllm import SEQUENCES, Fleet
@@ -28,11 +28,18 @@ PATIENCE = 12 * 3600.0
 def identity(config: Config, name: str) -> str:
     """Who answers to a name under ``[models]``: the hash of its weights where they are at hand, else its address."""
     model = config.models[name]
-    if model.engine != "openai" or model.path is not None:
+    if model.engine != "openai":
+        return models.identity(_weights(model), computed_in(model.engine, config.predict, config.serve))
+    if model.path is not None:
         return models.content_digest(_weights(model))
     served = model.served_as(name)
     # Servers that come and go are known by what they serve, and must show that they serve it (ask/admission.py).
     return f"{model.base_url[0].rstrip('/')} {served}" if model.base_url else f"own servers of {served}"
+
+
+def computed_in(engine: Literal["local", "vllm"], predict: Predict, serve: Serve) -> str:
+    """The setting that says which number format an engine computes in."""
+    return predict.dtype if engine == "local" else serve.dtype
 
 
 class Account(NamedTuple):
@@ -55,6 +62,7 @@ class Desk:
         name: the run that answers are counted for.
         scratch: folder for what servers write.
         serve: ``[serve]``.
+        dtype: what weights in this process are computed in.
         progress: who is told how it goes.
         stop: once it is set, servers end and nothing more is asked of them.
     """
@@ -65,11 +73,12 @@ class Desk:
         name: str,
         scratch: Path,
         serve: Serve,
+        dtype: Dtype,
         progress: Progress | Lane,
         stop: threading.Event | None = None,
     ) -> None:
         self._ledger, self._name, self._scratch = ledger, name, scratch
-        self._serve, self._progress, self._stop = serve, progress, stop
+        self._serve, self._dtype, self._progress, self._stop = serve, dtype, progress, stop
         self._weights: Path | None = None
         self._loaded: Local | None = None
         self._fleet: Fleet | None = None
@@ -121,7 +130,7 @@ class Desk:
     def _load(self, weights: Path) -> Local:
         if self._loaded is None or self._weights != weights:
             self._clear()
-            self._loaded, self._weights = Local.load(weights), weights
+            self._loaded, self._weights = Local.load(weights, self._dtype), weights
         return self._loaded
 
     def _served(self, weights: Path, what: str) -> Model:
@@ -147,8 +156,9 @@ class Desk:
 
 def desk(context: Context) -> Desk:
     """The desk of a run."""
-    workspace = context.workspace
-    return Desk(workspace.ledger, workspace.name, workspace.folder / ".serve", context.config.serve, context.progress)
+    workspace, config = context.workspace, context.config
+    scratch = workspace.folder / ".serve"
+    return Desk(workspace.ledger, workspace.name, scratch, config.serve, config.predict.dtype, context.progress)
 
 
 class Respondent:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, cast
 
-from stepladder.config import Config
+from stepladder import models
+from stepladder.config import Config, Dtype
 from stepladder.mcq import prompts
 from stepladder.progress import Progress
 from stepladder.workspace import Artifact, State, Workspace
@@ -75,8 +76,45 @@ def run(context: Context, names: tuple[str, ...] = NAMES) -> None:
             if artifact.state() == "done":
                 context.progress.up_to_date(label)
                 continue
-            with context.progress.stage(label), artifact.writing() as folder:
+            wanted = computes_in(context.config, name)
+            dtype = None if wanted is None else models.dtype_name(wanted)
+            if dtype is not None:
+                _say_what_differs(context, label, dtype)
+            with context.progress.stage(label), artifact.writing(dtype) as folder:
                 module.build(context, part, folder)
+
+
+def computes_in(config: Config, name: str) -> Dtype | None:
+    """The setting that says which number format a stage computes in; None where it computes nothing in this process."""
+    if name in ("adapter", "merged", "quantised"):
+        return config.train.dtype
+    asked = {"samples": [model for rung in config.rung for model in rung.models]}
+    if config.variants is not None:
+        asked["variants"] = [*config.variants.models, *config.variants.judges]
+    local = any(config.models[model].engine == "local" for model in asked.get(name, ()))
+    return config.predict.dtype if local or (name == "predictions" and config.predict.engine == "local") else None
+
+
+def made_in(context: Context) -> dict[str, str]:
+    """The number format that each finished artifact was computed in, as far as it was computed in this process."""
+    found = {}
+    for name in NAMES:
+        for part in stage(name).parts(context.config):
+            manifest = Artifact(context.workspace.path(name, part), {}, {}).manifest() or {}
+            if "dtype" in manifest:
+                found[name if part is None else f"{name}/{part}"] = manifest["dtype"]
+    return found
+
+
+def _say_what_differs(context: Context, label: str, dtype: str) -> None:
+    """Say that a run goes on in another number format than it was made in."""
+    others = {other: before for other, before in made_in(context).items() if before != dtype and other != label}
+    if others:
+        table = "predict" if label.startswith(("samples", "variants", "predictions")) else "train"
+        context.progress.say(
+            f"{label} is computed in {dtype}, and {', '.join(others)} {'were' if len(others) > 1 else 'was'} in "
+            f"{' and '.join(sorted({*others.values()}))}; dtype in [{table}] holds a run to one"
+        )
 
 
 def states(context: Context) -> Iterator[tuple[str, State]]:

@@ -34,5 +34,5 @@ def build(context: Context, part: str | None, folder: Path) -> None:
     else:
         merging.merge(base, adapter, folder)
     examples = records.read(context.input("trainset", part) / "train.jsonl", Example)
-    distance = merging.prove(base, adapter, folder, examples, settings.max_length)
+    distance = merging.prove(base, adapter, folder, examples, settings.max_length, settings.dtype)
     write_atomic(folder / PROOF, json.dumps(distance._asdict(), indent=1) + "\n")

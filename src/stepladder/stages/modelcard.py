@@ -26,7 +26,7 @@ def markdown(config: Config, mix: Member, base: Path, card: Mapping[str, Any], v
         verdict: what quantising was measured to cost.
     """
     name = base_name(config.train.base)
-    licence, form = licence_of(config, base), verdict["form"]
+    licence, form, dtype = licence_of(config, base), verdict["form"], verdict["dtype"]
     head = [
         "---",
         f"language: [{config.language}]",
@@ -55,14 +55,15 @@ def markdown(config: Config, mix: Member, base: Path, card: Mapping[str, Any], v
         f"{card['tokens']:,} tokens; the folder of the trainset has their card. LoRA on all linear layers: rank "
         f"{train.lora_rank}, alpha {train.lora_alpha}, {train.epochs:g} epochs, learning rate {train.learning_rate:g} "
         f"({train.schedule}), {train.batch_size * train.gradient_accumulation} sequences a step, at most "
-        f"{train.max_length:,} tokens, seed {mix.seed}; trained and merged with {train.backend}.",
+        f"{train.max_length:,} tokens, seed {mix.seed}; trained and merged with {train.backend}"
+        + (f", the base in {dtype['trained']}." if dtype["trained"] else "."),
         "",
         f"Quantised by {config.quantise.method.upper()} ({config.quantise.backend}): {form['bits']} bits, groups of "
         f"{form['group_size']}, calibrated on {min(form['samples'], card['examples']):,} of its own conversations"
         + "".join(f" and {general.samples:,} rows of general text" for general in config.quantise.general)
         + (f"; repaired by {form['repair']!r}." if form["repair"] else "."),
     ]
-    return "\n".join([*head, *recipe, *_measured(verdict), *_limits(config, licence), ""])
+    return "\n".join([*head, *recipe, *_measured(verdict, config.predict.engine), *_limits(config, licence), ""])
 
 
 def base_name(base: str) -> str:
@@ -72,7 +73,7 @@ def base_name(base: str) -> str:
     return PurePath(base).name if Path(base).is_dir() else base.removeprefix("modelscope:").partition("@")[0]
 
 
-def _measured(verdict: Mapping[str, Any]) -> Iterable[str]:
+def _measured(verdict: Mapping[str, Any], engine: str) -> Iterable[str]:
     low_high = {
         name: " to ".join(f"{100 * x:.1f}" for x in verdict["intervals"][name]) for name in ("merged", "quantised")
     }
@@ -80,7 +81,10 @@ def _measured(verdict: Mapping[str, Any]) -> Iterable[str]:
     yield from (
         "",
         "## Measured",
-        f"On {verdict['n']} validation questions, greedy unless the run says otherwise:",
+        f"On {verdict['n']} validation questions, greedy unless the run says otherwise, computed in "
+        f"{verdict['dtype']['measured']}:"
+        if engine == "local"
+        else f"On {verdict['n']} validation questions, greedy unless the run says otherwise, by vLLM:",
         "",
         "| | Accuracy, % | 95 % interval | Unreadable, % | Tokens an answer |",
         "|---|---:|---:|---:|---:|",

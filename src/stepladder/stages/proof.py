@@ -13,6 +13,7 @@ from stepladder.stages.answers import conversation, correct, predict
 from stepladder.stages.flow import Context
 from stepladder.stats import accuracy_interval, mcnemar
 from stepladder.training.distance import Distance, compare, next_tokens, rows_of
+from stepladder.training.packing import Row
 
 EXAMPLES = 3
 """Flipped questions of either direction that a verdict shows."""
@@ -38,13 +39,19 @@ def reference(context: Context, member: str, merged: Path, questions: list[Quest
     readable = [chat for chat, answer in zip(own, answers, strict=True) if answer.votes[0] is not None]
     chosen = readable or own
     rows = rows_of(models.load_tokenizer(merged), chosen, context.config.train.max_length)
-    return Reference(merged, questions, answers, chosen, next_tokens(models.load(merged), rows) if rows else None)
+    return Reference(merged, questions, answers, chosen, _next_tokens(context, merged, rows))
 
 
 def distance(context: Context, before: Reference, folder: Path) -> Distance | None:
     """How far a quantised form is from the merged weights, on the answers of the latter; None where there are none."""
     rows = rows_of(models.load_tokenizer(folder), before.own, context.config.train.max_length)
-    return compare(before.next_tokens, next_tokens(models.load(folder), rows)) if rows else None
+    found = _next_tokens(context, folder, rows)
+    return None if found is None else compare(before.next_tokens, found)
+
+
+def _next_tokens(context: Context, folder: Path, rows: Sequence[Row]) -> Any:
+    """What a model folder gives on ``rows``, computed as it answers; None where there are none."""
+    return next_tokens(models.load(folder, context.config.predict.dtype), rows) if rows else None
 
 
 def measure(

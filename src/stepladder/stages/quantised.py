@@ -18,7 +18,7 @@ from stepladder.mcq.shuffle import rng
 from stepladder.records import Example, Question
 from stepladder.stages import modelcard
 from stepladder.stages.answering import keep
-from stepladder.stages.flow import Context, digest_of, members
+from stepladder.stages.flow import Context, digest_of, made_in, members
 from stepladder.stages.proof import Reference, distance, measure, reference
 from stepladder.stages.trainset import member
 from stepladder.training import calibration, gptqmodel, quantise, repair
@@ -36,6 +36,8 @@ parts = members
 def artifact(context: Context, part: str | None) -> Artifact:
     config = context.config
     chosen = {"quantise": settings(config.quantise), "predict": settings(config.predict), "seed": config.seed}
+    if config.train.dtype != "auto":
+        chosen["dtype"] = config.train.dtype
     inputs = {
         "merged": digest_of(context, "merged", part),
         "trainset": digest_of(context, "trainset", part),
@@ -103,7 +105,12 @@ def build(context: Context, part: str | None, folder: Path) -> None:
         path.rename(folder / path.name)
     made.rmdir()
     gates = {name: getattr(config.quantise, name) for name in ("max_loss", "max_unparsed", "max_kl")}
-    verdict = {"form": said} | measured | {"passed": True, "gates": gates, "attempts": attempts}
+    dtype = {
+        "trained": made_in(context).get(f"adapter/{part}"),
+        "quantised": models.dtype_name(config.train.dtype),
+        "measured": models.dtype_name(config.predict.dtype),
+    }
+    verdict = {"form": said, "dtype": dtype} | measured | {"passed": True, "gates": gates, "attempts": attempts}
     write_atomic(folder / VERDICT, json.dumps(verdict, indent=1, ensure_ascii=False) + "\n")
     keep(config, folder)
     card = json.loads((context.input("trainset", part) / "card.json").read_text(encoding="utf-8"))
@@ -128,7 +135,8 @@ def _repaired(context: Context, part: str | None, name: Repair, form: Form, made
     if name == "recovery":
         return form._replace(recovery=True)
     if name == "mixed" and now.bits != 8 and now.backend != "gptqmodel":
-        worst = repair.worst_layers(context.input("merged", part), made, calibration_rows(context, part, form))
+        rows = calibration_rows(context, part, form)
+        worst = repair.worst_layers(context.input("merged", part), made, rows, context.config.train.dtype)
         return form._replace(eight=tuple(worst))
     if name == "8bit":
         form, changes = form._replace(eight=()), {"bits": 8}
@@ -148,18 +156,19 @@ def _quantise(context: Context, part: str | None, form: Form, made: Path) -> Non
     if form.settings.backend == "gptqmodel":
         gptqmodel.quantise(form.settings, context.config.train.swift.environment, merged, rows, made)
     else:
-        quantise.quantise(form.settings, merged, rows, made, form.eight)
+        quantise.quantise(form.settings, merged, rows, made, form.eight, context.config.train.dtype)
 
 
 def _recover(context: Context, part: str | None, form: Form, made: Path) -> None:
     context.progress.update("recovery tuning", 0, 1)
-    repair.recover(context.input("merged", part), made, _own_rows(context, part, form))
+    repair.recover(context.input("merged", part), made, _own_rows(context, part, form), context.config.train.dtype)
 
 
 def _rounding(context: Context, part: str | None, before: Reference, plain: Form, folder: Path) -> Distance | None:
     """How far from the merged weights rounding to nearest would be: what calibration must not be worse than."""
     folder.mkdir()
-    quantise.quantise(plain.settings, context.input("merged", part), [], folder, plain.eight)
+    merged, dtype = context.input("merged", part), context.config.train.dtype
+    quantise.quantise(plain.settings, merged, [], folder, plain.eight, dtype)
     found = distance(context, before, folder)
     shutil.rmtree(folder)
     return found

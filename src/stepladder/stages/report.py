@@ -79,6 +79,8 @@ def summary(report: dict[str, Any], console: Console) -> None:
     sentences.add_column(style="dim")
     sentences.add_row("cascade", Text(words.cascade(report)))
     sentences.add_row("ensemble", Text(words.ensemble(report)))
+    if said := words.number_format(report):
+        sentences.add_row("computed", Text(said))
     sentences.add_row("cost", Text(words.cost(report)))
     console.print(sentences)
 

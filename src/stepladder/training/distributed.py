@@ -59,6 +59,8 @@ def train(settings: Train, seed: int, base: Path, data: Data, folder: Path, scra
 
 def main(path: Path) -> None:
     """One of the processes."""
+    import torch
+
     job = json.loads(path.read_text(encoding="utf-8"))
     scratch, settings = Path(job["scratch"]), Train.model_validate(job["settings"])
     progress = scratch / PROGRESS
@@ -73,6 +75,8 @@ def main(path: Path) -> None:
     data = Data(examples, held_out)
     try:
         trl.train(settings, job["seed"], Path(job["base"]), data, Path(job["folder"]), scratch, report)
+        # A process that ends while its group still has threads at work may be aborted, and would pass for a failure.
+        torch.distributed.destroy_process_group()
     except Exception as error:
         (scratch / ERROR).write_text(f"{type(error).__name__}: {str(error)[:TAIL]}\n", encoding="utf-8")
         raise

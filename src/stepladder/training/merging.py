@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stepladder import models, template
+from stepladder.config import Dtype
 from stepladder.errors import GateError, ModelError
 from stepladder.records import Example
 from stepladder.training.distance import Distance, compare, next_tokens, rows_of
@@ -94,7 +95,9 @@ def _scale(adapter: Path) -> float:
     return float(config["lora_alpha"]) / float(config["r"])
 
 
-def prove(base: Path, adapter: Path, merged: Path, examples: Sequence[Example], max_length: int) -> Distance:
+def prove(
+    base: Path, adapter: Path, merged: Path, examples: Sequence[Example], max_length: int, dtype: Dtype = "auto"
+) -> Distance:
     """How far merged weights are from base and adapter side by side, on conversations of the training set.
 
     Raises:
@@ -103,10 +106,10 @@ def prove(base: Path, adapter: Path, merged: Path, examples: Sequence[Example], 
     from peft import PeftModel
 
     rows = rows_of(models.load_tokenizer(base), examples[:PROMPTS], max_length)
-    beside = PeftModel.from_pretrained(models.load(base), adapter)
+    beside = PeftModel.from_pretrained(models.load(base, dtype), adapter)
     reference = next_tokens(beside, rows)
     del beside
-    distance = compare(reference, next_tokens(models.load(merged), rows))
+    distance = compare(reference, next_tokens(models.load(merged, dtype), rows))
     if distance.kl > MOST:
         raise GateError(
             f"{merged}: merged weights are {distance.kl:.4f} nats a token away from base and adapter (limit {MOST}); "

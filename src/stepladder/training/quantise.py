@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from stepladder import models, template
-from stepladder.config import Quantise
+from stepladder.config import Dtype, Quantise
 from stepladder.errors import GateError, ModelError
 
 if TYPE_CHECKING:
@@ -32,7 +32,12 @@ purpose, in Qwen2.5's value projections by more than :data:`MISFIT`."""
 
 
 def quantise(
-    settings: Quantise, merged: Path, calibration: Sequence[list[int]], folder: Path, eight: Collection[str] = ()
+    settings: Quantise,
+    merged: Path,
+    calibration: Sequence[list[int]],
+    folder: Path,
+    eight: Collection[str] = (),
+    dtype: Dtype = "auto",
 ) -> None:
     """Quantise every linear layer but the head and write a model folder.
 
@@ -42,6 +47,7 @@ def quantise(
         calibration: token ids of whole texts; rounding ignores them.
         folder: what is written.
         eight: names of layers that get 8 bits whatever the others have.
+        dtype: what is computed in.
 
     Raises:
         ModelError: ``group_size`` does not divide a layer's input width.
@@ -60,7 +66,7 @@ def quantise(
         logging.getLogger(name).setLevel(logging.ERROR)
     tokenizer = models.load_tokenizer(merged)
     template.check(tokenizer, merged)
-    model = models.load(merged)
+    model = models.load(merged, dtype)
     layers = linears(model)
     size = group_size(settings, layers)
     others = [name for name in layers if name not in eight]

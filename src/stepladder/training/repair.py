@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stepladder import models
+from stepladder.config import Dtype
 from stepladder.training.packing import Row
 from stepladder.training.quantise import linears
 
@@ -22,13 +23,13 @@ _FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 """Layers that servers compute as one, and that therefore need the same form."""
 
 
-def worst_layers(merged: Path, quantised: Path, rows: Sequence[list[int]]) -> list[str]:
+def worst_layers(merged: Path, quantised: Path, rows: Sequence[list[int]], dtype: Dtype = "auto") -> list[str]:
     """Names of the layers whose output suffered most, up to a :data:`WORST` share of all weights.
 
     The error of a layer is the mean square change of its output relative to the output's own, with inputs taken as
     uncorrelated: sum E[x_j^2] (w_ij - q_ij)^2 / sum E[x_j^2] w_ij^2, with E[x_j^2] measured on ``rows`` of token ids.
     """
-    model, other = models.load(merged), linears(models.load(quantised))
+    model, other = models.load(merged, dtype), linears(models.load(quantised, dtype))
     energy = _energies(model, rows)
     errors: dict[str, list[float]] = {}
     sizes: dict[str, int] = {}
@@ -80,25 +81,29 @@ def _energies(model: torch.nn.Module, rows: Sequence[list[int]]) -> dict[str, to
     return {name: total / len(rows) for name, total in sums.items()}
 
 
-def recover(merged: Path, quantised: Path, rows: Sequence[Row]) -> None:
+def recover(merged: Path, quantised: Path, rows: Sequence[Row], dtype: Dtype = "auto") -> None:
     """Tune the norms of a quantised model, in place, until its next-token distributions are nearer those of the merged
     one: one pass over ``rows``, KL divergence at their completion tokens. Nothing that is packed changes.
 
-    After Li et al. 2023, Norm Tweaking, arXiv:2309.02784.
+    The norms that are stepped, and the optimiser's state, are float32. Each step is measured with these rounded to the
+    format they are stored in, so that what is learned is what is written. After Li et al. 2023, Norm Tweaking,
+    arXiv:2309.02784.
     """
     models.require()
     import torch
     from safetensors import safe_open
     from safetensors.torch import save_file
 
-    teacher, student = models.load(merged), models.load(quantised)
+    teacher, student = models.load(merged, dtype), models.load(quantised, dtype)
     teacher.train(False)
     student.train(False)
     student.requires_grad_(False)
     tuned = {name: weight for name, weight in student.named_parameters() if name.endswith("norm.weight")}
+    stored = _stored_as(quantised, tuned)
+    masters = {name: weight.detach().float().clone().requires_grad_(True) for name, weight in tuned.items()}
     for weight in tuned.values():
         weight.requires_grad_(True)
-    optimiser = torch.optim.AdamW(tuned.values(), lr=LEARNING_RATE, weight_decay=0.0)
+    optimiser = torch.optim.AdamW(masters.values(), lr=LEARNING_RATE, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.0, total_iters=len(rows))
     for row in rows:
         ids = torch.tensor([row.ids], device=student.device)
@@ -108,13 +113,29 @@ def recover(merged: Path, quantised: Path, rows: Sequence[Row]) -> None:
         got = torch.log_softmax(student(input_ids=ids, use_cache=False).logits[0, scored].float(), -1)
         loss = torch.nn.functional.kl_div(got, wanted, reduction="batchmean", log_target=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(tuned.values(), 1.0)
+        for name, weight in tuned.items():
+            masters[name].grad = None if weight.grad is None else weight.grad.float()
+            weight.grad = None
+        torch.nn.utils.clip_grad_norm_(masters.values(), 1.0)
         optimiser.step()
         schedule.step()
-        optimiser.zero_grad()
+        with torch.no_grad():
+            for name, weight in tuned.items():
+                weight.copy_(masters[name].to(stored[name]))
     for shard in sorted(quantised.glob("*.safetensors")):
         with safe_open(shard, framework="pt") as file:
             metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         for name in tensors.keys() & tuned.keys():
-            tensors[name] = tuned[name].detach().to("cpu", tensors[name].dtype)
+            tensors[name] = tuned[name].detach().to("cpu", stored[name])
         save_file(tensors, shard, metadata=metadata)
+
+
+def _stored_as(folder: Path, names: Collection[str]) -> dict[str, torch.dtype]:
+    """The number formats that tensors have in a folder's files."""
+    from safetensors import safe_open
+
+    found: dict[str, torch.dtype] = {}
+    for shard in sorted(folder.glob("*.safetensors")):
+        with safe_open(shard, framework="pt") as file:
+            found |= {name: file.get_tensor(name).dtype for name in file.keys() if name in names}  # noqa: SIM118
+    return found

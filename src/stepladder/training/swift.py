@@ -51,7 +51,7 @@ def train(settings: Train, seed: int, base: Path, data: Data, folder: Path, scra
             chat = [message.model_dump() for message in example.messages]
             file.write(json.dumps({"messages": chat}, ensure_ascii=False) + "\n")
     out = scratch / "swift"
-    command = sft(settings, seed, base, rows, out, cuda=models.has_cuda())
+    command = sft(settings, seed, base, rows, out, models.dtype_name(settings.dtype), cuda=models.has_cuda())
     if (resumed := last_whole(out)) is not None:
         command += ["--resume_from_checkpoint", str(resumed)]
     several = {} if settings.devices == 1 else {"NPROC_PER_NODE": str(settings.devices)}
@@ -67,8 +67,8 @@ def train(settings: Train, seed: int, base: Path, data: Data, folder: Path, scra
         file.writelines(json.dumps(row) + "\n" for row in _log(out / "logging.jsonl"))
 
 
-def sft(settings: Train, seed: int, base: Path, rows: Path, out: Path, *, cuda: bool) -> list[str]:
-    """The arguments of ``swift sft`` for a configuration."""
+def sft(settings: Train, seed: int, base: Path, rows: Path, out: Path, dtype: str, *, cuda: bool) -> list[str]:
+    """The arguments of ``swift sft`` for a configuration, ``dtype`` being what its number format comes to."""
     flags: dict[str, Any] = {
         "model": base,
         **_kind(settings.swift),
@@ -101,12 +101,9 @@ def sft(settings: Train, seed: int, base: Path, rows: Path, out: Path, *, cuda: 
         "check_model": False,
         **{"none": {}, "fsdp": {"fsdp": "fsdp2"}, "zero3": {"deepspeed": "zero3"}}[settings.sharding],
         **({"quant_method": "bnb", "quant_bits": 4} if settings.qlora else {}),
-        # On a CPU float32 would silently become float16.
-        **(
-            {"torch_dtype": "bfloat16"}
-            if cuda
-            else {"torch_dtype": "float32", "fp16": False, "bf16": False, "use_cpu": True}
-        ),
+        "torch_dtype": dtype,
+        **({} if dtype == "bfloat16" else {"fp16": False, "bf16": False}),  # float32 would silently become float16
+        **({} if cuda else {"use_cpu": True}),
     }
     return ["sft", *_words(flags)]
 

@@ -38,7 +38,7 @@ def train(settings: Train, seed: int, base: Path, data: Data, folder: Path, scra
     from trl import SFTConfig, SFTTrainer
 
     tokenizer = models.load_tokenizer(base)
-    dtype = models.compute_dtype()
+    dtype = models.compute_dtype(settings.dtype)
     rows, asked = (tokenise(tokenizer, some, settings.max_length) for some in (data.examples, data.held_out))
     packs = pack(rows, settings.max_length) if settings.packing else singly(rows)
     held_out = pack(asked, settings.max_length)
@@ -94,6 +94,7 @@ def train(settings: Train, seed: int, base: Path, data: Data, folder: Path, scra
         gradient_accumulation_steps=settings.gradient_accumulation // settings.devices,
         gradient_checkpointing=again and settings.sharding != "fsdp",
         ddp_backend=("nccl" if cuda else "gloo") if settings.devices > 1 else None,
+        ddp_find_unused_parameters=False if settings.devices > 1 else None,
         **sharding(settings, again),
         dataset_kwargs={"skip_prepare_dataset": True},
         max_length=None,
@@ -120,7 +121,9 @@ def train(settings: Train, seed: int, base: Path, data: Data, folder: Path, scra
     # The adapter's random initialisation happens while the trainer is built, before the trainer seeds anything.
     set_seed(seed)
     model = (
-        models.load_in_4_bits(base) if settings.qlora else models.load(base, dtype, move=settings.sharding == "none")
+        models.load_in_4_bits(base, settings.dtype)
+        if settings.qlora
+        else models.load(base, settings.dtype, move=settings.sharding == "none")
     )
     score_completions(model)
     trainer = Trainer(
@@ -139,6 +142,8 @@ def train(settings: Train, seed: int, base: Path, data: Data, folder: Path, scra
         ),
         callbacks=[Live()],
     )
+    if settings.sharding != "zero3":  # whose optimiser keeps float32 copies of its own
+        train_in_float32(cast("PeftModel", trainer.model))
     if stops_early:
         trainer.add_callback(EarlyStoppingCallback(int(settings.patience or 1)))
     # The Trainer prints a summary dictionary of its own; the live view already says it.
@@ -159,6 +164,14 @@ def train(settings: Train, seed: int, base: Path, data: Data, folder: Path, scra
     logged = (line for entry in trainer.state.log_history if (line := _logged(entry)))
     with (folder / "log.jsonl").open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(line) + "\n" for line in logged)
+
+
+def train_in_float32(model: torch.nn.Module) -> None:
+    """Hold what is trained in float32. TRL puts adapters beside a quantised base into bfloat16, where a step shorter
+    than half a unit in the last place is rounded away."""
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
 
 
 def sharding(settings: Train, again: bool) -> dict[str, Any]:
