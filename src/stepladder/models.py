@@ -304,12 +304,18 @@ def load_in_4_bits(folder: Path, dtype: Dtype = "auto") -> PreTrainedModel:
     )
     place = "cuda" if has_cuda() else "cpu"
     with _loading("model", folder), quiet():
-        return cast(
+        model = cast(
             "PreTrainedModel",
             AutoModelForCausalLM.from_pretrained(
                 folder, quantization_config=packed, dtype=compute_dtype(dtype), device_map={"": place}
             ),
         )
+    for layer in model.modules():
+        if hasattr(layer, "support_avx512bf16_for_cpu"):
+            # On such a CPU a layer packs itself anew when it is first evaluated, into a form that has no gradient: all
+            # that is below it would learn nothing after the first validation.
+            vars(layer)["support_avx512bf16_for_cpu"] = False
+    return model
 
 
 def quiet() -> contextlib.AbstractContextManager[object]:
