@@ -5,7 +5,7 @@ READY := $(VENV)/.ready
 SERVE := .venv-serve
 SWIFT := .venv-swift
 
-.PHONY: setup serve-env swift demo test test-serve test-swift check coverage worlds clean
+.PHONY: setup serve-env swift demo test test-other-dtype test-serve test-swift check coverage worlds clean
 
 setup: $(READY)
 
@@ -44,6 +44,11 @@ demo: setup
 
 test: setup
 	$(VENV)/bin/python -m pytest
+
+# The tests that hang on the number format, in the one that this machine is not best at (bfloat16 is emulated where it
+# must be).
+test-other-dtype: setup
+	$(VENV)/bin/python -m pytest -m dtype --dtype other
 
 # Five minutes more: the engine against a real vLLM server, and servers started for a command.
 test-serve: setup serve-env

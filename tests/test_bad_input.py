@@ -191,6 +191,11 @@ BAD_CONFIG = {
     ),
     "a cap below 0": (MEMBER, f"{MEMBER}[limits]\ndollars = -1\n", ["'limits.dollars'", "greater than or equal to 0"]),
     "an unknown limit": (MEMBER, f"{MEMBER}[limits]\neuros = 1\n", ["'limits.euros'", "[limits] knows: dollars"]),
+    "a number format that does not exist": (
+        'base = "student"',
+        'dtype = "float16"',
+        ["'train.dtype'", "'auto', 'float32' or 'bfloat16'", "'float16'"],
+    ),
     "bits that do not exist": (MEMBER, f"{MEMBER}[quantise]\nbits = 3\n", ["'quantise.bits'", "4 or 8", "3"]),
 }
 
@@ -320,6 +325,25 @@ def test_a_teacher_s_key_that_is_not_there_is_named(desk: Desk, monkeypatch: pyt
     desk.config(PATH, f'engine = "openai"\n{URL}\n{FREE}\napi_key_env = "NO_SUCH_KEY"')
     assert desk.run("questions", "run.toml").code == 0
     refused(desk.run("samples", "run.toml"), "'student'", "NO_SUCH_KEY is not set")
+
+
+def test_a_number_format_forced_on_a_machine_must_be_one(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STEPLADDER_DTYPE", "half")
+    refused(desk.run("doctor"), "STEPLADDER_DTYPE='half'", "float32 or bfloat16")
+    refused(desk.run("predict", "student", "train.jsonl", "out.jsonl", "--dtype", "half"), "--dtype 'half'", "float32")
+
+
+def test_a_terminal_without_the_characters_shows_others(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    outcome = desk.spawn("questions", "run.toml")
+    assert (outcome.code, outcome.err) == (0, "")
+    assert "?  questions" in outcome.out
+
+
+def test_a_cache_that_cannot_be_written_is_named(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    desk.config('path = "student"', 'path = "bundled"')
+    monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nowhere")
+    refused(desk.spawn("samples", "run.toml"), "/proc/nowhere/stepladder", "set XDG_CACHE_HOME")
 
 
 def test_a_ledger_that_is_not_there_yet(desk: Desk) -> None:

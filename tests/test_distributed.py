@@ -129,6 +129,7 @@ def test_a_base_in_4_bits_teaches_nearly_the_same(tmp_path: Path) -> None:
     """QLoRA: packed weights are near the whole ones, and so is what is learned beside them."""
     torch = pytest.importorskip("torch")
     pytest.importorskip("bitsandbytes", reason="'pip install bitsandbytes' brings it")
+    from safetensors.torch import load_file
     from transformers import LlamaConfig, LlamaForCausalLM
 
     tokenizer = models.load_tokenizer(models.locate(models.BUNDLED))
@@ -143,6 +144,8 @@ def test_a_base_in_4_bits_teaches_nearly_the_same(tmp_path: Path) -> None:
     for row, other in zip(packed, whole, strict=True):
         for name in ("loss", "validation_loss"):
             assert row.get(name) == pytest.approx(other.get(name), abs=0.03), name
+    adapter = load_file(tmp_path / "True" / "adapter" / "adapter_model.safetensors")
+    assert {weight.dtype for weight in adapter.values()} == {torch.float32}
 
 
 def test_devices_share_out_a_step(base: Path) -> None:

@@ -14,8 +14,11 @@ from pathlib import Path
 import pytest
 from tiny_run import stepladder
 
+from stepladder import models, selftest
+from stepladder.errors import GateError
 from stepladder.packing import wheels
 from stepladder.packing.build import SCRIPTS
+from stepladder.records import Prediction, Question
 
 pytestmark = pytest.mark.dtype
 
@@ -102,14 +105,47 @@ def test_it_answers_as_the_run_did(package: Path, tmp_path: Path) -> None:
     moved = tmp_path / "elsewhere"
     shutil.copytree(package, moved)
     where = {"PATH": os.environ["PATH"], "STEPLADDER_ENV": sys.prefix, "ENGINE": "local", "HOME": ""}
+    where |= {name: os.environ[name] for name in (models.AUTO,) if name in os.environ}
     (tmp_path / "out").mkdir()
     command = [*UNSHARED, f"{moved}/selftest.sh {tmp_path}/out"]
     done = subprocess.run(command, env=where, capture_output=True, text=True, check=False)
-    assert "(100.0%)" in done.stdout, done.stderr
+    assert "answers as when it was packed, on this machine" in done.stdout, done.stderr
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         "selftest.answers.jsonl",
         "selftest.answers.jsonl.ledger.sqlite",
     }
+
+
+def test_the_self_test_knows_the_machine_that_packed(package: Path, tmp_path: Path) -> None:
+    expected = json.loads((package / "selftest.expected.json").read_text())
+    problems = [json.loads(line) for line in (package / "selftest.jsonl").read_text().splitlines()]
+    questions = [
+        Question.model_validate(
+            {"id": f"{row['id']}#{n}", "problem_id": row["id"], "problem": row["problem"], "language": "en"}
+            | asked | {"source": "s"}
+        )
+        for row in problems for n, asked in enumerate(row["questions"])
+    ]  # fmt: skip
+    given = [
+        Prediction(question_id=q.id, member="model", votes=(), answer=expected["letters"][q.id], texts=())
+        for q in questions
+    ]
+
+    def check(machine: dict[str, str] | None) -> str:
+        return selftest.check(package / "selftest.expected.json", machine, given, questions)
+
+    other = expected["machine"] | {"dtype": "float16"}
+    assert "as when it was packed, on this machine" in check(expected["machine"])
+    assert "here float16" in check(other)
+    assert "here a server" in check(None)
+    wrong = "ABCDEFGH"[("ABCDEFGH".index(str(given[0].answer)) + 1) % len(questions[0].options)]
+    given[0] = given[0].model_copy(update={"answer": wrong})
+    with pytest.raises(GateError, match=f"1 of .* on this very machine, {re.escape(questions[0].id)} first"):
+        check(expected["machine"])
+    for at, said in enumerate(given):
+        given[at] = said.model_copy(update={"answer": None})
+    with pytest.raises(GateError, match=r"0 of .* less than 90%"):
+        check(other)
 
 
 def test_what_goes_wrong_is_one_line(package: Path, project: Path, tmp_path: Path) -> None:

@@ -275,12 +275,14 @@ max_tokens = 4
 """
 
 
-def run(folder: Path) -> None:
-    """The stages up to the quantised weights, in this process."""
+def run(folder: Path) -> str:
+    """The stages up to the quantised weights, in this process; what the terminal showed."""
+    shown = StringIO()
     context = flow.Context(
-        load(folder / "run.toml"), Workspace(folder / "runs", "tiny"), Progress(Console(file=StringIO()))
+        load(folder / "run.toml"), Workspace(folder / "runs", "tiny"), Progress(Console(file=shown, width=500))
     )
     flow.run(context, flow.NAMES[: flow.NAMES.index("quantised") + 1])
+    return shown.getvalue()
 
 
 @pytest.fixture(scope="module")
@@ -330,3 +332,31 @@ def test_what_no_repair_saves_fails_the_run_and_leaves_what_was_there(project: P
     with pytest.raises(GateError, match=r"more than max_kl = 1e-12.* \(repairs tried: recovery\)"):
         run(project)
     assert verdict(project) == before
+
+
+def test_the_number_format_is_on_record_and_a_change_is_said(
+    project: Path, merged: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = models.dtype_name()
+    other = {"float32": "bfloat16", "bfloat16": "float32"}[here]
+    manifest = json.loads((project / "runs/tiny/adapter/all/manifest.json").read_text())
+    assert (manifest["dtype"], "dtype" in manifest["settings"]["train"]) == (here, False)
+    assert verdict(project)["dtype"] == {"trained": here, "quantised": here, "measured": here}
+    assert f"the base in {here}" in (project / "runs/tiny/quantised/all/README.md").read_text()
+
+    monkeypatch.setenv(models.AUTO, other)
+    (project / "run.toml").write_text(TOML.format(base=merged, max_kl=2.0, repairs="[]"))
+    shown = run(project)
+    assert "adapter/all              up to date" in shown, "auto is no setting: what another machine made stays"
+    said = f"quantised/all is computed in {other}, and adapter/all, merged/all were in {here}; dtype in [train] holds"
+    assert said in shown
+    assert verdict(project)["dtype"] == {"trained": here, "quantised": other, "measured": other}
+
+    asked = TOML.format(base=merged, max_kl=2.0, repairs="[]").replace("[train]", f'[train]\ndtype = "{here}"')
+    (project / "run.toml").write_text(asked)
+    assert "adapter/all              up to date" not in run(project), "what was asked for is one"
+
+
+def test_answers_in_a_format_that_was_asked_for_are_answers_of_somebody_else(merged: Path) -> None:
+    assert models.identity(merged) == models.content_digest(merged)
+    assert len({models.identity(merged, dtype) for dtype in ("auto", "float32", "bfloat16")}) == 3

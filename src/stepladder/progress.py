@@ -43,6 +43,7 @@ class Progress:
     def stage(self, label: str) -> Iterator[None]:
         """Show ``label`` as running until the block ends; a failed stage leaves a cross."""
         start = time.monotonic()
+        self._work = ""  # the last stage may have called its work the same
         columns = (
             SpinnerColumn(), TextColumn("{task.description:<24}"), TextColumn("{task.fields[what]}"), BarColumn(24),
             MofNCompleteColumn(), TextColumn("{task.fields[note]}"), TimeElapsedColumn(), TextColumn("left"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,7 +10,8 @@ from pathlib import Path
 from typing import Protocol, cast
 
 from stepladder import models
-from stepladder.config import Config, Dtype
+from stepladder.config import Config
+from stepladder.errors import MissingExtra
 from stepladder.mcq import prompts
 from stepladder.progress import Progress
 from stepladder.workspace import Artifact, State, Workspace
@@ -76,23 +78,28 @@ def run(context: Context, names: tuple[str, ...] = NAMES) -> None:
             if artifact.state() == "done":
                 context.progress.up_to_date(label)
                 continue
-            wanted = computes_in(context.config, name)
-            dtype = None if wanted is None else models.dtype_name(wanted)
+            dtype = computes_in(context.config, name)
             if dtype is not None:
                 _say_what_differs(context, label, dtype)
             with context.progress.stage(label), artifact.writing(dtype) as folder:
                 module.build(context, part, folder)
 
 
-def computes_in(config: Config, name: str) -> Dtype | None:
-    """The setting that says which number format a stage computes in; None where it computes nothing in this process."""
-    if name in ("adapter", "merged", "quantised"):
-        return config.train.dtype
-    asked = {"samples": [model for rung in config.rung for model in rung.models]}
-    if config.variants is not None:
-        asked["variants"] = [*config.variants.models, *config.variants.judges]
-    local = any(config.models[model].engine == "local" for model in asked.get(name, ()))
-    return config.predict.dtype if local or (name == "predictions" and config.predict.engine == "local") else None
+def computes_in(config: Config, name: str) -> str | None:
+    """The number format a stage computes in on this machine; None where it computes nothing in this process, or PyTorch
+    is not there, which is not missed where the ledger knows every answer."""
+    asked: list[str] = []
+    if name == "samples":
+        asked = [model for rung in config.rung for model in rung.models]
+    elif name == "variants" and config.variants is not None:
+        asked = [*config.variants.models, *(config.variants.judges or config.models)]
+    local = any(config.models[model].engine == "local" for model in asked)
+    with contextlib.suppress(MissingExtra):
+        if name in ("adapter", "merged", "quantised"):
+            return models.dtype_name(config.train.dtype)
+        if local or (name == "predictions" and config.predict.engine == "local"):
+            return models.dtype_name(config.predict.dtype)
+    return None
 
 
 def made_in(context: Context) -> dict[str, str]:
