@@ -26,9 +26,9 @@ from stepladder.records import Question
 from stepladder.stages.answers import correct, predict
 from stepladder.stages.flow import Context
 from stepladder.stages.proof import against, distance, measure, reference
-from stepladder.stages.quantised import Form, calibration_rows
+from stepladder.stages.quantised import Form, calibration_rows, own_rows
 from stepladder.stats import mcnemar
-from stepladder.training import gptqmodel, quantise
+from stepladder.training import gptqmodel, quantise, repair
 from stepladder.workspace import Workspace
 
 ROOT = Path(__file__).parent.parent
@@ -91,8 +91,13 @@ def main() -> None:  # noqa: PLR0915 (a list of forms and a loop)
     def compressed(settings: Quantise, rows: list[list[int]]) -> Callable[[Path], None]:
         return lambda folder: quantise.quantise(settings, merged, rows, folder)
 
+    def recovered(folder: Path) -> None:
+        quantise.quantise(plain, merged, [], folder)
+        repair.recover(merged, folder, own_rows(context, asked.member, Form(config.quantise)))
+
     forms: list[tuple[str, Quantise, Callable[[Path], None], Callable[[Path], None] | None]] = [
         ("rounding to nearest", plain, compressed(plain, []), None),
+        ("rounding, norms tuned (recovery)", plain, recovered, None),
         ("GPTQ, generic text", config.quantise, compressed(config.quantise, text), None),
         ("GPTQ, own chains", config.quantise, compressed(config.quantise, own), None),
         ("rounding, symmetric", symmetric, compressed(plain.model_copy(update={"symmetric": True}), []), None),
@@ -124,7 +129,7 @@ def main() -> None:  # noqa: PLR0915 (a list of forms and a loop)
             except GateError as error:
                 print(f"{title:34} REFUSED: {str(error).partition(': ')[2]}", flush=True)
                 continue
-            if title.startswith("rounding"):
+            if title in ("rounding to nearest", "rounding, symmetric"):
                 rounding = distance(context, before, folder)
             measured = measure(
                 context, asked.member, before, folder, None if title.startswith("rounding") else rounding

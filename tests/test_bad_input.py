@@ -342,6 +342,7 @@ def test_a_terminal_without_the_characters_shows_others(desk: Desk, monkeypatch:
 
 def test_a_cache_that_cannot_be_written_is_named(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     desk.config('path = "student"', 'path = "bundled"')
+    assert desk.run("questions", "run.toml").code == 0
     monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nowhere")
     refused(desk.spawn("samples", "run.toml"), "/proc/nowhere/stepladder", "set XDG_CACHE_HOME")
 

@@ -161,7 +161,7 @@ def _quantise(context: Context, part: str | None, form: Form, made: Path) -> Non
 
 def _recover(context: Context, part: str | None, form: Form, made: Path) -> None:
     context.progress.update("recovery tuning", 0, 1)
-    repair.recover(context.input("merged", part), made, _own_rows(context, part, form), context.config.train.dtype)
+    repair.recover(context.input("merged", part), made, own_rows(context, part, form), context.config.train.dtype)
 
 
 def _rounding(context: Context, part: str | None, before: Reference, plain: Form, folder: Path) -> Distance | None:
@@ -177,13 +177,13 @@ def _rounding(context: Context, part: str | None, before: Reference, plain: Form
 def calibration_rows(context: Context, part: str | None, form: Form) -> list[list[int]]:
     """Token ids of whole texts, own chains first."""
     tokenizer = models.load_tokenizer(context.input("merged", part))
-    rows = [row.ids for row in _own_rows(context, part, form)]
+    rows = [row.ids for row in own_rows(context, part, form)]
     for at, general in enumerate(form.settings.general):
         rows += calibration.general(tokenizer, general, rng("general", context.config.seed, part, at))
     return rows
 
 
-def _own_rows(context: Context, part: str | None, form: Form) -> list[Row]:
+def own_rows(context: Context, part: str | None, form: Form) -> list[Row]:
     """The member's own conversations that calibrate, as tokens."""
     examples = records.read(context.input("trainset", part) / "train.jsonl", Example)
     draw = rng("calibration", context.config.seed, part)
