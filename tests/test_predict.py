@@ -9,10 +9,12 @@ import sys
 from collections.abc import Mapping, Sequence
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
 
+from stepladder import models
 from stepladder.ask.ledger import Ledger
 from stepladder.ask.local import Local
 from stepladder.ask.request import Request, Response, TokenLogprob
@@ -47,9 +49,9 @@ def questions(tmp_path: Path) -> Path:
     return path
 
 
-def run(student: Path, questions: Path, out: Path) -> str:
+def run(student: Path, questions: Path, out: Path, asked: dict[str, Any] | None = None) -> str:
     screen = StringIO()
-    predict(str(student), questions, out, Console(file=screen, width=200))
+    predict(str(student), questions, out, Console(file=screen, width=200), asked=asked)
     return screen.getvalue()
 
 
@@ -169,6 +171,14 @@ def test_how_a_model_is_asked_travels_with_it(student: Path, tmp_path: Path) -> 
     (student / "stepladder.json").write_text('{"language": "en"}')
     with pytest.raises(InputError, match="cannot be read"):
         manner(student, None)
+
+
+def test_another_number_format_than_was_validated_is_said(student: Path, questions: Path, tmp_path: Path) -> None:
+    here = models.dtype_name()
+    other = {"float32": "bfloat16", "bfloat16": "float32"}[here]
+    said = f"Computed in {other}; it was validated in {here}"
+    assert said in run(student, questions, tmp_path / "out.jsonl", {"dtype": other})
+    assert "Computed in" not in run(student, questions, tmp_path / "out.jsonl")
 
 
 def test_bad_input_is_one_line(student: Path, questions: Path, tmp_path: Path) -> None:

@@ -31,6 +31,17 @@ def test_an_artifact_is_done_until_what_it_was_made_from_changes(tmp_path: Path)
     assert artifact(tmp_path / "one", digest="e").state() == "stale"
 
 
+def test_a_killed_build_goes_on_only_from_what_is_the_same(tmp_path: Path) -> None:
+    one = artifact(tmp_path / "one")
+    (one.scratch("float32") / "checkpoint").touch()
+    assert (one.scratch("float32") / "checkpoint").exists()
+    assert not (one.scratch("bfloat16") / "checkpoint").exists()
+    (one.scratch("bfloat16") / "checkpoint").touch()
+    assert not (artifact(tmp_path / "one", setting=2).scratch("bfloat16") / "checkpoint").exists()
+    make(one)
+    assert [path.name for path in tmp_path.iterdir()] == ["one"]
+
+
 def test_a_failed_build_leaves_the_old_artifact_alone(tmp_path: Path) -> None:
     one = artifact(tmp_path / "one")
     make(one, "old")

@@ -97,6 +97,10 @@ def predict(
     if how.predict.engine == "local" and not cards():
         _check_memory(crew.members[crew.leader], questions, how)
     progress = Progress(console)
+    computed_in = models.dtype_name(how.predict.dtype) if how.predict.engine == "local" else None
+    if None not in (how.validated_in, computed_in) and how.validated_in != computed_in:
+        before = f"it was validated in {how.validated_in}, so a near tie may fall the other way"
+        _say(console, f"Computed in {computed_in}; {before}")
     beside = out.with_name(f"{out.name}.ledger.sqlite")
     work = Work(beside, out.with_name(f"{out.name}.serve"), progress, crew, questions, how)
     try:

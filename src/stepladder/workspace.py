@@ -102,15 +102,15 @@ class Artifact:
             raise UserError(f"{self.folder}: not there yet; run the stages before this one ('stepladder run')")
         return digest({name: entry["sha256"] for name, entry in manifest["files"].items()})
 
-    def scratch(self) -> Path:
+    def scratch(self, dtype: str) -> Path:
         """A folder for what a killed build goes on from. It vanishes when the artifact is there, and starts empty when
-        the artifact is to be made from something else."""
+        the artifact is to be made from something else, or in another number format."""
         folder = self._scratch
-        mark = folder / "fingerprint"
-        if not mark.exists() or mark.read_text(encoding="utf-8") != self.fingerprint:
+        mark, made_from = folder / "fingerprint", f"{self.fingerprint} in {dtype}"
+        if not mark.exists() or mark.read_text(encoding="utf-8") != made_from:
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
-            write_atomic(mark, self.fingerprint)
+            write_atomic(mark, made_from)
         return folder
 
     @property

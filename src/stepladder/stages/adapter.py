@@ -52,7 +52,8 @@ def build(context: Context, part: str | None, folder: Path) -> None:
     data = Data(examples, _held_out(context, questions), exam)
     alone = trl.train if settings.devices == 1 else distributed.train
     trainer = swift.train if settings.backend == "swift" else alone
-    trainer(settings, seed, base, data, folder, artifact(context, part).scratch(), report)
+    scratch = artifact(context, part).scratch(models.dtype_name(settings.dtype))
+    trainer(settings, seed, base, data, folder, scratch, report)
 
 
 def _held_out(context: Context, questions: list[Question]) -> list[Example]:

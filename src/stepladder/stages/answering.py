@@ -10,7 +10,7 @@ import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from stepladder import models
 from stepladder.ask.ledger import Ledger
@@ -38,6 +38,8 @@ class Manner(NamedTuple):
     serve: Serve = Serve()
     seed: int = 0
     prompts: Path | None = None
+    validated_in: str | None = None
+    """Number format that its validation was computed in; None where a server computed, or nobody knows."""
 
 
 class Answered(NamedTuple):
@@ -52,7 +54,9 @@ class Answered(NamedTuple):
 
 def keep(config: Config, folder: Path) -> None:
     """Write into a model folder how it is asked, with the user's prompts, if there are any."""
-    told = {"language": config.language, "seed": config.seed, "predict": settings(config.predict)}
+    told: dict[str, Any] = {"language": config.language, "seed": config.seed, "predict": settings(config.predict)}
+    if config.predict.engine == "local":
+        told["validated_in"] = models.dtype_name(config.predict.dtype)
     # Where vLLM is, each machine knows for itself.
     told["serve"] = settings(config.serve, without=("environment", "base_url", "model"))
     write_atomic(folder / FILE, json.dumps(told, indent=1) + "\n")
@@ -74,7 +78,7 @@ def manner(folder: Path, language: Language | None) -> Manner:
     try:
         told = json.loads(path.read_text(encoding="utf-8"))
         asked, served = Predict.model_validate(told["predict"]), Serve.model_validate(told.get("serve", {}))
-        found = Manner(told["language"], asked, served, int(told["seed"]))
+        found = Manner(told["language"], asked, served, int(told["seed"]), validated_in=told.get("validated_in"))
     except (ValueError, LookupError, TypeError) as error:
         reason = str(error).split("\n", maxsplit=1)[0]
         raise InputError(path, f"cannot be read ({reason}); take it from the run's folder again") from None
