@@ -4,6 +4,8 @@ VENV := .venv
 READY := $(VENV)/.ready
 SERVE := .venv-serve
 SWIFT := .venv-swift
+# As many processes as there are cores, but a GiB each; what shares a costly fixture stays together (tests/conftest.py).
+PYTEST := $(VENV)/bin/python -m pytest -n auto --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
 
 .PHONY: setup serve-env swift demo test test-other-dtype test-serve test-swift check coverage worlds clean
 
@@ -43,12 +45,12 @@ demo: setup
 	$(VENV)/bin/stepladder run examples/demo.toml
 
 test: setup
-	$(VENV)/bin/python -m pytest
+	$(PYTEST)
 
 # The tests that hang on the number format, in the one that this machine is not best at (bfloat16 is emulated where it
 # must be).
 test-other-dtype: setup
-	$(VENV)/bin/python -m pytest -m dtype --dtype other
+	$(PYTEST) -m dtype --dtype other
 
 # Five minutes more: the engine against a real vLLM server, and servers started for a command.
 test-serve: setup serve-env
@@ -62,7 +64,7 @@ check: setup
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/ruff format --check
 	$(VENV)/bin/mypy
-	$(VENV)/bin/python -m pytest
+	$(PYTEST)
 
 # Lines of ask/ that its tests run, processes of their own included.
 coverage: setup

@@ -25,11 +25,24 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if hasattr(config, "workerinput"):  # one of several processes, which has the first one's environment
+        cores = len(os.sched_getaffinity(0))
+        os.environ["OMP_NUM_THREADS"] = str(max(1, cores // int(config.workerinput["workercount"])))
+        return
     forced = config.getoption("--dtype")
     if forced == "other":
         forced = {"float32": "bfloat16", "bfloat16": "float32"}[models.dtype_name()]
     if forced:
         os.environ[models.AUTO] = forced  # for the commands that tests start as well
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of a file, and all that read the finished run, share a process, and so their fixtures; the latter begin,
+    since they take longest."""
+    for item in items:
+        shared = "project" if "project" in getattr(item, "fixturenames", ()) else item.path.name
+        item.add_marker(pytest.mark.xdist_group(shared))
+    items.sort(key=lambda item: "project" not in getattr(item, "fixturenames", ()))
 
 
 def pytest_report_header(config: pytest.Config) -> str:

@@ -20,6 +20,7 @@ GROUND = {
     "hubs",
     "template",
     "prefixes",
+    "emulation",
     "supervise",
     "unpack",
     "memory",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -120,15 +119,18 @@ def test_servers_come_and_go_while_a_run_lasts(
     file = tmp_path / "servers.txt"
     file.write_text(f"# nobody yet, later {one.url}\n\n")
     notes: list[str] = []
-    news = iter((f"{one.url}\n", "nonsense\n", f"{two.url}/\n"))
+    unwritten = [f"{two.url}/\n", "nonsense\n", f"{one.url}\n"]
 
-    def write() -> None:
-        if (text := next(news, None)) is not None:
-            file.write_text(text)
-            threading.Timer(1.3, write).start()
+    def hear(line: str) -> None:
+        notes.append(line)
+        if "waiting for one" in line or "'nonsense'" in line:
+            file.write_text(unwritten.pop())
 
-    threading.Timer(0.5, write).start()
-    answers = ask(requests("moving", 200), "own", own(file=file), ledger, SCOPE, note=notes.append)
+    def count(done: int, spent: int) -> None:
+        if done > 10 and len(unwritten) == 2:
+            file.write_text(unwritten.pop())
+
+    answers = ask(requests("moving", 200), "own", own(file=file), ledger, SCOPE, count, hear)
     assert len(answers) == 200
     assert asked(one) > 10
     assert asked(two) > 10

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, cast
 
 from stepladder import hubs
 from stepladder.config import Dtype
+from stepladder.emulation import emulate_bfloat16
 from stepladder.errors import MissingExtra, ModelError, UserError
 from stepladder.unpack import load_gptq
 from stepladder.workspace import digest, file_digest, write_atomic
@@ -203,8 +204,8 @@ def has_cuda() -> bool:
 
 
 def compute_dtype(dtype: Dtype = "auto") -> torch.dtype:
-    """What is computed in; ``auto`` is bfloat16 where the hardware multiplies it, float32 elsewhere (a CPU without
-    AVX512-BF16 or AMX emulates bfloat16 five times slower than float32; measured, see EXPERIMENTS.md).
+    """What is computed in; ``auto`` is bfloat16 where the hardware multiplies it, float32 elsewhere: a CPU without
+    AVX512-BF16 or AMX has to emulate it (emulation.py).
 
     Raises:
         UserError: the environment variable :data:`AUTO` names no number format.
@@ -219,8 +220,21 @@ def compute_dtype(dtype: Dtype = "auto") -> torch.dtype:
         return formats[forced]
     if dtype != "auto":
         return formats[dtype]
-    native = has_cuda() or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return torch.bfloat16 if native else torch.float32
+    return torch.bfloat16 if _multiplies_bfloat16() else torch.float32
+
+
+def _multiplies_bfloat16() -> bool:
+    import torch
+
+    return has_cuda() or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def _ready_for(dtype: Dtype) -> torch.dtype:
+    """The number format that a setting comes to, in which this process can compute from now on."""
+    found = compute_dtype(dtype)
+    if found.itemsize == 2 and not _multiplies_bfloat16():
+        emulate_bfloat16()
+    return found
 
 
 def dtype_name(dtype: Dtype = "auto") -> str:
@@ -271,13 +285,14 @@ def load(folder: Path, dtype: Dtype = "auto", *, move: bool = True) -> PreTraine
     from transformers import AutoModelForCausalLM
     from transformers.utils.quantization_config import CompressedTensorsConfig
 
+    computed_in = _ready_for(dtype)
     with _loading("model", folder), quiet():
         form = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("quantization_config")
         if form is not None and form.get("quant_method") == "gptq":
-            model = load_gptq(folder, compute_dtype(dtype))
+            model = load_gptq(folder, computed_in)
         else:
             unpack = {} if form is None else {"quantization_config": CompressedTensorsConfig(run_compressed=False)}
-            model = AutoModelForCausalLM.from_pretrained(folder, dtype=compute_dtype(dtype), **unpack)
+            model = AutoModelForCausalLM.from_pretrained(folder, dtype=computed_in, **unpack)
     if move and has_cuda():
         model = model.to("cuda")  # type: ignore[arg-type]
     return model
@@ -303,18 +318,19 @@ def load_in_4_bits(folder: Path, dtype: Dtype = "auto") -> PreTrainedModel:
     require("bitsandbytes")
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
+    computed_in = _ready_for(dtype)
     packed = BitsAndBytesConfig(  # type: ignore[no-untyped-call]
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=compute_dtype(dtype),
+        bnb_4bit_compute_dtype=computed_in,
     )
     place = "cuda" if has_cuda() else "cpu"
     with _loading("model", folder), quiet():
         model = cast(
             "PreTrainedModel",
             AutoModelForCausalLM.from_pretrained(
-                folder, quantization_config=packed, dtype=compute_dtype(dtype), device_map={"": place}
+                folder, quantization_config=packed, dtype=computed_in, device_map={"": place}
             ),
         )
     for layer in model.modules():
