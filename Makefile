@@ -4,8 +4,8 @@ VENV := .venv
 READY := $(VENV)/.ready
 SERVE := .venv-serve
 SWIFT := .venv-swift
-# As many processes as there are cores, but a GiB each; what shares a costly fixture stays together (tests/conftest.py).
-PYTEST := $(VENV)/bin/python -m pytest -n auto --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
+# As many processes as there are cores, but a GiB each; tests that share a fixture share a process (tests/conftest.py).
+PYTEST := $(VENV)/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 .PHONY: setup serve-env swift demo test test-other-dtype test-serve test-swift check coverage worlds clean
 

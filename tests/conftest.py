@@ -5,16 +5,21 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import asker
 import pytest
 import tiny_run
 from api_server import ApiServer
+from xdist.scheduler import LoadFileScheduling
 
 from stepladder import models
 from stepladder.ask.ledger import Ledger
 from stepladder.config import Model
 from stepladder.errors import MissingExtra
+
+READ_PROJECT = ("test_pack.py", "test_pipeline.py")
+"""Files whose tests read the fixture ``project``, which takes more than a minute to make."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -36,13 +41,21 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ[models.AUTO] = forced  # for the commands that tests start as well
 
 
+class _ByFile(LoadFileScheduling):  # type: ignore[misc]
+    """A file's tests share a process, and so its fixtures; the files that read the finished run share one as well."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = str(super()._split_scope(nodeid))
+        return "project" if file.endswith(READ_PROJECT) else file
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadFileScheduling:
+    return _ByFile(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of a file, and all that read the finished run, share a process, and so their fixtures; the latter begin,
-    since they take longest."""
-    for item in items:
-        shared = "project" if "project" in getattr(item, "fixturenames", ()) else item.path.name
-        item.add_marker(pytest.mark.xdist_group(shared))
-    items.sort(key=lambda item: "project" not in getattr(item, "fixturenames", ()))
+    items.sort(key=lambda item: item.path.name not in READ_PROJECT)  # they take longest
 
 
 def pytest_report_header(config: pytest.Config) -> str:

@@ -147,7 +147,10 @@ def test_a_connection_carries_many_requests(server: ApiServer) -> None:
 
 def test_nonsense_is_not_served(server: ApiServer) -> None:
     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
-    connection.request("POST", CHAT, iter([b"{}"]), {"Authorization": "Bearer test-key"}, encode_chunked=True)
+    connection.putrequest("POST", CHAT)
+    connection.putheader("Authorization", "Bearer test-key")
+    connection.putheader("Transfer-Encoding", "chunked")
+    connection.endheaders()  # no body: the server closes when it has seen these
     assert connection.getresponse().status == 400
     connection.close()
 

@@ -1,5 +1,5 @@
-"""bfloat16 in float32 kernels: rounded once, with gradients, and nothing else changed. In a process of its own, since it
-holds for the rest of one."""
+"""bfloat16 in float32 kernels: rounded once, with gradients, and nothing else changed. In a process of its own, since
+it holds for the rest of one."""
 
 from __future__ import annotations
 
