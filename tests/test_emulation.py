@@ -28,6 +28,15 @@ assert torch.equal(batch @ batch.mT, (batch.float() @ batch.float().mT).bfloat16
 
 torch.nn.functional.linear(rows, weight).backward(torch.ones(9, 24, dtype=torch.bfloat16))
 assert torch.equal(weight.grad, (torch.ones(24, 9) @ rows.detach().float()).bfloat16())
+heads = [torch.randn(2, 3, 7, 8).bfloat16().requires_grad_() for _ in "qkv"]
+wide = [head.detach().float().requires_grad_() for head in heads]
+hidden = torch.zeros(7, 7).masked_fill(torch.ones(7, 7).triu(1).bool(), -1e30)
+attend = torch.nn.functional.scaled_dot_product_attention
+mixed, exactly = attend(*heads, hidden.bfloat16()), attend(*wide, hidden)
+assert torch.equal(mixed, exactly.bfloat16())
+mixed.backward(torch.ones_like(mixed))
+assert all(head.grad.dtype == torch.bfloat16 and head.grad.any() for head in heads)
+
 with torch.autocast("cpu", torch.bfloat16):
     assert torch.nn.functional.linear(*exact[:2]).dtype == torch.bfloat16
 """

@@ -11,8 +11,16 @@ import functools
 import warnings
 from typing import Any
 
-PRODUCTS = ("mm", "addmm", "bmm", "baddbmm")
-"""The operators that linear layers and matrix products come to, forwards and backwards."""
+PRODUCTS = {
+    "mm": False,
+    "addmm": False,
+    "bmm": False,
+    "baddbmm": False,
+    "_scaled_dot_product_flash_attention_for_cpu": True,
+    "_scaled_dot_product_flash_attention_for_cpu_backward": False,
+}
+"""The operators that linear layers, matrix products and attention come to, forwards and backwards; True: only the first
+of its results is in the format of its arguments."""
 
 
 @functools.cache
@@ -24,23 +32,30 @@ def emulate_bfloat16() -> None:
     _LIBRARIES.append(library)  # its kernels are there as long as it is
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that a kernel of PyTorch's takes second place is what is wanted
-        for name in PRODUCTS:
-            library.impl(name, _widened(name), "CPU", with_keyset=True, allow_override=True)  # type: ignore[no-untyped-call]
+        for name, only_first in PRODUCTS.items():
+            product = _widened(name, only_first)
+            library.impl(name, product, "CPU", with_keyset=True, allow_override=True)  # type: ignore[no-untyped-call]
 
 
 _LIBRARIES: list[Any] = []
 
 
-def _widened(name: str) -> Any:
+def _widened(name: str, only_first: bool) -> Any:
     """PyTorch's kernel, given bfloat16 matrices as float32."""
     import torch
 
     kernel = torch.library.get_kernel(f"aten::{name}", "CPU")
 
+    def wide(value: Any) -> Any:
+        return value.float() if isinstance(value, torch.Tensor) and value.dtype == torch.bfloat16 else value
+
     def product(keys: torch.DispatchKeySet, first: torch.Tensor, *others: Any, **more: Any) -> Any:
         if first.dtype != torch.bfloat16:
             return kernel.call_boxed(keys, first, *others, **more)
-        wide = (each.float() if isinstance(each, torch.Tensor) else each for each in (first, *others))
-        return kernel.call_boxed(keys, *wide, **more).to(torch.bfloat16)
+        result = kernel.call_boxed(keys, *map(wide, (first, *others)), **{key: wide(more[key]) for key in more})
+        if isinstance(result, torch.Tensor):
+            return result.to(torch.bfloat16)
+        narrow, kept = (result[:1], result[1:]) if only_first else (result, ())
+        return (*(each.to(torch.bfloat16) for each in narrow), *kept)
 
     return product
