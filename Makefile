@@ -47,7 +47,7 @@ demo: setup
 test: setup
 	$(PYTEST)
 
-# The tests that hang on the number format, in the one that this machine is not best at (bfloat16 is emulated where it
+# The tests that depend on the number format, in the one that this machine is not best at (bfloat16 is emulated where it
 # must be).
 test-other-dtype: setup
 	$(PYTEST) -m dtype --dtype other

@@ -58,6 +58,15 @@ def test_servers_of_the_same_weights_share_the_work(pair: tuple[ApiServer, ApiSe
     assert sum(asked(api) for api in pair) == 102  # each has shown once who it is
 
 
+def test_the_terminal_s_encoding_changes_no_question(
+    pair: tuple[ApiServer, ApiServer], ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONIOENCODING", "gbk")
+    questions = requests("谁在吵？", 3)
+    answers = ask(questions, "own", own(pair[0].url), ledger, SCOPE)
+    assert answers.keys() == {request.key for request in questions}
+
+
 def test_a_server_with_other_weights_is_not_asked(pair: tuple[ApiServer, ApiServer], ledger: Ledger) -> None:
     one, two = pair
     two.set_script(OTHER)

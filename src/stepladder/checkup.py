@@ -61,4 +61,5 @@ def _compute() -> Check:
     import torch
 
     device = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "CPU"
-    return Check("Computes on", f"{device} in {models.dtype_name()}", True)
+    emulated = ", emulated" if models.dtype_name() == "bfloat16" and not models.multiplies_bfloat16() else ""
+    return Check("Computes on", f"{device} in {models.dtype_name()}{emulated}", True)

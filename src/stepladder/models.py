@@ -220,10 +220,12 @@ def compute_dtype(dtype: Dtype = "auto") -> torch.dtype:
         return formats[forced]
     if dtype != "auto":
         return formats[dtype]
-    return torch.bfloat16 if _multiplies_bfloat16() else torch.float32
+    return torch.bfloat16 if multiplies_bfloat16() else torch.float32
 
 
-def _multiplies_bfloat16() -> bool:
+def multiplies_bfloat16() -> bool:
+    """Whether a card or this CPU has instructions for products in bfloat16."""
+    require()
     import torch
 
     return has_cuda() or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
@@ -232,7 +234,7 @@ def _multiplies_bfloat16() -> bool:
 def _ready_for(dtype: Dtype) -> torch.dtype:
     """The number format that a setting comes to, in which this process can compute from now on."""
     found = compute_dtype(dtype)
-    if found.itemsize == 2 and not _multiplies_bfloat16():
+    if found.itemsize == 2 and not multiplies_bfloat16():
         emulate_bfloat16()
     return found
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import io
 import json
 import os
 import signal
@@ -19,7 +20,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 from stepladder import models, template
 from stepladder.ask.admission import PROBE, Admission
@@ -200,6 +201,7 @@ def teacher(
 
 def main() -> None:
     """Read the job and its requests from standard input; report on standard output."""
+    cast(io.TextIOWrapper, sys.stdin).reconfigure(encoding="utf-8")  # whatever the terminal's is
     with contextlib.suppress(KeyboardInterrupt):  # by then, what was in flight is settled
         _work()
 
