@@ -85,8 +85,8 @@ def test_a_fault_is_survived_and_its_attempt_is_on_record(
 
 @pytest.mark.parametrize("fault", ["hang", "slow_drip"])
 def test_an_answer_that_does_not_come_in_time_is_asked_for_again(api: ApiServer, ledger: Ledger, fault: str) -> None:
-    api.set_script({"faults": [{"kind": fault, "times": 1, "seconds": 3}]})
-    answers, paid = bill(api, lambda: ask([request(fault, 16)], teacher(api.url, timeout=0.4), ledger, Scope("run")))
+    api.set_script({"faults": [{"kind": fault, "times": 1, "seconds": 5}]})
+    answers, paid = bill(api, lambda: ask([request(fault, 16)], teacher(api.url, timeout=1), ledger, Scope("run")))
     assert len(answers) == 1
     assert outcomes(ledger) == {"answered": 1, "lost": 1}
     assert ledger.spent("run") >= paid["micro_dollars"]
