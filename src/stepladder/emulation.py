@@ -24,20 +24,19 @@ of its results is in the format of its arguments."""
 
 
 @functools.cache
-def emulate_bfloat16() -> None:
-    """From now on, CPU products of bfloat16 matrices in this process are computed by float32 kernels."""
+def emulate_bfloat16() -> Any:
+    """From now on, CPU products of bfloat16 matrices in this process are computed by float32 kernels.
+
+    Returns the library that holds these kernels; the cache keeps it alive, and them with it."""
     import torch
 
     library = torch.library.Library("aten", "IMPL")  # type: ignore[no-untyped-call]
-    _LIBRARIES.append(library)  # its kernels are there as long as it is
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that a kernel of PyTorch's takes second place is what is wanted
         for name, only_first in PRODUCTS.items():
             product = _widened(name, only_first)
             library.impl(name, product, "CPU", with_keyset=True, allow_override=True)  # type: ignore[no-untyped-call]
-
-
-_LIBRARIES: list[Any] = []
+    return library
 
 
 def _widened(name: str, only_first: bool) -> Any:
