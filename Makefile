@@ -7,7 +7,7 @@ SWIFT := .venv-swift
 # As many processes as there are cores, but a GiB each; tests that share a fixture share a process (tests/conftest.py).
 PYTEST := $(VENV)/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-.PHONY: setup serve-env swift demo test test-other-dtype test-serve test-swift check coverage worlds clean
+.PHONY: setup serve-env swift demo test test-other-dtype test-serve test-swift check coverage docs worlds clean
 
 setup: $(READY)
 
@@ -74,6 +74,13 @@ coverage: setup
 		tests/test_teachers.py tests/test_ledger_processes.py tests/test_local.py
 	$(VENV)/bin/coverage combine --quiet
 	$(VENV)/bin/coverage report --fail-under 100
+
+# The pages under docs/ as a site in site/; what is generated is generated again. The build itself needs no network.
+docs: setup
+	$(VENV)/bin/python -m pip install --quiet --prefer-binary -c constraints/train.txt -e '.[docs]'
+	$(VENV)/bin/python docs/reference.py
+	$(VENV)/bin/python docs/architecture.py
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build
 
 # The demo's questions, bit for bit: a test compares them with the generator.
 worlds: setup

@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 
 from stepladder.mcq.answer import majority
+from stepladder.mcq.votefile import read_votes
 from stepladder.mcq.voting import first_round, settled
-from stepladder.votes import read_votes
 
 VOTES, ENOUGH = 5, 800
 RESAMPLES = 10_000

@@ -44,7 +44,7 @@ def kill(folder: Path, rounds: int, _: str | None) -> None:
             time.sleep(draw.uniform(2.0, 6.0))
             process.kill()
             process.communicate()
-            with Ledger(ledger) as opened:  # what it had in flight is still taken in by its courier
+            with Ledger(ledger) as opened:  # what it had in flight is still taken in by its worker
                 while any(attempt.alive for attempt in opened.unsettled("run")):
                     time.sleep(0.05)
             billing = api.settled()
@@ -79,7 +79,7 @@ def budget(folder: Path, rounds: int, _: str | None) -> None:
 
 
 def throughput(folder: Path, rounds: int, curator: str | None) -> None:
-    """Wall time of whole processes, interpreter and imports included, since the courier brings a second one."""
+    """Wall time of whole processes, interpreter and imports included, since the worker brings a second one."""
     count = 5000
     for number in range(rounds):
         place = folder / str(number)
@@ -87,11 +87,11 @@ def throughput(folder: Path, rounds: int, curator: str | None) -> None:
         wall = {}
         with ApiServer(place, {"latency_s": 0.05, "models": ["test-model", "gpt-4o-mini"]}) as api:
             engine = (api.url, place / "engine.sqlite", "--count", count, "--in-process")
-            courier = (api.url, place / "courier.sqlite", "--count", count)
+            worker = (api.url, place / "worker.sqlite", "--count", count)
             work = {
                 "bare gather": lambda api=api: start(api.url, count, script=HERE / "bare_gather.py"),
                 "engine alone": lambda engine=engine: start(*engine),
-                "with courier": lambda courier=courier: start(*courier),
+                "with worker": lambda worker=worker: start(*worker),
             }
             if curator is not None:
                 work["curator"] = lambda api=api: start(api.url, count, script=HERE / "curator_ask.py", python=curator)

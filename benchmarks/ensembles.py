@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from stepladder.ensembling.rules import Ballot, ballot
 from stepladder.ensembling.selection import select
-from stepladder.votes import read_votes
+from stepladder.mcq.votefile import read_votes
 
 SIZE = 4
 RESAMPLES = 10_000

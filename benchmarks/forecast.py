@@ -21,14 +21,15 @@ from typing import NamedTuple
 
 from rich.console import Console
 
-from stepladder import capacity, fits, memory
-from stepladder.ask.local import ROWS
+from stepladder.answering import standalone
+from stepladder.ask.local.engine import ROWS
+from stepladder.commands import plan
 from stepladder.config import load
+from stepladder.context import Context
+from stepladder.forecast import capacity, memory
+from stepladder.mcq.questionfile import read_problems
 from stepladder.progress import Progress
-from stepladder.stages import answering
-from stepladder.stages.flow import Context
 from stepladder.stages.predictions import leader
-from stepladder.stages.questionfile import read_problems
 from stepladder.workspace import Workspace
 
 
@@ -50,9 +51,9 @@ def answer(model: Path, source: Path, folder: Path, context: Context) -> Took:
     if os.waitstatus_to_exitcode(status):
         raise SystemExit("predict failed")
     seconds = time.perf_counter() - begun
-    how = answering.manner(model, None)
+    how = standalone.read_settings(model, None)
     questions = [q for one in read_problems(source, how.language, labelled=False) for q in one.questions]
-    known = answering.so_far(Path(f"{out}.ledger.sqlite"), model, questions, how)
+    known = standalone.so_far(Path(f"{out}.ledger.sqlite"), model, questions, how)
     return Took(seconds, usage.ru_maxrss * 1024, sum(sum(one.tokens) for one in known))
 
 
@@ -67,7 +68,7 @@ def main() -> None:
         raise SystemExit(f"{asked.config}: no [questions] test")
     context = Context(config, Workspace(asked.runs, config.name), Progress(Console(stderr=True)))
     model = context.input("quantised", leader(context))
-    work, shape = fits.work_of(context)._replace(members=1), memory.read(model)
+    work, shape = plan.work_of(context)._replace(members=1), memory.read(model)
     here = capacity.this_machine()
     print(f"{here.tflops * 1e3:.0f} GFLOP/s, {here.bandwidth:.0f} GB/s, {here.bytes_each} bytes a number")
     print(f"{work.questions} questions, {work.prompt:.0f} tokens in ({work.read:.0f} new), {work.answer:.0f} out")

@@ -15,8 +15,8 @@ import sys
 from pathlib import Path
 
 from stepladder.mcq.answer import strict
+from stepladder.mcq.questionfile import read_problems
 from stepladder.records import parse_lines
-from stepladder.stages.questionfile import read_problems
 from stepladder.workspace import write_atomic
 
 

@@ -19,11 +19,13 @@ from pathlib import Path
 
 from training import examples
 
-from stepladder import memory, models
+from stepladder import models
 from stepladder.config import Quantise, Train
-from stepladder.training import quantise, trl
+from stepladder.forecast import memory
+from stepladder.quantising import gptq
+from stepladder.training import trl
 from stepladder.training.data import Data
-from stepladder.training.packing import IGNORED, pack, tokenise
+from stepladder.training.sequences import IGNORED, pack, tokenise
 
 LENGTH, BATCH, RANK, SAMPLES, STEPS = 512, 2, 64, 24, 3
 
@@ -51,11 +53,11 @@ def one(task: str, base: Path, folder: Path) -> None:
     problems = examples(folder, 14, 1)
     rows = tokenise(models.load_tokenizer(base), problems, LENGTH)
     if task == "quantise":
-        from stepladder import template
+        from stepladder.models import template
 
         template.write(models.load_tokenizer(base), base)
         calibration = [row.ids for row in rows[:SAMPLES]]
-        quantise.quantise(Quantise(group_size=32), base, calibration, folder / "quantised")
+        gptq.quantise(Quantise(group_size=32), base, calibration, folder / "quantised")
         print(json.dumps({"samples": len(calibration), "tokens": sum(map(len, calibration)) / len(calibration)}))
         return
     settings = Train(

@@ -19,16 +19,16 @@ from pathlib import Path
 from rich.console import Console
 
 from stepladder import models, records
+from stepladder.answering.voting import correct, predict
 from stepladder.config import Quantise, load
+from stepladder.context import Context
 from stepladder.errors import GateError
 from stepladder.progress import Progress
+from stepladder.quantising import gptq, gptqmodel, repair
+from stepladder.quantising.gate import against, distance, measure, reference
 from stepladder.records import Question
-from stepladder.stages.answers import correct, predict
-from stepladder.stages.flow import Context
-from stepladder.stages.proof import against, distance, measure, reference
 from stepladder.stages.quantised import Form, calibration_rows, own_rows
 from stepladder.stats import mcnemar
-from stepladder.training import gptqmodel, quantise, repair
 from stepladder.workspace import Workspace
 
 ROOT = Path(__file__).parent.parent
@@ -38,7 +38,8 @@ PIECE = 150
 
 def generic(merged: Path, count: int) -> list[list[int]]:
     tokenizer = models.load_tokenizer(merged)
-    text = "\n".join((ROOT / name).read_text(encoding="utf-8") for name in ("LICENSE", "README.md", "EXPERIMENTS.md"))
+    pages = (ROOT / "LICENSE", *sorted((ROOT / "docs").rglob("*.md")))
+    text = "\n".join(page.read_text(encoding="utf-8") for page in pages)
     ids = tokenizer(text)["input_ids"]
     return [ids[at : at + PIECE] for at in range(0, count * PIECE, PIECE)]
 
@@ -89,10 +90,10 @@ def main() -> None:  # noqa: PLR0915 (a list of forms and a loop)
     symmetric = config.quantise.model_copy(update={"symmetric": True})
 
     def compressed(settings: Quantise, rows: list[list[int]]) -> Callable[[Path], None]:
-        return lambda folder: quantise.quantise(settings, merged, rows, folder)
+        return lambda folder: gptq.quantise(settings, merged, rows, folder)
 
     def recovered(folder: Path) -> None:
-        quantise.quantise(plain, merged, [], folder)
+        gptq.quantise(plain, merged, [], folder)
         repair.recover(merged, folder, own_rows(context, asked.member, Form(config.quantise)))
 
     forms: list[tuple[str, Quantise, Callable[[Path], None], Callable[[Path], None] | None]] = [
@@ -125,7 +126,7 @@ def main() -> None:  # noqa: PLR0915 (a list of forms and a loop)
             if sabotage is not None:
                 sabotage(folder)
             try:
-                quantise.inspect(folder, settings, merged)
+                gptq.inspect(folder, settings, merged)
             except GateError as error:
                 print(f"{title:34} REFUSED: {str(error).partition(': ')[2]}", flush=True)
                 continue

@@ -25,18 +25,21 @@ from typing import Any
 
 from rich.console import Console
 
-from stepladder import models, predicting, template
-from stepladder.ask.admission import FREE
-from stepladder.ask.courier import ask
+from stepladder import models
+from stepladder.answering import client, standalone
+from stepladder.ask import RemoteModel, ask_remote
 from stepladder.ask.ledger import Ledger, Scope
+from stepladder.ask.remote.admission import FREE
 from stepladder.ask.request import Request
+from stepladder.commands.predict import predict as predict_command
 from stepladder.config import Model, Serve
+from stepladder.forecast.memory import SEQUENCES
 from stepladder.mcq.answer import strict
 from stepladder.mcq.prompts import ask_messages
+from stepladder.mcq.questionfile import read_problems
+from stepladder.models import template
 from stepladder.records import Question
-from stepladder.serving.vllm import BATCH, BLOCK, SEQUENCES, Fleet, devices, surroundings
-from stepladder.stages import answering, asking
-from stepladder.stages.questionfile import read_problems
+from stepladder.serving.vllm import BATCH, BLOCK, Fleet, devices, surroundings
 
 ROOM = 0.08
 """GiB of KV cache where prefix caching is measured: what is shared must still be there when it is asked for again."""
@@ -58,13 +61,13 @@ class Timed(Fleet):
 
 
 def questions_of(asked: argparse.Namespace) -> list[Question]:
-    language = answering.manner(asked.model, asked.language).language
+    language = standalone.read_settings(asked.model, asked.language).language
     return [question for one in read_problems(asked.questions, language, labelled=False) for question in one.questions]
 
 
 def bare(asked: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """``LLM.chat`` in vLLM's own environment."""
-    how = answering.manner(asked.model, asked.language)
+    how = standalone.read_settings(asked.model, asked.language)
     told = {
         "model": str(asked.model), "dtype": asked.dtype, "max_length": asked.max_length,
         "max_tokens": how.predict.max_tokens, "kv_cache_bytes": round(asked.kv_cache * 2**30),
@@ -83,29 +86,29 @@ def bare(asked: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 def predict(asked: argparse.Namespace, folder: Path, engine: str) -> dict[str, Any]:
     """``stepladder predict``, and what it was told, from its ledger."""
-    asking.Fleet = Timed  # type: ignore[misc]
-    load, loading = asking.Local.load, []
+    client.Fleet = Timed  # type: ignore[misc]
+    load, loading = client.Local.load, []
 
-    def timed(weights: Path) -> asking.Local:
+    def timed(weights: Path) -> client.Local:
         begun = time.perf_counter()
         found = load(weights)
         loading.append(time.perf_counter() - begun)
         return found
 
-    asking.Local.load = staticmethod(timed)  # type: ignore[method-assign, assignment]
+    client.Local.load = staticmethod(timed)  # type: ignore[method-assign, assignment]
     out = folder / f"{engine}.jsonl"
     served = {
         "environment": asked.environment, "dtype": asked.dtype, "max_length": asked.max_length,
         "kv_cache_gib": asked.kv_cache,
     }  # fmt: skip
     begun = time.perf_counter()
-    predicting.predict(
+    predict_command(
         str(asked.model), asked.questions, out, Console(stderr=True), language=asked.language,
-        asked={"engine": engine}, served=served,
+        predict_settings={"engine": engine}, serve_settings=served,
     )  # fmt: skip
     seconds = Timed.seconds or time.perf_counter() - begun - sum(loading)
-    how = answering.manner(asked.model, asked.language)
-    known = answering.so_far(Path(f"{out}.ledger.sqlite"), asked.model, questions_of(asked), how)
+    how = standalone.read_settings(asked.model, asked.language)
+    known = standalone.so_far(Path(f"{out}.ledger.sqlite"), asked.model, questions_of(asked), how)
     return {
         "seconds": seconds,
         "tokens": sum(sum(one.tokens) for one in known),
@@ -117,7 +120,7 @@ def generate(asked: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """transformers' ``generate``, one question at a time, as the winning entry did before it had vLLM."""
     import torch
 
-    how = answering.manner(asked.model, asked.language)
+    how = standalone.read_settings(asked.model, asked.language)
     tokenizer, model = models.load_tokenizer(asked.model), models.load(asked.model)
     ends = [template.closing(tokenizer), tokenizer.eos_token_id]
     tokens, begun = 0, time.perf_counter()
@@ -134,7 +137,7 @@ def generate(asked: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 def prefixes(asked: argparse.Namespace, folder: Path, order: str) -> dict[str, Any]:
     """One pass over the questions on a fresh server, and vLLM's counters after it."""
-    how = answering.manner(asked.model, asked.language)
+    how = standalone.read_settings(asked.model, asked.language)
     asks = questions_of(asked)
     if order == "shuffled":
         random.Random(1).shuffle(asks)
@@ -153,7 +156,7 @@ def prefixes(asked: argparse.Namespace, folder: Path, order: str) -> dict[str, A
         path = str(asked.model)
         model = Model(engine="openai", base_url_file=fleet.addresses, model="student", path=path, price=FREE)
         begun = time.perf_counter()
-        found = ask(wanted, "student", model, ledger, Scope("run", "all"))
+        found = ask_remote(wanted, RemoteModel("student", model), ledger, Scope("run", "all"))
         seconds = time.perf_counter() - begun
         address = fleet.addresses.read_text().split()[0].removesuffix("/v1")
         with urllib.request.urlopen(f"{address}/metrics") as reply:  # noqa: S310

@@ -25,11 +25,11 @@ from stepladder import models
 from stepladder.closedworld import generate
 from stepladder.config import Swift, Train
 from stepladder.mcq.prompts import ask_messages, worked_solution
+from stepladder.mcq.questionfile import stream_problems
 from stepladder.records import Example, Message
-from stepladder.stages.questionfile import stream_problems
 from stepladder.training import swift, trl
 from stepladder.training.data import Data
-from stepladder.training.packing import pack, tokenise
+from stepladder.training.sequences import pack, tokenise
 
 LENGTH = 320
 """Longest sequence, tokens; at this length ours packs two conversations into one on average, so 8 make a step too."""

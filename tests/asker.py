@@ -18,9 +18,10 @@ from typing import Any
 
 import openai  # noqa: F401 (imported before the clock starts)
 
-from stepladder.ask.courier import ask, teacher
-from stepladder.ask.engine import ask_all
+from stepladder.ask import RemoteModel, ask_remote
 from stepladder.ask.ledger import Ledger, Scope
+from stepladder.ask.remote.engine import ask_all
+from stepladder.ask.remote.teacher import teacher
 from stepladder.ask.request import Request
 from stepladder.config import Model, Price
 from stepladder.errors import AskError, BudgetError
@@ -93,7 +94,7 @@ def main() -> None:
     parser.add_argument("--concurrency", type=int, default=256)
     parser.add_argument("--cap", type=int, help="micro-dollars")
     parser.add_argument("--max-tokens", type=int, default=64)
-    parser.add_argument("--in-process", action="store_true", help="without a courier, the requests as a stream")
+    parser.add_argument("--in-process", action="store_true", help="without a worker, the requests as a stream")
     asked = parser.parse_args()
 
     def stream() -> Iterator[Request]:
@@ -108,7 +109,7 @@ def main() -> None:
             if asked.in_process:
                 asyncio.run(ask_all(stream(), teacher("test-model", served), ledger, scope))
             else:
-                ask(list(stream()), "test-model", served, ledger, scope)
+                ask_remote(list(stream()), RemoteModel("test-model", served), ledger, scope)
         except (AskError, BudgetError) as error:
             said = f"{type(error).__name__}: {error}"
         figures = {

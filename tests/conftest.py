@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import asker
+import hypothesis
 import pytest
 import tiny_run
 from api_server import ApiServer
@@ -20,6 +21,10 @@ from stepladder.errors import MissingExtra
 
 READ_PROJECT = ("test_pack.py", "test_pipeline.py")
 """Files whose tests read the fixture ``project``, which takes more than a minute to make."""
+
+
+hypothesis.settings.register_profile("stepladder", deadline=None)  # speed is no matter of tests
+hypothesis.settings.load_profile("stepladder")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -35,8 +35,8 @@ from api_script import Price, Refusal, Script, ScriptError
 from api_server import ApiServer, serve
 
 from stepladder.mcq.prompts import ask_messages
+from stepladder.mcq.questionfile import read_problems
 from stepladder.records import Question, parse_lines
-from stepladder.stages.questionfile import read_problems
 
 QUESTIONS, ANSWERS = "train.jsonl", "recorded_responses.jsonl"
 UNRECORDED = "无法确定。"

@@ -9,12 +9,12 @@ from completions import OPTIONS, TABLE
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stepladder.mcq.answer import ANSWER_LINE, as_asked, lenient, majority, strict
+from stepladder.mcq.answer import ANSWER_LINE, lenient, majority, strict, with_final_line
 from stepladder.mcq.prompts import ask_messages, worked_solution
+from stepladder.mcq.questionfile import read_problems
 from stepladder.mcq.shuffle import orders, shown, to_original, to_shown
 from stepladder.mcq.verify import judge
 from stepladder.records import LETTERS, Question, parse_lines
-from stepladder.stages.questionfile import read_problems
 
 
 def question(**changes: object) -> Question:
@@ -35,10 +35,10 @@ def test_extraction(text: str, strict_letter: str | None, lenient_letter: str | 
 @pytest.mark.parametrize(("text", "letter", "_"), [row for row in TABLE if row[1]])
 def test_a_readable_text_can_be_given_the_answer_line_that_is_asked_for(text: str, letter: str, _: str) -> None:
     for language, line in ANSWER_LINE.items():
-        asked = as_asked(text, OPTIONS, language)
+        asked = with_final_line(text, OPTIONS, language)
         assert asked.split("\n")[-1] == line.format(letter)
         assert strict(asked, OPTIONS) == (letter, "last-line")
-        assert as_asked(asked, OPTIONS, language) == asked
+        assert with_final_line(asked, OPTIONS, language) == asked
 
 
 @pytest.mark.parametrize(
@@ -52,7 +52,7 @@ def test_a_readable_text_can_be_given_the_answer_line_that_is_asked_for(text: st
     ],
 )
 def test_nothing_but_the_answer_line_is_rewritten(text: str, asked: str) -> None:
-    assert as_asked(text, OPTIONS, "en") == asked
+    assert with_final_line(text, OPTIONS, "en") == asked
 
 
 def test_extraction_from_recorded_completions_that_somebody_read(contest: Path) -> None:

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stepladder.ask.embedded import ask_embedded
 from stepladder.ask.ledger import Ledger
+from stepladder.ask.local.embedded import ask_embedded
 from stepladder.ask.request import Request, Response
 from stepladder.errors import UserError
-from stepladder.prefixes import share_prefixes
+from stepladder.models.prefixes import share_prefixes
 from stepladder.records import Message
 
 

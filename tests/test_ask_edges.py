@@ -21,16 +21,18 @@ from api_server import ApiServer
 from asker import requests
 
 from stepladder import models
-from stepladder.ask import batch
-from stepladder.ask.admission import FREE, Admission
-from stepladder.ask.commit import Committer
-from stepladder.ask.courier import _probe_tokens, ask, teacher
-from stepladder.ask.engine import ask_all
+from stepladder.ask import RemoteModel, ask_remote
 from stepladder.ask.ledger import Ledger, Scope
-from stepladder.ask.openai_http import Files, Gone, Http, Refused, chat_body
+from stepladder.ask.ledger.commit import Committer
 from stepladder.ask.outcome import Delivery, Unreachable, judge
+from stepladder.ask.remote import batch
+from stepladder.ask.remote.admission import FREE, Admission
+from stepladder.ask.remote.client import _probe_tokens
+from stepladder.ask.remote.engine import ask_all
+from stepladder.ask.remote.openai_http import Files, Gone, Http, Refused, chat_body
+from stepladder.ask.remote.servers import Endpoint
+from stepladder.ask.remote.teacher import teacher
 from stepladder.ask.request import Request, Response, worst_case
-from stepladder.ask.servers import Endpoint
 from stepladder.config import Model
 from stepladder.errors import AskError, BudgetError, MissingExtra, UserError
 
@@ -38,7 +40,7 @@ SCOPE = Scope("run", "easy")
 
 
 def run(wanted: list[Request], model: Model, ledger: Ledger, scope: Scope = SCOPE) -> dict[str, Response]:
-    """In this process, without a courier."""
+    """In this process, without a worker."""
     asyncio.run(ask_all(wanted, teacher("t", model), ledger, scope))
     return ledger.find_all(wanted)
 
@@ -156,38 +158,40 @@ def test_log_probabilities_that_cannot_be_read_cost_no_answer() -> None:
     assert (outcome.response.text, outcome.response.logprobs) == ("A", ())
 
 
-# The courier's door
+# The front door
 
 
 def test_no_key_no_price_no_request(model: Model, ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ASKER_KEY")
     with pytest.raises(AskError, match="environment variable ASKER_KEY is not set"):
-        ask(requests("no key", 1), "t", model, ledger, SCOPE)
+        ask_remote(requests("no key", 1), RemoteModel("t", model), ledger, SCOPE)
     with pytest.raises(AskError, match="has no price"):
         teacher("t", model.model_copy(update={"price": None}))
 
 
 def test_a_server_that_wants_no_key_gets_a_word_for_one(api: ApiServer, model: Model, ledger: Ledger) -> None:
     with pytest.raises(AskError, match="HTTP 401"):
-        ask(requests("keyless", 1), "t", model.model_copy(update={"api_key_env": None}), ledger, SCOPE)
+        ask_remote(
+            requests("keyless", 1), RemoteModel("t", model.model_copy(update={"api_key_env": None})), ledger, SCOPE
+        )
 
 
-def test_a_courier_that_breaks_down_is_a_bug_and_says_so(
+def test_a_worker_that_breaks_down_is_a_bug_and_says_so(
     model: Model, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sys.executable", "/bin/false")
-    with pytest.raises(RuntimeError, match="the courier ended with code 1"):
-        ask(requests("broken", 1), "t", model, ledger, SCOPE)
+    with pytest.raises(RuntimeError, match="the asking process ended with code 1"):
+        ask_remote(requests("broken", 1), RemoteModel("t", model), ledger, SCOPE)
 
 
 def test_weights_at_hand_say_how_a_prompt_must_look(api: ApiServer, model: Model, ledger: Ledger) -> None:
     tokens = _probe_tokens(models.BUNDLED)
     own = model.model_copy(update={"price": FREE, "path": models.BUNDLED})
     api.set_script({"tokens": tokens, "prompt_tokens": len(tokens)})
-    assert len(ask(requests("same", 2), "t", own, ledger, SCOPE)) == 2
+    assert len(ask_remote(requests("same", 2), RemoteModel("t", own), ledger, SCOPE)) == 2
     api.set_script({"tokens": [*tokens[:-1], 0], "prompt_tokens": len(tokens)})
     with pytest.raises(AskError, match=f"prompt token {len(tokens) - 1} is "):
-        ask(requests("other", 2), "t", own, ledger, SCOPE)
+        ask_remote(requests("other", 2), RemoteModel("t", own), ledger, SCOPE)
 
 
 # The engine
@@ -196,7 +200,7 @@ def test_weights_at_hand_say_how_a_prompt_must_look(api: ApiServer, model: Model
 def test_a_request_that_is_always_told_to_wait_is_given_up(
     api: ApiServer, model: Model, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("stepladder.ask.engine.PATIENCE", 3)
+    monkeypatch.setattr("stepladder.ask.remote.engine.PATIENCE", 3)
     api.set_script({"faults": [{"kind": "429", "retry_after": 0.01}]})
     with pytest.raises(AskError, match=r"1 requests got no answer .*HTTP 429"):
         run(requests("wait", 1), model, ledger)
@@ -219,7 +223,7 @@ def test_two_caps_in_flight_are_one_request(api: ApiServer, model: Model, ledger
 def test_a_request_given_up_is_not_asked_again_in_the_same_call(
     api: ApiServer, model: Model, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("stepladder.ask.engine.CHUNK", 2)
+    monkeypatch.setattr("stepladder.ask.remote.engine.CHUNK", 2)
     api.set_script({"faults": [{"kind": "400", "match": "worse"}]})
     before = api.settled()["requests"]
     good, worse = requests("good", 30), asker.request("worse")
@@ -240,7 +244,7 @@ def test_a_request_given_up_is_not_asked_again_in_the_same_call(
 def test_what_the_budget_leaves_over_is_counted_to_the_end(
     api: ApiServer, model: Model, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("stepladder.ask.engine.CHUNK", 5)
+    monkeypatch.setattr("stepladder.ask.remote.engine.CHUNK", 5)
     api.set_script({"completion_tokens": "cap", "prompt_tokens": 300})
     wanted = requests("left", 40)
     assert model.price is not None
@@ -318,15 +322,15 @@ def test_a_batch_whose_making_is_never_confirmed_is_left_for_the_next_run(
     with monkeypatch.context() as patch:
         patch.setattr(Files, "create", nobody)
         with pytest.raises(AskError, match="does not say whether it made a batch"):
-            ask(requests("unsure", 3), "t", model, ledger, SCOPE, batch=True)
+            ask_remote(requests("unsure", 3), RemoteModel("t", model, batch=True), ledger, SCOPE)
     assert [row.requests for row in ledger.waiting("run")] == [3]
-    assert len(ask(requests("unsure", 3), "t", model, ledger, SCOPE, batch=True)) == 3
+    assert len(ask_remote(requests("unsure", 3), RemoteModel("t", model, batch=True), ledger, SCOPE)) == 3
     with monkeypatch.context() as patch:
         patch.setattr(Files, "look", nobody)
         patch.setattr(Files, "look", lambda self, name: nobody(self, name, {}))
         with pytest.raises(AskError, match=r"does not answer \(reset\); nothing is lost, run again"):
-            ask(requests("unseen", 3), "t", model, ledger, SCOPE, batch=True)
-    assert len(ask(requests("unseen", 3), "t", model, ledger, SCOPE, batch=True)) == 3
+            ask_remote(requests("unseen", 3), RemoteModel("t", model, batch=True), ledger, SCOPE)
+    assert len(ask_remote(requests("unseen", 3), RemoteModel("t", model, batch=True), ledger, SCOPE)) == 3
 
 
 def test_a_batch_of_another_process_is_waited_for(
@@ -353,7 +357,7 @@ def test_a_batch_of_another_process_is_waited_for(
 
         threading.Timer(0.3, collect).start()
         before = api.settled()["billed"]
-        found = ask(wanted, "t", model, ledger, SCOPE, batch=True)
+        found = ask_remote(wanted, RemoteModel("t", model, batch=True), ledger, SCOPE)
         assert {answer.text for answer in found.values()} == {answered.text}
         assert api.settled()["billed"] == before
 
@@ -361,13 +365,13 @@ def test_a_batch_of_another_process_is_waited_for(
 def test_a_fatal_line_stops_the_batches(api: ApiServer, model: Model, ledger: Ledger) -> None:
     api.set_script({"faults": [{"kind": "403", "match": "fatal 1"}]})
     with pytest.raises(AskError, match=r"HTTP 403.*no further batch is made, and what was answered is kept"):
-        ask(requests("fatal", 3), "t", model, ledger, SCOPE, batch=True)
+        ask_remote(requests("fatal", 3), RemoteModel("t", model, batch=True), ledger, SCOPE)
     assert len(ledger.find_all(requests("fatal", 3))) == 2
 
 
 def test_a_refused_prompt_is_final_in_a_batch_too(api: ApiServer, model: Model, ledger: Ledger) -> None:
     api.set_script({"faults": [{"kind": "400", "match": "long 1", "code": "context_length_exceeded"}]})
-    found = ask(requests("long", 3), "t", model, ledger, SCOPE, batch=True)
+    found = ask_remote(requests("long", 3), RemoteModel("t", model, batch=True), ledger, SCOPE)
     assert sorted(answer.finish for answer in found.values()) == ["refused", "stop", "stop"]
 
 

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from stepladder.ask.gate import START, Bucket, Gate, remaining_until, seconds
 from stepladder.ask.ledger import Grant, Ledger, Scope
 from stepladder.ask.outcome import FINAL, Delivery, Outcome, judge, retry_after
+from stepladder.ask.remote.gate import START, Bucket, Gate, remaining_until, seconds
 from stepladder.ask.request import Request, prompt_bound, worst_case
 from stepladder.config import Price
 from stepladder.records import Message

@@ -12,10 +12,10 @@ import pytest
 from api_server import ApiServer
 from asker import outcomes, requests, rows
 
-from stepladder.ask import batch
-from stepladder.ask.courier import ask
+from stepladder.ask import Listener, RemoteModel, ask_remote
 from stepladder.ask.ledger import Ledger, Scope
-from stepladder.ask.openai_http import Files
+from stepladder.ask.remote import batch
+from stepladder.ask.remote.openai_http import Files
 from stepladder.ask.request import worst_case
 from stepladder.config import Model
 from stepladder.errors import AskError, BudgetError
@@ -44,14 +44,20 @@ def test_a_batch_answers_every_request_at_half_price_and_never_again(
 ) -> None:
     api.set_script(faults({"kind": "batch_shuffled"}))
     wanted, before, told = requests("plain", 30), api.settled(), []
-    answers = ask([*wanted, *wanted], "t", model, ledger, SCOPE, lambda done, spent: told.append(done), batch=True)
+    answers = ask_remote(
+        [*wanted, *wanted],
+        RemoteModel("t", model, batch=True),
+        ledger,
+        SCOPE,
+        Listener(lambda done, spent: told.append(done)),
+    )
     assert {answers[r.key].text for r in wanted} == {f"echo plain {n} #0\nAnswer: A" for n in range(30)}
     bought = paid(api, before)
     assert bought["billed"] == 30
     assert bought["micro_dollars"] == ledger.spent("run")  # and the server halves its prices in a batch
     assert rows(ledger, "SELECT ended, stray FROM batches") == [("completed", None)]
-    ask(wanted, "t", model, ledger, SCOPE, batch=True)
-    ask(wanted, "t", model, ledger, SCOPE)  # the price of an answer is no part of its identity
+    ask_remote(wanted, RemoteModel("t", model, batch=True), ledger, SCOPE)
+    ask_remote(wanted, RemoteModel("t", model), ledger, SCOPE)  # the price of an answer is no part of its identity
     assert paid(api, before)["billed"] == 30
     assert told == sorted(told)
 
@@ -68,7 +74,7 @@ def test_lines_that_fail_expire_or_go_missing_are_asked_again(api: ApiServer, le
         )
     )
     wanted, before = requests("odd", 80), api.settled()
-    answers = ask(wanted, "t", model, ledger, SCOPE, batch=True)
+    answers = ask_remote(wanted, RemoteModel("t", model, batch=True), ledger, SCOPE)
     assert set(answers) == {r.key for r in wanted}
     bought = paid(api, before)
     assert bought["micro_dollars"] <= ledger.spent("run")
@@ -90,7 +96,7 @@ def test_a_batch_made_but_not_confirmed_is_found_and_not_made_twice(
 ) -> None:
     api.set_script(faults({"kind": fault, "times": 1}))
     wanted, before = requests(fault, 10), api.settled()
-    assert len(ask(wanted, "t", model, ledger, SCOPE, batch=True)) == 10
+    assert len(ask_remote(wanted, RemoteModel("t", model, batch=True), ledger, SCOPE)) == 10
     assert paid(api, before) == {"billed": 10, "micro_dollars": ledger.spent("run"), "duplicates": 0}
     assert len(rows(ledger, "SELECT 1 FROM batches")) == 1
 
@@ -98,11 +104,11 @@ def test_a_batch_made_but_not_confirmed_is_found_and_not_made_twice(
 def test_a_cut_off_answer_gets_twice_its_cap_once(api: ApiServer, ledger: Ledger, model: Model) -> None:
     api.set_script(faults({"kind": "length"}))
     wanted = requests("long", 3)
-    answers = ask(wanted, "t", model, ledger, SCOPE, batch=True)
+    answers = ask_remote(wanted, RemoteModel("t", model, batch=True), ledger, SCOPE)
     assert not any(answer.finished for answer in answers.values())
     assert rows(ledger, "SELECT max_tokens, COUNT(*) FROM attempts GROUP BY 1") == [(16, 3), (32, 3)]
     before = api.settled()
-    ask(wanted, "t", model, ledger, SCOPE, batch=True)
+    ask_remote(wanted, RemoteModel("t", model, batch=True), ledger, SCOPE)
     assert paid(api, before)["billed"] == 0
 
 
@@ -112,13 +118,13 @@ def test_the_cap_holds_and_a_higher_one_goes_on(api: ApiServer, ledger: Ledger, 
     cap = 5 * worst_case(wanted[0], model.price.in_batch())
     # What settled batches leave over buys further ones, as far as the cap goes.
     with pytest.raises(BudgetError, match=r"the cap is reached \(.* for the run\).*raise the cap and run again"):
-        ask(wanted, "t", model.model_copy(), ledger, SCOPE._replace(run_cap=cap // 4), batch=True)
+        ask_remote(wanted, RemoteModel("t", model.model_copy(), batch=True), ledger, SCOPE._replace(run_cap=cap // 4))
     api.set_script({"completion_tokens": "cap"})
     with pytest.raises(BudgetError, match="are answered and kept"):
-        ask(wanted, "t", model, ledger, SCOPE._replace(run_cap=cap // 2), batch=True)
+        ask_remote(wanted, RemoteModel("t", model, batch=True), ledger, SCOPE._replace(run_cap=cap // 2))
     some = paid(api, before)
     assert 0 < some["micro_dollars"] <= ledger.spent("run") <= cap // 2
-    ask(wanted, "t", model, ledger, SCOPE._replace(run_cap=100 * cap), batch=True)
+    ask_remote(wanted, RemoteModel("t", model, batch=True), ledger, SCOPE._replace(run_cap=100 * cap))
     assert paid(api, before)["billed"] == 20
 
 
@@ -127,15 +133,15 @@ def test_a_bad_key_or_a_bad_line_stops_and_costs_nothing(
 ) -> None:
     wanted, before = requests("bad", 4), api.settled()
     with pytest.raises(AskError, match="the provider refused the batch: The model `other` does not exist"):
-        ask(wanted, "t", model.model_copy(update={"model": "other"}), ledger, SCOPE, batch=True)
+        ask_remote(wanted, RemoteModel("t", model.model_copy(update={"model": "other"}), batch=True), ledger, SCOPE)
     monkeypatch.setenv("ASKER_KEY", "wrong")
     with pytest.raises(AskError, match="HTTP 401"):
-        ask(wanted, "t", model, ledger, SCOPE, batch=True)
+        ask_remote(wanted, RemoteModel("t", model, batch=True), ledger, SCOPE)
     monkeypatch.setenv("ASKER_KEY", "test-key")
     assert ledger.spent("run") == 0
     api.set_script(faults({"kind": "400", "match": "bad 2"}))
     with pytest.raises(AskError, match="1 requests got no answer"):
-        ask(wanted, "t", model, ledger, SCOPE, batch=True)
+        ask_remote(wanted, RemoteModel("t", model, batch=True), ledger, SCOPE)
     assert outcomes(ledger)["answered"] == 3
     assert paid(api, before)["billed"] == 3
 
@@ -145,8 +151,8 @@ import os, signal, sys
 sys.path.insert(0, {tests!r})
 import asker
 from pathlib import Path
-from stepladder.ask import batch, openai_http
-from stepladder.ask.courier import ask
+from stepladder.ask import RemoteModel, ask_remote
+from stepladder.ask.remote import batch
 from stepladder.ask.ledger import Ledger, Scope
 
 def die(*_):
@@ -160,17 +166,17 @@ def dies_after(method):
 
 batch.PAUSES = (0.01,) * 7
 where, when = {moment!r}.split()
-old = getattr(batch.Files, where) if when != "named" else batch._Desk._named
+old = getattr(batch.Files, where) if when != "named" else batch._Batches._named
 if when == "before":
     setattr(batch.Files, where, die)
 elif when == "after":
     setattr(batch.Files, where, dies_after(old))
 else:
-    batch._Desk._named = dies_after(old)
+    batch._Batches._named = dies_after(old)
 wanted = asker.requests("killed", 12)
 model = asker.model({url!r}, 8).model_copy(update={{"model": "test-model"}})
 with Ledger(Path({ledger!r})) as ledger:
-    ask(wanted, "t", model, ledger, Scope("run", "medium"), batch=True)
+    ask_remote(wanted, RemoteModel("t", model, batch=True), ledger, Scope("run", "medium"))
 """
 
 
@@ -190,7 +196,7 @@ def test_whenever_it_is_killed_a_batch_is_found_again_and_paid_once(
     assert [row.requests for row in waiting] == [12]
     assert ledger.unsettled("run") == []
     wanted = requests("killed", 12)
-    assert len(ask(wanted, "t", model, ledger, SCOPE, batch=batched)) == 12
+    assert len(ask_remote(wanted, RemoteModel("t", model, batch=batched), ledger, SCOPE)) == 12
     bought = paid(api, before)
     assert bought["billed"] == 12
     assert bought["micro_dollars"] == ledger.spent("run")
@@ -207,7 +213,7 @@ def test_a_batch_the_provider_has_lost_stays_charged(api: ApiServer, ledger: Led
             ledger.reserve(request, model.price.in_batch(), SCOPE, "t", api.url, lost)
         ledger.name_batch(lost, "batch_nobody_knows")
     charged = ledger.spent("run")
-    assert len(ask(wanted, "t", model, ledger, SCOPE, batch=True)) == 3
+    assert len(ask_remote(wanted, RemoteModel("t", model, batch=True), ledger, SCOPE)) == 3
     assert outcomes(ledger) == {"lost": 3, "answered": 3}
     assert ledger.spent("run") > charged
 
@@ -232,7 +238,7 @@ def test_a_line_is_read_or_kept(line: Any, number: int | None, status: int | Non
 def test_a_line_of_nobody_is_kept_with_its_batch(ledger: Ledger, model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     content = Files.content
     monkeypatch.setattr(Files, "content", lambda self, file: content(self, file) + b"from nowhere\n")
-    ask(requests("stray", 2), "t", model, ledger, SCOPE, batch=True)
+    ask_remote(requests("stray", 2), RemoteModel("t", model, batch=True), ledger, SCOPE)
     assert rows(ledger, "SELECT stray FROM batches") == [(b"from nowhere\n",)]
 
 
@@ -244,12 +250,14 @@ def test_a_batch_is_collected_at_its_own_price_and_by_its_own_account(
     with monkeypatch.context() as patch:
         patch.setattr(Files, "look", lambda self, name: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
-            ask(wanted, "t", model, ledger, SCOPE, batch=True)
+            ask_remote(wanted, RemoteModel("t", model, batch=True), ledger, SCOPE)
     dear = model.model_copy(update={"price": model.price.model_copy(update={"input": model.price.input * 100})})
     ledger.close()
     with Ledger(ledger.path) as again:
         assert again.adopt_batches(api.url, "test-model OTHER_KEY") == []
         notes: list[str] = []
-        assert len(ask(wanted, "t", dear, again, SCOPE, note=notes.append, batch=True)) == 4
+        assert (
+            len(ask_remote(wanted, RemoteModel("t", dear, batch=True), again, SCOPE, Listener(note=notes.append))) == 4
+        )
         assert paid(api, before) == {"billed": 4, "micro_dollars": again.spent("run"), "duplicates": 0}
         assert notes == ["model 't': a batch of an earlier run is collected first"]

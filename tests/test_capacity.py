@@ -9,18 +9,19 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from stepladder import capacity, fits, memory
-from stepladder.capacity import Card, Work, card, levers, members_in, serving
+from stepladder.commands import plan
 from stepladder.config import load
+from stepladder.context import Context
 from stepladder.errors import ModelError, UserError
-from stepladder.memory import GIB, KNOWN, Shape, known, read, training, weights
+from stepladder.forecast import capacity, fit_tables, memory
+from stepladder.forecast.capacity import Card, Workload, card, levers, members_in, serving
+from stepladder.forecast.memory import GIB, KNOWN, SEQUENCES, Shape, known, read, training, weights
 from stepladder.progress import Progress
-from stepladder.serving.vllm import SEQUENCES
 from stepladder.stages import flow
 from stepladder.workspace import Workspace
 
 LARGE = KNOWN["32B"]
-WORK = Work(questions=1328, votes=1, members=4, prompt=200, read=200, answer=400, length=2048, bits=4)
+WORK = Workload(questions=1328, votes=1, members=4, prompt=200, read=200, answer=400, length=2048, bits=4)
 
 
 def test_a_32b_model_in_4_bits_on_32_gib() -> None:
@@ -65,7 +66,7 @@ def test_a_shape_is_read_from_a_folder_or_known_by_its_id(base: Path, tmp_path: 
     assert known("Qwen/Qwen2.5-Coder-0.5B-Instruct@0123") == KNOWN["0.5B"]
     assert known("Qwen/Qwen2.5-32B-Instruct") == LARGE
     assert known("Qwen/Qwen3-32B") is None
-    assert fits.shape_of("nobody/nothing") is None
+    assert plan.shape_of("nobody/nothing") is None
     (tmp_path / "config.json").write_text('{"hidden_size": 8}', encoding="utf-8")
     with pytest.raises(ModelError, match="no 'num_attention_heads'"):
         read(tmp_path)
@@ -135,9 +136,10 @@ def shown(folder: Path, text: str, gib: str, hours: float, rate: float | None = 
     (folder / "run.toml").write_text(text, encoding="utf-8")
     console = Console(file=io.StringIO(), width=80)
     config = load(folder / "run.toml")
-    context = flow.Context(config, Workspace(folder / "runs", config.name), Progress(console))
+    context = Context(config, Workspace(folder / "runs", config.name), Progress(console))
     flow.run(context, ("questions",))
-    fits.show(context, card(gib), hours, rate)
+    shape, work = plan.shape_of(config.train.base), plan.work_of(context)
+    fit_tables.show(config, shape, work, card(gib), hours, rate, console)
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
 
@@ -185,3 +187,10 @@ def test_members_side_by_side_on_a_card() -> None:
     assert capacity.side_by_side(KNOWN["3B"], three._replace(members=9), card("32")) is None
     assert capacity.side_by_side(LARGE, three, card("32")) is None
     assert capacity.side_by_side(KNOWN["3B"], three, Card("cpu", 32, 20, 0.1, 4)) is None
+
+
+def test_a_card_is_used_as_far_as_serve_says() -> None:
+    whole = serving(KNOWN["7B"], WORK, card("32")).cache
+    half = serving(KNOWN["7B"], WORK._replace(utilisation=0.5), card("32")).cache
+    assert whole - half == pytest.approx((0.92 - 0.5) * 32 * GIB)
+    assert serving(KNOWN["7B"], WORK._replace(kv_cache_gib=2), card("32")).cache == 2 * GIB

@@ -12,9 +12,9 @@ import pytest
 from api_server import ApiServer
 
 from stepladder import cli
+from stepladder.answering.cascade import accepted_of
 from stepladder.config import Rung
 from stepladder.records import Question, Sample
-from stepladder.stages.cascade import accepted_of
 from stepladder.stages.samples import Votes
 
 TOML = """

@@ -1,71 +1,79 @@
-"""Imports point one way: cli -> stages -> (mcq, ask, training, closedworld, reporting) -> the ground floor."""
+"""The architecture: what may import what, and that folders hold what their names say."""
 
 from __future__ import annotations
 
 import ast
+from collections import defaultdict
 from pathlib import Path
 
-import pytest
+from test_docs import script
 
+from stepladder import cli
+from stepladder.context import STAGES
+
+DOCS = Path(__file__).parent.parent / "docs"
 SOURCE = Path(__file__).parent.parent / "src" / "stepladder"
 
-GROUND = {
-    "errors",
-    "records",
-    "config",
-    "workspace",
-    "progress",
-    "stats",
-    "models",
-    "hubs",
-    "template",
-    "prefixes",
-    "emulation",
-    "supervise",
-    "unpack",
-    "memory",
-    "__init__",
-}
-LAYERS = [
-    {"__main__"},
-    {"cli"},
-    {"plan", "fits", "predicting", "packing"},
-    {"selftest"},
-    {"stages", "starter", "checkup", "spending", "labelaudit", "importing", "planning", "capacity", "pooling"},
-    {"votes"},
-    {"mcq", "ask", "training", "closedworld", "reporting", "ensembling", "serving"},
-    GROUND,
-]
-MAY_ALSO = {
-    # Tables, prices and prompts of one subject may use another's pure functions only where this list says so.
-    ("reporting", "mcq"),
-}
+
+architecture = script("architecture")
+MODULES: dict[str, Path] = architecture.modules()
+IMPORTS: dict[str, set[str]] = architecture.imports(MODULES)
 
 
-def layer(unit: str) -> int:
-    return next(level for level, units in enumerate(LAYERS) if unit in units)
+def test_a_room_imports_only_from_floors_below() -> None:
+    level = {name: number for number, floor in enumerate(architecture.FLOORS) for name in floor}
+    wrong = [
+        f"{name} must not import from {other}"
+        for name, others in architecture.room_edges().items()
+        for other in others
+        if level[other] <= level[name]
+    ]
+    assert wrong == []
 
 
-def imports(path: Path) -> set[str]:
-    """First-level units of stepladder that a file imports, anywhere in it."""
-    units = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "stepladder":
-            parts = node.module.split(".")
-            units |= {parts[1]} if len(parts) > 1 else {alias.name for alias in node.names}
-        elif isinstance(node, ast.Import):
-            units |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("stepladder.")}
-    return units
+def test_the_drawing_is_of_these_imports() -> None:
+    """Draw it again: python docs/architecture.py"""
+    assert (DOCS / "architecture.svg").read_text(encoding="utf-8") == architecture.draw()
 
 
-@pytest.mark.parametrize("path", sorted(SOURCE.rglob("*.py")), ids=lambda p: p.relative_to(SOURCE).as_posix())
-def test_a_module_imports_only_from_below(path: Path) -> None:
-    own = path.relative_to(SOURCE).parts[0].removesuffix(".py")
-    for unit in imports(path) - {own}:
-        same_ground = own in GROUND and unit in GROUND
-        assert same_ground or layer(unit) > layer(own) or (own, unit) in MAY_ALSO, f"{own} must not import {unit}"
+def test_no_module_imports_itself_in_a_circle() -> None:
+    """Not inside a room either, and not by name or through a process of its own."""
+    done: set[str] = set()
+
+    def visit(module: str, path: tuple[str, ...]) -> None:
+        assert module not in path, " -> ".join((*path, module))
+        if module not in done:
+            for other in IMPORTS[module]:
+                if not module.startswith(f"{other}."):  # its own package, whose front door may list it
+                    visit(other, (*path, module))
+            done.add(module)
+
+    for module in MODULES:
+        visit(module, ())
+
+
+def test_the_stages_folder_is_the_flow() -> None:
+    assert {path.stem for path in (SOURCE / "stages").glob("*.py")} == {*STAGES, "flow", "__init__"}
+
+
+def test_the_commands_folder_is_the_command_line() -> None:
+    commands = {
+        str(command.name or command.callback.__name__) for command in cli.app.registered_commands if command.callback
+    }
+    files = {path.stem.rstrip("_").replace("_", "-") for path in (SOURCE / "commands").glob("[!_]*.py")}
+    assert commands - {*STAGES} == files
+    assert commands >= {*STAGES}
+
+
+def test_no_class_name_is_defined_twice() -> None:
+    places = defaultdict(list)
+    for module, path in MODULES.items():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                places[node.name].append(module)
+    assert {name: where for name, where in places.items() if len(where) > 1} == {}
 
 
 def test_only_the_ledger_speaks_sql() -> None:
-    users = [p.name for p in SOURCE.rglob("*.py") if "sqlite3" in p.read_text(encoding="utf-8")]
-    assert users == ["ledger.py"]
+    users = {path.parent for path in SOURCE.rglob("*.py") if "sqlite3" in path.read_text(encoding="utf-8")}
+    assert users == {SOURCE / "ask" / "ledger"}

@@ -10,7 +10,7 @@ import pytest
 
 CHILD = """
 import torch
-from stepladder.emulation import emulate_bfloat16
+from stepladder.models.emulation import emulate_bfloat16
 
 torch.manual_seed(0)
 exact = torch.randn(9, 40), torch.randn(24, 40), torch.randn(24)

@@ -11,13 +11,14 @@ import pytest
 from api_server import ApiServer
 from asker import PRICE, outcomes, request, requests
 
-from stepladder.ask.commit import Committer
-from stepladder.ask.engine import Tally, Teacher, _Round, ask_all
-from stepladder.ask.gate import Gate
 from stepladder.ask.ledger import Ledger, Scope
-from stepladder.ask.openai_http import Http
+from stepladder.ask.ledger.commit import Committer
+from stepladder.ask.remote.engine import Tally, Teacher, _Round, ask_all
+from stepladder.ask.remote.gate import Gate
+from stepladder.ask.remote.listener import NOBODY
+from stepladder.ask.remote.openai_http import Http
+from stepladder.ask.remote.servers import Endpoint
 from stepladder.ask.request import Request, Response, worst_case
-from stepladder.ask.servers import Endpoint
 from stepladder.errors import AskError, BudgetError
 
 
@@ -154,7 +155,7 @@ def test_a_400_stops_the_run_as_a_first_answer_and_costs_one_request_later(api: 
 
 
 def test_a_server_that_is_not_there_is_named(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stepladder.ask.engine.BACKOFF", 0.01)
+    monkeypatch.setattr("stepladder.ask.remote.engine.BACKOFF", 0.01)
     with pytest.raises(AskError, match=r"http://127.0.0.1:9/v1 cannot be reached"):
         ask(requests("nobody", 3), teacher("http://127.0.0.1:9/v1"), ledger, Scope("run"))
     assert ledger.spent("run") == 0
@@ -224,7 +225,7 @@ def test_an_interrupt_is_heard_while_an_answer_arrives(ledger: Ledger) -> None:
     async def interrupted() -> None:
         async with Committer(ledger) as committer:
             nobody = Teacher("t", PRICE, lambda: [])
-            asking = _Round(iter(requests("waits", 1)), nobody, committer, Scope("run"), lambda *_: None, print)
+            asking = _Round(iter(requests("waits", 1)), nobody, committer, Scope("run"), NOBODY)
             task = asyncio.create_task(asking.run())
             await asyncio.sleep(0.2)
             asking.changed.set()

@@ -12,17 +12,18 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from stepladder.commands.choose_rule import pool, show, to_json
 from stepladder.config import Config, Ensemble, Member, Model, Price, Questions, Rung, Variants, load
+from stepladder.context import STAGES, Context, parts
 from stepladder.ensembling.rules import RULES, Ballot, ballot
 from stepladder.ensembling.selection import choose, folds, rules, select
 from stepladder.errors import ConfigError, InputError, UserError
-from stepladder.pooling import pool, show
-from stepladder.pooling import told as told_as_json
+from stepladder.mcq.answerfile import submission
 from stepladder.progress import Progress
 from stepladder.records import Prediction, Question, Record, lines, read
 from stepladder.reporting import words
-from stepladder.stages import ensemble, flow
-from stepladder.stages.ensemble import combine, submission
+from stepladder.stages import ensemble
+from stepladder.stages.ensemble import combine
 from stepladder.stages.predictions import eligible, leader
 from stepladder.workspace import Workspace
 
@@ -218,11 +219,11 @@ class Finished:
         )
         self.screen = StringIO()
         progress = Progress(Console(file=self.screen, width=200))
-        self.context = flow.Context(self.config, Workspace(folder / "runs", "tiny"), progress)
+        self.context = Context(self.config, Workspace(folder / "runs", "tiny"), progress)
         self.run = self.context.workspace.folder
         put(self.run / "questions/validation.jsonl", QUESTIONS)
-        for name in flow.NAMES[:-2]:
-            for part in flow.stage(name).parts(self.config):
+        for name in STAGES[:-2]:
+            for part in parts(self.config, name):
                 put(self.run / name / (part or "") / "manifest.json", {"fingerprint": "", "files": {}})
         for name, letters in (ANSWERS | answers).items():
             self.answers(name, letters)
@@ -314,7 +315,7 @@ def test_the_report_says_what_any_rule_could_reach() -> None:
     )
 
 
-# stepladder ensemble --votes
+# stepladder choose-rule
 
 
 def recorded(folder: Path, count: int = 60) -> Path:
@@ -334,7 +335,7 @@ def test_recorded_votes_are_judged_like_a_runs(tmp_path: Path, capsys: pytest.Ca
     assert (questions, found.choice, found.leader, found.oracle) == (60, "single", "good", 1.0)
     assert found.rules["single"].accuracy == 1
     assert found.rules["vote"].accuracy < 1
-    row = json.loads(told_as_json(found, questions))
+    row = json.loads(to_json(found, questions))
     assert row["rules"]["single"]["accuracy"] == row["chosen"]["accuracy"] == 1
     assert row["correlation"][2] == ["x", "mute", None]
     screen = StringIO()

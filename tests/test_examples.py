@@ -9,7 +9,7 @@ import pytest
 
 from stepladder.closedworld import generate, to_line
 from stepladder.config import load
-from stepladder.stages.questionfile import read_problems
+from stepladder.mcq.questionfile import read_problems
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 

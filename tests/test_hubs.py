@@ -271,9 +271,10 @@ for name in {names}:
 def test_modelscope_is_asked_through_its_own_library(desk: Desk, hub: Server) -> None:
     def find(name: str, offline: str) -> str:
         code = f"""
-from stepladder import errors, hubs
+from stepladder import errors
+from stepladder.models import fetching
 try:
-    print(hubs.find({name!r}))
+    print(fetching.find({name!r}))
 except errors.ModelError as error:
     print(error)
 """

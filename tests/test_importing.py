@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from stepladder import cli
-from stepladder.stages.questionfile import read_problems
+from stepladder.mcq.questionfile import read_problems
 
 ROW = {"question": "Who?", "options": ["Ann", "Bob", "Cleo"], "answer": "B"}
 CHOICES = {"label": ["A", "B"], "text": ["Ann", "Bob"]}

@@ -52,7 +52,7 @@ def test_killed_while_asking_nothing_delivered_is_lost_and_the_bill_is_covered(t
             process.kill()
             process.communicate()
             with Ledger(ledger) as opened:
-                while opened.unsettled("run"):  # the courier takes in what was in flight
+                while opened.unsettled("run"):  # the worker takes in what was in flight
                     time.sleep(0.05)
                 assert opened.spent("run") >= api.settled()["micro_dollars"]
                 assert answers(opened) == len(api.log("delivered"))

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from stepladder import models
-from stepladder.ask import decoding
-from stepladder.ask.local import Local
+from stepladder.ask.local import decoding
+from stepladder.ask.local.engine import Local
 from stepladder.ask.request import Request
 from stepladder.errors import AskError
 from stepladder.records import Message

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stepladder.mcq.overlap import TWIN, near_duplicates, whole
-from stepladder.stages.questionfile import read_problems
+from stepladder.mcq.questionfile import read_problems
 
 ROOT = Path(__file__).parent.parent
 WORDS = [f"{a}{b}" for a in ("an", "bo", "cle", "du", "e", "fi") for b in ("ra", "ton", "li", "mek", "so", "v")]

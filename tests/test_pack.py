@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 from tiny_run import stepladder
 
-from stepladder import models, selftest
+from stepladder import models
 from stepladder.errors import GateError
-from stepladder.packing import wheels
-from stepladder.packing.build import SCRIPTS
+from stepladder.packaging import selftest, wheels
+from stepladder.packaging.build import SCRIPTS
 from stepladder.records import Prediction, Question
 
 pytestmark = pytest.mark.dtype
@@ -30,7 +30,11 @@ UNSHARED = [shutil.which("unshare") or "unshare", "--user", "--map-root-user", "
 @pytest.fixture(scope="module")
 def package(project: Path) -> Path:
     out = project / "package"
-    done = stepladder(project, "pack", "tiny.toml", "package", "--engine", "vllm")
+    usual = os.umask(0o077)  # whatever its maker hides from others
+    try:
+        done = stepladder(project, "pack", "tiny.toml", "package", "--engine", "vllm")
+    finally:
+        os.umask(usual)
     assert done.returncode == 0, done.stderr
     return out
 
@@ -67,6 +71,12 @@ def test_it_holds_what_the_run_chose(package: Path, project: Path) -> None:
         / f"stepladder-{json.loads((package / 'manifest.json').read_text())['made_by'].split()[1]}"
         / "LICENSE"
     ).is_file()
+
+
+def test_another_user_can_run_it(package: Path) -> None:
+    for path in (package, *package.rglob("*")):
+        wanted = 0o055 if path.is_dir() else 0o044
+        assert path.stat().st_mode & wanted == wanted, path
 
 
 def test_the_image_has_a_layer_a_shard_and_the_prompts_last(package: Path) -> None:

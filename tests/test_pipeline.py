@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from tiny_run import stepladder
 
-from stepladder.stages.flow import NAMES
+from stepladder.context import STAGES
 
 pytestmark = pytest.mark.dtype
 
@@ -31,7 +31,7 @@ def files(run: Path) -> dict[str, str]:
 
 def test_every_stage_leaves_a_real_artifact(project: Path) -> None:
     run = project / "runs" / "tiny"
-    assert {path.name for path in run.iterdir() if not path.name.startswith(".")} == set(NAMES) - {"variants"}
+    assert {path.name for path in run.iterdir() if not path.name.startswith(".")} == set(STAGES) - {"variants"}
     adapter = json.loads((run / "adapter" / "all" / "adapter_config.json").read_text())
     assert adapter["r"] == 4
     quantised = json.loads((run / "quantised" / "all" / "config.json").read_text())

@@ -13,8 +13,8 @@ from replay_server import ANSWERS, KEY_ENV, QUESTIONS, ReplayServer, configurati
 
 from stepladder import cli
 from stepladder.config import Config
+from stepladder.forecast.cost import Guess, assume, forecast, prompt_tokens, share
 from stepladder.mcq.prompts import ask_messages
-from stepladder.planning import Guess, assume, forecast, prompt_tokens, share
 from stepladder.records import Question
 
 LADDER = {"easy": ("qwen2-7b",), "hard": ("llama-405b",)}

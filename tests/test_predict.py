@@ -15,18 +15,18 @@ import pytest
 from rich.console import Console
 
 from stepladder import models
+from stepladder.answering import team
+from stepladder.answering.standalone import _likeliest, read_settings, write_settings
+from stepladder.answering.team import Team
+from stepladder.answering.voting import counted, vote
 from stepladder.ask.ledger import Ledger
-from stepladder.ask.local import Local
+from stepladder.ask.local.engine import Local
 from stepladder.ask.request import Request, Response, TokenLogprob
 from stepladder.closedworld import generate, to_line
+from stepladder.commands.predict import predict
 from stepladder.config import Config, Predict
 from stepladder.errors import InputError, ModelError, UserError
-from stepladder.predicting import predict
 from stepladder.records import Message, Prediction, Question
-from stepladder.stages import team
-from stepladder.stages.answering import _likeliest, keep, manner
-from stepladder.stages.answers import counted, vote
-from stepladder.stages.team import Team
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def student(base: Path, tmp_path: Path) -> Path:
         "name": "r", "language": "en", "seed": 5, "questions": {"train": "t"}, "member": [{"name": "a"}],
         "rung": [{"name": "w", "kind": "worked"}], "predict": {"max_tokens": 6},
     }  # fmt: skip
-    keep(Config.model_validate(table), folder)
+    write_settings(Config.model_validate(table), folder)
     return folder
 
 
@@ -51,7 +51,7 @@ def questions(tmp_path: Path) -> Path:
 
 def run(student: Path, questions: Path, out: Path, asked: dict[str, Any] | None = None) -> str:
     screen = StringIO()
-    predict(str(student), questions, out, Console(file=screen, width=200), asked=asked)
+    predict(str(student), questions, out, Console(file=screen, width=200), predict_settings=asked)
     return screen.getvalue()
 
 
@@ -160,17 +160,17 @@ def questions_of(count: int) -> list[Question]:
 
 
 def test_how_a_model_is_asked_travels_with_it(student: Path, tmp_path: Path) -> None:
-    how = manner(student, None)
+    how = read_settings(student, None)
     assert (how.language, how.seed, how.predict.max_tokens, how.prompts) == ("en", 5, 6, None)
     (student / "prompts").mkdir()
-    assert manner(student, "zh").prompts == student / "prompts"
-    assert manner(student, "zh").language == "zh"
-    assert manner(tmp_path, "zh").predict == Predict()
+    assert read_settings(student, "zh").prompts == student / "prompts"
+    assert read_settings(student, "zh").language == "zh"
+    assert read_settings(tmp_path, "zh").predict == Predict()
     with pytest.raises(InputError, match="give --language zh or en"):
-        manner(tmp_path, None)
+        read_settings(tmp_path, None)
     (student / "stepladder.json").write_text('{"language": "en"}')
     with pytest.raises(InputError, match="cannot be read"):
-        manner(student, None)
+        read_settings(student, None)
 
 
 def test_another_number_format_than_was_validated_is_said(student: Path, questions: Path, tmp_path: Path) -> None:

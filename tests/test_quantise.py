@@ -13,16 +13,19 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from stepladder import models, template
+from stepladder import models
 from stepladder.closedworld import generate, to_line
 from stepladder.config import General, Quantise, load
+from stepladder.context import STAGES, Context
 from stepladder.errors import GateError, InputError, ModelError
+from stepladder.models import template
 from stepladder.progress import Progress
+from stepladder.quantising import calibration, gptq, repair
 from stepladder.records import Example, Message
 from stepladder.stages import flow
-from stepladder.training import calibration, merging, quantise, repair
+from stepladder.training import merging
 from stepladder.training.distance import Distance, compare, next_tokens, rows_of
-from stepladder.training.packing import tokenise
+from stepladder.training.sequences import tokenise
 from stepladder.workspace import Workspace
 
 pytestmark = pytest.mark.dtype
@@ -71,7 +74,7 @@ def rows(base: Path) -> list[list[int]]:
 @pytest.fixture(scope="module")
 def four_bit(merged: Path, rows: list[list[int]], tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("four")
-    quantise.quantise(Quantise(), merged, rows, folder)
+    gptq.quantise(Quantise(), merged, rows, folder)
     return folder
 
 
@@ -117,16 +120,16 @@ def test_an_export_says_what_it_is_and_is_near_its_weights(
     merged: Path, rows: list[list[int]], tmp_path: Path, method: str, bits: int
 ) -> None:
     settings = Quantise.model_validate({"method": method, "bits": bits})
-    quantise.quantise(settings, merged, rows, tmp_path)
-    quantise.inspect(tmp_path, settings, merged)
-    assert quantise.claims(tmp_path) == [(bits, 32)]  # the largest that divides 32 and 64
+    gptq.quantise(settings, merged, rows, tmp_path)
+    gptq.inspect(tmp_path, settings, merged)
+    assert gptq.claims(tmp_path) == [(bits, 32)]  # the largest that divides 32 and 64
     distance = apart(merged, tmp_path)
     assert 0 < distance.kl < (0.5 if bits == 4 else 0.002)
 
 
 def test_a_group_size_that_does_not_divide_is_refused(merged: Path, rows: list[list[int]], tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"group_size 48 does not divide the 32 inputs of model\.layers\.0"):
-        quantise.quantise(Quantise(group_size=48), merged, rows, tmp_path)
+        gptq.quantise(Quantise(group_size=48), merged, rows, tmp_path)
 
 
 def edit_tensors(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
@@ -163,17 +166,17 @@ def test_an_export_that_contradicts_itself_is_refused(name: str, merged: Path, f
     change, said = SABOTAGE[name]
     change(folder)
     with pytest.raises(GateError, match=said):
-        quantise.inspect(folder, Quantise(), merged)
+        gptq.inspect(folder, Quantise(), merged)
 
 
 def test_scales_in_another_order_do_not_fit(merged: Path, four_bit: Path, tmp_path: Path) -> None:
     folder = tmp_path / "broken"
     shutil.copytree(four_bit, folder)
-    quantise.inspect(folder, Quantise(), merged)
+    gptq.inspect(folder, Quantise(), merged)
     scales = "model.layers.1.mlp.down_proj.weight_scale"
     edit_tensors(folder, lambda tensors: tensors.update({scales: tensors[scales].flip(0)}))
     with pytest.raises(GateError, match=r"the scales of model\.layers\.1\.mlp\.down_proj do not fit its weights"):
-        quantise.inspect(folder, Quantise(), merged)
+        gptq.inspect(folder, Quantise(), merged)
 
 
 def test_the_worst_layers_get_more_bits(merged: Path, four_bit: Path, rows: list[list[int]], tmp_path: Path) -> None:
@@ -186,9 +189,9 @@ def test_the_worst_layers_get_more_bits(merged: Path, four_bit: Path, rows: list
     assert worst == [f"model.layers.1.self_attn.{name}_proj" for name in "kqv"]  # servers compute the three as one
     mixed = tmp_path / "mixed"
     mixed.mkdir()
-    quantise.quantise(Quantise(), merged, rows, mixed, worst)
-    quantise.inspect(mixed, Quantise(), merged)
-    assert sorted(quantise.claims(mixed)) == [(4, 32), (8, 32)]
+    gptq.quantise(Quantise(), merged, rows, mixed, worst)
+    gptq.inspect(mixed, Quantise(), merged)
+    assert sorted(gptq.claims(mixed)) == [(4, 32), (8, 32)]
     assert apart(merged, mixed).kl < apart(merged, four_bit).kl
 
 
@@ -278,10 +281,10 @@ max_tokens = 4
 def run(folder: Path) -> str:
     """The stages up to the quantised weights, in this process; what the terminal showed."""
     shown = StringIO()
-    context = flow.Context(
+    context = Context(
         load(folder / "run.toml"), Workspace(folder / "runs", "tiny"), Progress(Console(file=shown, width=500))
     )
-    flow.run(context, flow.NAMES[: flow.NAMES.index("quantised") + 1])
+    flow.run(context, STAGES[: STAGES.index("quantised") + 1])
     return shown.getvalue()
 
 
@@ -308,7 +311,8 @@ def test_the_verdict_and_the_card_say_what_was_measured(project: Path) -> None:
     assert attempt["kl"] == found["distance"]["kl"] > 0
     assert json.loads((project / "runs/tiny/merged/all/merge.json").read_text())["kl"] < 1e-6
     card = (project / "runs/tiny/quantised/all/README.md").read_text()
-    assert card.startswith("---\nlanguage: [en]\nlibrary_name: transformers\n")
+    assert card.startswith("---\nbase_model: ")
+    assert "\nlanguage:\n- en\nlibrary_name: transformers\n" in card
     assert f"{found['distance']['kl']:.4f} nats" in card
     texts = [p.read_text() for p in (project / "runs/tiny/quantised/all").iterdir() if p.suffix != ".safetensors"]
     assert not any(str(project) in text for text in texts)  # nothing of this machine goes out with it

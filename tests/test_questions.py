@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 
 from stepladder import cli, records
 from stepladder.errors import InputError
+from stepladder.mcq.questionfile import read_problems, stream_problems
 from stepladder.mcq.repair import Note, clean, repair
 from stepladder.mcq.shuffle import fixed, orders, shown, to_original, to_shown
 from stepladder.mcq.verify import judge
 from stepladder.records import LETTERS, Question
-from stepladder.stages.questionfile import read_problems, stream_problems
 from stepladder.stages.questions import LISTED, validation_ids
 
 

@@ -15,11 +15,12 @@ import pytest
 from rich.console import Console
 
 from stepladder.config import Config, Member, Questions, Rung
+from stepladder.context import STAGES, Context, parts
 from stepladder.errors import InputError, UserError
 from stepladder.progress import Progress
 from stepladder.records import LETTERS, Prediction, Question, Record, Sample, lines, read
 from stepladder.reporting.numbers import family
-from stepladder.stages import flow, report
+from stepladder.stages import report
 from stepladder.workspace import Workspace
 
 SCRIPT = "<script>alert('model')</script>"
@@ -78,7 +79,7 @@ def sample(question: str, rung: str, verdict: str, micro_dollars: int) -> Sample
 
 
 @pytest.fixture
-def context(tmp_path: Path) -> flow.Context:
+def context(tmp_path: Path) -> Context:
     """A finished run of two members, up to the report."""
     config = Config(
         name="tiny",
@@ -87,7 +88,7 @@ def context(tmp_path: Path) -> flow.Context:
         rung=(Rung(name="proof", kind="worked"), Rung(name="rest", kind="worked")),
         member=(Member(name="m1"), Member(name="m2")),
     )
-    context = flow.Context(config, Workspace(tmp_path / "runs", "tiny"), Progress(Console(file=StringIO())))
+    context = Context(config, Workspace(tmp_path / "runs", "tiny"), Progress(Console(file=StringIO())))
     run = context.workspace.folder
     splits = {"train": questions("t", 2), "validation": questions("v", 4), "test": questions("x", 8)}
     unlabelled = splits["test"][0].model_copy(update={"id": "x9#0", "answer": None})
@@ -147,20 +148,20 @@ def context(tmp_path: Path) -> flow.Context:
             },
         },
     )  # fmt: skip
-    for name in flow.NAMES[:-1]:
-        for part in flow.stage(name).parts(config):
+    for name in STAGES[:-1]:
+        for part in parts(config, name):
             put(run / name / (part or "") / "manifest.json", {"seconds": 61.0})
     return context
 
 
-def built(context: flow.Context, name: str = "out") -> Path:
+def built(context: Context, name: str = "out") -> Path:
     folder = context.workspace.runs / name
     folder.mkdir()
     report.build(context, None, folder)
     return folder
 
 
-def numbers(context: flow.Context) -> dict[str, Any]:
+def numbers(context: Context) -> dict[str, Any]:
     content: dict[str, Any] = json.loads((built(context) / "report.json").read_text(encoding="utf-8"))
     return content
 
@@ -171,7 +172,7 @@ def summarised(content: dict[str, Any]) -> str:
     return " ".join(screen.getvalue().split())  # tables pad and wrap; \u00a0 counts as a space here
 
 
-def test_results_are_the_hand_counted_ones(context: flow.Context) -> None:
+def test_results_are_the_hand_counted_ones(context: Context) -> None:
     rows = numbers(context)["results"]
     counted = {
         (row["split"], row["system"], row["member"]): (row["correct"], row["n"], row["unparsed"]) for row in rows
@@ -200,17 +201,17 @@ def test_results_are_the_hand_counted_ones(context: flow.Context) -> None:
     assert (perfect["low"], perfect["high"]) == (pytest.approx(0.025 ** (1 / 4)), 1)  # four problems, all right
 
 
-def test_chance_is_the_mean_of_one_over_the_options(context: flow.Context) -> None:
+def test_chance_is_the_mean_of_one_over_the_options(context: Context) -> None:
     assert numbers(context)["chance"] == {"validation": 0.375, "test": 0.375}
 
 
-def test_best_member_is_chosen_on_validation_even_where_test_disagrees(context: flow.Context) -> None:
+def test_best_member_is_chosen_on_validation_even_where_test_disagrees(context: Context) -> None:
     content = numbers(context)
     assert content["run"]["best_member"] == "m1"
     assert content["comparisons"][-1]["before"] == {"system": "quantised", "member": "m1"}
 
 
-def test_best_member_ties_go_to_the_first(context: flow.Context) -> None:
+def test_best_member_ties_go_to_the_first(context: Context) -> None:
     folder = context.input("predictions", "m2")
     (folder / "quantised.validation.jsonl").write_bytes(
         (context.input("predictions", "m1") / "quantised.validation.jsonl").read_bytes()
@@ -218,7 +219,7 @@ def test_best_member_ties_go_to_the_first(context: flow.Context) -> None:
     assert numbers(context)["run"]["best_member"] == "m1"
 
 
-def test_comparisons_count_flips_with_exact_p(context: flow.Context) -> None:
+def test_comparisons_count_flips_with_exact_p(context: Context) -> None:
     rows = numbers(context)["comparisons"]
     assert [(row["before"]["system"], row["after"]["system"], row["after"]["member"]) for row in rows] == [
         ("base", "merged", "m1"),
@@ -233,7 +234,7 @@ def test_comparisons_count_flips_with_exact_p(context: flow.Context) -> None:
     assert [row["p_holm"] for row in rows] == pytest.approx([4 * 2 / 64, 1, 5 * 2 / 128, 1, 1])
 
 
-def test_families_and_letters(context: flow.Context) -> None:
+def test_families_and_letters(context: Context) -> None:
     content = numbers(context)
     rows = {
         (row["split"], row["family"], row["system"]): (row["correct"], row["n"])
@@ -254,7 +255,7 @@ def test_family_of_a_source(source: str, expected: str) -> None:
     assert family(source) == expected
 
 
-def test_examples_show_gains_over_base_from_different_families_then_mistakes(context: flow.Context) -> None:
+def test_examples_show_gains_over_base_from_different_families_then_mistakes(context: Context) -> None:
     rows = numbers(context)["examples"]
     assert [(row["id"], row["right"], row["base_right"], row["answer"]) for row in rows] == [
         ("x0#1", True, False, "B"),
@@ -265,7 +266,7 @@ def test_examples_show_gains_over_base_from_different_families_then_mistakes(con
     assert rows[0]["text"].endswith("so it is\nAnswer: B")
 
 
-def test_money_is_counted_per_rung_and_stage(context: flow.Context) -> None:
+def test_money_is_counted_per_rung_and_stage(context: Context) -> None:
     content = numbers(context)
     assert [rung["dollars"] for rung in content["cascade"]["rungs"]] == [0, 1.25]
     spent = {row["stage"]: row["dollars"] for row in content["stages"]}
@@ -274,7 +275,7 @@ def test_money_is_counted_per_rung_and_stage(context: flow.Context) -> None:
     assert {row["seconds"] for row in content["stages"]} == {61.0}
 
 
-def test_rebuild_is_identical_to_the_byte_and_names_no_path_of_the_machine(context: flow.Context) -> None:
+def test_rebuild_is_identical_to_the_byte_and_names_no_path_of_the_machine(context: Context) -> None:
     first, second = built(context, "first"), built(context, "second")
     assert sorted(path.name for path in first.iterdir()) == ["report.html", "report.json"]
     for path in first.iterdir():
@@ -307,7 +308,7 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
 
-def test_page_is_well_formed_escaped_and_loads_nothing(context: flow.Context) -> None:
+def test_page_is_well_formed_escaped_and_loads_nothing(context: Context) -> None:
     html = (built(context) / "report.html").read_text(encoding="utf-8")
     page = Page(html)
     assert page.open == []
@@ -319,7 +320,7 @@ def test_page_is_well_formed_escaped_and_loads_nothing(context: flow.Context) ->
     assert page.tags.count("svg") == 9
 
 
-def test_page_shows_the_main_numbers(context: flow.Context) -> None:
+def test_page_shows_the_main_numbers(context: Context) -> None:
     html = (built(context) / "report.html").read_text(encoding="utf-8").replace("\u00a0", " ")
     assert "<h1>base 12 % → tuned 88 % → 4-bit 75 % → ensemble 88 %</h1>" in html
     assert "on 8 held-out test questions; guessing would get 38 %" in html
@@ -327,14 +328,14 @@ def test_page_shows_the_main_numbers(context: flow.Context) -> None:
     assert "Within noise" in html
 
 
-def test_summary_in_the_terminal(context: flow.Context) -> None:
+def test_summary_in_the_terminal(context: Context) -> None:
     shown = summarised(numbers(context))
     assert "4-bit m1 6/8 75.0 %" in shown
     assert "2 training questions: proof solved 1 of 2, rest solved 0 of 1; 1 unsolved; $1.25 spent" in shown
     assert "on 8 test questions: 1 newly right, 0 newly wrong; within noise (p = 1)" in shown
 
 
-def test_without_test_labels_validation_is_shown(context: flow.Context) -> None:
+def test_without_test_labels_validation_is_shown(context: Context) -> None:
     path = context.input("questions") / "test.jsonl"
     bare = [question.model_copy(update={"answer": None}) for question in questions("x", 8)]
     path.write_text("".join(lines(bare)), encoding="utf-8")
@@ -345,18 +346,18 @@ def test_without_test_labels_validation_is_shown(context: flow.Context) -> None:
 
 
 @pytest.mark.parametrize("rule", ["single", "vote"])
-def test_one_member_alone_is_said_so(context: flow.Context, rule: str) -> None:
+def test_one_member_alone_is_said_so(context: Context, rule: str) -> None:
     alone = context.config.model_copy(update={"member": context.config.member[:1]})
     choice = {"rule": rule, "leader": "m1", "members": ["m1"], "validation": None}
     put(context.input("ensemble") / "choice.json", choice)
-    content = numbers(flow.Context(alone, context.workspace, context.progress))
+    content = numbers(Context(alone, context.workspace, context.progress))
     shown = summarised(content)
     assert "There is one member, m1" in shown
     assert "base 12 % → tuned 88 % → 4-bit 75 % on 8 held-out" in shown
     assert [row["after"]["system"] for row in content["comparisons"]] == ["merged", "quantised"]
 
 
-def test_merged_members_that_did_not_answer_the_test_are_left_out(context: flow.Context) -> None:
+def test_merged_members_that_did_not_answer_the_test_are_left_out(context: Context) -> None:
     predict = context.config.predict.model_copy(update={"merged_test": "leader"})
     context = dataclasses.replace(context, config=context.config.model_copy(update={"predict": predict}))
     (context.input("predictions", "m2") / "merged.test.jsonl").unlink()
@@ -372,20 +373,20 @@ def test_merged_members_that_did_not_answer_the_test_are_left_out(context: flow.
     assert "m2" in summarised(content)
 
 
-def test_a_missing_answer_is_an_error_that_names_the_file(context: flow.Context) -> None:
+def test_a_missing_answer_is_an_error_that_names_the_file(context: Context) -> None:
     path = context.input("predictions", "m2") / "merged.test.jsonl"
     path.write_text("".join(path.read_text(encoding="utf-8").splitlines(keepends=True)[1:]), encoding="utf-8")
     with pytest.raises(InputError, match=r"m2/merged\.test\.jsonl: no answer to question x0#0"):
         built(context)
 
 
-def test_validation_without_labels_is_an_error(context: flow.Context) -> None:
+def test_validation_without_labels_is_an_error(context: Context) -> None:
     (context.input("questions") / "validation.jsonl").write_text("", encoding="utf-8")
     with pytest.raises(UserError, match="no validation question has a label"):
         built(context)
 
 
-def test_an_unfinished_run_is_told_what_to_do(context: flow.Context, tmp_path: Path) -> None:
+def test_an_unfinished_run_is_told_what_to_do(context: Context, tmp_path: Path) -> None:
     for name in ("train.jsonl", "test.jsonl"):
         (tmp_path / name).touch()
     (context.input("questions") / "manifest.json").unlink()
@@ -393,7 +394,7 @@ def test_an_unfinished_run_is_told_what_to_do(context: flow.Context, tmp_path: P
         report.artifact(context, None)
 
 
-def test_what_more_votes_buy(context: flow.Context) -> None:
+def test_what_more_votes_buy(context: Context) -> None:
     assert json.loads((built(context, "before") / "report.json").read_text(encoding="utf-8"))["voting"] == []
     path = context.input("predictions", "m1") / "quantised.test.jsonl"
     given = read(path, Prediction)

@@ -10,14 +10,14 @@ import pytest
 from api_server import ApiServer
 from asker import requests
 
-from stepladder.ask import servers
-from stepladder.ask.admission import PROBE, Admission, WrongServer, difference
-from stepladder.ask.commit import Committer
-from stepladder.ask.courier import ask
+from stepladder.ask import Listener, RemoteModel, ask_remote
 from stepladder.ask.ledger import Ledger, Scope
-from stepladder.ask.openai_http import Http
+from stepladder.ask.ledger.commit import Committer
+from stepladder.ask.remote import servers
+from stepladder.ask.remote.admission import PROBE, Admission, WrongServer, difference
+from stepladder.ask.remote.openai_http import Http
+from stepladder.ask.remote.servers import Addresses, read_addresses
 from stepladder.ask.request import Request, Response, TokenLogprob
-from stepladder.ask.servers import Addresses, read_addresses
 from stepladder.config import Model
 from stepladder.errors import AskError
 
@@ -52,7 +52,7 @@ def asked(api: ApiServer) -> int:
 def test_servers_of_the_same_weights_share_the_work(pair: tuple[ApiServer, ApiServer], ledger: Ledger) -> None:
     for api in pair:
         api.set_script({"latency_s": 0.02})
-    answers = ask(requests("shared", 100), "own", own(*(api.url for api in pair)), ledger, SCOPE)
+    answers = ask_remote(requests("shared", 100), RemoteModel("own", own(*(api.url for api in pair))), ledger, SCOPE)
     assert len(answers) == 100
     assert all(asked(api) > 20 for api in pair)
     assert sum(asked(api) for api in pair) == 102  # each has shown once who it is
@@ -63,27 +63,29 @@ def test_the_terminal_s_encoding_changes_no_question(
 ) -> None:
     monkeypatch.setenv("PYTHONIOENCODING", "gbk")
     questions = requests("谁在吵？", 3)
-    answers = ask(questions, "own", own(pair[0].url), ledger, SCOPE)
+    answers = ask_remote(questions, RemoteModel("own", own(pair[0].url)), ledger, SCOPE)
     assert answers.keys() == {request.key for request in questions}
 
 
 def test_a_server_with_other_weights_is_not_asked(pair: tuple[ApiServer, ApiServer], ledger: Ledger) -> None:
     one, two = pair
     two.set_script(OTHER)
-    ask(requests("first", 5), "own", own(one.url), ledger, SCOPE)
+    ask_remote(requests("first", 5), RemoteModel("own", own(one.url)), ledger, SCOPE)
     notes: list[str] = []
-    answers = ask(requests("both", 20), "own", own(two.url, one.url), ledger, SCOPE, note=notes.append)
+    answers = ask_remote(
+        requests("both", 20), RemoteModel("own", own(two.url, one.url)), ledger, SCOPE, Listener(note=notes.append)
+    )
     assert {answer.text.partition(" ")[0] for answer in answers.values()} == {"echo"}
     assert asked(two) == 1
     assert len(notes) == 1
     assert f"{two.url}: it has other weights than those whose answers are on record" in notes[0]
     with pytest.raises(AskError, match=r"model 'own': .*other weights.*nothing more was sent"):
-        ask(requests("alone", 5), "own", own(two.url), ledger, SCOPE)
+        ask_remote(requests("alone", 5), RemoteModel("own", own(two.url)), ledger, SCOPE)
 
 
 def test_a_server_that_serves_another_name_is_not_asked(pair: tuple[ApiServer, ApiServer], ledger: Ledger) -> None:
     with pytest.raises(AskError, match="it serves test-model and not student"):
-        ask(requests("named", 5), "own", own(pair[0].url, model="student"), ledger, SCOPE)
+        ask_remote(requests("named", 5), RemoteModel("own", own(pair[0].url, model="student")), ledger, SCOPE)
     assert asked(pair[0]) == 0
 
 
@@ -139,7 +141,9 @@ def test_servers_come_and_go_while_a_run_lasts(
         if done > 10 and len(unwritten) == 2:
             file.write_text(unwritten.pop())
 
-    answers = ask(requests("moving", 200), "own", own(file=file), ledger, SCOPE, count, hear)
+    answers = ask_remote(
+        requests("moving", 200), RemoteModel("own", own(file=file)), ledger, SCOPE, Listener(count, note=hear)
+    )
     assert len(answers) == 200
     assert asked(one) > 10
     assert asked(two) > 10
@@ -182,8 +186,8 @@ def test_a_server_nobody_reaches_is_given_up(ledger: Ledger, monkeypatch: pytest
 
 
 async def _ask_here(wanted: list[Request], url: str, ledger: Ledger) -> None:
-    from stepladder.ask.courier import teacher
-    from stepladder.ask.engine import ask_all
+    from stepladder.ask.remote.engine import ask_all
+    from stepladder.ask.remote.teacher import teacher
 
     admission = Admission("weights", "test-model", None, "run")
     await ask_all(wanted, teacher("own", own(url), admission), ledger, SCOPE)
@@ -195,10 +199,10 @@ def test_a_server_that_was_away_shows_again_who_it_is(tmp_path: Path, ledger: Le
     for folder in folders:
         folder.mkdir()
     with ApiServer(folders[0]) as api:
-        ask(requests("before", 3), "own", own(api.url), ledger, SCOPE)
+        ask_remote(requests("before", 3), RemoteModel("own", own(api.url)), ledger, SCOPE)
     with ApiServer(folders[1], OTHER) as api:
         with pytest.raises(AskError, match="other weights"):
-            ask(requests("after", 3), "own", own(api.url), ledger, SCOPE)
+            ask_remote(requests("after", 3), RemoteModel("own", own(api.url)), ledger, SCOPE)
         assert asked(api) == 1
 
 

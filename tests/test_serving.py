@@ -19,18 +19,18 @@ import pytest
 from rich.console import Console
 
 from stepladder import models
+from stepladder.answering import team
+from stepladder.answering.client import FolderClient
+from stepladder.answering.team import Team
 from stepladder.ask.request import Request
 from stepladder.closedworld import generate, to_line
+from stepladder.commands.predict import predict
 from stepladder.config import Serve
 from stepladder.errors import ServeError
-from stepladder.predicting import predict
 from stepladder.progress import Progress
 from stepladder.records import Message, Prediction, Question
 from stepladder.serving import vllm
 from stepladder.serving.vllm import Fleet, command, devices, side_by_side
-from stepladder.stages import team
-from stepladder.stages.asking import Desk
-from stepladder.stages.team import Team
 
 PROGRAM = """#!{python}
 import http.server, json, os, subprocess, sys, time
@@ -142,12 +142,14 @@ def test_a_desk_keeps_a_model_s_server_from_one_round_to_the_next(settings: Serv
     starts = settings.environment / "bin" / "starts"
     rounds = [models.locate(models.BUNDLED), models.locate(models.BUNDLED), other]
     console = Console(file=StringIO())
-    with Desk(tmp_path / "ledger.sqlite", "run", tmp_path / "scratch", settings, "auto", Progress(console)) as desk:
+    with FolderClient(
+        tmp_path / "ledger.sqlite", "run", tmp_path / "scratch", settings, "auto", Progress(console)
+    ) as client:
         for number, folder in enumerate(rounds):
             message = Message(role="user", content=f"Question {number}?")
             request = Request(model=str(folder), messages=(message,), max_tokens=8)
             for _ in range(2):  # the second time, the ledger knows
-                found = desk.ask(folder, [request], "answers", "vllm")
+                found = client.ask(folder, [request], "answers", "vllm")
                 assert found[request.key].text == "Answer: A"
             assert sum(map(is_alive, pids(settings))) == 2  # a server and its engine
     assert [line.split()[1] for line in starts.read_text().splitlines()] == [str(rounds[0]), str(other)]
@@ -160,7 +162,8 @@ def members(base: Path, folder: Path, **says: str) -> dict[str, Path]:
     for name, path in found.items():
         shutil.copytree(base, path)
         (path / "says").write_text(says[name], encoding="utf-8")
-        (path / "who.json").write_text(json.dumps(name), encoding="utf-8")
+        settings = path / "generation_config.json"
+        settings.write_text(json.dumps(json.loads(settings.read_text()) | {"who": name}), encoding="utf-8")
     known = {
         name: [Prediction(question_id="q", member=name, votes=("A",), answer="A", texts=("",))] * 3 for name in says
     }
@@ -181,7 +184,14 @@ def asked_of(
     served = own if url is None else {"base_url": url}
     console = Console(file=screen, width=300)
     predict(
-        str(folder), questions, out, console, language="en", asked={"engine": "vllm"}, served=served, minutes=minutes
+        str(folder),
+        questions,
+        out,
+        console,
+        language="en",
+        predict_settings={"engine": "vllm"},
+        serve_settings=served,
+        minutes=minutes,
     )
     rows = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
     return {question["answer"] for row in rows for question in row["questions"]}, screen.getvalue()

@@ -9,13 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from stepladder import models, template
+from stepladder import models
 from stepladder.config import Quantise, Swift, Train
 from stepladder.errors import TemplateError, UserError
+from stepladder.models import template
+from stepladder.quantising import gptq, gptqmodel
 from stepladder.records import Example, Message
-from stepladder.training import gptqmodel, merging, quantise, swift
+from stepladder.training import merging, swift
 from stepladder.training.data import Data
-from stepladder.training.packing import tokenise
+from stepladder.training.sequences import tokenise
 
 pytestmark = pytest.mark.swift
 ENVIRONMENT = Path(__file__).parents[1] / ".venv-swift"
@@ -129,11 +131,11 @@ def test_gptqmodel_writes_the_classic_format_and_it_is_read_back_without_it(
         folder = tmp_path / str(bits)
         folder.mkdir()
         gptqmodel.quantise(settings, ENVIRONMENT, merged, rows, folder)
-        quantise.inspect(folder, settings, merged)
-        assert quantise.claims(folder) == [(bits, 32)]
+        gptq.inspect(folder, settings, merged)
+        assert gptq.claims(folder) == [(bits, 32)]
         assert (folder / template.FILE).exists()
         assert str(tmp_path) not in "".join(path.read_text() for path in folder.glob("*.json"))
-        layers, packed = (quantise.linears(models.load(one)) for one in (merged, folder))
+        layers, packed = (gptq.linears(models.load(one)) for one in (merged, folder))
         changes = [(packed[name].weight - layer.weight).detach() for name, layer in layers.items()]
         sizes = [layer.weight.detach() for layer in layers.values()]
         found[bits] = sum(float(c.square().sum()) for c in changes) / sum(float(s.square().sum()) for s in sizes)

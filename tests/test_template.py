@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from stepladder import models, template
-from stepladder.ask.local import Local
+from stepladder import models
+from stepladder.ask.local.engine import Local
 from stepladder.ask.request import prompt_bound
 from stepladder.closedworld import generate
 from stepladder.errors import TemplateError
+from stepladder.models import template
 from stepladder.records import Example, Message
-from stepladder.training.packing import tokenise
+from stepladder.training.sequences import tokenise
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stepladder.training.packing import IGNORED, Batched, Pack, Row, pack, singly
+from stepladder.training.sequences import IGNORED, Batched, Pack, TokenRow, pack, singly
 
 pytestmark = pytest.mark.dtype
 
@@ -27,7 +27,7 @@ def rows_of(packed: Pack) -> list[tuple[list[int], list[int]]]:
 
 @given(st.lists(st.tuples(st.lists(st.integers(0, 1), min_size=2, max_size=9), st.integers(1, 8)), max_size=12))
 def test_packs_hold_every_row_once_in_no_more_tokens_than_the_rows_have(drawn: list[tuple[list[int], int]]) -> None:
-    rows = [Row(ids, min(prompt, len(ids) - 1)) for ids, prompt in drawn]
+    rows = [TokenRow(ids, min(prompt, len(ids) - 1)) for ids, prompt in drawn]
     packs = pack(rows, max_length=20)
     packed = Counter(tuple(map(tuple, row)) for one in packs for row in rows_of(one))
     assert packed == Counter((tuple(row.ids), tuple(row.ids[row.prompt :])) for row in rows)
@@ -37,7 +37,7 @@ def test_packs_hold_every_row_once_in_no_more_tokens_than_the_rows_have(drawn: l
 
 def test_questions_about_one_problem_share_a_pack_and_others_do_not() -> None:
     system, problems = list(range(10)), [list(range(20, 40)), list(range(40, 60))]
-    rows = [Row([*system, *problem, 100 + n, 101, 102], 31) for problem in problems for n in range(3)]
+    rows = [TokenRow([*system, *problem, 100 + n, 101, 102], 31) for problem in problems for n in range(3)]
     packs = pack(rows, max_length=100)
     assert [max(one.branches) for one in packs] == [3, 3]
     assert [len(one.input_ids) for one in packs] == [30 + 3 * 3] * 2
@@ -56,9 +56,9 @@ def test_a_pack_gives_the_loss_and_the_gradients_of_its_rows() -> None:
     model = LlamaForCausalLM(config).double()  # type: ignore[no-untyped-call]
     draw = torch.Generator().manual_seed(1)
     shared = torch.randint(50, (7,), generator=draw).tolist()
-    rows = [Row(shared + torch.randint(50, (n,), generator=draw).tolist(), 9) for n in (5, 9, 6)]
-    rows.append(Row([*rows[0].ids[:9], 1, 2, 3], 9))  # another chain of the first row's question
-    rows.append(Row([3, 4, 5, 6], 2))  # shares nothing
+    rows = [TokenRow(shared + torch.randint(50, (n,), generator=draw).tolist(), 9) for n in (5, 9, 6)]
+    rows.append(TokenRow([*rows[0].ids[:9], 1, 2, 3], 9))  # another chain of the first row's question
+    rows.append(TokenRow([3, 4, 5, 6], 2))  # shares nothing
 
     def measure(packs: list[Pack]) -> list[Any]:
         loss = completion_loss(model, collate([one._asdict() for one in packs]))

@@ -17,13 +17,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from stepladder import models, template
+from stepladder import models
 from stepladder.config import Config, Member, Model, Price, Questions, Rung, Train, Variants
-from stepladder.mcq.answer import ANSWER_LINE, as_asked, strict
+from stepladder.context import Context
+from stepladder.mcq.answer import ANSWER_LINE, strict, with_final_line
 from stepladder.mcq.balance import balanced
 from stepladder.mcq.chains import most_different
 from stepladder.mcq.prompts import ask_messages, worked_solution
 from stepladder.mcq.shuffle import fixed, shown, to_original, to_shown
+from stepladder.models import template
 from stepladder.progress import Progress
 from stepladder.records import LETTERS, Example, Language, Question, Record, Sample, lines, read
 from stepladder.stages import flow
@@ -123,7 +125,7 @@ class Run:
             train=Train(max_length=1024),
             member=MEMBERS,
         )
-        self.context = flow.Context(self.config, Workspace(folder / "runs", "tiny"), Progress(Console(file=StringIO())))
+        self.context = Context(self.config, Workspace(folder / "runs", "tiny"), Progress(Console(file=StringIO())))
         self.put("questions", {"train": TRAIN, "validation": [question("v0"), SAME], "test": [question("x0"), NEAR]})
         self.put("samples", {"accepted": SAMPLES})
         self.put("variants", {"questions": VARIANTS, "accepted": [sample(q, model="m1") for q in VARIANTS]})
@@ -405,7 +407,7 @@ def test_balanced_chains_are_right_and_letters_as_even_as_they_can_be(drawn: lis
         options = shown(question.options, after.permutation)
         assert sorted(after.permutation) == [*range(len(options))]
         assert all(after.permutation[place] == place for place in fixed(question).places)
-        letter = strict(as_asked(after.text, options, question.language), options).letter
+        letter = strict(with_final_line(after.text, options, question.language), options).letter
         assert letter in letters
         assert to_original(str(letter), after.permutation) == question.answer == after.answer
         if after.permutation == before.permutation:

@@ -75,13 +75,13 @@ def written(stem: str, options: tuple[str, ...], reasoning: str) -> str:
 
 
 UNFIT: tuple[tuple[str, str], ...] = (
-    ("I cannot think of one.", "no question and reasoning in the form asked for"),
+    ("I cannot think of one.", "no question and reasoning in the form wanted"),
     ("Question: Who is the youngest?\nReasoning: Ann is.\nAnswer: A", "options are not lettered"),
     (written("Who?", ("Ann", "Bob", "ann."), "Ann.\nAnswer: A"), "two options are the same"),
     (written("Who?", ("Ann", "Bob", "All of the above"), "Ann.\nAnswer: A"), "options speak of each other"),
     (written("Who?", ("Ann", "Bob"), "It is Ann, I should say."), "no answer line at the end"),
     (written("Who?", ("Ann", "Bob"), "It is Cleo.\nAnswer: C"), "no answer line at the end"),
-    (written("And who is the oldest?", NAMES[::-1], "Ann.\nAnswer: D"), "asks what was asked before"),
+    (written("And who is the oldest?", NAMES[::-1], "Ann.\nAnswer: D"), "repeats a question"),
     (written("Who is how old?", NAMES, "Let me see. " * 300 + "\nAnswer: A"), "cut off"),
 )
 """What the writer writes about the last problems, and why it cannot be asked."""
@@ -635,7 +635,7 @@ def test_a_question_is_read(text: str, stem: str, options: tuple[str, ...], answ
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        *((text, reason) for text, reason in UNFIT if reason not in {"cut off", "asks what was asked before"}),
+        *((text, reason) for text, reason in UNFIT if reason not in {"cut off", "repeats a question"}),
         ("", "no question and reasoning"),
         ("Reasoning: r\nQuestion: q\nA. a\nB. b\nAnswer: A", "no question and reasoning"),
         (written("", ("Ann", "Bob"), "Answer: A"), "no question in front of the options"),

@@ -18,13 +18,14 @@ from typing import Any
 
 import pytest
 
-from stepladder import models, template
-from stepladder.ask.courier import ask
+from stepladder import models
+from stepladder.ask import RemoteModel, ask_remote
 from stepladder.ask.ledger import Ledger, Scope
 from stepladder.ask.request import Request, Response, prompt_bound
 from stepladder.closedworld import generate
 from stepladder.config import Model
 from stepladder.errors import AskError
+from stepladder.models import template
 from stepladder.records import Language, Message
 
 PYTHON = Path(__file__).parent.parent / ".venv-serve" / "bin" / "python"
@@ -80,7 +81,7 @@ def request(text: str, max_tokens: int = 16, **more: object) -> Request:
 
 
 def answers(wanted: list[Request], asked: Model, ledger: Ledger, name: str = "student") -> list[Response]:
-    found = ask(wanted, name, asked, ledger, SCOPE)
+    found = ask_remote(wanted, RemoteModel(name, asked), ledger, SCOPE)
     return [found[one.key] for one in wanted]
 
 
@@ -145,7 +146,7 @@ def test_the_student_is_the_student_and_its_template_is_the_runs(url: str, ledge
             (folder / file.name).write_text(file.read_text().replace("assistant", "helper"))
         else:
             (folder / file.name).symlink_to(file)
-    with pytest.raises(AskError, match="chat template or tokenizer is another one: prompt token"):
+    with pytest.raises(AskError, match="chat template or tokenizer differs: prompt token"):
         answers([request("Hello again")], model(url, path=str(folder)), ledger)
 
 

@@ -21,19 +21,19 @@ import pytest
 from rich.console import Console
 
 from stepladder import models
-from stepladder.ask.admission import FREE
-from stepladder.ask.courier import ask
+from stepladder.answering.standalone import read_settings, so_far, write_settings
+from stepladder.ask import Listener, RemoteModel, ask_remote
 from stepladder.ask.ledger import Ledger, Scope
+from stepladder.ask.remote.admission import FREE
 from stepladder.ask.request import Request
 from stepladder.closedworld import generate, to_line
+from stepladder.commands.predict import predict
 from stepladder.config import Config, Model, Serve
 from stepladder.errors import ServeError
-from stepladder.predicting import predict
+from stepladder.mcq.questionfile import read_problems
 from stepladder.records import Message, Prediction
 from stepladder.serving import vllm
 from stepladder.serving.vllm import Fleet
-from stepladder.stages.answering import keep, manner, so_far
-from stepladder.stages.questionfile import read_problems
 
 SERVE = Serve(
     environment=Path(__file__).parent.parent / ".venv-serve", dtype="float32", kv_cache_gib=1, max_length=1024
@@ -72,7 +72,7 @@ def test_a_model_folder_answers_through_vllm_as_it_does_in_this_process(tmp_path
         "name": "r", "language": "en", "questions": {"train": "t"}, "member": [{"name": "a"}],
         "rung": [{"name": "w", "kind": "worked"}], "predict": {"max_tokens": 24},
     }  # fmt: skip
-    keep(Config.model_validate(table), folder)
+    write_settings(Config.model_validate(table), folder)
     asked = tmp_path / "questions.jsonl"
     asked.write_text("".join(to_line(record) for record in generate(3, 6, "en", "test")), encoding="utf-8")
     given: dict[str, list[Prediction]] = {}
@@ -81,16 +81,23 @@ def test_a_model_folder_answers_through_vllm_as_it_does_in_this_process(tmp_path
     with Fleet(folder, "there", SERVE, tmp_path / "there") as fleet:
         running = {"base_url": fleet.addresses.read_text().strip(), "model": "there"}
         predict(
-            str(folder), asked, tmp_path / "there.jsonl", Console(file=StringIO()), asked={"engine": "vllm"},
-            served=running,
+            str(folder), asked, tmp_path / "there.jsonl", Console(file=StringIO()), predict_settings={"engine": "vllm"},
+            serve_settings=running,
         )  # fmt: skip
     for engine, served in {"local": {}, "vllm": own}.items():
         out = tmp_path / f"{engine}.jsonl"
-        predict(str(folder), asked, out, Console(file=StringIO()), asked={"engine": engine}, served=served)
+        predict(
+            str(folder),
+            asked,
+            out,
+            Console(file=StringIO()),
+            predict_settings={"engine": engine},
+            serve_settings=served,
+        )
     for engine in ("local", "vllm", "there"):
         # The greedy answers; what could not be read was then asked for again at a temperature, where every run differs.
         out = tmp_path / f"{engine}.jsonl"
-        given[engine] = so_far(Path(f"{out}.ledger.sqlite"), folder, questions, manner(folder, None))
+        given[engine] = so_far(Path(f"{out}.ledger.sqlite"), folder, questions, read_settings(folder, None))
     assert all(one.texts for some in given.values() for one in some)
     for engine in ("local", "there"):
         same = sum(one.texts == other.texts for one, other in zip(given[engine], given["vllm"], strict=True))
@@ -115,7 +122,9 @@ def test_a_server_that_is_killed_in_the_middle_costs_nothing_but_time(tmp_path: 
         killer = threading.Thread(target=kill)
         killer.start()
         model = Model(engine="openai", base_url_file=fleet.addresses, model="student", path=str(weights), price=FREE)
-        found = ask(wanted, "student", model, ledger, Scope("run", "easy"), note=notes.append)
+        found = ask_remote(
+            wanted, RemoteModel("student", model), ledger, Scope("run", "easy"), Listener(note=notes.append)
+        )
         killer.join()
         assert all(found[one.key].text for one in wanted)
     assert any("is started again" in note for note in notes)

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from stepladder.answering.voting import vote
 from stepladder.ask.request import Request, Response, TokenLogprob
 from stepladder.config import Predict
 from stepladder.mcq.answer import ANSWER_LINE, majority
 from stepladder.mcq.voting import first_round, settled
 from stepladder.records import LETTERS, Prediction, Question
-from stepladder.stages.answers import vote
 
 
 @pytest.mark.parametrize(
@@ -139,8 +139,8 @@ def test_probabilities_are_those_of_the_letters_where_they_stand() -> None:
 
 
 def test_real_votes_cost_less_for_the_same_accuracy(contest: Path) -> None:
-    """Recorded votes of a Qwen2.5-32B in 4 bits (the bounds are those that EXPERIMENTS.md reports)."""
-    from stepladder.votes import read_votes
+    """Recorded votes of a Qwen2.5-32B in 4 bits (the bounds are those that docs/experiments.md reports)."""
+    from stepladder.mcq.votefile import read_votes
 
     said, labels = read_votes(contest / "recorded_votes.jsonl")
     name = "models_merge_lr_deepseek_quant_lora_0.7_Qwen2.5-32B-Instruct"

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
+import codecs
 import io
+import locale
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 
 from stepladder.errors import StepladderError, UserError
-
-if TYPE_CHECKING:
-    from stepladder.stages.flow import Context
 
 app = typer.Typer(
     help="A few hundred labelled questions in, a small model that reasons step by step out, proved with numbers.",
@@ -28,7 +27,11 @@ app = typer.Typer(
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="The run's TOML file.", show_default=False)]
 Runs = Annotated[Path, typer.Option(help="Folder that holds all runs and their ledger.")]
 RUNS = Path("runs")
+ENGINES = ("local", "vllm")
+LANGUAGES = ("zh", "en")
+DTYPES = ("float32", "bfloat16")
 
+STAGES = "Stages, in the order of the flow"
 STAGE_HELP = {
     "questions": "Read, check and split the labelled questions.",
     "samples": "Climb the cascade: collect chains that are proved right.",
@@ -43,82 +46,26 @@ STAGE_HELP = {
 }
 
 
-def _context(config: Path, runs: Path) -> Context:
-    from stepladder.config import load
-    from stepladder.progress import Progress
-    from stepladder.stages.flow import Context
-    from stepladder.workspace import Workspace
-
-    loaded = load(config)
-    if runs.exists() and not runs.is_dir():
-        raise UserError(f"{runs}: is not a folder; give --runs a folder, which is made if it is not there")
-    return Context(loaded, Workspace(runs, loaded.name), Progress(Console()))
-
-
 @app.command()
 def run(config: ConfigFile, runs: Runs = RUNS) -> None:
     """Run every stage that is not up to date, then show the result."""
-    import json
+    from stepladder.commands import run as command
 
-    from stepladder.stages import flow
-    from stepladder.stages.report import summary
-
-    context = _context(config, runs)
-    place = escape(str(context.workspace.folder))
-    context.progress.console.print(f"[bold]{context.config.name}[/bold]  [dim]{place}[/dim]")
-    with context.workspace.locked():
-        flow.run(context)
-    report = json.loads((context.input("report") / "report.json").read_text(encoding="utf-8"))
-    summary(report, context.progress.console)
-    page = context.input("report") / "report.html"
-    context.progress.console.print(f"\nReport: {escape(str(page))}", soft_wrap=True)
+    command.run(config, runs)
 
 
 def _stage_command(name: str) -> Callable[[Path, Path], None]:
-    def command(config: ConfigFile, runs: Runs = RUNS) -> None:
-        from stepladder.stages import flow
+    def stage(config: ConfigFile, runs: Runs = RUNS) -> None:
+        from stepladder.commands import run as command
 
-        context = _context(config, runs)
-        with context.workspace.locked():
-            flow.run(context, (name,))
+        command.run_stage(config, runs, name)
 
-    command.__doc__ = STAGE_HELP[name]
-    return command
+    stage.__doc__ = STAGE_HELP[name]
+    return stage
 
 
-STAGES = "Stages, in the order of the flow"
-for _name in [*STAGE_HELP][:-2]:
+for _name in STAGE_HELP:
     app.command(_name, rich_help_panel=STAGES)(_stage_command(_name))
-
-
-@app.command(help=STAGE_HELP["ensemble"], rich_help_panel=STAGES)
-def ensemble(
-    config: Annotated[Path | None, typer.Argument(metavar="CONFIG", help="The run's TOML file.")] = None,
-    runs: Runs = RUNS,
-    votes: Annotated[
-        Path | None,
-        typer.Option(help='Instead of a run, JSONL of {"id", "gold", "votes": {model: [letters]}}: which rule to use.'),
-    ] = None,
-    members: Annotated[str, typer.Option(help="With --votes: models in it, with commas: A,B,C,D.")] = "",
-    seed: Annotated[int, typer.Option(help="With --votes: of the folds.")] = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="With --votes: print JSON.")] = False,
-) -> None:
-    if (config is None) == (votes is None):
-        raise UserError("give either the run's TOML file, or --votes FILE with --members A,B,C,D")
-    if config is not None:
-        _stage_command("ensemble")(config, runs)
-        return
-    from stepladder.pooling import pool, show, told
-
-    assert votes is not None  # noqa: S101 (for mypy: one of the two is given)
-    found, questions = pool(votes, [name.strip() for name in members.split(",") if name.strip()], seed)
-    if as_json:
-        print(told(found, questions))
-    else:
-        show(found, questions, Console())
-
-
-app.command("report", rich_help_panel=STAGES)(_stage_command("report"))
 
 
 @app.command()
@@ -131,38 +78,17 @@ def plan(
     rate: Annotated[float | None, typer.Option(min=0.01, help="Tokens/s a member was measured to write there.")] = None,
 ) -> None:
     """Say what the cascade will ask, take and cost, and whether the members fit a card; after a run, how it went."""
-    from stepladder import capacity, fits
-    from stepladder.plan import plan as show
+    from stepladder.commands import plan as command
 
-    on = capacity.card(card)
-    context = _context(config, runs)
-    with context.workspace.locked():
-        show(context, pilot)
-        fits.show(context, on, hours, rate)
+    command.plan(config, runs, pilot, card, hours, rate)
 
 
 @app.command()
 def status(config: ConfigFile, runs: Runs = RUNS) -> None:
     """Show which artifacts are done, stale or missing, and what the run has spent."""
-    from stepladder.ask.ledger import Ledger
-    from stepladder.stages import flow
+    from stepladder.commands import status as command
 
-    context = _context(config, runs)
-    marks = {"done": "[green]✓[/green]", "stale": "[yellow]~[/yellow]", "missing": "[dim]·[/dim]"}
-    console = context.progress.console
-    for label, state in flow.states(context):
-        console.print(f"  {marks[state]}  {label:<24} {state}")
-    if context.workspace.ledger.exists():
-        with Ledger(context.workspace.ledger) as ledger:
-            name = context.workspace.name
-            console.print(f"\n{ledger.calls(name)} model calls, ${ledger.spent(name) / 1e6:.2f} spent")
-            for batch in ledger.waiting(name):
-                what = f"batch {batch.remote}: " if batch.remote else "batch: "
-                what += f"{batch.requests:,} requests at the provider; the next run collects them"
-                console.print(f"  ${batch.reserved / 1e6:.4f}  {escape(what)}", highlight=False)
-            for attempt in ledger.unsettled(name):
-                fate = "in flight" if attempt.alive else "in flight when its process ended, so charged at the worst"
-                console.print(f"  ${attempt.reserved / 1e6:.4f}  {escape(attempt.model)}: {fate}", highlight=False)
+    command.status(config, runs)
 
 
 @app.command()
@@ -174,21 +100,9 @@ def ledger(
     ] = None,
 ) -> None:
     """Show what the run's model calls cost, by rung and model, and how they ended."""
-    from stepladder.ask.ledger import Ledger
-    from stepladder.spending import show
-    from stepladder.workspace import write_atomic
+    from stepladder.commands import ledger as command
 
-    context = _context(config, runs)
-    place = context.workspace.ledger
-    if not place.exists():
-        raise UserError(f"{place}: there is no ledger yet; 'stepladder run {config}' starts one")
-    with Ledger(place) as opened:
-        show(opened.accounts(context.workspace.name), context.progress.console)
-        if export is not None:
-            import json
-
-            write_atomic(export, (json.dumps(row, ensure_ascii=False) + "\n" for row in opened.export()))
-            context.progress.console.print(f"Wrote {export}", soft_wrap=True, markup=False)
+    command.ledger(config, runs, export)
 
 
 @app.command()
@@ -199,9 +113,24 @@ def audit(
     out: Annotated[Path, typer.Option(help="JSONL to write, the most suspect label first.", show_default=False)],
 ) -> None:
     """Rank labels by what models that answered independently say against them."""
-    from stepladder.labelaudit import audit as rank
+    from stepladder.commands import audit as command
 
-    rank(votes, out, Console())
+    command.audit(votes, out, Console())
+
+
+@app.command("choose-rule")
+def choose_rule(
+    votes: Annotated[
+        Path, typer.Argument(help='JSONL of {"id", "gold", "votes": {model: [letters]}}.', show_default=False)
+    ],
+    members: Annotated[str, typer.Option(help="Models of the ensemble, with commas: A,B,C,D.", show_default=False)],
+    seed: Annotated[int, typer.Option(help="Of the folds.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Say which ensemble rule to trust, by cross-validation on votes recorded anywhere."""
+    from stepladder.commands import choose_rule as command
+
+    command.choose_rule(votes, _names(members), seed, Console(), as_json=as_json)
 
 
 @app.command("import")
@@ -209,7 +138,7 @@ def import_(
     source: Annotated[Path, typer.Argument(help="JSON, JSONL, CSV, Parquet or text.", show_default=False)],
     out: Annotated[Path, typer.Argument(help="Question file to write, JSONL.", show_default=False)],
     form: Annotated[
-        str | None, typer.Option("--format", help="table, mmlu, bbh or logiqa; by default told from the file.")
+        str | None, typer.Option("--format", help="table, mmlu, bbh or logiqa; by default guessed from the file.")
     ] = None,
     question: Annotated[str, typer.Option(help="Field of the question.")] = "question",
     options: Annotated[
@@ -220,13 +149,10 @@ def import_(
     one_based: Annotated[bool, typer.Option(help="Answers that are numbers count from 1.")] = False,
 ) -> None:
     """Turn questions of another form into a question file; rows that share a passage become one problem."""
-    from stepladder.importing import Columns, convert
+    from stepladder.commands import import_ as command
+    from stepladder.mcq.formats import Columns
 
-    named = tuple(name.strip() for name in options.split(",") if name.strip())
-    count = convert(source, out, form, Columns(question, named, answer, passage, one_based))
-    Console().print(
-        f"Wrote {out}: {count:,} question{'' if count == 1 else 's'}", soft_wrap=True, markup=False, highlight=False
-    )
+    command.import_(source, out, form, Columns(question, _names(options), answer, passage, one_based), Console())
 
 
 @app.command()
@@ -254,7 +180,7 @@ def predict(
     ] = None,
     served_as: Annotated[str | None, typer.Option(help="With --url: its name for the model.")] = None,
     least: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Fail when a smaller share is as a labelled file says.")
+        float | None, typer.Option(min=0, max=1, help="Fail below this accuracy on a labelled file.")
     ] = None,
     expect: Annotated[Path | None, typer.Option(help="A package's self-test: what its answers must be.")] = None,
     dtype: Annotated[
@@ -262,30 +188,27 @@ def predict(
     ] = None,
 ) -> None:
     """Answer questions with a finished model: a letter for each, in the contest's form."""
-    from stepladder.predicting import predict as answer
+    from stepladder.commands import predict as command
 
-    if engine not in (None, "local", "vllm"):
-        raise UserError(f"--engine {engine!r}: is not there; take local or vllm")
-    if language not in (None, "zh", "en"):
-        raise UserError(f"--language {language!r}: is not there; take zh or en")
-    if dtype not in (None, "float32", "bfloat16"):
-        raise UserError(f"--dtype {dtype!r}: is not there; take float32 or bfloat16")
-    asked = {"engine": "vllm" if url else engine, "votes": votes, "dtype": dtype}
-    served = {
+    _check_choice("--engine", engine, ENGINES)
+    _check_choice("--language", language, LANGUAGES)
+    _check_choice("--dtype", dtype, DTYPES)
+    predict_settings = {"engine": "vllm" if url else engine, "votes": votes, "dtype": dtype}
+    serve_settings = {
         "environment": environment,
         "max_length": max_length,
         "kv_cache_gib": kv_cache,
         "base_url": url,
         "model": served_as,
     }
-    answer(
+    command.predict(
         model,
         questions,
         out,
         Console(),
-        language=language,  # type: ignore[arg-type]  # mypy does not narrow by "in"
-        asked={name: value for name, value in asked.items() if value is not None},
-        served={name: value for name, value in served.items() if value is not None},
+        language=language,  # type: ignore[arg-type]  # checked above
+        predict_settings={key: value for key, value in predict_settings.items() if value is not None},
+        serve_settings={key: value for key, value in serve_settings.items() if value is not None},
         minutes=minutes,
         least=least,
         expected=expect,
@@ -309,27 +232,18 @@ def pack(
     ] = None,
 ) -> None:
     """Make a folder that answers offline, with Docker or without: models, prompts, wheels, scripts, Dockerfile."""
-    from stepladder.errors import MissingExtra
+    from stepladder.commands import pack as command
 
-    if engine not in (None, "local", "vllm"):
-        raise UserError(f"--engine {engine!r}: is not there; take local or vllm")
-    try:
-        from stepladder.packing.build import pack as make
-        from stepladder.packing.wheels import HERE
-    except ModuleNotFoundError as error:
-        raise MissingExtra(str(error.name), "'stepladder[pack]'") from None
-    context = _context(config, runs)
-    with context.workspace.locked(), context.progress.stage("package"):
-        make(context, out, engine, image, python or [HERE])  # type: ignore[arg-type]  # mypy does not narrow by "in"
-    context.progress.console.print(f"Wrote {out}", soft_wrap=True, markup=False, highlight=False)
+    _check_choice("--engine", engine, ENGINES)
+    command.pack(config, runs, out, engine, image, python or [])
 
 
 @app.command()
 def doctor() -> None:
     """Say what is installed, what this machine computes best in, and what is missing."""
-    from stepladder.checkup import checkup
+    from stepladder.commands import doctor as command
 
-    if not checkup(Console()):
+    if not command.doctor(Console()):
         raise typer.Exit(2)
 
 
@@ -337,12 +251,17 @@ def doctor() -> None:
 def init(
     folder: Annotated[Path, typer.Argument(help="Where to write; made if it is not there.")] = Path(),
     language: Annotated[str, typer.Option(help="zh or en")] = "en",
+    teacher: Annotated[
+        str | None, typer.Option(help="For questions of your own: openai, or self-hosted servers, write the chains.")
+    ] = None,
+    base: Annotated[
+        str | None, typer.Option(help="With --teacher: the model to train, a folder or a hub's id.")
+    ] = None,
 ) -> None:
-    """Write a small example: stepladder.toml with training and test questions beside it."""
-    from stepladder.starter import write_starter
+    """Write stepladder.toml: with generated questions to try, or with --teacher and --base for your own."""
+    from stepladder.commands import init as command
 
-    toml = write_starter(folder, language)
-    Console().print(f"Wrote {toml}. Next: stepladder run {toml}", soft_wrap=True, markup=False)
+    command.init(folder, language, teacher, base, Console())
 
 
 @app.command()
@@ -354,16 +273,32 @@ def worlds(
     split: Annotated[str, typer.Option(help="train or test; the two never share a problem.")] = "train",
 ) -> None:
     """Generate closed-world problems whose answers are proved, with worked solutions."""
-    from stepladder.closedworld.generate import generate, to_line
-    from stepladder.workspace import write_atomic
+    from stepladder.commands import worlds as command
 
-    if not out.parent.is_dir():  # said now, not after minutes of proving
-        raise UserError(f"{out}: there is no folder {out.parent}; make it, or name a file in another one")
-    write_atomic(out, "".join(to_line(record) for record in generate(seed, problems, language, split)))
+    command.worlds(out, problems, seed, language, split)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    """Names between commas."""
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def _check_choice(option: str, value: str | None, choices: tuple[str, ...]) -> None:
+    if value is not None and value not in choices:
+        raise UserError(f"unknown {option} {value!r}; choose {' or '.join(choices)}")
+
+
+def _use_utf8() -> None:
+    """Start again in Python's UTF-8 mode where the locale has another encoding, in which libraries would read their own
+    files; what is printed stays in the terminal's."""
+    if codecs.lookup(locale.getpreferredencoding(False)).name != "utf-8":
+        os.environ |= {"PYTHONUTF8": "1", "PYTHONIOENCODING": f"{sys.stdout.encoding}:replace"}
+        os.execv(sys.executable, [sys.executable, "-m", "stepladder", *sys.argv[1:]])  # noqa: S606 (this command)
 
 
 def main() -> None:
     """Entry point: a user error is one line and its exit code; anything else is a bug and keeps its traceback."""
+    _use_utf8()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal without a character shows a question mark in its place
             stream.reconfigure(errors="replace")

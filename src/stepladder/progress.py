@@ -103,7 +103,7 @@ class Lane:
         self._beside[self._name, what] = done, total
         known = [*self._beside.values()]
         count = len({name for name, _ in self._beside})
-        self._progress.update(f"{count} side by side", sum(one for one, _ in known), sum(one for _, one in known))
+        self._progress.update(f"{count} side by side", sum(done for done, _ in known), sum(total for _, total in known))
 
     def say(self, text: str) -> None:
         self._progress.say(f"{self._name}: {text}")

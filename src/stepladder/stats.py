@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import beta, binomtest
 
 CONFIDENCE = 0.95
 RESAMPLES = 10_000
@@ -68,6 +67,8 @@ def accuracy_interval(right: Sequence[bool], problems: Sequence[str], seed: int)
 
 def _clopper_pearson(share: float, trials: int) -> Interval:
     """Clopper-Pearson limits from the quantiles of the beta distribution; ``share * trials`` need not be whole."""
+    from scipy.stats import beta  # SciPy takes a second to import, which 'stepladder status' does not wait for
+
     tail, hits = (1 - CONFIDENCE) / 2, share * trials
     low = 0.0 if share == 0 else float(beta.ppf(tail, hits, trials - hits + 1))
     high = 1.0 if share == 1 else float(beta.ppf(1 - tail, hits + 1, trials - hits))
@@ -82,6 +83,8 @@ def mcnemar(before: Sequence[bool], after: Sequence[bool]) -> McNemar:
     Raises:
         ValueError: the two sequences differ in length.
     """
+    from scipy.stats import binomtest
+
     pairs = list(zip(before, after, strict=True))
     lost = sum(old and not new for old, new in pairs)
     won = sum(new and not old for old, new in pairs)

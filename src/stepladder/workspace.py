@@ -170,20 +170,23 @@ class Workspace:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the run for this process; a second process is told so instead of racing.
+        """Hold the run for this process; a second process gets an error instead of racing.
 
         Raises:
             UserError: another process works on this run, or its folder cannot be made.
         """
-        import fcntl
+        from filelock import FileLock, Timeout
 
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"{self.folder}: cannot be made ({error.strerror}); give --runs another folder") from None
-        with (self.folder / ".lock").open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UserError(f"{self.folder}: another stepladder works on this run; wait for it to end") from None
+        lock = FileLock(self.folder / ".lock", blocking=False)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise UserError(f"{self.folder}: another stepladder works on this run; wait for it to end") from None
+        try:
             yield
+        finally:
+            lock.release()

@@ -39,7 +39,7 @@ class Link:
         return Rule(f"is(P,{self.gives})", body if self.bars is None else (*body, f"not is(P,{self.bars})"))
 
     @property
-    def told(self) -> Phrase:
+    def statement(self) -> Phrase:
         rule = say(RULE, needs=self.needs, gives=self.gives)
         if self.bars is None:
             return rule
@@ -55,9 +55,9 @@ def build(draw: Random, level: int) -> World:
     facts = [Rule(f"person({person})") for person in people]
     facts += [Rule(f"is({person},{fact})") for person, stated in people.items() for fact in stated]
     rules = (*facts, *(link.rule for link in links))
-    told = {person: say(FACT, p=person, facts=_listed(stated)) for person, stated in people.items()}
-    story = sentences([*told.values(), *(link.told for link in links)])
-    queries = [_is(rules, links, person, stated, told[person], gives[-1]) for person, stated in people.items()]
+    statement = {person: say(FACT, p=person, facts=_listed(stated)) for person, stated in people.items()}
+    story = sentences([*statement.values(), *(link.statement for link in links)])
+    queries = [_is(rules, links, person, stated, statement[person], gives[-1]) for person, stated in people.items()]
     return World(rules, story, tuple(queries))
 
 
@@ -82,7 +82,7 @@ def _listed(words: list[str]) -> Phrase:
 
 
 def _is(
-    rules: tuple[Rule, ...], links: tuple[Link, ...], person: str, stated: list[str], told: Phrase, goal: str
+    rules: tuple[Rule, ...], links: tuple[Link, ...], person: str, stated: list[str], statement: Phrase, goal: str
 ) -> Query:
     asks = (Rule("answer(yes)", (f"is({person},{goal})",)), Rule("answer(no)", ("not answer(yes)",)))
 
@@ -90,7 +90,7 @@ def _is(
         model = {str(atom) for atom in derivation.atoms}
         steps = [step for fact in stated for step in _followed(model, links, person, fact)]
         verdict = HOLDS if f"is({person},{goal})" in model else FAILS
-        return sentences([told, *steps, say(verdict, goal=goal)])
+        return sentences([statement, *steps, say(verdict, goal=goal)])
 
     holds = witness(stated, list(links), goal)
     return Query(say(IS, p=person, goal=goal), asks, "yes" if holds else "no", _mistakes(rules, links, asks), 2, worked)

@@ -1,4 +1,4 @@
-"""A line of people, told as shuffled clues "Ann, then Bob."; the first one is stated.
+"""A line of people, described by shuffled clues "Ann, then Bob."; the first one is stated.
 
 Levels 1, 2 and 3 have three, four and five people.
 """
@@ -60,7 +60,7 @@ SCENES = (
 
 @dataclass(frozen=True)
 class Line:
-    """The clues in the order they are told, and the line they describe."""
+    """The clues in the order of the text, and the line they describe."""
 
     first: str
     clues: tuple[tuple[str, str], ...]
@@ -74,11 +74,11 @@ class Line:
         return (Rule(f"at({self.first},1)"), *self.facts, FORWARD)
 
     def misread(self, asks: tuple[Rule, ...]) -> tuple[Mistake, ...]:
-        """The line as somebody sees it who reads it from the wrong end, or takes the clues in the order told."""
+        """The line as somebody sees it who reads it from the wrong end, or takes the clues in the order of the text."""
         last = witness(self.first, dict(self.clues))[-1]
-        told = tuple(Rule(f"at({behind},{number})") for number, (_, behind) in enumerate(self.clues, 2))
+        in_order_read = tuple(Rule(f"at({behind},{number})") for number, (_, behind) in enumerate(self.clues, 2))
         return (
-            Mistake("takes the clues in the order told", (Rule(f"at({self.first},1)"), *told, *asks)),
+            Mistake("takes the clues in the order told", (Rule(f"at({self.first},1)"), *in_order_read, *asks)),
             Mistake("counts from the back", (Rule(f"at({last},1)"), *self.facts, BACKWARD, *asks)),
         )
 
@@ -133,19 +133,19 @@ def _place(draw: Random, scene: Scene, line: Line, number: int) -> Query:
 
 def _ahead(draw: Random, line: Line) -> Query:
     order = witness(line.first, dict(line.clues))
-    one, other = draw.sample(order, 2)
+    first, second = draw.sample(order, 2)
     asks = (
-        Rule("answer(yes)", (f"at({one},M)", f"at({other},N)", "M < N")),
+        Rule("answer(yes)", (f"at({first},M)", f"at({second},N)", "M < N")),
         Rule("answer(no)", ("not answer(yes)",)),
     )
 
     def worked(derivation: Derivation) -> Phrase:
         places = _places(derivation)
-        later = max(place for place, person in places.items() if person in (one, other))
+        later = max(place for place, person in places.items() if person in (first, second))
         return sentences([_walked(places), _counted(places, later)])
 
-    holds = order.index(one) < order.index(other)
-    return Query(say(AHEAD, p=one, q=other), asks, "yes" if holds else "no", line.misread(asks), 2, worked)
+    holds = order.index(first) < order.index(second)
+    return Query(say(AHEAD, p=first, q=second), asks, "yes" if holds else "no", line.misread(asks), 2, worked)
 
 
 def _places(derivation: Derivation) -> dict[int, str]:

@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import minimize
+
+from stepladder.records import LETTERS, Prediction
 
 Letters = NDArray[np.int64]
 """One letter a question, shape (questions,)."""
@@ -47,21 +48,28 @@ def ballot(
 ) -> Ballot:
     """A ballot from letters; ``votes[m][q]`` are one member's samples for one question, None where nothing could be
     read. A member's answer is its most frequent letter, of equals the one that came first. ``likely[m][q]`` are the
-    letters' probabilities, which go before the samples' shares where there are any."""
-    place = {letter: at for at, letter in enumerate(letters)}
+    letters' probabilities, which take precedence over the samples' shares."""
+    place = {letter: index for index, letter in enumerate(letters)}
     answers = np.full((len(members), len(votes[0])), -1, dtype=np.int64)
     shares = np.zeros((len(members), len(votes[0]), len(letters)))
-    for member, asked in enumerate(votes):
-        for question, samples in enumerate(asked):
+    for member, by_question in enumerate(votes):
+        for question, samples in enumerate(by_question):
             read = [place[letter] for letter in samples if letter is not None]
             if read:
-                answers[member, question] = max(read, key=lambda one: (read.count(one), -read.index(one)))
+                answers[member, question] = max(read, key=lambda index: (read.count(index), -read.index(index)))
             chances = likely[member][question] if likely else {}
             for letter, chance in chances.items():
                 shares[member, question, place[letter]] = chance
-            for one in read if not chances else ():
-                shares[member, question, one] += 1 / len(samples)
+            for index in read if not chances else ():
+                shares[member, question, index] += 1 / len(samples)
     return Ballot(tuple(members), answers, shares)
+
+
+def ballot_of(given: Mapping[str, Sequence[Prediction]]) -> Ballot:
+    """The ballot of members' predictions. One whose votes nobody could read counts with the answer that stands for
+    them, if there is any."""
+    votes = [[row.votes if any(row.votes) else (row.answer,) for row in rows] for rows in given.values()]
+    return ballot(tuple(given), votes, LETTERS, [[row.likely for row in rows] for rows in given.values()])
 
 
 Applied = Callable[[Ballot], Letters]
@@ -78,8 +86,8 @@ def single(known: Ballot, right: Letters) -> Applied:
     """The best member alone."""
     best = leader(known, right)
 
-    def apply(asked: Ballot) -> Letters:
-        answers: Letters = asked.answers[best]
+    def apply(ballot_: Ballot) -> Letters:
+        answers: Letters = ballot_.answers[best]
         return answers
 
     return apply
@@ -91,27 +99,27 @@ def vote(known: Ballot, right: Letters) -> Applied:
     order = np.argsort(-(known.answers == right).sum(1), kind="stable")
     tiebreak = np.empty(len(order))
     tiebreak[order] = 2.0 ** -np.arange(1, len(order) + 1) / 2
-    return lambda asked: _most(np.einsum("m,mql->ql", 1 + tiebreak / len(order), _named(asked)))
+    return lambda ballot_: _most(np.einsum("m,mql->ql", 1 + tiebreak / len(order), _named(ballot_)))
 
 
 def weighted(known: Ballot, right: Letters) -> Applied:
     """A vote weighted by each member's log-odds of being right (Nitzan and Paroush 1982); members worse than chance
     have no voice."""
     odds = np.maximum(log_odds(known, right), 1e-9)
-    return lambda asked: _most(np.einsum("m,mql->ql", odds, _named(asked)))
+    return lambda ballot_: _most(np.einsum("m,mql->ql", odds, _named(ballot_)))
 
 
 def follow(known: Ballot, right: Letters) -> Applied:
     """The winning entry's rule: where all other members agree, their letter, otherwise the best member's."""
     best = leader(known, right)
 
-    def apply(asked: Ballot) -> Letters:
-        others = np.delete(asked.answers, best, axis=0)
-        own: Letters = asked.answers[best]
+    def apply(ballot_: Ballot) -> Letters:
+        others = np.delete(ballot_.answers, best, axis=0)
+        own: Letters = ballot_.answers[best]
         if not len(others):
             return own
         agreed = (others == others[0]).all(0) & (others[0] >= 0)
-        return _or_any(np.where(agreed, others[0], own), asked)
+        return _or_any(np.where(agreed, others[0], own), ballot_)
 
     return apply
 
@@ -119,25 +127,27 @@ def follow(known: Ballot, right: Letters) -> Applied:
 def average(known: Ballot, right: Letters) -> Applied:
     """The letter that members find likeliest on average; of equals the best member's."""
     best = leader(known, right)
-    return lambda asked: _most(asked.shares.mean(0) + 1e-6 * _named(asked)[best])
+    return lambda ballot_: _most(ballot_.shares.mean(0) + 1e-6 * _named(ballot_)[best])
 
 
 def selector(known: Ballot, right: Letters) -> Applied:
     """The letter that its supporters make likeliest: a conditional logit (McFadden 1974) over the letters that anybody
     named, from who named them and how surely, with a ridge penalty."""
+    from scipy.optimize import minimize  # takes a second, which 'stepladder status' does not wait for
+
     best, odds = leader(known, right), log_odds(known, right)
     features = _features(known, best, odds)
     candidates = _candidates(features)
-    asked = np.flatnonzero(candidates[np.arange(len(right)), right])
+    readable = np.flatnonzero(candidates[np.arange(len(right)), right])
 
     def loss(weights: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
-        score = np.where(candidates, features @ weights, -np.inf)[asked]
+        score = np.where(candidates, features @ weights, -np.inf)[readable]
         score -= score.max(1, keepdims=True)
         chance = np.exp(score)
         chance /= chance.sum(1, keepdims=True)
-        own = features[asked, right[asked]]
-        fit = np.log(chance[np.arange(len(asked)), right[asked]] + 1e-300).sum()
-        slope = (own - np.einsum("ql,qlf->qf", chance, features[asked])).sum(0)
+        own = features[readable, right[readable]]
+        fit = np.log(chance[np.arange(len(readable)), right[readable]] + 1e-300).sum()
+        slope = (own - np.einsum("ql,qlf->qf", chance, features[readable])).sum(0)
         return PENALTY / 2 * float(weights @ weights) - float(fit), PENALTY * weights - slope
 
     fitted = minimize(loss, np.zeros(features.shape[-1]), jac=True, method="L-BFGS-B").x
@@ -168,15 +178,15 @@ def log_odds(known: Ballot, right: Letters) -> NDArray[np.float64]:
     return odds
 
 
-def _features(asked: Ballot, best: int, odds: NDArray[np.float64]) -> NDArray[np.float64]:
+def _features(ballot_: Ballot, best: int, odds: NDArray[np.float64]) -> NDArray[np.float64]:
     """What speaks for each letter of each question, shape (questions, letters, 5): the best member's answer, the share
     of the others that give it, whether all others do, the mean of how likely members find it, and the log-odds of those
     that give it."""
-    named = _named(asked)
+    named = _named(ballot_)
     others = np.delete(named, best, axis=0)
     share = others.mean(0) if len(others) else np.zeros_like(named[0])
     spoken = np.einsum("m,mql->ql", odds, named)
-    return np.stack([named[best], share, share == 1, asked.shares.mean(0), spoken], axis=-1)
+    return np.stack([named[best], share, share == 1, ballot_.shares.mean(0), spoken], axis=-1)
 
 
 def _candidates(features: NDArray[np.float64]) -> NDArray[np.bool_]:
@@ -185,9 +195,9 @@ def _candidates(features: NDArray[np.float64]) -> NDArray[np.bool_]:
     return named
 
 
-def _named(asked: Ballot) -> NDArray[np.float64]:
+def _named(ballot_: Ballot) -> NDArray[np.float64]:
     """1 where a member's answer is the letter, shape (members, questions, letters)."""
-    same: NDArray[np.bool_] = asked.answers[:, :, None] == np.arange(asked.shares.shape[-1])
+    same: NDArray[np.bool_] = ballot_.answers[:, :, None] == np.arange(ballot_.shares.shape[-1])
     return same.astype(np.float64)
 
 
@@ -196,6 +206,6 @@ def _most(score: NDArray[np.float64]) -> Letters:
     return np.where(score.max(1) > 0, score.argmax(1), -1)
 
 
-def _or_any(chosen: Letters, asked: Ballot) -> Letters:
+def _or_any(chosen: Letters, ballot_: Ballot) -> Letters:
     """The letter chosen, or where there is none the most frequent one."""
-    return np.where(chosen < 0, _most(_named(asked).sum(0)), chosen)
+    return np.where(chosen < 0, _most(_named(ballot_).sum(0)), chosen)

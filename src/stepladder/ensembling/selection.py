@@ -47,11 +47,11 @@ class Selection(NamedTuple):
     correlation: dict[tuple[str, str], float | None]
     """How alike the members of a pair err: Pearson correlation of being wrong. None where one never or always is."""
 
-    def told(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, Any]:
         """The same as plain JSON values."""
         return {
-            "rules": {name: _told(scored) for name, scored in self.rules.items()},
-            "chosen": _told(self.chosen),
+            "rules": {name: _scored_as_json(scored) for name, scored in self.rules.items()},
+            "chosen": _scored_as_json(self.chosen),
             "choice": self.choice,
             "leader": self.leader,
             "oracle": self.oracle,
@@ -78,9 +78,9 @@ def select(ballot: Ballot, right: Letters, problems: Sequence[str], seed: int) -
     chosen = np.full(len(right), -1, dtype=np.int64)
     for held in outer:
         rest = np.setdiff1d(np.arange(len(right)), held)
-        known, truth, asked = ballot.take(rest), right[rest], ballot.take(held)
+        known, truth, held_out = ballot.take(rest), right[rest], ballot.take(held)
         for name in names:
-            answers[name][held] = RULES[name](known, truth)(asked)
+            answers[name][held] = RULES[name](known, truth)(held_out)
         choice = choose(known, truth, groups[rest], seed)
         chosen[held] = answers[choice][held]
     wrong = ballot.answers != right
@@ -109,9 +109,9 @@ def choose(ballot: Ballot, right: Letters, groups: NDArray[np.int64], seed: int)
     if len(np.unique(groups)) > 1:
         for held in folds(groups, INNER, seed):
             rest = np.setdiff1d(np.arange(len(right)), held)
-            known, truth, asked = ballot.take(rest), right[rest], ballot.take(held)
+            known, truth, held_out = ballot.take(rest), right[rest], ballot.take(held)
             for name in names:
-                hits[name][held] = RULES[name](known, truth)(asked) == right[held]
+                hits[name][held] = RULES[name](known, truth)(held_out) == right[held]
     best = max(names, key=lambda name: hits[name].sum())
     return best if _beats(hits[best] - hits["single"], groups) else "single"
 
@@ -132,7 +132,7 @@ def folds(groups: NDArray[np.int64], count: int, seed: int) -> list[NDArray[np.i
     if len(problems) < 2:
         raise ValueError("cross-validation needs at least two problems")
     dealt = np.random.default_rng(seed).permutation(problems)
-    parts = [dealt[at::count] for at in range(min(count, len(problems)))]
+    parts = [dealt[index::count] for index in range(min(count, len(problems)))]
     return [np.flatnonzero(np.isin(groups, part)) for part in parts]
 
 
@@ -141,14 +141,14 @@ def _scored(answers: Letters, right: Letters, problems: Sequence[str], seed: int
     return Scored(sum(hits) / len(hits), accuracy_interval(hits, problems, seed), tuple(hits))
 
 
-def _told(scored: Scored) -> dict[str, float]:
+def _scored_as_json(scored: Scored) -> dict[str, float]:
     return {"accuracy": scored.accuracy, "low": scored.interval.low, "high": scored.interval.high}
 
 
 def _correlation(members: Sequence[str], wrong: NDArray[np.bool_]) -> dict[tuple[str, str], float | None]:
     found: dict[tuple[str, str], float | None] = {}
-    for i, one in enumerate(members):
-        for j, other in enumerate(members[i + 1 :], i + 1):
+    for i, first in enumerate(members):
+        for j, second in enumerate(members[i + 1 :], i + 1):
             varied = wrong[i].any() and wrong[j].any() and not wrong[i].all() and not wrong[j].all()
-            found[one, other] = float(np.corrcoef(wrong[i], wrong[j])[0, 1]) if varied else None
+            found[first, second] = float(np.corrcoef(wrong[i], wrong[j])[0, 1]) if varied else None
     return found

@@ -88,7 +88,7 @@ def lenient(text: str, options: Sequence[str]) -> Extracted:
     return Extracted(None, "none")
 
 
-def as_asked(text: str, options: Sequence[str], language: Language) -> str:
+def with_final_line(text: str, options: Sequence[str], language: Language) -> str:
     """A text whose strict letter is known, ending in the line the prompts ask for: in the place of its own answer line
     and the tags around that, or after it where more stands on it than the answer. It begins with no space, which in
     many a chat template would melt into the token before it."""
@@ -107,7 +107,7 @@ def up_to_letter(text: str, options: Sequence[str], language: Language) -> str:
     """A text up to the place where its letter stands, as the prompts ask for it (:func:`as_asked`); one without a
     strict letter gets an answer line that lacks only that."""
     if strict(text, options).letter is not None:
-        return as_asked(text, options, language)[:-1].rstrip()
+        return with_final_line(text, options, language)[:-1].rstrip()
     return f"{text.rstrip()}\n{ANSWER_LINE[language].format('')}".rstrip()
 
 

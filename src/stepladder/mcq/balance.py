@@ -7,7 +7,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 
-from stepladder.mcq.answer import as_asked
+from stepladder.mcq.answer import with_final_line
 from stepladder.mcq.prompts import worked_solution
 from stepladder.mcq.shuffle import fixed, shown, to_shown
 from stepladder.records import LETTERS, Question, Sample
@@ -36,12 +36,12 @@ def balanced(pairs: Sequence[tuple[Question, Sample]]) -> list[Sample]:
     choices = [_letters(question, sample) for question, sample in pairs]
     moved = [sample for _, sample in pairs]
     counts: dict[int, Counter[str]] = {}
-    for at in sorted(range(len(pairs)), key=lambda at: len(choices[at])):
-        question, sample = pairs[at]
+    for index in sorted(range(len(pairs)), key=lambda index: len(choices[index])):
+        question, sample = pairs[index]
         used = counts.setdefault(len(question.options), Counter())
-        rarest = min(choices[at], key=lambda letter: (used[letter], letter))
+        rarest = min(choices[index], key=lambda letter: (used[letter], letter))
         used[rarest] += 1
-        moved[at] = _shown_at(question, sample, rarest)
+        moved[index] = _shown_at(question, sample, rarest)
     return moved
 
 
@@ -50,26 +50,26 @@ def _letters(question: Question, sample: Sample) -> list[str]:
     places = fixed(question).places
     if LETTERS.index(str(sample.answer)) in places or not _can_follow(question, sample):
         return [to_shown(str(sample.answer), sample.permutation)]
-    return [LETTERS[at] for at in range(len(question.options)) if at not in places]
+    return [LETTERS[index] for index in range(len(question.options)) if index not in places]
 
 
 def _can_follow(question: Question, sample: Sample) -> bool:
     """Whether the sample's chain stays right when the options are shown in another order."""
     if _is_worked(sample):
         return worked_solution(question, sample.permutation) is not None
-    chain, _, _ = _asked_for(question, sample).rpartition("\n")
+    chain, _, _ = _in_form(question, sample).rpartition("\n")
     named = _NAMED.replace("{last}", LETTERS[len(question.options) - 1])
     return re.search(named, unicodedata.normalize("NFKC", chain), re.MULTILINE) is None
 
 
 def _shown_at(question: Question, sample: Sample, letter: str) -> Sample:
     """The sample with its answer shown at a letter."""
-    here, there = (LETTERS.index(at) for at in (to_shown(str(sample.answer), sample.permutation), letter))
+    here, there = (LETTERS.index(letter_) for letter_ in (to_shown(str(sample.answer), sample.permutation), letter))
     if here == there:
         return sample
     order = list(sample.permutation)
     order[here], order[there] = order[there], order[here]
-    text = worked_solution(question, tuple(order)) if _is_worked(sample) else _asked_for(question, sample)[:-1] + letter
+    text = worked_solution(question, tuple(order)) if _is_worked(sample) else _in_form(question, sample)[:-1] + letter
     return sample.model_copy(update={"permutation": tuple(order), "text": text})
 
 
@@ -77,6 +77,6 @@ def _is_worked(sample: Sample) -> bool:
     return sample.key.startswith(WORKED_KEY)
 
 
-def _asked_for(question: Question, sample: Sample) -> str:
+def _in_form(question: Question, sample: Sample) -> str:
     """The sample's text, ending in its answer line with the letter alone at the end."""
-    return as_asked(sample.text, shown(question.options, sample.permutation), question.language)
+    return with_final_line(sample.text, shown(question.options, sample.permutation), question.language)

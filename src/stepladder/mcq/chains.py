@@ -21,19 +21,19 @@ def most_different(texts: Sequence[str], count: int) -> list[int]:
         return []
     held = [ngrams(text) for text in texts]
     taken = [0]
-    nearest = np.array([similarity(held[0], other) for other in held])
+    nearest = np.array([similarity(held[0], second) for second in held])
     while len(taken) < count:
         nearest[taken] = 1.0
         best = int(nearest.argmin())
         if nearest[best] >= SAME:
             break
         taken.append(best)
-        nearest = np.maximum(nearest, [similarity(held[best], other) for other in held])
+        nearest = np.maximum(nearest, [similarity(held[best], second) for second in held])
     return sorted(taken)
 
 
-def similarity(one: np.ndarray, other: np.ndarray) -> float:
+def similarity(first: np.ndarray, second: np.ndarray) -> float:
     """Jaccard similarity of two sets of n-grams, as mcq/overlap.py makes them."""
-    both = len(np.intersect1d(one, other, assume_unique=True))
-    union = len(one) + len(other) - both
+    both = len(np.intersect1d(first, second, assume_unique=True))
+    union = len(first) + len(second) - both
     return both / union if union else 1.0

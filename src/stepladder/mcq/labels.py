@@ -3,7 +3,7 @@
 Counting heads is not enough: models differ in how good they are, and those of one family err together. The
 model of Dawid and Skene (1979, "Maximum likelihood estimation of observer error-rates using the EM algorithm"), in its
 one-coin form, learns each model's accuracy from its agreement with all others; the label has no vote in it. What models
-say together counts only as much as their errors are independent, in the manner of Kish's design effect (1965).
+say together counts only as much as their errors are independent, after Kish's design effect (1965).
 """
 
 from __future__ import annotations
@@ -64,12 +64,12 @@ def weigh(votes: Mapping[str, Votes], labels: Mapping[str, str]) -> Evidence:
     accuracy = _fit(shares, choices, independence / independence.mean())
     odds = _odds(shares, choices, accuracy, independence)
     suspects = []
-    for at, key in enumerate(ids):
-        contrary = [(odds[at, i], letter) for i, letter in enumerate(letters) if letter != labels[key]]
-        against = [pair for pair in contrary if shares[at, :, letters.index(pair[1])].any()]
+    for row, key in enumerate(ids):
+        contrary = [(odds[row, i], letter) for i, letter in enumerate(letters) if letter != labels[key]]
+        against = [pair for pair in contrary if shares[row, :, letters.index(pair[1])].any()]
         if against:
             best, suggested = max(against, key=lambda pair: (pair[0], pair[1]))
-            score = float(best - odds[at, letters.index(labels[key])])
+            score = float(best - odds[row, letters.index(labels[key])])
             suspects.append(Suspect(key, labels[key], suggested, round(score, 4)))
     suspects.sort(key=lambda suspect: (-suspect.score, suspect.id))
     return Evidence(

@@ -82,8 +82,8 @@ class Holding:
 
 def whole(questions: Sequence[Question]) -> str:
     """All that is read of a problem: its text, its questions, their options."""
-    asked = (f"{question.question}\n{' '.join(question.options)}" for question in questions)
-    return "\n".join((questions[0].problem, *asked))
+    texts = (f"{question.question}\n{' '.join(question.options)}" for question in questions)
+    return "\n".join((questions[0].problem, *texts))
 
 
 def near_duplicates(left: Iterable[str], right: Iterable[str], threshold: float) -> list[Pair]:
@@ -117,7 +117,7 @@ def near_duplicates(left: Iterable[str], right: Iterable[str], threshold: float)
     holding = Holding(places, holders)
     mine = np.zeros(len(known))  # weights of what the text at hand has
     pairs: list[Pair] = []
-    for at, (found, unshared) in enumerate(zip(shared, alone, strict=True)):
+    for index, (found, unshared) in enumerate(zip(shared, alone, strict=True)):
         others = holding.candidates(found)
         if not len(others):
             continue
@@ -129,7 +129,7 @@ def near_duplicates(left: Iterable[str], right: Iterable[str], threshold: float)
             both = weight[np.intersect1d(found, places[other], assume_unique=True)].sum()
             union = own + weights[other] - both
             if union > 0 and both / union >= threshold:
-                pairs.append(Pair(at, other, float(both / union)))
+                pairs.append(Pair(index, other, float(both / union)))
     return sorted(pairs, key=lambda pair: (-pair.similarity, pair.left, pair.right))
 
 
@@ -148,7 +148,7 @@ def ngrams(text: str) -> np.ndarray:
         return np.zeros(0, dtype=np.uint64)
     windows = np.lib.stride_tricks.sliding_window_view(letters, size)
     hashes = np.zeros(len(windows), dtype=np.uint64)
-    for column in range(size):  # in the manner of FNV-1a, 64 bits; it wraps around
+    for column in range(size):  # like FNV-1a, 64 bits; it wraps around
         hashes = (hashes ^ windows[:, column]) * np.uint64(0x100000001B3)
         hashes ^= hashes >> np.uint64(29)
     return np.unique(hashes)

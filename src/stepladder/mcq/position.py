@@ -47,9 +47,9 @@ class Positions:
         readable = [sample for sample in samples if sample.answer is not None]
         self._chosen.update(to_shown(str(sample.answer), sample.permutation) for sample in readable)
         self._pairs.update(
-            one.answer == other.answer
-            for one, other in combinations(readable, 2)
-            if one.permutation != other.permutation
+            first.answer == second.answer
+            for first, second in combinations(readable, 2)
+            if first.permutation != second.permutation
         )
         if question.answer is not None:
             for sample in samples:

@@ -58,8 +58,10 @@ def fixed(question: Question) -> Fixed:
         return Fixed(frozenset(range(len(question.options))), "options are named by their letters")
     if any(re.fullmatch(f"[{letters}]", option) for option in question.options):
         return Fixed(frozenset(range(len(question.options))), "options are letters themselves")
-    places = frozenset(at for at, option in enumerate(question.options) if _OF_OTHERS.fullmatch(option.strip(" 。.")))
-    if places and any(at > min(places) for at in range(len(question.options)) if at not in places):
+    places = frozenset(
+        place for place, option in enumerate(question.options) if _OF_OTHERS.fullmatch(option.strip(" 。."))
+    )
+    if places and any(place > min(places) for place in range(len(question.options)) if place not in places):
         return Fixed(frozenset(range(len(question.options))), "an option in the middle speaks of those above it")
     return Fixed(places, "an option speaks of the others" if places else "")
 

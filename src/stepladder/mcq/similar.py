@@ -24,13 +24,13 @@ def nearest(texts: Sequence[str], pool: Sequence[str], count: int, draw: random.
     places = draw.sample(range(len(pool)), min(POOL, len(pool)))
     if not places or not count:
         return [[] for _ in texts]
-    held = np.stack([_vector(pool[at]) for at in places])
+    held = np.stack([_vector(pool[place]) for place in places])
     weight = np.log((1 + len(held)) / (1 + (held > 0).sum(0)))
     held = _unit(held * weight)
     found = []
     for text in texts:
         likeness = (held @ _unit(_vector(text) * weight)).round(9)  # rounding errors break no ties
-        found.append([places[at] for at in np.argsort(-likeness, kind="stable")[:count]])
+        found.append([places[place] for place in np.argsort(-likeness, kind="stable")[:count]])
     return found
 
 

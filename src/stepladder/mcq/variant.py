@@ -50,13 +50,13 @@ def read(text: str, source: Question, name: str) -> Draft:
     Raises:
         Unfit: a part is missing, options repeat or speak of each other, or the answer cannot be read strictly.
     """
-    asked, reasoning = _QUESTION.search(text), _REASONING.search(text)
-    if asked is None or reasoning is None or reasoning.start() < asked.end():
-        raise Unfit("no question and reasoning in the form asked for")
+    opening, reasoning = _QUESTION.search(text), _REASONING.search(text)
+    if opening is None or reasoning is None or reasoning.start() < opening.end():
+        raise Unfit("no question and reasoning in the form wanted")
     program = _PROGRAM.search(text, reasoning.end())
     chain = text[reasoning.end() : program.start() if program else None].strip()
     rules = text[program.end() :].partition("```")[0].strip() if program else ""
-    body = text[asked.end() : reasoning.start()]
+    body = text[opening.end() : reasoning.start()]
     found = list(_OPTION.finditer(body))
     options = tuple(match[2].strip("* ") for match in found)
     lettered = [match[1] for match in found] == list(LETTERS[: len(found)])
@@ -80,17 +80,21 @@ def read(text: str, source: Question, name: str) -> Draft:
 
 def is_repeated(question: Question, others: Iterable[Question]) -> bool:
     """Whether a question about the same problem asks the same, in other words or with its options in another order."""
-    mine = _asked(question)
-    return any(similarity(mine, _asked(other)) >= SAME for other in others)
+    mine = _features(question)
+    return any(similarity(mine, _features(other)) >= SAME for other in others)
 
 
-def _asked(question: Question) -> np.ndarray:
+def _features(question: Question) -> np.ndarray:
     return ngrams(f"{question.question}\n{' '.join(sorted(question.options, key=str.casefold))}")
 
 
 def facts(program: str) -> str:
     """A question's program without what asks: the problem itself."""
-    kept = (one for one in _statements(program) if not one.startswith("#show") and not _names(one) & {"opt", "answer"})
+    kept = (
+        statement
+        for statement in _statements(program)
+        if not statement.startswith("#show") and not _names(statement) & {"opt", "answer"}
+    )
     return "\n".join(kept)
 
 
@@ -101,22 +105,22 @@ def only_asks(base: str, rules: str, options: int) -> bool:
     constraint or a directive could make anything follow. And each option must have a rule that goes back to the
     problem: a bare ``opt(1).`` proves nothing, and an option without a rule is not refuted.
     """
-    given = {name for one in _statements(base) for name in _names(one)}
-    asked: dict[str, list[set[str]]] = {}
+    given = {name for statement in _statements(base) for name in _names(statement)}
+    bodies_by_option: dict[str, list[set[str]]] = {}
     own: dict[str, set[str]] = {}
-    for one in _statements(rules):
-        head, _, body = one.removesuffix(".").partition(":-")
+    for statement in _statements(rules):
+        head, _, body = statement.removesuffix(".").partition(":-")
         atom = _ATOM.fullmatch(head.strip())
         if atom is None or atom[1] in given:
             return False
         own.setdefault(atom[1], set()).update(_names(body))
         if atom[1] == "opt":
-            asked.setdefault("".join(str(atom[2]).split()), []).append(_names(body))
+            bodies_by_option.setdefault("".join(str(atom[2]).split()), []).append(_names(body))
     grounded = set(given)
     while more := {name for name, used in own.items() if used & grounded} - grounded:
         grounded |= more
-    held = all(used & grounded for bodies in asked.values() for used in bodies)
-    return held and asked.keys() >= {f"({at})" for at in range(options)}
+    held = all(used & grounded for bodies in bodies_by_option.values() for used in bodies)
+    return held and bodies_by_option.keys() >= {f"({option})" for option in range(options)}
 
 
 def complete(base: str, rules: str) -> str:
@@ -132,7 +136,7 @@ def _statements(program: str) -> list[str]:
         found[-1] += " " if piece.startswith("%") else piece
         if piece == ".":
             found.append("")
-    return [one.strip() for one in found if one.strip()]
+    return [statement.strip() for statement in found if statement.strip()]
 
 
 def _names(statement: str) -> set[str]:

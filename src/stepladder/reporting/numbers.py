@@ -225,7 +225,7 @@ def _stages(run: Path, folders: Iterable[Folder], samples: list[Sample]) -> list
     ]
 
 
-class Answered(NamedTuple):
+class SystemAnswers(NamedTuple):
     """One question, what a system answered, and whether it and the base model were right."""
 
     question: Question
@@ -237,7 +237,7 @@ class Answered(NamedTuple):
 def _examples(measured: Measured, system: System) -> list[dict[str, Any]]:
     """Answers worth reading: right ones, those the base model got wrong first, then wrong ones."""
     columns = (measured.questions, measured.answers[system], measured.right[system], measured.right[BASE])
-    rows = [Answered(*row) for row in zip(*columns, strict=True)]
+    rows = [SystemAnswers(*row) for row in zip(*columns, strict=True)]
     # Sorting is stable: within the gained and the rest, questions stay in the order of their ids.
     right = sorted((row for row in rows if row.right), key=lambda row: row.base_right)
     wrong = [row for row in rows if not row.right]
@@ -258,9 +258,9 @@ def _examples(measured: Measured, system: System) -> list[dict[str, Any]]:
     ]
 
 
-def _one_family_each(rows: list[Answered]) -> list[Answered]:
+def _one_family_each(rows: list[SystemAnswers]) -> list[SystemAnswers]:
     """The same rows, the first of every family up front: two examples of one kind teach less than two kinds."""
-    first: dict[str, Answered] = {}
+    first: dict[str, SystemAnswers] = {}
     for row in rows:
         first.setdefault(family(row.question.source), row)
     return [*first.values(), *(row for row in rows if row is not first[family(row.question.source)])]

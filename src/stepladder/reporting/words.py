@@ -112,7 +112,7 @@ def diversity(report: Row) -> str:
         f"At least one member is right on {percent(found['oracle'], 1)} of the validation questions: the most that any "
     )
     said += "rule could reach."
-    pairs = [f"{one} and {other} {value:.2f}" for one, other, value in found["correlation"] if value is not None]
+    pairs = [f"{first} and {second} {value:.2f}" for first, second, value in found["correlation"] if value is not None]
     if pairs:
         said += f" Correlation of the members' errors (1: they err on the same questions): {', '.join(pairs)}."
     return said
@@ -142,8 +142,8 @@ def number_format(report: Row) -> str:
     """What the best member was trained and answered in; nothing where the run's folders do not tell."""
     made = report["run"]["dtype"]
     words = {"adapter": "trained", "predictions": "answered"}
-    told = [f"{word} in {made[stage]}" for stage, word in words.items() if made[stage]]
-    return " and ".join(told).capitalize() + "." if told else ""
+    formats = [f"{word} in {made[stage]}" for stage, word in words.items() if made[stage]]
+    return " and ".join(formats).capitalize() + "." if formats else ""
 
 
 def cost(report: Row) -> str:

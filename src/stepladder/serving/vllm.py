@@ -2,7 +2,7 @@
 
 A server runs under supervise.py: when this process ends, however it ends, nothing of it is left, vLLM's engine
 processes included. One that dies is started again on another port; whoever asks learns of it through a file of
-addresses (ask/servers.py), and what was answered is in the ledger.
+addresses (ask/remote/servers.py), and what was answered is in the ledger.
 """
 
 from __future__ import annotations
@@ -19,17 +19,15 @@ import urllib.request
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
-from stepladder import memory
 from stepladder.config import Serve
 from stepladder.errors import ModelError, ServeError
+from stepladder.forecast import memory
 from stepladder.supervise import supervised
 
 RESTARTS = 3
 """How often a server that had been healthy is started again."""
 PORTS = 5
 """Tries to find a free port; another process may take one between the look and the start."""
-SEQUENCES = 256
-"""Answers written at once, as many as are asked for at once; a server's own default may be half."""
 BATCH = 4096
 """Tokens computed at once: a server's own default, 2,048 on most cards, favours the first word over the last. What they
 take of a card's memory is in ``memory.SERVER``."""
@@ -115,7 +113,7 @@ class Fleet:
                 keeper.start()
             with self._changed:
                 while len(self._urls) < len(groups) and self.failure is None and not self._is_over:
-                    self._changed.wait(LOOK)  # with a timeout, so that Ctrl+C is heard
+                    self._changed.wait(LOOK)  # with a timeout, so that Ctrl+C gets through
             if self._is_over:
                 raise ServeError(f"the vLLM servers of {self._weights} were stopped")
             if self.failure is not None:
@@ -208,7 +206,7 @@ def devices(settings: Serve) -> list[tuple[str, ...]]:
         return [()]
     if each > len(found):
         raise ServeError(f"[serve] tensor_parallel = {each}, but there are {len(found)} cards; lower it")
-    return [tuple(found[at : at + each]) for at in range(0, len(found) - each + 1, each)]
+    return [tuple(found[start : start + each]) for start in range(0, len(found) - each + 1, each)]
 
 
 def cards() -> list[str]:
@@ -234,7 +232,7 @@ def side_by_side(folders: Sequence[Path], settings: Serve) -> Serve | None:
         return None
     # The smallest card decides; all of one machine are mostly alike.
     usable = min(min(int(free), int(total) * settings.utilisation) for total, free in sizes) * 2**20
-    spread = [one / settings.tensor_parallel for one in loaded]
+    spread = [size / settings.tensor_parallel for size in loaded]
     cache, wanted = memory.shared(usable, spread, settings.max_length * each), settings.kv_cache_gib
     if cache is None or (wanted is not None and wanted * 2**30 > cache):
         return None
@@ -258,7 +256,7 @@ def command(
     words = [
         str(program), "serve", str(weights), "--served-model-name", name, "--host", "127.0.0.1", "--port", str(port),
         "--max-model-len", str(settings.max_length), "--generation-config", str(stops), "--dtype", settings.dtype,
-        "--disable-uvicorn-access-log", "--max-num-seqs", str(SEQUENCES),
+        "--disable-uvicorn-access-log", "--max-num-seqs", str(memory.SEQUENCES),
         "--max-num-batched-tokens", str(max(BATCH, settings.max_length)),
     ]  # fmt: skip
     words += ["--enable-prefix-caching" if settings.prefix_caching else "--no-enable-prefix-caching"]
@@ -278,7 +276,7 @@ def surroundings(cards: Sequence[str]) -> dict[str, str]:
     if cards:
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(cards)
         return environment
-    environment.pop("VLLM_CPU_KVCACHE_SPACE", None)  # whole GiB only, and goes before the flag
+    environment.pop("VLLM_CPU_KVCACHE_SPACE", None)  # whole GiB only, and takes precedence over the flag
     if len(cores := sorted(os.sched_getaffinity(0))) <= FEW_CORES:
         environment.setdefault("VLLM_CPU_OMP_THREADS_BIND", ",".join(map(str, cores)))
     return environment

@@ -5,20 +5,19 @@ from __future__ import annotations
 import functools
 from pathlib import Path
 
-from stepladder import models, records, template
+from stepladder import models, records
+from stepladder.answering.cascade import WORKED
+from stepladder.answering.voting import conversation, examine
 from stepladder.config import settings
+from stepladder.context import Context
 from stepladder.errors import UserError
 from stepladder.mcq.prompts import worked_solution
+from stepladder.models import template
 from stepladder.records import Example, Question
-from stepladder.stages.answers import conversation, examine
-from stepladder.stages.cascade import WORKED
-from stepladder.stages.flow import Context, digest_of, members
 from stepladder.stages.trainset import member
 from stepladder.training import distributed, swift, trl
 from stepladder.training.data import Data
 from stepladder.workspace import Artifact
-
-parts = members
 
 
 def artifact(context: Context, part: str | None) -> Artifact:
@@ -26,7 +25,7 @@ def artifact(context: Context, part: str | None) -> Artifact:
     # The base is known by its content below; where it lies changes nothing.
     chosen = {"train": settings(config.train, without=("base", "tensorboard")), "seed": member(config, part).seed}
     inputs = {
-        "trainset": digest_of(context, "trainset", part),
+        "trainset": context.digest_of("trainset", part),
         "base": models.content_digest(models.locate(config.train.base)),
     }
     return Artifact(context.workspace.path("adapter", part), chosen, inputs)

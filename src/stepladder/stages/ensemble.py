@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,23 +10,20 @@ from typing import Any
 import numpy as np
 
 from stepladder import records
-from stepladder.config import Config, settings
-from stepladder.ensembling.rules import RULES, Ballot, Letters, ballot
+from stepladder.config import settings
+from stepladder.context import Context, parts
+from stepladder.ensembling.rules import RULES, Letters, ballot_of
 from stepladder.ensembling.selection import select
+from stepladder.mcq.answerfile import submission
 from stepladder.records import LETTERS, Prediction, Question
-from stepladder.stages.flow import Context, digest_of, members
 from stepladder.stages.predictions import eligible, leader, splits
 from stepladder.workspace import Artifact, digest, write_atomic
 
 
-def parts(config: Config) -> tuple[str | None, ...]:
-    return (None,)
-
-
 def artifact(context: Context, part: str | None) -> Artifact:
     config = context.config
-    inputs = {f"predictions {name}": digest_of(context, "predictions", name) for name in members(config)}
-    inputs["questions"] = digest_of(context, "questions")
+    inputs = {f"predictions {name}": context.digest_of("predictions", name) for name in parts(config, "adapter")}
+    inputs["questions"] = context.digest_of("questions")
     inputs |= {"leader": leader(context), "members": digest(eligible(context))}
     return Artifact(context.workspace.path("ensemble"), {"ensemble": settings(config.ensemble)}, inputs)
 
@@ -45,7 +41,7 @@ def build(context: Context, part: str | None, folder: Path) -> None:
         }
         for split in questions
     }
-    ballots = {split: cast(given) for split, given in answers.items()}
+    ballots = {split: ballot_of(given) for split, given in answers.items()}
     validation = questions["validation"]
     right = np.array([LETTERS.index(str(question.answer)) for question in validation])
     found = None
@@ -60,18 +56,11 @@ def build(context: Context, part: str | None, folder: Path) -> None:
         write_atomic(folder / f"{split}.jsonl", records.lines(combined))
         write_atomic(folder / f"answers.{split}.jsonl", submission(questions[split], combined))
     choice: dict[str, Any] = {"rule": rule, "leader": leader(context), "members": allowed}
-    choice |= {"validation": None if found is None else found.told()}
+    choice |= {"validation": None if found is None else found.as_json()}
     refused = [member.name for member in config.member if member.name not in allowed]
     if refused:
         context.progress.say(f"without {', '.join(refused)}: the variants did not help on validation")
     write_atomic(folder / "choice.json", json.dumps(choice, indent=1, ensure_ascii=False) + "\n")
-
-
-def cast(given: Mapping[str, Sequence[Prediction]]) -> Ballot:
-    """The ballot of members' predictions. One whose votes nobody could read is heard with the answer that stands for
-    them, if there is any."""
-    votes = [[row.votes if any(row.votes) else (row.answer,) for row in rows] for rows in given.values()]
-    return ballot(tuple(given), votes, LETTERS, [[row.likely for row in rows] for rows in given.values()])
 
 
 def combine(given: Mapping[str, Sequence[Prediction]], letters: Letters) -> list[Prediction]:
@@ -85,15 +74,3 @@ def combine(given: Mapping[str, Sequence[Prediction]], letters: Letters) -> list
             Prediction(question_id=rows[0].question_id, member="ensemble", votes=votes, answer=answer, texts=texts)
         )
     return combined
-
-
-def submission(questions: list[Question], predictions: list[Prediction]) -> str:
-    """The contest's answer format: per problem its id and the letters of its questions, "A" where nothing could be
-    read, since an empty answer is surely wrong."""
-    problems: dict[str, list[dict[str, str]]] = defaultdict(list)
-    for question, prediction in zip(questions, predictions, strict=True):
-        problems[question.problem_id].append({"answer": prediction.answer or "A"})
-    return "".join(
-        json.dumps({"id": problem, "questions": letters}, ensure_ascii=False) + "\n"
-        for problem, letters in problems.items()
-    )

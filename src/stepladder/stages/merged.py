@@ -6,19 +6,17 @@ import json
 from pathlib import Path
 
 from stepladder import models, records
+from stepladder.context import Context
 from stepladder.records import Example
-from stepladder.stages.flow import Context, digest_of, members
 from stepladder.training import merging, swift
 from stepladder.workspace import Artifact, write_atomic
 
 PROOF = "merge.json"
 
-parts = members
-
 
 def artifact(context: Context, part: str | None) -> Artifact:
     inputs = {
-        "adapter": digest_of(context, "adapter", part),
+        "adapter": context.digest_of("adapter", part),
         "base": models.content_digest(models.locate(context.config.train.base)),
     }
     backend = context.config.train.backend

@@ -5,25 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 
 from stepladder import models, records
+from stepladder.answering.voting import predict
 from stepladder.config import BASE, Config, settings
+from stepladder.context import Context
 from stepladder.records import Question
-from stepladder.stages.answers import predict
-from stepladder.stages.flow import Context, digest_of, members, templates
 from stepladder.stages.quantised import verdict
 from stepladder.workspace import Artifact, write_atomic
 
 
-def parts(config: Config) -> tuple[str | None, ...]:
-    return (BASE, *members(config))
-
-
 def artifact(context: Context, part: str | None) -> Artifact:
     config = context.config
-    inputs = {"questions": digest_of(context, "questions")} | templates(context)
+    inputs = {"questions": context.digest_of("questions")} | context.prompts_digest()
     if part == BASE:
         inputs["base"] = models.content_digest(models.locate(config.train.base))
     else:
-        inputs |= {system: digest_of(context, system, part) for system in ("merged", "quantised")}
+        inputs |= {system: context.digest_of(system, part) for system in ("merged", "quantised")}
     if part != BASE and config.predict.merged_test == "leader":
         inputs["leader"] = leader(context)
     chosen = {"predict": settings(config.predict), "seed": config.seed}
@@ -32,15 +28,15 @@ def artifact(context: Context, part: str | None) -> Artifact:
 
 def build(context: Context, part: str | None, folder: Path) -> None:
     for system, weights in _systems(context, part).items():
-        asked = {
+        by_split = {
             split: records.read(context.input("questions") / f"{split}.jsonl", Question)
             for split in splits(context.config)
             if system != "merged" or split != "test" or _merged_answers_test(context, part)
         }
-        together = [question for some in asked.values() for question in some]
+        together = [question for questions in by_split.values() for question in questions]
         answers = iter(predict(context, str(part), weights, together, system))
-        for split, some in asked.items():
-            write_atomic(folder / f"{system}.{split}.jsonl", records.lines(next(answers) for _ in some))
+        for split, questions in by_split.items():
+            write_atomic(folder / f"{system}.{split}.jsonl", records.lines(next(answers) for _ in questions))
 
 
 def splits(config: Config) -> tuple[str, ...]:

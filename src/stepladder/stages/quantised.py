@@ -12,25 +12,23 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from stepladder import models, records
+from stepladder.answering.standalone import write_settings
 from stepladder.config import Quantise, Repair, settings
+from stepladder.context import Context
 from stepladder.errors import GateError
 from stepladder.mcq.shuffle import rng
+from stepladder.quantising import calibration, gptq, gptqmodel, repair
+from stepladder.quantising.gate import Reference, distance, measure, reference
 from stepladder.records import Example, Question
-from stepladder.stages import modelcard
-from stepladder.stages.answering import keep
-from stepladder.stages.flow import Context, digest_of, made_in, members
-from stepladder.stages.proof import Reference, distance, measure, reference
+from stepladder.reporting import model_card
 from stepladder.stages.trainset import member
-from stepladder.training import calibration, gptqmodel, quantise, repair
 from stepladder.training.distance import Distance
-from stepladder.training.packing import Row, tokenise
+from stepladder.training.sequences import TokenRow, tokenise
 from stepladder.workspace import Artifact, file_digest, write_atomic
 
 VERDICT = "verdict.json"
 SMALLEST = 32
 """Group size below which servers have no kernels."""
-
-parts = members
 
 
 def artifact(context: Context, part: str | None) -> Artifact:
@@ -39,9 +37,9 @@ def artifact(context: Context, part: str | None) -> Artifact:
     if config.train.dtype != "auto":
         chosen["dtype"] = config.train.dtype
     inputs = {
-        "merged": digest_of(context, "merged", part),
-        "trainset": digest_of(context, "trainset", part),
-        "questions": digest_of(context, "questions"),
+        "merged": context.digest_of("merged", part),
+        "trainset": context.digest_of("trainset", part),
+        "questions": context.digest_of("questions"),
     }
     for general in config.quantise.general:
         if Path(general.source).is_file():
@@ -78,7 +76,7 @@ def build(context: Context, part: str | None, folder: Path) -> None:
         if form.recovery:
             _recover(context, part, form, made)
         last = form
-        quantise.inspect(made, form.settings, merged)
+        gptq.inspect(made, form.settings, merged)
         if (plain := form.rounded()) not in rounding:
             worth = form.settings.method != "rtn" and before.next_tokens is not None
             rounding[plain] = _rounding(context, part, before, plain, folder / "rounded") if worth else None
@@ -86,7 +84,7 @@ def build(context: Context, part: str | None, folder: Path) -> None:
         said: dict[str, Any] = {
             "repair": name,
             "bits": form.settings.bits,
-            "group_size": quantise.claims(made)[0][1],
+            "group_size": gptq.claims(made)[0][1],
             "samples": form.settings.samples,
             "layers_in_8_bits": list(form.eight),
         }
@@ -106,16 +104,16 @@ def build(context: Context, part: str | None, folder: Path) -> None:
     made.rmdir()
     gates = {name: getattr(config.quantise, name) for name in ("max_loss", "max_unparsed", "max_kl")}
     dtype = {
-        "trained": made_in(context).get(f"adapter/{part}"),
+        "trained": context.number_formats().get(f"adapter/{part}"),
         "quantised": models.dtype_name(config.train.dtype),
         "measured": models.dtype_name(config.predict.dtype),
     }
     verdict = {"form": said, "dtype": dtype} | measured | {"passed": True, "gates": gates, "attempts": attempts}
     write_atomic(folder / VERDICT, json.dumps(verdict, indent=1, ensure_ascii=False) + "\n")
-    keep(config, folder)
+    write_settings(config, folder)
     card = json.loads((context.input("trainset", part) / "card.json").read_text(encoding="utf-8"))
     mix, base = member(config, part), models.locate(config.train.base)
-    write_atomic(folder / "README.md", modelcard.markdown(config, mix, base, card, verdict))
+    write_atomic(folder / "README.md", model_card.markdown(config, mix, base, card, verdict))
 
 
 def _forms(context: Context, part: str | None, made: Path) -> Iterator[tuple[Repair | None, Form]]:
@@ -140,7 +138,7 @@ def _repaired(context: Context, part: str | None, name: Repair, form: Form, made
         return form._replace(eight=tuple(worst))
     if name == "8bit":
         form, changes = form._replace(eight=()), {"bits": 8}
-    elif name == "groups" and (half := quantise.claims(made)[0][1] // 2) >= SMALLEST:
+    elif name == "groups" and (half := gptq.claims(made)[0][1] // 2) >= SMALLEST:
         changes = {"group_size": half}
     elif name == "calibration":  # which is all that rounding lacks
         changes = {"method": "gptq"} if now.method == "rtn" else {"samples": 4 * now.samples}
@@ -156,7 +154,7 @@ def _quantise(context: Context, part: str | None, form: Form, made: Path) -> Non
     if form.settings.backend == "gptqmodel":
         gptqmodel.quantise(form.settings, context.config.train.swift.environment, merged, rows, made)
     else:
-        quantise.quantise(form.settings, merged, rows, made, form.eight, context.config.train.dtype)
+        gptq.quantise(form.settings, merged, rows, made, form.eight, context.config.train.dtype)
 
 
 def _recover(context: Context, part: str | None, form: Form, made: Path) -> None:
@@ -168,7 +166,7 @@ def _rounding(context: Context, part: str | None, before: Reference, plain: Form
     """How far from the merged weights rounding to nearest would be: what calibration must not be worse than."""
     folder.mkdir()
     merged, dtype = context.input("merged", part), context.config.train.dtype
-    quantise.quantise(plain.settings, merged, [], folder, plain.eight, dtype)
+    gptq.quantise(plain.settings, merged, [], folder, plain.eight, dtype)
     found = distance(context, before, folder)
     shutil.rmtree(folder)
     return found
@@ -178,12 +176,12 @@ def calibration_rows(context: Context, part: str | None, form: Form) -> list[lis
     """Token ids of whole texts, own chains first."""
     tokenizer = models.load_tokenizer(context.input("merged", part))
     rows = [row.ids for row in own_rows(context, part, form)]
-    for at, general in enumerate(form.settings.general):
-        rows += calibration.general(tokenizer, general, rng("general", context.config.seed, part, at))
+    for index, general in enumerate(form.settings.general):
+        rows += calibration.general(tokenizer, general, rng("general", context.config.seed, part, index))
     return rows
 
 
-def own_rows(context: Context, part: str | None, form: Form) -> list[Row]:
+def own_rows(context: Context, part: str | None, form: Form) -> list[TokenRow]:
     """The member's own conversations that calibrate, as tokens."""
     examples = records.read(context.input("trainset", part) / "train.jsonl", Example)
     draw = rng("calibration", context.config.seed, part)
@@ -206,6 +204,6 @@ def verdict(context: Context, member: str | None) -> dict[str, Any]:
     Raises:
         UserError: the member is not quantised yet.
     """
-    digest_of(context, "quantised", member)
+    context.digest_of("quantised", member)
     written: dict[str, Any] = json.loads((context.input("quantised", member) / VERDICT).read_text(encoding="utf-8"))
     return written

@@ -18,29 +18,25 @@ from typing import Any, NamedTuple, get_args
 
 from stepladder import records
 from stepladder.config import Config
+from stepladder.context import Context
 from stepladder.errors import InputError, UserError
 from stepladder.mcq.overlap import TWIN, near_duplicates, whole
+from stepladder.mcq.questionfile import Problem, Review, read_reviews, rows, stream_problems
 from stepladder.mcq.shuffle import fixed, rng
 from stepladder.records import Question, Split
-from stepladder.stages.flow import Context
-from stepladder.stages.questionfile import Problem, Review, read_reviews, rows, stream_problems
 from stepladder.workspace import Artifact, file_digest, write_atomic
 
 LISTED = 1000
 """Findings of one kind that the audit lists; it counts them all."""
 
 
-class Finding(NamedTuple):
+class Oddity(NamedTuple):
     """Something odd in the input that stops nothing but that the user should know."""
 
     kind: str
     file: str
     line: int
     message: str
-
-
-def parts(config: Config) -> tuple[str | None, ...]:
-    return (None,)
 
 
 def artifact(context: Context, part: str | None) -> Artifact:
@@ -57,8 +53,8 @@ def artifact(context: Context, part: str | None) -> Artifact:
 def build(context: Context, part: str | None, folder: Path) -> None:
     config = context.config
     held_out = _held_out(config)
-    asked = config.questions
-    reviews = read_reviews(asked.reviewed, asked.train, config.language) if asked.reviewed is not None else {}
+    files = config.questions
+    reviews = read_reviews(files.reviewed, files.train, config.language) if files.reviewed is not None else {}
     audit = Audit()
     audit.twins.add(_twins(config))  # first: what it needs is gone before digests gather
     written = _write(folder, _splits(config, held_out, reviews, audit))
@@ -153,9 +149,9 @@ class Findings:
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
-        self.first: list[Finding] = []
+        self.first: list[Oddity] = []
 
-    def add(self, findings: Iterable[Finding]) -> None:
+    def add(self, findings: Iterable[Oddity]) -> None:
         for finding in findings:
             self.counts[finding.kind] += 1
             if self.counts[finding.kind] <= LISTED:
@@ -181,11 +177,11 @@ class Audit:
             yield problem
         self.odd.add(_skew(file, letters))
 
-    def _repeats(self, file: str, problem: Problem) -> Iterator[Finding]:
+    def _repeats(self, file: str, problem: Problem) -> Iterator[Oddity]:
         """Twins inside a file, and leaks from test into training."""
         text = hashlib.blake2b(whole(problem.questions).encode(), digest_size=16).digest()
         if text in self._first:
-            yield Finding("repeated problem", file, problem.line, f"{problem.id} repeats {self._first[text]}")
+            yield Oddity("repeated problem", file, problem.line, f"{problem.id} repeats {self._first[text]}")
         else:
             self._first[text] = problem.id
 
@@ -205,30 +201,30 @@ class Audit:
         )
 
 
-def _oddities(file: str, problem: Problem) -> Iterator[Finding]:
+def _oddities(file: str, problem: Problem) -> Iterator[Oddity]:
     for about, note in problem.notes:
-        yield Finding(note.kind, file, problem.line, f"{about} {note.message}")
+        yield Oddity(note.kind, file, problem.line, f"{about} {note.message}")
     for question in problem.questions:
         if (stays := fixed(question)).places:
             shown = "the order of its options" if len(stays.places) == len(question.options) else "its place"
-            yield Finding("fixed options", file, problem.line, f"{question.id} keeps {shown}: {stays.reason}")
+            yield Oddity("fixed options", file, problem.line, f"{question.id} keeps {shown}: {stays.reason}")
 
 
-def _skew(file: str, letters: Counter[str]) -> Iterator[Finding]:
+def _skew(file: str, letters: Counter[str]) -> Iterator[Oddity]:
     """A letter that is the label of more than half of the questions, where they are enough to tell."""
     if letters and max(letters.values()) > 0.5 * letters.total() >= 15:
         letter, count = letters.most_common(1)[0]
-        yield Finding("letter skew", file, 0, f"{count} of {letters.total()} labels are {letter}")
+        yield Oddity("letter skew", file, 0, f"{count} of {letters.total()} labels are {letter}")
 
 
-def _twins(config: Config) -> Iterator[Finding]:
+def _twins(config: Config) -> Iterator[Oddity]:
     """Training problems that stand in the test in other words; the trainset leaves them out."""
     mine: list[tuple[str, int]] = []
     theirs: list[tuple[str, int]] = []
     for pair in near_duplicates(_texts(_train(config), mine), _texts(_test(config), theirs), TWIN):
         (name, line), (other, _) = mine[pair.left], theirs[pair.right]
         message = f"{name} is nearly {other} of the test (similarity {pair.similarity:.2f})"
-        yield Finding("near-duplicate of a test problem", config.questions.train.name, line, message)
+        yield Oddity("near-duplicate of a test problem", config.questions.train.name, line, message)
 
 
 def _texts(problems: Iterable[Problem], passed: list[tuple[str, int]]) -> Iterator[str]:

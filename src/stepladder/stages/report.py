@@ -10,35 +10,27 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from stepladder.config import Config
-from stepladder.stages import flow
+from stepladder.context import Context, artifacts, label
 from stepladder.workspace import Artifact
 
 HTML = "report.html"
 JSON = "report.json"
 
 
-def parts(config: Config) -> tuple[None]:
-    """One report a run."""
-    return (None,)
-
-
-def artifact(context: flow.Context, part: str | None) -> Artifact:
+def artifact(context: Context, part: str | None) -> Artifact:
     """The report reads every folder made before it.
 
     Raises:
         UserError: one of them is not there yet.
     """
-    inputs = {
-        "/".join(filter(None, (name, folder))): flow.digest_of(context, name, folder)
-        for name, folder in _earlier(context.config)
-    }
+    earlier = [each for each in artifacts(context.config) if each[0] != "report"]
+    inputs = {label(stage, part): context.digest_of(stage, part) for stage, part in earlier}
     # Nearly every setting appears in some sentence of the page; where files lie on this machine does not.
     settings = context.config.model_dump(mode="json", exclude={"questions", "models"})
     return Artifact(context.workspace.path("report"), settings, inputs)
 
 
-def build(context: flow.Context, part: str | None, folder: Path) -> None:
+def build(context: Context, part: str | None, folder: Path) -> None:
     """Write report.json and report.html; the page is made of the JSON alone.
 
     Raises:
@@ -48,7 +40,7 @@ def build(context: flow.Context, part: str | None, folder: Path) -> None:
     # SciPy takes a second to import, which 'stepladder status' should not wait for.
     from stepladder.reporting import numbers, page
 
-    folders = [numbers.Folder(name, part) for name, part in _earlier(context.config)]
+    folders = [numbers.Folder(stage, part) for stage, part in artifacts(context.config) if stage != "report"]
     report = numbers.collect(context.workspace.folder, context.config, folders)
     (folder / JSON).write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8", newline="\n")
     (folder / HTML).write_text(page.render(report), encoding="utf-8", newline="\n")
@@ -83,8 +75,3 @@ def summary(report: dict[str, Any], console: Console) -> None:
         sentences.add_row("computed", Text(said))
     sentences.add_row("cost", Text(words.cost(report)))
     console.print(sentences)
-
-
-def _earlier(config: Config) -> list[tuple[str, str | None]]:
-    """Every folder made before the report, in flow order."""
-    return [(name, part) for name in flow.NAMES if name != "report" for part in flow.stage(name).parts(config)]

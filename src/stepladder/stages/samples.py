@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from stepladder import records
-from stepladder.config import Config, Rung, settings
+from stepladder.answering.cascade import WORKED, Cascade, Step
+from stepladder.answering.client import identity
+from stepladder.config import Rung, settings
+from stepladder.context import Context
 from stepladder.mcq.answer import lenient
 from stepladder.mcq.labels import Suspect, weigh
 from stepladder.mcq.position import Positions
 from stepladder.mcq.shuffle import shown
 from stepladder.records import Question, Sample
-from stepladder.stages.asking import identity
-from stepladder.stages.cascade import WORKED, Cascade, Step
-from stepladder.stages.flow import Context, digest_of, templates
 from stepladder.workspace import Artifact, write_atomic
 
 CHUNK = 10_000
@@ -27,45 +27,41 @@ JUDGED = ".judged.jsonl"
 """All samples while it is not yet known which labels are doubted: a sign, + where the rung accepts it, and the row."""
 
 
-def parts(config: Config) -> tuple[str | None, ...]:
-    return (None,)
-
-
 def artifact(context: Context, part: str | None) -> Artifact:
     config = context.config
-    asked = sorted({model for rung in config.rung for model in rung.models})
-    inputs = {"questions": digest_of(context, "questions")} | templates(context)
-    inputs |= {f"model {name}": identity(config, name) for name in asked}
+    models = sorted({model for rung in config.rung for model in rung.models})
+    inputs = {"questions": context.digest_of("questions")} | context.prompts_digest()
+    inputs |= {f"model {name}": identity(config, name) for name in models}
     rungs = {"seed": config.seed, "rungs": [settings(rung) for rung in config.rung]}
     return Artifact(context.workspace.path("samples"), rungs, inputs)
 
 
 def build(context: Context, part: str | None, folder: Path) -> None:
-    tally, votes = Tally(context.config.rung), Votes()
+    counts, votes = RungCounts(context.config.rung), Votes()
     cascade = Cascade(context)
     questions = records.stream(context.input("questions") / "train.jsonl", Question)
     total = _count(context)
     done = 0
     with (folder / JUDGED).open("w", encoding="utf-8") as file:
         while chunk := sorted(islice(questions, CHUNK), key=lambda question: question.id):
-            asked = {question.id: question for question in chunk}
+            by_id = {question.id: question for question in chunk}
             judged: list[tuple[Sample, bool]] = []
             for step in cascade.climb(chunk):
                 kept = {_name(sample) for sample in step.accepted}
                 judged += ((sample, _name(sample) in kept) for sample in step.samples)
-                row = tally.add(step, asked)
+                row = counts.add(step, by_id)
                 if done + len(chunk) == total:
                     context.progress.say(f"rung {row['name']}: {row['solved']:,} of {row['asked']:,} questions solved")
                 else:
                     context.progress.update(f"rung {row['name']}, question", done, total)
             done += len(chunk)
-            votes.add(asked, [sample for sample, _ in judged])
+            votes.add(by_id, [sample for sample, _ in judged])
             judged.sort(key=lambda pair: _name(pair[0]))
             file.writelines(f"{'+' if kept else '-'}{sample.model_dump_json()}\n" for sample, kept in judged)
     suspects = votes.suspects()
     if suspects:
         place = context.input("samples") / "audit.jsonl"
-        context.progress.say(f"{len(suspects)} labels that models contradict train nobody: {place}")
+        context.progress.say(f"{len(suspects)} disputed labels excluded from training: {place}")
     write_atomic(folder / "audit.jsonl", _audit(suspects, (sample for sample, _ in _judged(folder))))
     trusted = {rung.name for rung in context.config.rung if rung.trust_majority}
     doubted = {suspect.id for suspect in suspects}
@@ -78,11 +74,11 @@ def build(context: Context, part: str | None, folder: Path) -> None:
         write_atomic(folder / f"{name}.jsonl", records.lines(chosen))
     (folder / JUDGED).unlink()
     summary = {
-        "rungs": tally.rows,
-        "questions": tally.rows[0]["asked"],
-        "unsolved": tally.rows[0]["asked"] - sum(row["solved"] for row in tally.rows),
+        "rungs": counts.rows,
+        "questions": counts.rows[0]["asked"],
+        "unsolved": counts.rows[0]["asked"] - sum(row["solved"] for row in counts.rows),
         "suspect": len(suspects),
-        "positions": [positions.bias(model)._asdict() for model, positions in sorted(tally.positions.items())],
+        "positions": [positions.bias(model)._asdict() for model, positions in sorted(counts.positions.items())],
     }
     write_atomic(folder / "summary.json", json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
 
@@ -103,7 +99,7 @@ def _judged(folder: Path) -> Iterator[tuple[Sample, bool]]:
             yield Sample.model_validate_json(line[1:]), line[0] == "+"
 
 
-class Tally:
+class RungCounts:
     """What the rungs came to, in numbers."""
 
     def __init__(self, rungs: Sequence[Rung]) -> None:
@@ -119,7 +115,7 @@ class Tally:
         ``lenient`` counts answers that only the lenient rule can read; they are rejected all the same.
         """
         row = next(row for row in self.rows if row["name"] == step.rung.name)
-        row["asked"] += step.asked
+        row["asked"] += step.reached
         row["solved"] += len(step.solved)
         verdicts = Counter(sample.verdict for sample in step.samples)
         for verdict in ("wrong", "unparsed", "truncated"):
@@ -131,8 +127,8 @@ class Tally:
                 row["lenient"] += lenient(sample.text, options).letter is not None
             if sample.model != WORKED:
                 answers.setdefault((sample.model, sample.question_id), []).append(sample)
-        for (model, asked), some in answers.items():
-            self.positions.setdefault(model, Positions()).add(questions[asked], some)
+        for (model, question_id), answered in answers.items():
+            self.positions.setdefault(model, Positions()).add(questions[question_id], answered)
         return row
 
 
@@ -152,17 +148,17 @@ class Votes:
         of: dict[str, list[Sample]] = {}
         for sample in samples:
             of.setdefault(sample.question_id, []).append(sample)
-        for asked, some in of.items():
-            if all(sample.model == WORKED and sample.verdict == "accepted" for sample in some):
+        for question_id, answers in of.items():
+            if all(sample.model == WORKED and sample.verdict == "accepted" for sample in answers):
                 continue
-            self._labels[asked] = str(questions[asked].answer)
-            votes = self._votes[asked] = {}
-            for sample in some:
+            self._labels[question_id] = str(questions[question_id].answer)
+            votes = self._votes[question_id] = {}
+            for sample in answers:
                 votes.setdefault(sample.model, []).append(sample.answer)
-            right = [sample for sample in some if sample.verdict == "accepted"]
-            self._right[asked] = {sample.answer for sample in right}
-            if questions[asked].reviewed or any(sample.model == WORKED for sample in right):
-                self._certain.add(asked)
+            right = [sample for sample in answers if sample.verdict == "accepted"]
+            self._right[question_id] = {sample.answer for sample in right}
+            if questions[question_id].reviewed or any(sample.model == WORKED for sample in right):
+                self._certain.add(question_id)
 
     def suspects(self) -> list[Suspect]:
         """Labels that at least two models contradict with the same letter and that the evidence speaks against

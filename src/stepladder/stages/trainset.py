@@ -9,22 +9,21 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from stepladder import models, records, template
+from stepladder import models, records
 from stepladder.config import Config, Member, settings
-from stepladder.mcq.answer import as_asked
+from stepladder.context import Context
+from stepladder.mcq.answer import with_final_line
 from stepladder.mcq.balance import balanced
 from stepladder.mcq.chains import most_different
 from stepladder.mcq.language import speaks
 from stepladder.mcq.overlap import TWIN, near_duplicates, whole
 from stepladder.mcq.prompts import ask_messages
 from stepladder.mcq.shuffle import rng, shown
+from stepladder.models import template
 from stepladder.records import Example, Message, Question, Sample
-from stepladder.stages.datacard import markdown
-from stepladder.stages.flow import Context, digest_of, members, templates
-from stepladder.training.packing import tokenise
+from stepladder.reporting.data_card import markdown
+from stepladder.training.sequences import tokenise
 from stepladder.workspace import Artifact, write_atomic
-
-parts = members
 
 
 class Twin(NamedTuple):
@@ -41,12 +40,12 @@ def artifact(context: Context, part: str | None) -> Artifact:
     student = models.locate(config.train.base)
     chosen = {"member": settings(mix), "max_length": config.train.max_length}
     inputs = {
-        "questions": digest_of(context, "questions"),
-        "samples": digest_of(context, "samples"),
+        "questions": context.digest_of("questions"),
+        "samples": context.digest_of("samples"),
         "student": models.content_digest(student),
-    } | templates(context)
+    } | context.prompts_digest()
     if mix.variants:
-        inputs["variants"] = digest_of(context, "variants")
+        inputs["variants"] = context.digest_of("variants")
     return Artifact(context.workspace.path("trainset", part), chosen, inputs)
 
 
@@ -117,12 +116,15 @@ def _twins(questions: Iterable[Question], held_out: Iterable[Question]) -> list[
     ours, theirs = _by_problem(questions), _by_problem(held_out)
     pairs = near_duplicates([*map(whole, ours.values())], [*map(whole, theirs.values())], TWIN)
     mine, others = [*ours], [*theirs]
-    found = {mine[at]: Twin(mine[at], others[other], round(similarity, 4)) for at, other, similarity in reversed(pairs)}
-    asked = {_text(question): question.problem_id for some in theirs.values() for question in some}
-    for problem, some in ours.items():
-        for question in some:
-            if _text(question) in asked:
-                found[problem] = Twin(problem, asked[_text(question)], 1.0)
+    found = {
+        mine[index]: Twin(mine[index], others[twin], round(similarity, 4))
+        for index, twin, similarity in reversed(pairs)
+    }
+    problem_of = {_text(question): question.problem_id for group in theirs.values() for question in group}
+    for problem, group in ours.items():
+        for question in group:
+            if _text(question) in problem_of:
+                found[problem] = Twin(problem, problem_of[_text(question)], 1.0)
     return sorted(found.values())
 
 
@@ -144,15 +146,16 @@ def _text(question: Question) -> tuple[str, str, tuple[str, ...]]:
 
 def _distinct(samples: Sequence[Sample], most: int) -> list[Sample]:
     """Of the chains for one question at most so many, the most different ones."""
-    of: dict[str, list[Sample]] = {}
+    by_question: dict[str, list[Sample]] = {}
     for sample in samples:
-        of.setdefault(sample.question_id, []).append(sample)
-    return [some[at] for some in of.values() for at in most_different([sample.text for sample in some], most)]
+        by_question.setdefault(sample.question_id, []).append(sample)
+    groups = by_question.values()
+    return [group[index] for group in groups for index in most_different([sample.text for sample in group], most)]
 
 
 def _example(config: Config, question: Question, sample: Sample) -> Example:
     options = shown(question.options, sample.permutation)
-    answer = Message(role="assistant", content=as_asked(sample.text, options, question.language))
+    answer = Message(role="assistant", content=with_final_line(sample.text, options, question.language))
     return Example(
         messages=(*ask_messages(question, sample.permutation, config.prompts), answer),
         question_id=question.id,

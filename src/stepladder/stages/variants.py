@@ -9,17 +9,17 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from stepladder import records
+from stepladder.answering.client import Billing, ModelClient, identity
 from stepladder.ask.request import Request
 from stepladder.closedworld.prove import Unproved, prove_untrusted
 from stepladder.config import VARIANTS, Config, Variants, settings
+from stepladder.context import Context
 from stepladder.mcq.prompts import Solved, ask_messages, variant_messages
 from stepladder.mcq.shuffle import orders, rng
 from stepladder.mcq.similar import nearest
 from stepladder.mcq.variant import Draft, Unfit, complete, facts, is_repeated, only_asks, read
 from stepladder.mcq.verify import judge
 from stepladder.records import LETTERS, Question, Sample
-from stepladder.stages.asking import Account, Respondent, identity
-from stepladder.stages.flow import Context, digest_of, templates
 from stepladder.workspace import Artifact, write_atomic
 
 SECONDS, MEBIBYTES = 10, 512
@@ -36,13 +36,9 @@ class Written(NamedTuple):
     key: str
 
 
-def parts(config: Config) -> tuple[str | None, ...]:
-    return () if config.variants is None else (None,)
-
-
 def artifact(context: Context, part: str | None) -> Artifact:
     config = context.config
-    inputs = {name: digest_of(context, name) for name in ("questions", "samples")} | templates(context)
+    inputs = {name: context.digest_of(name) for name in ("questions", "samples")} | context.prompts_digest()
     inputs |= {f"model {name}": identity(config, name) for name in sorted({*_wanted(config).models, *judges(config)})}
     chosen = {"variants": settings(_wanted(config)), "seed": config.seed}
     return Artifact(context.workspace.path("variants"), chosen, inputs)
@@ -91,18 +87,18 @@ def write(
     """What the writers wrote that can be asked; the rest goes to ``refused`` with the reason."""
     config, wanted = context.config, _wanted(context.config)
     prompts = {
-        problem: variant_messages(asked, examples, _program(asked), config.prompts)
-        for (problem, asked), examples in zip(
+        problem: variant_messages(questions, examples, _program(questions), config.prompts)
+        for (problem, questions), examples in zip(
             problems.items(), _examples(problems, chains, wanted.examples, config.seed), strict=True
         )
     }
     drafts: list[Written] = []
-    there = {problem: list(asked) for problem, asked in problems.items()}
+    known = {problem: list(questions) for problem, questions in problems.items()}
     for writer in wanted.models:
-        respondent = Respondent(context, writer, _account(wanted))
-        asked = {
+        client = ModelClient(context, writer, _account(wanted))
+        requests = {
             (problem, index): Request(
-                model=respondent.identity,
+                model=client.identity,
                 messages=messages,
                 temperature=wanted.temperature,
                 sample_index=index,
@@ -111,22 +107,22 @@ def write(
             for problem, messages in prompts.items()
             for index in range(wanted.per_problem)
         }
-        with respondent:
-            answers = respondent.ask(list(asked.values()), f"{writer} writes")
-        for (problem, index), request in asked.items():
+        with client:
+            answers = client.ask(list(requests.values()), f"{writer} writes")
+        for (problem, index), request in requests.items():
             name, answer = f"{problem}~{writer}-{index}", answers[request.key]
             try:
                 if not answer.finished:
                     raise Unfit("cut off")
                 draft = read(answer.text, problems[problem][0], name)
-                if is_repeated(draft.question, there[problem]):
-                    raise Unfit("asks what was asked before")
+                if is_repeated(draft.question, known[problem]):
+                    raise Unfit("repeats a question")
             except Unfit as reason:
                 refused.append(_row(name, writer, str(reason)) | {"text": answer.text})
                 continue
             source = f"variant/{writer}"
             draft = draft._replace(question=draft.question.model_copy(update={"source": source}))
-            there[problem].append(draft.question)
+            known[problem].append(draft.question)
             drafts.append(Written(draft, writer, request.key))
     return drafts
 
@@ -143,22 +139,22 @@ def prove(context: Context, drafts: Sequence[Written], problems: Mapping[str, Se
     who = {written.writer: identity(config, written.writer) for written in drafts}
     agreed: dict[str, set[str]] = {}
     for name in judges(config):
-        respondent = Respondent(context, name, _account(wanted))
-        asked = []
+        client = ModelClient(context, name, _account(wanted))
+        judged = []
         for written in drafts:
             question = written.draft.question
-            if who[written.writer] != respondent.identity and question.id not in proofs:
+            if who[written.writer] != client.identity and question.id not in proofs:
                 (order,) = orders(1, len(question.options), config.seed, question.id, name)
                 messages = ask_messages(question, order, config.prompts)
-                request = Request(model=respondent.identity, messages=messages, max_tokens=wanted.max_tokens)
-                asked.append((question, order, request))
-        with respondent:
-            answers = respondent.ask([request for _, _, request in asked], f"{name} judges")
-        for question, order, request in asked:
+                request = Request(model=client.identity, messages=messages, max_tokens=wanted.max_tokens)
+                judged.append((question, order, request))
+        with client:
+            answers = client.ask([request for _, _, request in judged], f"{name} judges")
+        for question, order, request in judged:
             answer = answers[request.key]
             verdict = judge(question, order, answer.text, finished=answer.finished).verdict
             if answer.finished and verdict == "accepted":
-                agreed.setdefault(question.id, set()).add(respondent.identity)
+                agreed.setdefault(question.id, set()).add(client.identity)
     return proofs | {name: "agreed" for name, judges in agreed.items() if len(judges) >= wanted.agree}
 
 
@@ -172,10 +168,10 @@ def _follows(base: str, draft: Draft) -> bool:
     return LETTERS[option : option + 1] == draft.question.answer
 
 
-def _program(asked: Sequence[Question]) -> str | None:
+def _program(questions: Sequence[Question]) -> str | None:
     """The problem itself as a program, where its questions carry one and agree on it: what one of them adds, such as
     "suppose that", is not the problem's."""
-    found = {facts(question.program) for question in asked if question.program}
+    found = {facts(question.program) for question in questions if question.program}
     return found.pop() or None if len(found) == 1 else None
 
 
@@ -183,16 +179,16 @@ def _examples(
     problems: Mapping[str, Sequence[Question]], chains: Sequence[Sample], count: int, seed: int
 ) -> list[list[Solved]]:
     """For every problem, solved questions about the problems most like it."""
-    questions = {question.id: question for asked in problems.values() for question in asked}
+    questions = {question.id: question for group in problems.values() for question in group}
     solved: dict[str, Solved] = {}
     for sample in chains:
         question = questions[sample.question_id]
         solved.setdefault(question.problem_id, Solved(question, sample.permutation, sample.text))
     pool = [*solved]
-    texts = [asked[0].problem for asked in problems.values()]
+    texts = [group[0].problem for group in problems.values()]
     found = nearest(texts, [problems[name][0].problem for name in pool], count + 1, rng("examples", seed))
     return [
-        [solved[pool[at]] for at in places if pool[at] != problem][:count]
+        [solved[pool[place]] for place in places if pool[place] != problem][:count]
         for problem, places in zip(problems, found, strict=True)
     ]
 
@@ -217,8 +213,8 @@ def _row(name: str, writer: str, reason: str, draft: Draft | None = None) -> dic
     return row if draft is None else row | {"question": draft.question.model_dump(mode="json"), "chain": draft.chain}
 
 
-def _account(wanted: Variants) -> Account:
-    return Account(VARIANTS, wanted.dollars)
+def _account(wanted: Variants) -> Billing:
+    return Billing(VARIANTS, wanted.dollars)
 
 
 def _wanted(config: Config) -> Variants:

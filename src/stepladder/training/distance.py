@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from stepladder.records import Example
-from stepladder.training.packing import Row, tokenise
+from stepladder.training.sequences import TokenRow, tokenise
 
 if TYPE_CHECKING:
     import torch
@@ -28,9 +28,9 @@ class Distance(NamedTuple):
     """The largest divergence of a single token, nats."""
 
 
-def rows_of(tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], max_length: int) -> list[Row]:
+def rows_of(tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], max_length: int) -> list[TokenRow]:
     """Conversations as tokens, as many as :data:`TOKENS` allows, at least one."""
-    rows: list[Row] = []
+    rows: list[TokenRow] = []
     left = TOKENS
     for row in tokenise(tokenizer, examples, max_length):
         left -= len(row.ids) - row.prompt
@@ -40,7 +40,7 @@ def rows_of(tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], max
     return rows
 
 
-def next_tokens(model: torch.nn.Module, rows: Sequence[Row]) -> torch.Tensor:
+def next_tokens(model: torch.nn.Module, rows: Sequence[TokenRow]) -> torch.Tensor:
     """Log-probabilities over the vocabulary at every completion token of the rows, shape (tokens, vocabulary),
     float32 on the CPU."""
     import torch
@@ -60,8 +60,8 @@ def compare(first: torch.Tensor, second: torch.Tensor) -> Distance:
     import torch
 
     divergences, same = [], 0
-    for one, other in zip(torch.split(first, 64), torch.split(second, 64), strict=True):
-        divergences.append((one.exp() * (one - other)).sum(-1))
-        same += int((one.argmax(-1) == other.argmax(-1)).sum())
+    for first_rows, second_rows in zip(torch.split(first, 64), torch.split(second, 64), strict=True):
+        divergences.append((first_rows.exp() * (first_rows - second_rows)).sum(-1))
+        same += int((first_rows.argmax(-1) == second_rows.argmax(-1)).sum())
     kl = torch.cat(divergences)
     return Distance(len(kl), float(kl.mean()), same / len(kl), float(kl.max()))

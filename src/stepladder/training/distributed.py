@@ -42,13 +42,13 @@ def train(settings: Train, seed: int, base: Path, data: Data, folder: Path, scra
         path.unlink(missing_ok=True)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={settings.devices}"]
     with supervised([*command, "-m", "stepladder.training.distributed", str(job)], log, os.environ) as child:
-        told = ""
+        reported = ""
         while child.poll() is None:
             time.sleep(POLL)
-            now = progress.read_text(encoding="utf-8") if progress.exists() else ""
-            if now != told:
-                told = now
-                report(*json.loads(now))
+            progress_line = progress.read_text(encoding="utf-8") if progress.exists() else ""
+            if progress_line != reported:
+                reported = progress_line
+                report(*json.loads(progress_line))
     if child.returncode:
         error = scratch / ERROR
         said = error.read_text(encoding="utf-8") if error.exists() else "nothing"

@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stepladder import models, template
+from stepladder import models
 from stepladder.config import Dtype
 from stepladder.errors import GateError, ModelError
+from stepladder.models import template
 from stepladder.records import Example
 from stepladder.training.distance import Distance, compare, next_tokens, rows_of
 

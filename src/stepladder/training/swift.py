@@ -15,9 +15,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from stepladder import models, template
+from stepladder import models
 from stepladder.config import Swift, Train
 from stepladder.errors import UserError
+from stepladder.models import template
 from stepladder.records import Example
 from stepladder.supervise import supervised
 from stepladder.training.data import TAIL, Data, Report, checkpointing, last_whole, last_words, scheduler
@@ -201,12 +202,12 @@ def _run(swift: Swift, command: list[str], log: Path, progress: Path, report: Re
     """Run ``swift`` to its end, telling how far it is by the log it writes."""
     words = [str(python(swift.environment).with_name("swift")), *command]
     with supervised(words, log, os.environ | OFFLINE | dict(more)) as child:
-        told = 0
+        reported = 0
         while child.poll() is None:
             time.sleep(0.5)
             rows = _log(progress)
-            if len(rows) > told:
-                told = len(rows)
+            if len(rows) > reported:
+                reported = len(rows)
                 report(rows[-1]["step"], rows[-1]["steps"], rows[-1]["loss"])
     if child.returncode:
         raise UserError(f"ms-swift ended with {child.returncode}; {log} says: ... {last_words(log)}")

@@ -6,24 +6,39 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
-from stepladder import models, template
+from stepladder import models
 from stepladder.config import Train
+from stepladder.models import template
 from stepladder.training.data import Data, Report, checkpointing, last_whole, scheduler
-from stepladder.training.packing import IGNORED, Batched, Pack, blank, pack, singly, tokenise
+from stepladder.training.sequences import IGNORED, Batched, Pack, blank, pack, singly, tokenise
 
 if TYPE_CHECKING:
     import torch
     from peft import LoraConfig, PeftModel
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+    from trl import SFTConfig, SFTTrainer
+
+
+class Plan(NamedTuple):
+    """What is trained on and measured, and when."""
+
+    packs: list[Pack]
+    held_out: list[Pack]
+    steps_per_epoch: int
+    is_measured: bool
+    """Whether anything is held out."""
+    stops_early: bool
+    decisive: Literal["eval_loss", "eval_accuracy"]
+    """The figure that early stopping goes by."""
 
 
 def train(settings: Train, seed: int, base: Path, data: Data, folder: Path, scratch: Path, report: Report) -> None:
     """Fine-tune a LoRA adapter on all linear layers and write it, with its log, into ``folder``.
 
-    Only completion tokens carry loss. Examples that share a beginning are packed unless told otherwise
-    (training/packing.py). The adapter is a standard PEFT folder; ``log.jsonl`` has one line per optimiser step (step,
+    Only completion tokens carry loss. Examples that share a beginning are packed unless ``packing`` is off
+    (training/sequences.py). The adapter is a standard PEFT folder; ``log.jsonl`` has one line per optimiser step (step,
     epoch, loss, learning_rate, tokens computed so far) and after each epoch one with the validation loss, and the
     validation accuracy where that is what decides. ``scratch`` holds checkpoints; what a killed training left there is
     gone on from: optimiser, schedule, random state and place in the data.
@@ -31,62 +46,58 @@ def train(settings: Train, seed: int, base: Path, data: Data, folder: Path, scra
     Under torchrun every process calls this with the same arguments (training/distributed.py); the first writes.
     """
     models.require("datasets", "peft", "trl")
-    import torch
-    from datasets import Dataset
-    from peft import LoraConfig
-    from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback, set_seed
-    from trl import SFTConfig, SFTTrainer
+    from transformers import EarlyStoppingCallback, PrinterCallback, set_seed
 
     tokenizer = models.load_tokenizer(base)
-    dtype = models.compute_dtype(settings.dtype)
-    rows, asked = (tokenise(tokenizer, some, settings.max_length) for some in (data.examples, data.held_out))
+    plan = _plan(settings, data, tokenizer)
+    arguments = _arguments(settings, seed, plan, scratch)
+    # The adapter's random initialisation happens while the trainer is built, before the trainer seeds anything.
+    set_seed(seed)
+    trainer = _trainer(settings, seed, base, data, plan, arguments, tokenizer)
+    if settings.sharding != "zero3":  # whose optimiser keeps float32 copies of its own
+        train_in_float32(cast("PeftModel", trainer.model))
+    trainer.add_callback(_reporting(report, board(settings, scratch)))
+    if plan.stops_early:
+        trainer.add_callback(EarlyStoppingCallback(int(settings.patience or 1)))
+    # The Trainer prints a summary dictionary of its own; the live view already says it.
+    trainer.remove_callback(PrinterCallback)
+    resumed = last_whole(scratch)
+    trainer.train(resume_from_checkpoint=None if resumed is None else str(resumed))
+    gathered = trainer.accelerator.get_state_dict(trainer.model_wrapped) if settings.sharding != "none" else None
+    if trainer.is_world_process_zero():
+        _write(trainer, gathered, base, folder)
+        template.write(tokenizer, folder)
+
+
+def _plan(settings: Train, data: Data, tokenizer: PreTrainedTokenizerBase) -> Plan:
+    rows, held_out_rows = (
+        tokenise(tokenizer, examples, settings.max_length) for examples in (data.examples, data.held_out)
+    )
     packs = pack(rows, settings.max_length) if settings.packing else singly(rows)
-    held_out = pack(asked, settings.max_length)
-    epoch = math.ceil(len(packs) / (settings.batch_size * settings.gradient_accumulation))
-    measured = data.exam is not None or bool(held_out)
-    stops_early = settings.patience is not None and measured
-    decisive = "eval_accuracy" if data.exam is not None else "eval_loss"
-    curves = board(settings, scratch)
+    held_out = pack(held_out_rows, settings.max_length)
+    is_measured = data.exam is not None or bool(held_out)
+    return Plan(
+        packs,
+        held_out,
+        steps_per_epoch=math.ceil(len(packs) / (settings.batch_size * settings.gradient_accumulation)),
+        is_measured=is_measured,
+        stops_early=settings.patience is not None and is_measured,
+        decisive="eval_accuracy" if data.exam is not None else "eval_loss",
+    )
 
-    class Live(TrainerCallback):  # type: ignore[misc, unused-ignore]
-        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-            if logs and "loss" in logs:
-                report(state.global_step, state.max_steps, float(logs["loss"]))
-            if curves is not None and state.is_world_process_zero:
-                for name, value in (logs or {}).items():
-                    curves.add_scalar(name, value, state.global_step)
 
-    class Trainer(SFTTrainer):  # type: ignore[misc, unused-ignore]
-        def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-            return Batched([len(p.input_ids) for p in packs], settings.batch_size, seed, settings.devices)
-
-        def compute_loss(
-            self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
-        ) -> Any:
-            # The count is of all devices' tokens, and gradients are averaged over the devices.
-            return model(**inputs, count=num_items_in_batch) * self.accelerator.num_processes
-
-        def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-            metrics = {}
-            if held_out:
-                metrics["eval_loss"] = validation_loss(self.model_wrapped, held_out, settings.batch_size)
-            if data.exam is not None:
-                student = cast("PreTrainedModel", cast("PeftModel", self.model).get_base_model())
-                student.train(False)
-                metrics["eval_accuracy"] = data.exam(tokenizer, student)
-                student.train()
-            self.log(dict(metrics))
-            self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-            return metrics
+def _arguments(settings: Train, seed: int, plan: Plan, scratch: Path) -> SFTConfig:
+    import torch
+    from trl import SFTConfig
 
     cuda = models.has_cuda()
     again = checkpointing(settings, cuda=cuda)
-    arguments = SFTConfig(
+    return SFTConfig(
         output_dir=str(scratch),
         num_train_epochs=settings.epochs,
         learning_rate=settings.learning_rate,
         lr_scheduler_type=scheduler(settings),
-        warmup_steps=math.ceil(settings.warmup * epoch * settings.epochs),
+        warmup_steps=math.ceil(settings.warmup * plan.steps_per_epoch * settings.epochs),
         adam_beta2=settings.adam_beta2,
         weight_decay=0.0,
         max_grad_norm=settings.clip,
@@ -99,7 +110,7 @@ def train(settings: Train, seed: int, base: Path, data: Data, folder: Path, scra
         dataset_kwargs={"skip_prepare_dataset": True},
         max_length=None,
         remove_unused_columns=False,
-        bf16=dtype is torch.bfloat16,
+        bf16=models.compute_dtype(settings.dtype) is torch.bfloat16,
         use_cpu=not cuda,
         dataloader_pin_memory=cuda,
         seed=seed,
@@ -107,30 +118,68 @@ def train(settings: Train, seed: int, base: Path, data: Data, folder: Path, scra
         logging_steps=1,
         include_num_input_tokens_seen=True,
         # Counted in steps, not epochs, so that a checkpoint of an epoch's last step knows its validation loss.
-        eval_strategy="steps" if measured else "no",
-        eval_steps=epoch,
+        eval_strategy="steps" if plan.is_measured else "no",
+        eval_steps=plan.steps_per_epoch,
         save_strategy="steps",
-        save_steps=epoch if stops_early else settings.save_steps,
+        save_steps=plan.steps_per_epoch if plan.stops_early else settings.save_steps,
         save_total_limit=2,
-        load_best_model_at_end=stops_early,
-        metric_for_best_model=decisive if stops_early else None,
-        greater_is_better=decisive == "eval_accuracy" if stops_early else None,
+        load_best_model_at_end=plan.stops_early,
+        metric_for_best_model=plan.decisive if plan.stops_early else None,
+        greater_is_better=plan.decisive == "eval_accuracy" if plan.stops_early else None,
         report_to="none",
         disable_tqdm=True,
     )
-    # The adapter's random initialisation happens while the trainer is built, before the trainer seeds anything.
-    set_seed(seed)
+
+
+def _trainer(
+    settings: Train,
+    seed: int,
+    base: Path,
+    data: Data,
+    plan: Plan,
+    arguments: SFTConfig,
+    tokenizer: PreTrainedTokenizerBase,
+) -> SFTTrainer:
+    """TRL's trainer with our sequences, our loss, and our validation."""
+    from datasets import Dataset
+    from peft import LoraConfig
+    from trl import SFTTrainer
+
+    class Trainer(SFTTrainer):  # type: ignore[misc, unused-ignore]
+        def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+            return Batched([len(p.input_ids) for p in plan.packs], settings.batch_size, seed, settings.devices)
+
+        def compute_loss(
+            self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+        ) -> Any:
+            # The count is of all devices' tokens, and gradients are averaged over the devices.
+            return model(**inputs, count=num_items_in_batch) * self.accelerator.num_processes
+
+        def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+            metrics = {}
+            if plan.held_out:
+                metrics["eval_loss"] = validation_loss(self.model_wrapped, plan.held_out, settings.batch_size)
+            if data.exam is not None:
+                student = cast("PreTrainedModel", cast("PeftModel", self.model).get_base_model())
+                student.train(False)
+                metrics["eval_accuracy"] = data.exam(tokenizer, student)
+                student.train()
+            self.log(dict(metrics))
+            self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+            return metrics
+
     model = (
         models.load_in_4_bits(base, settings.dtype)
         if settings.qlora
         else models.load(base, settings.dtype, move=settings.sharding == "none")
     )
     score_completions(model)
-    trainer = Trainer(
+    measured = [pack_._asdict() for pack_ in (plan.held_out or plan.packs[:1])]
+    return Trainer(
         model=model,
         args=arguments,
-        train_dataset=Dataset.from_list([p._asdict() for p in (*packs, blank())]),
-        eval_dataset=Dataset.from_list([p._asdict() for p in (held_out or packs[:1])]) if measured else None,
+        train_dataset=Dataset.from_list([pack_._asdict() for pack_ in (*plan.packs, blank())]),
+        eval_dataset=Dataset.from_list(measured) if plan.is_measured else None,
         data_collator=collate,
         processing_class=tokenizer,
         peft_config=LoraConfig(
@@ -140,27 +189,33 @@ def train(settings: Train, seed: int, base: Path, data: Data, folder: Path, scra
             target_modules="all-linear",
             task_type="CAUSAL_LM",
         ),
-        callbacks=[Live()],
     )
-    if settings.sharding != "zero3":  # whose optimiser keeps float32 copies of its own
-        train_in_float32(cast("PeftModel", trainer.model))
-    if stops_early:
-        trainer.add_callback(EarlyStoppingCallback(int(settings.patience or 1)))
-    # The Trainer prints a summary dictionary of its own; the live view already says it.
-    trainer.remove_callback(PrinterCallback)
-    resumed = last_whole(scratch)
-    trainer.train(resume_from_checkpoint=None if resumed is None else str(resumed))
+
+
+def _reporting(report: Report, curves: Any) -> TrainerCallback:
+    """Passes every logged step on, to whoever waits and to TensorBoard's curves, if there are any."""
+    from transformers import TrainerCallback
+
+    class Reporting(TrainerCallback):  # type: ignore[misc, unused-ignore]
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+            if logs and "loss" in logs:
+                report(state.global_step, state.max_steps, float(logs["loss"]))
+            if curves is not None and state.is_world_process_zero:
+                for name, value in (logs or {}).items():
+                    curves.add_scalar(name, value, state.global_step)
+
+    return Reporting()
+
+
+def _write(trainer: SFTTrainer, gathered: dict[str, Any] | None, base: Path, folder: Path) -> None:
+    """The adapter and the log. ``gathered`` are its weights where the devices share them."""
     tuned = cast("PeftModel", trainer.model)
-    gathered = trainer.accelerator.get_state_dict(trainer.model_wrapped) if settings.sharding != "none" else None
-    if not trainer.is_world_process_zero():
-        return
     lora = cast("LoraConfig", tuned.peft_config["default"])
     lora.base_model_name_or_path = base.name  # a name, not a path of this machine
     lora.target_modules = sorted(lora.target_modules or ())  # a set: its order would differ from process to process
     tuned.save_pretrained(str(folder), state_dict=gathered)
     # PEFT's model card is an empty form that names folders of this machine.
     (folder / "README.md").unlink(missing_ok=True)
-    template.write(tokenizer, folder)
     logged = (line for entry in trainer.state.log_history if (line := _logged(entry)))
     with (folder / "log.jsonl").open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(line) + "\n" for line in logged)
@@ -230,7 +285,7 @@ def _logged(entry: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def validation_loss(model: Any, packs: Sequence[Pack], batch_size: int) -> float:
-    """Mean cross-entropy of the completion tokens of packs nobody trains on, in nats a token."""
+    """Mean cross-entropy of the completion tokens of held-out packs, in nats a token."""
     import torch
 
     was_training = model.training
@@ -238,10 +293,10 @@ def validation_loss(model: Any, packs: Sequence[Pack], batch_size: int) -> float
     total, count = 0.0, 0
     device = next(model.parameters()).device
     with torch.no_grad():
-        for at in range(0, len(packs), batch_size):
+        for start in range(0, len(packs), batch_size):
             batch = {
                 key: rows.to(device)
-                for key, rows in collate([p._asdict() for p in packs[at : at + batch_size]]).items()
+                for key, rows in collate([p._asdict() for p in packs[start : start + batch_size]]).items()
             }
             scored = int((batch["labels"][:, 1:] != IGNORED).sum())
             total += float(model(**batch, count=1))
@@ -251,7 +306,7 @@ def validation_loss(model: Any, packs: Sequence[Pack], batch_size: int) -> float
 
 
 def collate(packs: Sequence[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
-    """Packs side by side, padded on the right with a branch that nobody else sees; shapes (packs, longest)."""
+    """Packs side by side, padded on the right with a branch of its own; shapes (packs, longest)."""
     import torch
 
     width = max(len(p["input_ids"]) for p in packs)

@@ -79,7 +79,7 @@ def ask_messages(question: Question, permutation: Permutation, folder: Path | No
     """System and user message of a question with its options in the given order.
 
     Args:
-        folder: the user's templates, which go before the packaged ones of the same name.
+        folder: the user's templates, which take precedence over the packaged ones of the same name.
 
     Raises:
         InputError: a template of the user's cannot be rendered.
@@ -97,12 +97,12 @@ def ask_messages(question: Question, permutation: Permutation, folder: Path | No
 
 
 def variant_messages(
-    asked: Sequence[Question], examples: Sequence[Solved], program: str | None, folder: Path | None = None
+    questions: Sequence[Question], examples: Sequence[Solved], program: str | None, folder: Path | None = None
 ) -> tuple[Message, ...]:
     """The message that asks for one new question about a problem.
 
     Args:
-        asked: the questions there are about it.
+        questions: those there are about it.
         examples: solved questions about similar problems, to show what is wanted.
         program: facts and rules of the problem as a logic program; the writer then adds what proves its answer.
     """
@@ -111,11 +111,11 @@ def variant_messages(
         for solved in examples
     ]
     user = _render(
-        asked[0].language,
+        questions[0].language,
         folder,
         "variant.j2",
-        problem=asked[0].problem,
-        asked=asked,
+        problem=questions[0].problem,
+        asked=questions,
         examples=shown_examples,
         program=program,
     )
@@ -127,7 +127,7 @@ def worked_solution(question: Question, permutation: Permutation) -> str | None:
     its last line is not one of the options.
 
     The choices are restated content first and the pair is copied before the letter stands alone: small students
-    copy a letter reliably but compute one badly (EXPERIMENTS.md).
+    copy a letter reliably but compute one badly (docs/experiments.md).
     """
     if question.worked is None:
         return None

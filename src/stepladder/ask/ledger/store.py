@@ -1,0 +1,14 @@
+"""The ledger: every model call ever made, in one SQLite file beside the runs. Only this folder contains SQL."""
+
+from __future__ import annotations
+
+from stepladder.ask.ledger.accounts import Accounts
+from stepladder.ask.ledger.attempts import Attempts
+from stepladder.ask.ledger.batches import Batches
+
+
+class Ledger(Attempts, Batches, Accounts):
+    """Open ``path``, creating or migrating it. Use as a context manager.
+
+    One instance belongs to one thread at a time. Any number of processes may have the same file open.
+    """

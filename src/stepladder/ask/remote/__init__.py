@@ -1,0 +1,7 @@
+"""Models behind an API: priced requests to servers that fail, throttle and bill."""
+
+from stepladder.ask.remote.client import ask_remote
+from stepladder.ask.remote.listener import Listener
+from stepladder.ask.remote.teacher import RemoteModel
+
+__all__ = ["Listener", "RemoteModel", "ask_remote"]

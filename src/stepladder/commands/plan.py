@@ -1,0 +1,151 @@
+"""``stepladder plan``: the pilot if one is wanted, the forecast as tables, and how it turned out."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from statistics import fmean
+
+from stepladder import models, records
+from stepladder.answering.cascade import Cascade, Usage
+from stepladder.ask.ledger import Account, Ledger
+from stepladder.context import Context
+from stepladder.forecast import capacity, cost_tables, fit_tables, memory
+from stepladder.forecast.capacity import Workload
+from stepladder.forecast.cost import (
+    ANSWER_TOKENS,
+    ONE,
+    SAMPLED,
+    ModelRates,
+    Rates,
+    assume,
+    forecast,
+    prompt_tokens,
+    share,
+    tokens,
+)  # fmt: skip
+from stepladder.forecast.memory import Shape
+from stepladder.mcq.shuffle import rng
+from stepladder.models import hubs
+from stepladder.records import Question, Sample
+from stepladder.stages import flow
+
+
+def plan(config: Path, runs: Path, pilot: int, card: str, hours: float, rate: float | None) -> None:
+    """Show what the cascade will ask, take and cost, and whether the members fit a card. ``pilot`` questions are really
+    sent first, if it is not 0; they stand in the ledger then and are not paid for again.
+
+    Raises:
+        UserError, AskError, BudgetError: as the stages ``questions`` and ``samples`` do.
+    """
+    on = capacity.card(card)
+    context = Context.open(config, runs)
+    with context.workspace.locked():
+        plan_cascade(context, pilot)
+        shape, work = shape_of(context.config.train.base), work_of(context)
+        fit_tables.show(context.config, shape, work, on, hours, rate, context.progress.console)
+
+
+def plan_cascade(context: Context, pilot: int) -> None:
+    """Show what the cascade will ask, take and cost; once it is done, beside what it did."""
+    flow.run(context, ("questions",))
+    questions = records.read(context.input("questions") / "train.jsonl", Question)
+    rates = assume(context.config, questions)
+    if pilot:
+        drawn = rng("pilot", context.config.seed).sample(questions, min(pilot, len(questions)))
+        with context.progress.stage("pilot"):
+            rates |= measure(context, sorted(drawn, key=lambda question: question.id), rates)
+    problems = len({question.problem_id for question in questions})
+    rows = forecast(context.config, len(questions), problems, rates)
+    console = context.progress.console
+    console.print(f"\n{len(questions):,} training questions about {problems:,} problems\n", highlight=False)
+    cost_tables.show(rows, context.config, console)
+    cost_tables.sources(rates, console)
+    if _samples_are_done(context):
+        cost_tables.compare(rows, _accounts(context), console)
+
+
+def measure(context: Context, drawn: Sequence[Question], assumed: Mapping[str, Rates]) -> dict[str, Rates]:
+    """Rates by rung from asking some questions; a rung that none of them reached keeps what was assumed."""
+    steps = [step for step in Cascade(context).climb(drawn) if step.reached and step.rung.kind == "ask"]
+    medians = {(a.rung, a.model): statistics.median(a.seconds) for a in _accounts(context) if a.seconds}
+    return {
+        step.rung.name: Rates(
+            share(len(step.solved), step.reached),
+            {
+                model: _model_rates(
+                    usage, step.reached, assumed[step.rung.name].models[model], medians.get((step.rung.name, model))
+                )
+                for model, usage in step.usage.items()
+            },
+            f"pilot of {step.reached}",
+        )
+        for step in steps
+    }
+
+
+def _model_rates(usage: Usage, questions: int, assumed: ModelRates, median: float | None) -> ModelRates:
+    """What a pilot says of one model. Weights in this process keep no times, so theirs is how long the pilot took."""
+    calls = ONE.times(usage.calls / questions)
+    if not usage.calls:
+        return assumed
+    seconds = median if median is not None else usage.seconds / usage.calls
+    return ModelRates(
+        calls,
+        ONE.times(usage.prompt_tokens / usage.calls),
+        SAMPLED.times(usage.completion_tokens / usage.calls),
+        SAMPLED.times(seconds),
+    )
+
+
+def _accounts(context: Context) -> list[Account]:
+    if not context.workspace.ledger.exists():
+        return []
+    with Ledger(context.workspace.ledger) as ledger:
+        return ledger.accounts(context.workspace.name)
+
+
+def shape_of(base: str) -> Shape | None:
+    """The shape of the student's base, without downloading anything; None where it is not known."""
+    folder = Path(base).expanduser()
+    if base == models.BUNDLED or folder.is_dir():
+        return memory.read(models.locate(base))
+    here = hubs.cached(base)
+    return memory.known(base) if here is None else memory.read(here)
+
+
+def work_of(context: Context) -> Workload:
+    """What the members will have to answer: the test, or without one the validation questions. Answers are as long as
+    the accepted chains, where there are some."""
+    config = context.config
+    split = "validation" if config.questions.test is None else "test"
+    questions = records.read(context.input("questions") / f"{split}.jsonl", Question)
+    prompts = [prompt_tokens(config, question) for question in questions] or [0.0]
+    again = sum(
+        tokens(later.problem) for earlier, later in pairwise(questions) if earlier.problem_id == later.problem_id
+    )
+    answer = ANSWER_TOKENS.likely
+    if _samples_are_done(context):
+        accepted = records.read(context.input("samples") / "accepted.jsonl", Sample)
+        chains = [tokens(sample.text) for sample in accepted]
+        answer = fmean(chains) if chains else answer
+    return Workload(
+        questions=len(questions),
+        votes=config.predict.votes,
+        members=len(config.member),
+        prompt=fmean(prompts),
+        read=fmean(prompts) - again / max(1, len(questions)),
+        answer=min(answer, config.predict.max_tokens),
+        length=round(max(prompts)) + config.predict.max_tokens,
+        bits=config.quantise.bits,
+        utilisation=config.serve.utilisation,
+        kv_cache_gib=config.serve.kv_cache_gib,
+    )
+
+
+def _samples_are_done(context: Context) -> bool:
+    """Whether the cascade was climbed. Where its folder is not there nothing more is looked at: its fingerprint is made
+    of the models' weights, which may not be downloaded yet."""
+    return context.input("samples").exists() and flow.stage("samples").artifact(context, None).state() == "done"

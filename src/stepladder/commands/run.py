@@ -1,0 +1,31 @@
+"""``stepladder run``: every stage that is not up to date, then the result; and one stage alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from rich.markup import escape
+
+from stepladder.context import Context
+from stepladder.stages import flow
+from stepladder.stages.report import HTML, JSON, summary
+
+
+def run(config: Path, runs: Path) -> None:
+    """Run every stage that is not up to date, then show the result."""
+    context = Context.open(config, runs)
+    console = context.progress.console
+    console.print(f"[bold]{context.config.name}[/bold]  [dim]{escape(str(context.workspace.folder))}[/dim]")
+    with context.workspace.locked():
+        flow.run(context)
+    folder = context.input("report")
+    summary(json.loads((folder / JSON).read_text(encoding="utf-8")), console)
+    console.print(f"\nReport: {escape(str(folder / HTML))}", soft_wrap=True)
+
+
+def run_stage(config: Path, runs: Path, name: str) -> None:
+    """Run one stage if it is not up to date; those before it must be there."""
+    context = Context.open(config, runs)
+    with context.workspace.locked():
+        flow.run(context, (name,))

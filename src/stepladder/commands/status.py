@@ -1,0 +1,33 @@
+"""``stepladder status``: which artifacts of a run are done, stale or missing, and what it has spent."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.markup import escape
+
+from stepladder.ask.ledger import Ledger
+from stepladder.context import Context
+from stepladder.stages import flow
+
+MARKS = {"done": "[green]✓[/green]", "stale": "[yellow]~[/yellow]", "missing": "[dim]·[/dim]"}
+
+
+def status(config: Path, runs: Path) -> None:
+    """Show the artifacts of a run, and what of its money is spent or set aside."""
+    context = Context.open(config, runs)
+    console = context.progress.console
+    for label, state in flow.states(context):
+        console.print(f"  {MARKS[state]}  {label:<24} {state}")
+    if not context.workspace.ledger.exists():
+        return
+    name = context.workspace.name
+    with Ledger(context.workspace.ledger) as ledger:
+        console.print(f"\n{ledger.calls(name)} model calls, ${ledger.spent(name) / 1e6:.2f} spent")
+        for batch in ledger.waiting(name):
+            what = f"batch {batch.remote}: " if batch.remote else "batch: "
+            what += f"{batch.requests:,} requests at the provider; the next run collects them"
+            console.print(f"  ${batch.reserved / 1e6:.4f}  {escape(what)}", highlight=False)
+        for attempt in ledger.unsettled(name):
+            fate = "in flight" if attempt.alive else "in flight when its process ended, so charged at the worst"
+            console.print(f"  ${attempt.reserved / 1e6:.4f}  {escape(attempt.model)}: {fate}", highlight=False)

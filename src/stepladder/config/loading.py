@@ -1,0 +1,108 @@
+"""Reading a run's TOML file: one line about whatever is wrong in it, and paths relative to the file."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any, get_args
+
+from pydantic import ValidationError
+
+from stepladder.config.schema import Config, Table
+from stepladder.errors import ConfigError
+
+
+def load(path: Path) -> Config:
+    """Read and check a TOML file; paths in it are relative to the file's own folder.
+
+    Raises:
+        ConfigError: one line naming file, key and what is allowed.
+    """
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file; 'stepladder init' writes an example") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}); name a TOML file") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 at byte {error.start}; save the file as UTF-8") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: not TOML: {error}; mend that place") from None
+    try:
+        config = Config.model_validate(raw)
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {_first_problem(error)}") from None
+    root = path.parent
+    questions = config.questions.model_copy(
+        update={
+            "train": root / config.questions.train,
+            "test": None if config.questions.test is None else root / config.questions.test,
+            "reviewed": None if config.questions.reviewed is None else root / config.questions.reviewed,
+        }
+    )
+    models = {
+        name: model.model_copy(
+            update={
+                **({} if model.path is None else {"path": _beside(root, model.path)}),
+                **({} if model.base_url_file is None else {"base_url_file": root / model.base_url_file}),
+            }
+        )
+        for name, model in config.models.items()
+    }
+    train = config.train.model_copy(update={"base": _beside(root, config.train.base)})
+    general = tuple(
+        part.model_copy(update={"source": str(root / part.source) if (root / part.source).is_file() else part.source})
+        for part in config.quantise.general
+    )
+    quantise = config.quantise.model_copy(update={"general": general})
+    prompts = None if config.prompts is None else root / config.prompts
+    if prompts is not None and not prompts.is_dir():
+        raise ConfigError(f"{path}: key 'prompts': {prompts} is no folder; name one with templates (*.j2)")
+    return config.model_copy(
+        update={"questions": questions, "models": models, "train": train, "quantise": quantise, "prompts": prompts}
+    )
+
+
+def _beside(root: Path, name: str) -> str:
+    """A model named by a folder beside the TOML file becomes that folder; any other name stays as it is."""
+    return str(root / name) if (root / name).is_dir() else name
+
+
+def _first_problem(error: ValidationError) -> str:
+    """The first problem as one line: dotted key, what is wrong, what is known.
+
+    An unknown key goes first: a misspelt one is also missing, and the spelling is what there is to mend.
+    """
+    problem = min(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
+    place = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        table, known = _known_keys(problem["loc"])
+        return f"unknown key '{place}'; {table} knows: {known}"
+    if problem["type"] == "missing":
+        return f"missing key '{place}'; add it"
+    message = problem["msg"].removeprefix("Value error, ")
+    if not place:
+        return message
+    # A whole table would drown the sentence that says what is wrong with it.
+    got = "" if isinstance(problem["input"], dict | list) else f" (got {problem['input']!r})"
+    return f"key '{place}': {message}{got}"
+
+
+def _known_keys(location: tuple[int | str, ...]) -> tuple[str, str]:
+    """The table an unknown key was found in and the keys it knows."""
+    table: type[Table] = Config
+    path: list[str] = []
+    for part in location[:-1]:
+        if isinstance(part, str) and part in table.model_fields:
+            table = _table_in(table.model_fields[part].annotation) or table
+            path.append(part)
+    name = f"[{'.'.join(path)}]" if path else "the file"
+    return name, ", ".join(table.model_fields)
+
+
+def _table_in(annotation: Any) -> type[Table] | None:
+    """The table that a field holds: itself, or as items of a tuple or dictionary, or optionally."""
+    if isinstance(annotation, type) and issubclass(annotation, Table):
+        return annotation
+    found = (_table_in(part) for part in get_args(annotation))
+    return next((table for table in found if table is not None), None)

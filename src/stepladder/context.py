@@ -1,0 +1,90 @@
+"""One run at work, and which artifacts it has. Every stage is given a context; none imports the flow."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from stepladder.config import BASE, Config, load
+from stepladder.errors import UserError
+from stepladder.mcq import prompts
+from stepladder.progress import Progress
+from stepladder.workspace import Artifact, Workspace
+
+STAGES = (
+    "questions", "samples", "variants", "trainset", "adapter", "merged", "quantised", "predictions", "ensemble",
+    "report",
+)  # fmt: skip
+"""The stages in the order of the flow; each is the module of that name in ``stages/``."""
+PER_MEMBER = {"trainset", "adapter", "merged", "quantised", "predictions"}
+"""Stages that make one artifact for each member; all others make one for the run."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """One run at work."""
+
+    config: Config
+    workspace: Workspace
+    progress: Progress
+
+    @classmethod
+    def open(cls, config: Path, runs: Path) -> Context:
+        """The run of a TOML file, shown on standard output.
+
+        Raises:
+            ConfigError: the file cannot be read, or says something wrong.
+            UserError: ``runs`` is no folder.
+        """
+        loaded = load(config)
+        if runs.exists() and not runs.is_dir():
+            raise UserError(f"{runs}: is not a folder; give --runs a folder, which is made if it is not there")
+        return cls(loaded, Workspace(runs, loaded.name), Progress(Console()))
+
+    def input(self, stage: str, part: str | None = None) -> Path:
+        """Folder of a finished artifact to read from."""
+        return self.workspace.path(stage, part)
+
+    def digest_of(self, stage: str, part: str | None = None) -> str:
+        """Digest of a finished artifact, for the inputs of a later one.
+
+        Raises:
+            UserError: it is not there yet.
+        """
+        return Artifact(self.input(stage, part), {}, {}).digest()
+
+    def prompts_digest(self) -> dict[str, str]:
+        """The user's prompts, for the inputs of a stage that asks or trains with them."""
+        folder = self.config.prompts
+        return {} if folder is None else {"prompts": prompts.fingerprint(folder)}
+
+    def number_formats(self) -> dict[str, str]:
+        """The number format that each finished artifact was computed in, as far as it was computed in this process."""
+        formats = {}
+        for stage, part in artifacts(self.config):
+            manifest = Artifact(self.input(stage, part), {}, {}).manifest() or {}
+            if "dtype" in manifest:
+                formats[label(stage, part)] = manifest["dtype"]
+        return formats
+
+
+def parts(config: Config, stage: str) -> tuple[str | None, ...]:
+    """The artifacts that a stage makes in a run: folders below the stage's, or None for that folder itself."""
+    if stage == "variants" and config.variants is None:
+        return ()
+    if stage not in PER_MEMBER:
+        return (None,)
+    members = tuple(member.name for member in config.member)
+    return (BASE, *members) if stage == "predictions" else members
+
+
+def artifacts(config: Config) -> list[tuple[str, str | None]]:
+    """Stage and part of every artifact of a run, in the order of the flow."""
+    return [(stage, part) for stage in STAGES for part in parts(config, stage)]
+
+
+def label(stage: str, part: str | None) -> str:
+    """The name of an artifact in messages: ``stage`` or ``stage/part``."""
+    return stage if part is None else f"{stage}/{part}"

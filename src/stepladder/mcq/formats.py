@@ -1,0 +1,267 @@
+"""``stepladder import``: multiple-choice questions in the forms people have them -> the question file of a run.
+
+A format is a function from a file to :class:`SourceRow` values; :func:`convert` does the rest: answers become letters,
+rows that share a passage become one problem.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from stepladder import records
+from stepladder.errors import InputError, MissingExtra, UserError
+from stepladder.records import LETTERS
+from stepladder.workspace import write_atomic
+
+
+class Columns(NamedTuple):
+    """Where a table keeps what."""
+
+    question: str = "question"
+    options: tuple[str, ...] = ()
+    """One column with a list, or one column an option; empty: found by their usual names."""
+    answer: str | None = None
+    """None: found by its usual names."""
+    passage: str | None = None
+    one_based: bool = False
+    """Whether answers that are numbers count from 1."""
+
+
+class SourceRow(NamedTuple):
+    """One question as read."""
+
+    line: int
+    passage: str
+    question: str
+    options: tuple[str, ...]
+    answer: Any
+    """A letter, a number, an option's text, or None."""
+
+
+OPTIONS = ("options", "choices", "answers", "endings")
+ANSWERS = ("answer", "label", "target", "correct", "answer_idx", "gold")
+PASSAGES = ("passage", "context", "problem", "article", "premise")
+_LETTERED = re.compile(r"^\s*[(（]?([A-Za-z])[)）.、．:：]\s*")
+_BBH_OPTION = re.compile(r"^\s*\(([A-Z])\)\s*(.+?)\s*$", re.MULTILINE)
+_LOGIQA_OPTION = re.compile(r"^\s*([A-D])\s*[.、．)）]\s*(.*)$")
+
+
+def convert(source: Path, out: Path, form: str | None, columns: Columns) -> int:
+    """Write ``out`` in the contest's format and return the number of questions.
+
+    Raises:
+        UserError: an unknown format.
+        InputError: naming file, line and field.
+    """
+    if form is not None and form not in FORMATS:
+        raise UserError(f"there is no format {form!r}; choose from {', '.join(FORMATS)}")
+    rows = FORMATS[form or guess(source)](source, columns)
+    problems: dict[str, dict[str, Any]] = {}
+    count = 0
+    for row in rows:
+        options = _unlettered(row.options)
+        if not 2 <= len(options) <= len(LETTERS):
+            reason = f"has {len(options)} options; 2 to {len(LETTERS)} are needed"
+            raise InputError(source, reason, line=row.line, field="options")
+        item: dict[str, Any] = {"question": row.question, "options": list(options)}
+        if row.answer is not None:
+            item["answer"] = _letter(source, row, options, columns.one_based)
+        key = row.passage.strip() or f"#{row.line}"
+        problem = problems.setdefault(
+            key, {"id": f"{source.stem}-{len(problems)}", "problem": row.passage.strip(), "questions": []}
+        )
+        problem["questions"].append(item)
+        count += 1
+    if not count:
+        raise InputError(source, "holds no questions")
+    write_atomic(out, (json.dumps(problem, ensure_ascii=False) + "\n" for problem in problems.values()))
+    return count
+
+
+def guess(source: Path) -> str:
+    """The format of a file by its name and how it begins."""
+    suffix = source.suffix.lower()
+    if suffix == ".txt":
+        return "logiqa"
+    if suffix == ".csv":
+        first = next(iter(_csv(source)), (0, []))[1]
+        return "mmlu" if len(first) > 3 and first[-1].strip() in LETTERS[: len(first) - 2] else "table"
+    if suffix == ".json":
+        value = _json(source)
+        return "bbh" if isinstance(value, dict) and "examples" in value else "table"
+    if suffix in (".jsonl", ".parquet"):
+        return "table"
+    raise UserError(f"{source}: cannot tell its format by its name; say --format ({', '.join(FORMATS)})")
+
+
+def table(source: Path, columns: Columns) -> Iterator[SourceRow]:
+    """Rows with named fields: JSON (a list of objects), JSONL, CSV with a header, Parquet. AGIEval's JSONL is one."""
+    readers = {".json": _json_rows, ".csv": _csv_rows, ".parquet": _parquet_rows}
+    for line, row in readers.get(source.suffix.lower(), records.parse_lines)(source):
+        if not isinstance(row, dict):
+            raise InputError(source, "is not an object with named fields", line=line)
+        passage = columns.passage or next((name for name in PASSAGES if row.get(name)), None)
+        answer = columns.answer or next((name for name in ANSWERS if row.get(name) not in (None, "")), None)
+        for name in (columns.question, columns.passage, columns.answer):
+            if name is not None and name not in row:
+                raise InputError(
+                    source, f"has no such field; there are {', '.join(map(str, row))}", line=line, field=name
+                )
+        yield SourceRow(
+            line,
+            str(row.get(passage) or "") if passage else "",
+            str(row[columns.question]),
+            _options(source, line, row, columns.options),
+            row.get(answer) if answer else None,
+        )
+
+
+def _options(source: Path, line: int, row: Mapping[str, Any], names: Sequence[str]) -> tuple[str, ...]:
+    found: Any = None
+    if len(names) > 1:
+        if missing := [name for name in names if name not in row]:
+            raise InputError(source, "has no such field", line=line, field=missing[0])
+        found = [row[name] for name in names if row[name] not in (None, "")]
+    else:
+        name = names[0] if names else next((name for name in OPTIONS if row.get(name)), None)
+        found = row.get(name) if name else [row[letter] for letter in LETTERS if row.get(letter) not in (None, "")]
+    if isinstance(found, dict):  # as Hugging Face has them: {"label": ["A", ...], "text": [...]}, or {"A": ...}
+        found = found.get("text") or list(found.values())
+    if isinstance(found, str):
+        try:
+            found = json.loads(found)
+        except ValueError:
+            found = None
+    if not isinstance(found, list):
+        raise InputError(source, "has no list of options; name it with --options", line=line, field="options")
+    return tuple(str(option) for option in found)
+
+
+def mmlu(source: Path, columns: Columns) -> Iterator[SourceRow]:
+    """MMLU's CSV: question, options, letter, and no header."""
+    for line, cells in _csv(source):
+        yield SourceRow(line, "", cells[0], tuple(cells[1:-1]), cells[-1].strip())
+
+
+def bbh(source: Path, columns: Columns) -> Iterator[SourceRow]:
+    """BIG-Bench Hard: ``{"examples": [{"input": "... Options: (A) ...", "target": "(A)"}]}``."""
+    value = _json(source)
+    examples = value.get("examples") if isinstance(value, dict) else None
+    if not isinstance(examples, list):
+        raise InputError(source, 'holds no list "examples"', field="examples")
+    for number, example in enumerate(examples, start=1):
+        if not isinstance(example, dict) or not isinstance(example.get("input"), str):
+            raise InputError(source, f"example {number} has no text", field="input")
+        stem, _, listed = example["input"].rpartition("Options:")
+        options = tuple(text for _, text in _BBH_OPTION.findall(listed))
+        if not options:
+            raise InputError(source, f"example {number} is not multiple choice: no line '(A) ...'", field="input")
+        yield SourceRow(number, "", stem.strip(), options, example.get("target"))
+
+
+def logiqa(source: Path, columns: Columns) -> Iterator[SourceRow]:
+    """LogiQA's text: blocks of a letter, a passage, a question and lettered options, with an empty line between."""
+    block: list[str] = []
+    lines = records.read_text(source).split("\n")
+    for number, line in enumerate([*lines, ""], start=1):
+        if line.strip():
+            block.append(line.strip())
+        elif block:
+            yield _logiqa(source, number - len(block), block)
+            block = []
+
+
+def _logiqa(source: Path, line: int, block: list[str]) -> SourceRow:
+    options = [found[2] for text in block if (found := _LOGIQA_OPTION.match(text))]
+    body = [text for text in block if not _LOGIQA_OPTION.match(text)]
+    if len(body) < 3 or len(body[0]) != 1:
+        raise InputError(source, "a block needs a letter, a passage, a question and options, a line each", line=line)
+    return SourceRow(line, "\n".join(body[1:-1]), body[-1], tuple(options), body[0].upper())
+
+
+FORMATS: Mapping[str, Callable[[Path, Columns], Iterable[SourceRow]]] = {
+    "table": table,
+    "mmlu": mmlu,
+    "bbh": bbh,
+    "logiqa": logiqa,
+}
+
+
+def _letter(source: Path, row: SourceRow, options: Sequence[str], one_based: bool) -> str:
+    """The answer as a letter, whether it is a letter, a number or an option's text."""
+    said = row.answer
+    allowed = LETTERS[: len(options)]
+    if isinstance(said, str):
+        said = said.strip()
+        bare = said.strip("()（）. ").upper()
+        if len(bare) == 1 and bare in allowed:
+            return bare
+        texts = [option.strip() for option in options]
+        if texts.count(said) == 1:
+            return allowed[texts.index(said)]
+        said = int(said) if said.isdecimal() else said
+    if isinstance(said, float) and said.is_integer():
+        said = int(said)
+    if isinstance(said, int) and not isinstance(said, bool) and 0 <= (place := said - one_based) < len(options):
+        return allowed[place]
+    reason = f"{row.answer!r} is no letter from A to {allowed[-1]}, no number of an option and not the text of one"
+    raise InputError(source, reason, line=row.line, field="answer")
+
+
+def _unlettered(options: tuple[str, ...]) -> tuple[str, ...]:
+    """Options without "(A)" or "A." before them, where each carries its own letter."""
+    found = [_LETTERED.match(option) for option in options]
+    own = all(match and match[1].upper() == letter for match, letter in zip(found, LETTERS, strict=False))
+    return tuple(_LETTERED.sub("", option, count=1).strip() for option in options) if own and options else options
+
+
+# Reading files
+
+
+def _json(source: Path) -> Any:
+    try:
+        return json.loads(records.read_text(source))
+    except ValueError as error:
+        raise InputError(source, f"not JSON ({error})") from None
+
+
+def _json_rows(source: Path) -> Iterator[tuple[int, Any]]:
+    value = _json(source)
+    if not isinstance(value, list):
+        raise InputError(source, "is not a list of objects")
+    return iter(enumerate(value, start=1))
+
+
+def _csv(source: Path) -> Iterator[tuple[int, list[str]]]:
+    reader = csv.reader(records.read_text(source).splitlines(keepends=True))
+    try:
+        for cells in reader:
+            if cells:
+                yield reader.line_num, cells
+    except csv.Error as error:
+        raise InputError(source, f"not CSV ({error})", line=reader.line_num) from None
+
+
+def _csv_rows(source: Path) -> Iterator[tuple[int, Any]]:
+    rows = _csv(source)
+    _, header = next(rows, (0, []))
+    for line, cells in rows:
+        yield line, dict(zip(header, cells, strict=False))
+
+
+def _parquet_rows(source: Path) -> Iterator[tuple[int, Any]]:
+    try:
+        import pyarrow.parquet
+    except ModuleNotFoundError:
+        raise MissingExtra("pyarrow (to read Parquet)") from None
+    try:
+        file = pyarrow.parquet.ParquetFile(source)
+    except (OSError, pyarrow.ArrowInvalid) as error:
+        raise InputError(source, f"not Parquet ({error})") from None
+    rows = (row for batch in file.iter_batches(batch_size=1000) for row in batch.to_pylist())
+    yield from enumerate(rows, start=1)

@@ -1,0 +1,163 @@
+"""The question file: the contest's format, one problem a line, and the decisions somebody took about its labels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from stepladder import records
+from stepladder.errors import InputError
+from stepladder.mcq.repair import Note, clean, note_defects, repair
+from stepladder.records import LETTERS, Language, Question
+
+
+class Problem(NamedTuple):
+    """The sub-questions of one line, in file order."""
+
+    id: str
+    line: int
+    questions: list[Question]
+    notes: list[tuple[str, Note]]
+    """What was odd about it, and about which of its ids."""
+
+
+def read_problems(path: Path, language: Language, *, labelled: bool) -> list[Problem]:
+    """All of :func:`stream_problems`, for files known to be small."""
+    return list(stream_problems(path, language, labelled=labelled))
+
+
+def stream_problems(path: Path, language: Language, *, labelled: bool) -> Iterator[Problem]:
+    """Read the contest's format: a line is ``{"id", "problem", "questions": [{"question", "options", "answer"}]}``;
+    sub-questions may bring ``worked`` and ``program``. What can be put right is (mcq/repair.py), and noted.
+
+    Raises:
+        InputError: naming file, line and field.
+    """
+    return (_problem(path, number, row, language, labelled) for number, row in rows(path))
+
+
+def rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Lines and their JSON objects, each with a text and an id that no line before it has; the rest is unread."""
+    seen: dict[str, int] = {}
+    for number, row in records.parse_lines(path):
+        if not isinstance(row, dict):
+            raise InputError(path, "is not a JSON object; one problem a line is expected", line=number)
+        for field in ("id", "problem"):
+            if not isinstance(row.get(field), str):
+                reason = "must be a text" if field in row else "is missing; every problem needs one"
+                raise InputError(path, reason, line=number, field=field)
+        name = row["id"]
+        if not name:
+            raise InputError(path, "is empty; every problem needs one", line=number, field="id")
+        if name in seen:
+            reason = f"id {name!r} was used on line {seen[name]}; ids must be unique"
+            raise InputError(path, reason, line=number, field="id")
+        seen[name] = number
+        yield number, row
+    if not seen:
+        raise InputError(path, "holds no problems; one JSON object a line is expected")
+
+
+def _problem(path: Path, number: int, row: dict[str, Any], language: Language, labelled: bool) -> Problem:
+    def wrong(field: str, problem: str) -> InputError:
+        return InputError(path, problem, line=number, field=field)
+
+    if not isinstance(row.get("questions"), list) or not row["questions"]:
+        raise wrong("questions", "must be a list with at least one question")
+    questions = []
+    notes: list[Note] = []
+    text = clean(row["problem"], notes)
+    note_defects(text, notes)
+    odd = [(row["id"], note) for note in notes]
+    source = str(row.get("source", path.stem))
+    for index, item in enumerate(row["questions"]):
+        field = f"questions[{index}]"
+        if not isinstance(item, dict):
+            raise wrong(field, "must be an object with question, options and answer")
+        if not isinstance(item.get("question"), str):
+            raise wrong(f"{field}.question", "must be a text")
+        options = item.get("options")
+        if not isinstance(options, list) or not all(isinstance(option, str) for option in options):
+            raise wrong(f"{field}.options", "must be a list of texts")
+        if not 1 <= len(options) <= len(LETTERS):
+            raise wrong(f"{field}.options", f"has {len(options)} options; 2 to {len(LETTERS)} are needed")
+        answer = item.get("answer")
+        if answer is not None and (not isinstance(answer, str) or len(answer) != 1 or answer not in LETTERS):
+            allowed = LETTERS[: max(2, len(options))]
+            raise wrong(f"{field}.answer", f"{answer!r} is not one of the letters {allowed[0]} to {allowed[-1]}")
+        repaired = repair(item["question"], tuple(options), answer)
+        odd += [(f"{row['id']}#{index}", note) for note in repaired.notes]
+        count = len(repaired.options)
+        if not 2 <= count <= len(LETTERS):
+            raise wrong(f"{field}.options", f"has {count} options; 2 to {len(LETTERS)} are needed")
+        if repaired.answer is not None and repaired.answer not in LETTERS[:count]:
+            raise wrong(f"{field}.answer", f"{answer!r} is not one of the letters A to {LETTERS[count - 1]}")
+        if answer is None and labelled:
+            raise wrong(f"{field}.answer", "is missing; training questions need their letter")
+        for field in ("worked", "program"):
+            if item.get(field) is not None and not isinstance(item[field], str):
+                raise wrong(f"{field}.{field}", "must be a text or null")
+        questions.append(
+            Question(
+                id=f"{row['id']}#{index}",
+                problem_id=row["id"],
+                problem=text,
+                question=repaired.question,
+                options=repaired.options,
+                answer=repaired.answer,
+                language=language,
+                source=source,
+                worked=item.get("worked"),
+                program=item.get("program"),
+            )
+        )
+    return Problem(row["id"], number, questions, odd)
+
+
+class Review(NamedTuple):
+    """What somebody decided about a label."""
+
+    action: Literal["keep", "relabel", "drop"]
+    answer: str | None = None
+
+
+def read_reviews(path: Path, train: Path, language: Language) -> dict[str, Review]:
+    """Decisions by question id, about questions of the training file.
+
+    Raises:
+        InputError: naming file, line and field.
+    """
+    about = {name.rpartition("#")[0] for name in _named(path)}
+    lines = ((number, row) for number, row in rows(train) if row["id"] in about)
+    problems = (_problem(train, number, row, language, True) for number, row in lines)
+    return _decisions(path, {q.id: q for problem in problems for q in problem.questions})
+
+
+def _named(path: Path) -> Iterator[str]:
+    """Ids that reviews are about, whatever else is wrong with them."""
+    for _, row in records.parse_lines(path):
+        if isinstance(row, dict) and isinstance(row.get("id"), str):
+            yield row["id"]
+
+
+def _decisions(path: Path, known: Mapping[str, Question]) -> dict[str, Review]:
+    """Decisions by question id, about questions of the training file.
+
+    Raises:
+        InputError: naming file, line and field.
+    """
+    reviews: dict[str, Review] = {}
+    for number, row in records.parse_lines(path):
+        question_id = row.get("id") if isinstance(row, dict) else row
+        if not isinstance(row, dict) or not isinstance(question_id, str) or question_id not in known:
+            raise InputError(path, f"{question_id!r} is no training question", line=number, field="id")
+        question, action, answer = known[question_id], row.get("action"), row.get("answer")
+        if action not in ("keep", "relabel", "drop"):
+            raise InputError(path, f"{action!r} is none of keep, relabel, drop", line=number, field="action")
+        letters = LETTERS[: len(question.options)]
+        if action == "relabel" and (not isinstance(answer, str) or len(answer) != 1 or answer not in letters):
+            reason = f"{answer!r} is not one of the letters A to {letters[-1]}"
+            raise InputError(path, reason, line=number, field="answer")
+        reviews[question.id] = Review(action, answer if action == "relabel" else None)
+    return reviews

@@ -1,0 +1,47 @@
+"""Models: where weights are, how they are loaded, in which number format they compute, how a chat becomes tokens."""
+
+from stepladder.models.libraries import quiet, require
+from stepladder.models.loading import load, load_in_4_bits, load_tokenizer, skeleton
+from stepladder.models.location import (
+    BUNDLED,
+    BUNDLED_FILE,
+    BUNDLED_PACKAGE,
+    DIGESTS,
+    cache_folder,
+    content_digest,
+    identity,
+    locate,
+)
+from stepladder.models.number_format import (
+    AUTO,
+    compute_dtype,
+    dtype_name,
+    has_cuda,
+    machine,
+    multiplies_bfloat16,
+    own_dtype,
+)
+
+__all__ = [
+    "AUTO",
+    "BUNDLED",
+    "BUNDLED_FILE",
+    "BUNDLED_PACKAGE",
+    "DIGESTS",
+    "cache_folder",
+    "compute_dtype",
+    "content_digest",
+    "dtype_name",
+    "has_cuda",
+    "identity",
+    "load",
+    "load_in_4_bits",
+    "load_tokenizer",
+    "locate",
+    "machine",
+    "multiplies_bfloat16",
+    "own_dtype",
+    "quiet",
+    "require",
+    "skeleton",
+]

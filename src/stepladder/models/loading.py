@@ -1,0 +1,115 @@
+"""Weights and tokenizers of a model folder, loaded with transformers. Everything heavy is imported inside."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from stepladder.config import Dtype
+from stepladder.errors import ModelError
+from stepladder.models.gptq_format import load_gptq
+from stepladder.models.libraries import need, quiet, require
+from stepladder.models.number_format import has_cuda, ready_for
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model folder.
+
+    Raises:
+        ModelError: it cannot be loaded, or has no chat template.
+    """
+    need("transformers")  # where a server computes, PyTorch need not be here
+    from transformers import AutoTokenizer
+
+    with _loading("tokenizer", folder):
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
+    if tokenizer.chat_template is None:
+        raise ModelError(f"{folder}: the tokenizer has no chat template; use the instruct or chat version of the model")
+    return tokenizer
+
+
+def load(folder: Path, dtype: Dtype = "auto", *, move: bool = True) -> PreTrainedModel:
+    """A causal language model on the best device (or, unless ``move``, on the CPU), quantised weights unpacked, ready
+    to compute in ``dtype``.
+
+    Raises:
+        ModelError: the folder's files are not a model, or are damaged.
+    """
+    require()
+    from transformers import AutoModelForCausalLM
+    from transformers.utils.quantization_config import CompressedTensorsConfig
+
+    computed_in = ready_for(dtype)
+    with _loading("model", folder), quiet():
+        form = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("quantization_config")
+        if form is not None and form.get("quant_method") == "gptq":
+            model = load_gptq(folder, computed_in)
+        else:
+            unpack = {} if form is None else {"quantization_config": CompressedTensorsConfig(run_compressed=False)}
+            model = AutoModelForCausalLM.from_pretrained(folder, dtype=computed_in, **unpack)
+    if move and has_cuda():
+        model = model.to("cuda")  # type: ignore[arg-type]
+    return model
+
+
+def skeleton(folder: Path) -> PreTrainedModel:
+    """The layers of a model without their weights, which takes no memory: for what only their shapes tell."""
+    require()
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with _loading("model", folder), torch.device("meta"):
+        config = AutoConfig.from_pretrained(folder)
+        return cast("PreTrainedModel", AutoModelForCausalLM.from_config(config))  # type: ignore[no-untyped-call]
+
+
+def load_in_4_bits(folder: Path, dtype: Dtype = "auto") -> PreTrainedModel:
+    """A base whose linear layers are held in 4 bits (NF4, their scales quantised as well) while an adapter is trained;
+    they are unpacked into ``dtype``.
+
+    QLoRA: Dettmers et al. 2023, arXiv:2305.14314.
+    """
+    require("bitsandbytes")
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    computed_in = ready_for(dtype)
+    packed = BitsAndBytesConfig(  # type: ignore[no-untyped-call]
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=computed_in,
+    )
+    place = "cuda" if has_cuda() else "cpu"
+    with _loading("model", folder), quiet():
+        model = cast(
+            "PreTrainedModel",
+            AutoModelForCausalLM.from_pretrained(
+                folder, quantization_config=packed, dtype=computed_in, device_map={"": place}
+            ),
+        )
+    for layer in model.modules():
+        if hasattr(layer, "support_avx512bf16_for_cpu"):
+            # On such a CPU a layer packs itself anew when it is first evaluated, into a form that has no gradient: all
+            # that is below it would learn nothing after the first validation.
+            vars(layer)["support_avx512bf16_for_cpu"] = False
+    return model
+
+
+@contextlib.contextmanager
+def _loading(what: str, folder: Path) -> Iterator[None]:
+    """What the libraries say about files they cannot read, as one line."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, ValueError, SafetensorError) as error:
+        reason = str(error).strip().split("\n")[0].rstrip(" .:")
+        raise ModelError(
+            f"{folder}: the {what} cannot be loaded ({reason}); give a complete, undamaged folder"
+        ) from None

@@ -1,0 +1,233 @@
+"""The package of a run: what is copied, what is written from templates, what names it all."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import stat
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from pathlib import Path, PurePath
+from typing import Any, Literal
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+import stepladder
+from stepladder import models, records
+from stepladder.answering import team as teams
+from stepladder.answering.standalone import PROMPTS, read_settings
+from stepladder.answering.team import Team
+from stepladder.config import Config
+from stepladder.context import Context
+from stepladder.errors import UserError
+from stepladder.packaging import papers, selftest, wheels
+from stepladder.records import Prediction, Question
+from stepladder.reporting.model_card import base_name, licence_of
+from stepladder.stages.flow import states
+from stepladder.stages.quantised import verdict
+from stepladder.workspace import MANIFEST, digest, file_digest, write_atomic
+
+SELFTEST = 8
+"""Problems of the self-test."""
+SCRIPTS = ("run.sh", "serve.sh", "selftest.sh", "install.sh", "healthcheck")
+PAPERS = ("README.md", "Dockerfile", "compose.yaml", ".dockerignore")
+SUMS = "SHA256SUMS"
+EXTRAS = {"local": "local", "vllm": "serve"}
+"""What Stepladder needs of libraries, by who computes."""
+
+Engine = Literal["local", "vllm"]
+
+
+def pack(context: Context, out: Path, engine: Engine | None, image: str | None, pythons: Sequence[str]) -> Path:
+    """Make the package of a finished run.
+
+    Args:
+        context: the run.
+        out: the folder to make; it must not be there.
+        engine: who computes; by default what the run was validated with.
+        image: the base of the Docker image, pinned by its digest; without one, whoever builds must name it.
+        pythons: versions that wheels are brought for: of the machine, and of the image.
+
+    Raises:
+        UserError: the folder is there, the run is not finished, or wheels cannot be had.
+    """
+    if out.exists():
+        raise UserError(f"{out}: is there already; name another folder, or move it away")
+    if not out.parent.is_dir():
+        raise UserError(f"{out}: there is no folder {out.parent}; make it, or name another one")
+    if image is not None and "@sha256:" not in image:
+        raise UserError(f"--image {image!r}: has no digest; name it as NAME@sha256:..., which is the same tomorrow")
+    team = _team(context)
+    computes = engine or context.config.predict.engine
+    partial = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    try:
+        _fill(context, partial, team, computes, image, pythons)
+        partial.rename(out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return out
+
+
+def _team(context: Context) -> Team:
+    """The members that the run chose, and their rule with what it was fitted on."""
+    for label, state in states(context):
+        if state != "done" and label != "report":
+            raise UserError(f"{context.workspace.folder}: {label} is {state}; 'stepladder run' brings it up to date")
+    choice = json.loads((context.input("ensemble") / "choice.json").read_text(encoding="utf-8"))
+    alone = choice["rule"] == "single"
+    names = [choice["leader"]] if alone else choice["members"]
+    members = {name: context.input("quantised", name) for name in names}
+    if alone:
+        return Team(members, leader=choice["leader"])
+    questions = records.read(context.input("questions") / "validation.jsonl", Question)
+    given = {
+        name: records.read(context.input("predictions", name) / "quantised.validation.jsonl", Prediction)
+        for name in names
+    }
+    return Team(members, choice["rule"], choice["leader"], teams.learned(questions, given))
+
+
+def _fill(
+    context: Context, folder: Path, team: Team, engine: Engine, image: str | None, pythons: Sequence[str]
+) -> None:
+    config, say = context.config, context.progress
+    base = models.locate(config.train.base)
+    for name, weights in team.members.items():
+        say.update(f"copies {name}", 0, 1)
+        shutil.copytree(weights, folder / teams.WEIGHTS / name, ignore=lambda _, names: {MANIFEST} & {*names})
+    packed = team._replace(members={name: folder / teams.WEIGHTS / name for name in team.members})
+    teams.write(folder, packed)
+    _prompts(config, folder / PROMPTS)
+    write_atomic(folder / selftest.QUESTIONS, _selftest(context, team))
+    if config.predict.engine == "local":  # a server's answers hang on what it computes beside them
+        say.update("self-test", 0, 1)
+        selftest.record(folder, say)
+
+    say.update("wheels", 0, 1)
+    (folder / "wheels").mkdir()
+    wheels.collect(folder / "wheels", EXTRAS[engine], pythons)
+    write_atomic(folder / "requirements.lock", wheels.lock(folder / "wheels"))
+    for short, content in papers.licences(folder / "wheels"):
+        _write(folder / "licenses" / short, content)
+    parent, licence = base_name(config.train.base), licence_of(config, base)
+    licence_note = f"{parent}: {licence or 'its folder names no licence'}; what was made of it is under the same.\n"
+    _write(folder / "licenses" / "model" / "README", licence_note.encode())
+    for path in base.glob("LICEN[CS]E*"):
+        _write(folder / "licenses" / "model" / path.name, path.read_bytes())
+    known = [
+        papers.PackedModel(name, models.content_digest(weights), parent, licence)
+        for name, weights in packed.members.items()
+    ]
+    (folder / "sbom").mkdir()
+    bill = papers.bill(folder / "wheels", known, config.name, context.digest_of("ensemble")[:12])
+    write_atomic(folder / "sbom" / "package.cdx.json", bill)
+
+    package = _manifest(context, folder, packed, engine, image, pythons, known)
+    write_atomic(folder / MANIFEST, json.dumps(package, indent=1, ensure_ascii=False) + "\n")
+    for name, text in _written(folder, packed, package):
+        write_atomic(folder / name, text)
+        if name in SCRIPTS:
+            (folder / name).chmod(0o755)
+    files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    write_atomic(folder / SUMS, "".join(f"{file_digest(folder / name)}  {name}\n" for name in files))
+    for path in (folder, *folder.rglob("*")):  # another user runs it
+        path.chmod(path.stat().st_mode | stat.S_IRGRP | stat.S_IROTH | (0o11 if path.is_dir() else 0))
+
+
+def _prompts(config: Config, folder: Path) -> None:
+    """The templates that questions are asked with: the packaged ones, and over them the user's."""
+    packaged = Path(stepladder.__file__).parent / "mcq" / "prompts" / config.language
+    shutil.copytree(packaged, folder)
+    if config.prompts is not None:
+        shutil.copytree(config.prompts, folder, dirs_exist_ok=True)
+
+
+def _selftest(context: Context, team: Team) -> str:
+    """Problems of validation in the contest's form, with the run's own answers as their labels; those first that all
+    members answered with the same letters before and after quantising, which another machine's rounding will hardly
+    change."""
+    questions = records.read(context.input("questions") / "validation.jsonl", Question)
+    given = records.read(context.input("ensemble") / "validation.jsonl", Prediction)
+    predictions = [given] + [
+        records.read(context.input("predictions", name) / f"{system}.validation.jsonl", Prediction)
+        for name in team.members
+        for system in ("merged", "quantised")
+    ]
+    firm: dict[bool, list[str]] = {True: [], False: []}
+    rows = zip(questions, *predictions, strict=True)
+    for name, group in groupby(rows, key=lambda row: row[0].problem_id):
+        readable = [(question, answers) for question, *answers in group if answers[0].answer is not None]
+        kept = [{"question": q.question, "options": q.options, "answer": a[0].answer} for q, a in readable]
+        if kept:
+            row = {"id": name, "problem": readable[0][0].problem, "questions": kept}
+            same = all(len({answer.answer for answer in answers}) == 1 for _, answers in readable)
+            firm[same].append(json.dumps(row, ensure_ascii=False) + "\n")
+    return "".join([*firm[True], *firm[False]][:SELFTEST])
+
+
+def _manifest(
+    context: Context,
+    folder: Path,
+    team: Team,
+    engine: Engine,
+    image: str | None,
+    pythons: Sequence[str],
+    known: list[papers.PackedModel],
+) -> dict[str, Any]:
+    config = context.config
+    how = read_settings(team.members[team.leader], None)
+    measured = {
+        name: {key: verdict(context, name)[key] for key in ("n", "quantised", "merged")} for name in team.members
+    }
+    return {
+        "name": config.name,
+        "made_by": f"stepladder {stepladder.__version__}",
+        "language": config.language,
+        "engine": engine,
+        "dtype": context.number_formats(),
+        "selftest": (folder / selftest.EXPECTED).is_file(),
+        "image": image,
+        "pythons": [*pythons],
+        "base": base_name(config.train.base),
+        "rule": team.rule,
+        "leader": team.leader,
+        "models": {model.name: model.digest for model in known},
+        "prompts": digest({path.name: file_digest(path) for path in _files(team.members[team.leader].parents[1])}),
+        "longest": how.serve.max_length,
+        "validation": measured,
+        "ensemble": context.digest_of("ensemble"),
+    }
+
+
+def _files(package: Path) -> list[Path]:
+    return sorted(path for path in (package / PROMPTS).rglob("*") if path.is_file())
+
+
+def _written(folder: Path, team: Team, package: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """The files that are made from templates."""
+    templates = Environment(  # not HTML: these are scripts and Markdown
+        loader=PackageLoader("stepladder.packaging", "files"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,  # noqa: S701
+    )
+    layers = {name: _layers(folder, weights) for name, weights in team.members.items()}
+    for name in (*SCRIPTS, *PAPERS):
+        yield name, templates.get_template(f"{name.removeprefix('.')}.j2").render(package=package, layers=layers)
+
+
+def _layers(folder: Path, weights: Path) -> list[list[str]]:
+    """A member's files by the layer of the image they are in: what is small together, then each shard of weights."""
+    files = sorted(path for path in weights.rglob("*") if path.is_file() and PurePath(PROMPTS).name not in path.parts)
+    small = [path.relative_to(folder).as_posix() for path in files if path.suffix != ".safetensors"]
+    shards = [path.relative_to(folder).as_posix() for path in files if path.suffix == ".safetensors"]
+    return [[shard] for shard in shards] + [small]
+
+
+def _write(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)

@@ -1,0 +1,224 @@
+"""Weights in 4 or 8 bits, by GPTQ or by rounding, in the compressed-tensors format that vLLM and transformers read.
+
+GPTQ: Frantar et al. 2022, arXiv:2210.17323, through llm-compressor; columns in the order of their activations, stored
+in the layer's own order ("static"), which every vLLM kernel takes.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from stepladder import models
+from stepladder.config import Dtype, Quantise
+from stepladder.errors import GateError, ModelError
+from stepladder.models import template
+
+if TYPE_CHECKING:
+    import torch
+    from compressed_tensors.quantization import QuantizationScheme
+
+GROUPS = (128, 64, 32, 16)
+"""Group sizes that are tried where none is asked for."""
+MISFIT = 0.1
+"""How far off the scales of a layer may be on average (:func:`misfits`)."""
+OTHER = 0.5
+"""How far off those that are may be, as a share of how far off the scales of other rows would be: GPTQ moves weights on
+purpose, in Qwen2.5's value projections by more than :data:`MISFIT`."""
+
+
+def quantise(
+    settings: Quantise,
+    merged: Path,
+    calibration: Sequence[list[int]],
+    folder: Path,
+    eight: Collection[str] = (),
+    dtype: Dtype = "auto",
+) -> None:
+    """Quantise every linear layer but the head and write a model folder.
+
+    Args:
+        settings: bits, group size, and whether by GPTQ or by rounding to nearest.
+        merged: the folder with the weights.
+        calibration: token ids of whole texts; rounding ignores them.
+        folder: what is written.
+        eight: names of layers that get 8 bits whatever the others have.
+        dtype: what is computed in.
+
+    Raises:
+        ModelError: ``group_size`` does not divide a layer's input width.
+        TemplateError: ``merged`` has another template than it was trained with.
+    """
+    # Remarks meant for these libraries' own developers, some at import, in the middle of our live view.
+    os.environ.setdefault("LLM_COMPRESSOR_LOG_LEVEL", "CRITICAL")
+    os.environ.setdefault("COMPRESSED_TENSORS_LOG_DISABLED", "true")
+    models.require("compressed_tensors", "datasets", "llmcompressor")
+    import torch
+    from datasets import Dataset
+    from llmcompressor import oneshot
+    from llmcompressor.modifiers.quantization import GPTQModifier, QuantizationModifier
+
+    for name in ("llmcompressor", "torch.fx._symbolic_trace"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    tokenizer = models.load_tokenizer(merged)
+    template.check(tokenizer, merged)
+    model = models.load(merged, dtype)
+    layers = linears(model)
+    size = group_size(settings, layers)
+    others = [name for name in layers if name not in eight]
+    groups = {"weights": _scheme(settings, size, settings.bits, others if eight else ["Linear"])}
+    if eight:
+        groups["worst"] = _scheme(settings, size, 8, sorted(eight))
+    with models.quiet():
+        if settings.method == "gptq":
+            rows = [{"input_ids": ids, "attention_mask": [1] * len(ids)} for ids in calibration]
+            oneshot(
+                model=model,
+                dataset=Dataset.from_list(rows),
+                recipe=GPTQModifier(config_groups=groups, ignore=["lm_head"], actorder="static"),
+                max_seq_length=max(map(len, calibration)),
+                num_calibration_samples=len(rows),
+                shuffle_calibration_samples=False,
+                log_dir=None,
+            )
+        else:
+            oneshot(model=model, recipe=QuantizationModifier(config_groups=groups, ignore=["lm_head"]), log_dir=None)
+        model.to(torch.bfloat16).save_pretrained(folder, save_compressed=True)  # type: ignore[arg-type]
+    tokenizer.save_pretrained(folder)
+    template.write(tokenizer, folder)
+
+
+def _scheme(settings: Quantise, size: int, bits: int, targets: list[str]) -> QuantizationScheme:
+    from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme, QuantizationStrategy
+
+    weights = QuantizationArgs(
+        num_bits=bits, group_size=size, symmetric=settings.symmetric, strategy=QuantizationStrategy.GROUP
+    )
+    return QuantizationScheme(targets=targets, weights=weights)
+
+
+def linears(model: torch.nn.Module) -> dict[str, torch.nn.Linear]:
+    """The layers that are quantised: every linear one but the head."""
+    import torch
+
+    found = {name: module for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
+    return {name: module for name, module in found.items() if name != "lm_head"}
+
+
+def group_size(settings: Quantise, layers: dict[str, torch.nn.Linear]) -> int:
+    """The group size asked for, else the largest of :data:`GROUPS` that divides every layer's input width.
+
+    Raises:
+        ModelError: it does not divide one, naming it.
+    """
+    usual = GROUPS if settings.backend == "llmcompressor" else GROUPS[:-1]
+    sizes = usual if settings.group_size is None else (settings.group_size,)
+    for size in sizes:
+        if all(layer.in_features % size == 0 for layer in layers.values()):
+            return size
+    name, layer = next((name, layer) for name, layer in layers.items() if layer.in_features % sizes[-1])
+    raise ModelError(
+        f"[quantise] group_size {sizes[-1]} does not divide the {layer.in_features} inputs of {name}; use a divisor"
+    )
+
+
+def inspect(folder: Path, settings: Quantise, merged: Path) -> None:
+    """Check an export against itself, what was asked and the weights it came from: bits and group size that its
+    config.json claims, the shapes of its scales, that all of them are numbers, and that they fit.
+
+    Raises:
+        GateError: naming the layer.
+    """
+    models.require()
+    import torch
+    from safetensors import safe_open
+
+    claimed = claims(folder)
+    if settings.group_size is not None and any(size != settings.group_size for _, size in claimed):
+        raise GateError(
+            f"{folder}: config.json says groups of {claimed[0][1]}, [quantise] of {settings.group_size}; quantise again"
+        )
+    if min(bits for bits, _ in claimed) != settings.bits:
+        raise GateError(f"{folder}: config.json says {claimed[0][0]} bits, [quantise] says {settings.bits}")
+    scales: dict[str, torch.Tensor] = {}
+    for shard in sorted(folder.glob("*.safetensors")):
+        with safe_open(shard, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118  (no dictionary)
+                if not re.search(r"\.(weight_scale|scales)$", name):
+                    continue
+                scale = file.get_tensor(name)
+                layer = name.rpartition(".")[0]
+                if not torch.isfinite(scale).all():
+                    raise GateError(f"{folder}: {layer} has scales that are not numbers; quantise again")
+                if name.endswith("weight_scale"):
+                    width, groups = int(file.get_tensor(f"{layer}.weight_shape")[1]), scale.shape[1]
+                else:
+                    width, groups = len(file.get_tensor(f"{layer}.g_idx")), scale.shape[0]
+                if all(groups * size != width for _, size in claimed):
+                    raise GateError(
+                        f"{folder}: {layer} has {groups} scales for {width} inputs, but config.json says groups of "
+                        f"{claimed[0][1]}; quantise again"
+                    )
+                scales[layer] = scale if name.endswith("weight_scale") else scale.T
+    if not scales:
+        raise GateError(f"{folder}: no layer has scales, so nothing is quantised; quantise again")
+    for layer, (off, other) in misfits(merged, folder, scales).items():
+        if off > max(MISFIT, OTHER * other):
+            raise GateError(
+                f"{folder}: the scales of {layer} do not fit its weights (off by {100 * off:.0f} % on average, "
+                f"those of other rows by {100 * other:.0f} %); the export is damaged: quantise again"
+            )
+
+
+class Misfit(NamedTuple):
+    """How far a layer's scales are off, as a share, on average over its groups."""
+
+    own: float
+    other: float
+    """With the scales of the row above."""
+
+
+def misfits(merged: Path, folder: Path, scales: Mapping[str, torch.Tensor]) -> dict[str, Misfit]:
+    """By layer, the mean over its groups of how far the factor that fits the packed weights q best to the merged ones
+    w, <w, q> / <q, q>, is from 1. Rounding and GPTQ leave 0.01 to 0.04 in 4 bits; scales of other rows leave 0.2.
+
+    Args:
+        merged: folder of the weights that were quantised.
+        folder: of the quantised ones.
+        scales: by layer, shape (outputs, groups).
+    """
+    import torch
+
+    whole, packed = linears(models.load(merged)), linears(models.load(folder))
+    off = {}
+    with torch.no_grad():
+        for name, layer in whole.items():
+            scale = scales[name].float()
+            w = layer.weight.float().reshape(*scale.shape, -1)  # (outputs, groups, inputs of a group)
+            q = packed[name].weight.float().reshape(w.shape)
+            factor = (w * q).sum(-1) / (q * q).sum(-1).clamp_min(1e-12)
+            there = q.any(-1)
+            other = (factor * scale / scale.roll(1, 0).clamp_min(1e-12))[there]
+            away = [float((part - 1).abs().mean()) if there.any() else 1.0 for part in (factor[there], other)]
+            off[name] = Misfit(*away)
+    return off
+
+
+def claims(folder: Path) -> list[tuple[int, int]]:
+    """(bits, group size) of every kind of layer that an export's config.json tells of.
+
+    Raises:
+        GateError: it tells of none.
+    """
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("quantization_config")
+    if config is None:
+        raise GateError(f"{folder}: config.json says nothing of a quantisation; quantise again")
+    if config["quant_method"] == "gptq":
+        return [(int(config["bits"]), int(config["group_size"]))]
+    kinds = [group["weights"] for group in config["config_groups"].values()]
+    return [(int(kind["num_bits"]), int(kind["group_size"])) for kind in kinds]

@@ -1,0 +1,141 @@
+"""What may save a quantised model that lost too much: better bits for its worst layers, or a short recovery tuning."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from stepladder import models
+from stepladder.config import Dtype
+from stepladder.quantising.gptq import linears
+from stepladder.training.sequences import TokenRow
+
+if TYPE_CHECKING:
+    import torch
+
+WORST = 0.1
+"""Share of the quantised weights that may get 8 bits."""
+LEARNING_RATE = 3e-4
+"""Of the recovery tuning (AdamW)."""
+_FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+"""Layers that servers compute as one, and that therefore need the same form."""
+
+
+def worst_layers(merged: Path, quantised: Path, rows: Sequence[list[int]], dtype: Dtype = "auto") -> list[str]:
+    """Names of the layers whose output suffered most, up to a :data:`WORST` share of all weights.
+
+    The error of a layer is the mean square change of its output relative to the output's own, with inputs taken as
+    uncorrelated: sum E[x_j^2] (w_ij - q_ij)^2 / sum E[x_j^2] w_ij^2, with E[x_j^2] measured on ``rows`` of token ids.
+    """
+    model, other = models.load(merged, dtype), linears(models.load(quantised, dtype))
+    energy = _energies(model, rows)
+    errors: dict[str, list[float]] = {}
+    sizes: dict[str, int] = {}
+    members: dict[str, list[str]] = {}
+    for name, layer in linears(model).items():
+        weight = layer.weight.detach().float()
+        change = weight - other[name].weight.detach().float().to(weight.device)
+        group = _together(name)
+        found = errors.setdefault(group, [0.0, 0.0])
+        found[0] += float((energy[name] * change**2).sum())
+        found[1] += float((energy[name] * weight**2).sum())
+        sizes[group] = sizes.get(group, 0) + weight.numel()
+        members.setdefault(group, []).append(name)
+    left = WORST * sum(sizes.values())
+    chosen: list[str] = []
+    for group in sorted(errors, key=lambda g: -errors[g][0] / max(errors[g][1], 1e-30)):
+        if sizes[group] <= left or not chosen:
+            left -= sizes[group]
+            chosen += members[group]
+    return sorted(chosen)
+
+
+def _together(name: str) -> str:
+    for fused in _FUSED:
+        name = re.sub(rf"\b({'|'.join(fused)})$", "+".join(fused), name)
+    return name
+
+
+def _energies(model: torch.nn.Module, rows: Sequence[list[int]]) -> dict[str, torch.Tensor]:
+    """Mean square of every input of every quantised layer, shape (inputs,) each."""
+    import torch
+
+    sums: dict[str, torch.Tensor] = {}
+
+    def watch(name: str, layer: torch.nn.Module) -> torch.utils.hooks.RemovableHandle:
+        def hook(_: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+            squares = inputs[0].detach().float().flatten(0, -2).square().mean(0)
+            sums[name] = sums.get(name, torch.zeros_like(squares)) + squares
+
+        return layer.register_forward_pre_hook(hook)
+
+    hooks = [watch(name, layer) for name, layer in linears(model).items()]
+    device = next(model.parameters()).device
+    with torch.no_grad():
+        for ids in rows:
+            model(input_ids=torch.tensor([ids], device=device), use_cache=False)
+    for hook in hooks:
+        hook.remove()
+    return {name: total / len(rows) for name, total in sums.items()}
+
+
+def recover(merged: Path, quantised: Path, rows: Sequence[TokenRow], dtype: Dtype = "auto") -> None:
+    """Tune the norms of a quantised model, in place, until its next-token distributions are nearer those of the merged
+    one: one pass over ``rows``, KL divergence at their completion tokens. Nothing that is packed changes.
+
+    The norms that are stepped, and the optimiser's state, are float32. Each step is measured with these rounded to the
+    format they are stored in, so that what is learned is what is written. After Li et al. 2023, Norm Tweaking,
+    arXiv:2309.02784.
+    """
+    models.require()
+    import torch
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    teacher, student = models.load(merged, dtype), models.load(quantised, dtype)
+    teacher.train(False)
+    student.train(False)
+    student.requires_grad_(False)
+    tuned = {name: weight for name, weight in student.named_parameters() if name.endswith("norm.weight")}
+    stored = _stored_as(quantised, tuned)
+    masters = {name: weight.detach().float().clone().requires_grad_(True) for name, weight in tuned.items()}
+    for weight in tuned.values():
+        weight.requires_grad_(True)
+    optimiser = torch.optim.AdamW(masters.values(), lr=LEARNING_RATE, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.0, total_iters=len(rows))
+    for row in rows:
+        ids = torch.tensor([row.ids], device=student.device)
+        scored = slice(row.prompt - 1, len(row.ids) - 1)
+        with torch.no_grad():
+            wanted = torch.log_softmax(teacher(input_ids=ids, use_cache=False).logits[0, scored].float(), -1)
+        got = torch.log_softmax(student(input_ids=ids, use_cache=False).logits[0, scored].float(), -1)
+        loss = torch.nn.functional.kl_div(got, wanted, reduction="batchmean", log_target=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        for name, weight in tuned.items():
+            masters[name].grad = None if weight.grad is None else weight.grad.float()
+            weight.grad = None
+        torch.nn.utils.clip_grad_norm_(masters.values(), 1.0)
+        optimiser.step()
+        schedule.step()
+        with torch.no_grad():
+            for name, weight in tuned.items():
+                weight.copy_(masters[name].to(stored[name]))
+    for shard in sorted(quantised.glob("*.safetensors")):
+        with safe_open(shard, framework="pt") as file:
+            metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        for name in tensors.keys() & tuned.keys():
+            tensors[name] = tuned[name].detach().to("cpu", stored[name])
+        save_file(tensors, shard, metadata=metadata)
+
+
+def _stored_as(folder: Path, names: Collection[str]) -> dict[str, torch.dtype]:
+    """The number formats that tensors have in a folder's files."""
+    from safetensors import safe_open
+
+    found: dict[str, torch.dtype] = {}
+    for shard in sorted(folder.glob("*.safetensors")):
+        with safe_open(shard, framework="pt") as file:
+            found |= {name: file.get_tensor(name).dtype for name in file.keys() if name in names}  # noqa: SIM118
+    return found

@@ -1,0 +1,113 @@
+"""The data card of a trainset: what is in it, where it came from and what was left out, for whoever gets the data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Any
+
+from stepladder.config import Config, Member
+
+if TYPE_CHECKING:
+    from huggingface_hub import CardData
+
+SHOWN = 20
+"""Twins listed; card.json has all."""
+
+LEFT_OUT = {
+    "leaked": "because their problem is, wholly or nearly, one of validation or test",
+    "other_language": "because the chain is not in the language of its question",
+    "same_chain": "because other chains for the question say as much, or there are enough",
+    "duplicates": "because the same conversation was there already",
+    "left_out": "because they are longer than `max_length` tokens",
+}
+
+
+def markdown(config: Config, mix: Member, card: Mapping[str, Any]) -> str:
+    """A README in the form of the Hugging Face hub: a YAML head, then sections."""
+    from huggingface_hub import DatasetCardData
+
+    length = card["length"]
+    head = [
+        *yaml_head(
+            DatasetCardData(
+                language=[config.language],
+                task_categories=["question-answering"],
+                tags=["multiple-choice", "chain-of-thought", "stepladder"],
+                size_categories=[_size(card["examples"])],
+            )
+        ),
+        f"# Training chains of member {mix.name}, run {config.name}",
+        "",
+        f"{card['examples']:,} conversations on {card['questions']:,} questions about {card['problems']:,} problems, "
+        f"{card['tokens']:,} tokens of the student {code(PurePath(config.train.base).name)}"
+        + (f"; half have up to {length['median']:.0f}, 95 % up to {length['p95']:.0f}" if length else "")
+        + '. A line of `train.jsonl` is `{"messages": [...], "question_id", "teacher"}`.',
+        "",
+        "Every chain ended in the right answer: that of its label, under each order of the options it was asked in, or "
+        "what its rung's rule says instead.",
+    ]
+    mixed = [
+        "",
+        "## The mix",
+        f"Teachers: {', '.join(map(code, mix.teachers)) or 'all rungs and models'}. Share of the problems: "
+        f"{100 * mix.share:g} %, drawn with seed {mix.seed}. Chains a question: {mix.chains or 'all'}. Proved "
+        f"variants: {'yes' if mix.variants else 'no'}. Answer letters balanced: {'yes' if mix.balance else 'no'}.",
+    ]
+    left = [f"- {card[key]:,} {why}" for key, why in LEFT_OUT.items() if card[key]]
+    twins = [
+        f"- {code(twin['problem'])} and {code(twin['of'])}: similarity {twin['similarity']:.2f}"
+        for twin in card["twins"][:SHOWN]
+    ]
+    more = len(card["twins"]) - len(twins)
+    return "\n".join(
+        [
+            *head,
+            *mixed,
+            *_table("Teacher", card["teachers"]),
+            *_table("Source", card["sources"]),
+            *_table("Right letter", card["letters"]),
+            "",
+            "## Left out",
+            *(left or ["Nothing."]),
+            "",
+            "## Contamination",
+            "Compared with every problem of validation and test, word for word and by weighted 4-grams "
+            "(stepladder.mcq.overlap). "
+            + (
+                "Training problems found there, none of which is in this set:"
+                if twins
+                else "No training problem was found there."
+            ),
+            *twins,
+            *([f"- and {more} more in card.json"] if more else []),
+            "",
+        ]
+    )
+
+
+def yaml_head(data: CardData) -> list[str]:
+    """The metadata of a card as the lines before its text."""
+    return ["---", *data.to_yaml().strip().splitlines(), "---"]
+
+
+def _table(title: str, counts: Mapping[str, int]) -> Iterable[str]:
+    total = max(1, sum(counts.values()))
+    rows = (f"| {cell(name)} | {count:,} | {100 * count / total:.1f} % |" for name, count in counts.items())
+    return ["", f"| {title} | Conversations | Share |", "|---|---:|---:|", *rows]
+
+
+def code(name: object) -> str:
+    """A name as Markdown code."""
+    return f"`{str(name).replace('`', '')}`"
+
+
+def cell(name: str) -> str:
+    """A text inside a Markdown table."""
+    return " ".join(name.split()).replace("|", "\\|")
+
+
+def _size(count: int) -> str:
+    """The hub's size classes."""
+    limits = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
+    return next((name for limit, name in limits if count < limit), "n>1M")

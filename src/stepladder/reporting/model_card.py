@@ -1,0 +1,131 @@
+"""The card of a finished model, for whoever gets the folder: what it is, what it learned from, what was measured."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path, PurePath
+from typing import Any
+
+from stepladder.config import Config, Member
+from stepladder.models import BUNDLED
+from stepladder.reporting.data_card import cell, code, yaml_head
+
+BUNDLED_LICENCE = "apache-2.0"
+"""Of SmolLM2-135M-Instruct."""
+
+
+def markdown(config: Config, mix: Member, base: Path, card: Mapping[str, Any], verdict: Mapping[str, Any]) -> str:
+    """A README in the form of the Hugging Face hub: a YAML head, then sections.
+
+    Args:
+        config: the run.
+        mix: the member.
+        base: folder of the base's weights, whose own README is asked for its licence.
+        card: the data card of the member's trainset.
+        verdict: what quantising was measured to cost.
+    """
+    from huggingface_hub import ModelCardData
+
+    name = base_name(config.train.base)
+    licence, form, dtype = licence_of(config, base), verdict["form"], verdict["dtype"]
+    head = [
+        *yaml_head(
+            ModelCardData(
+                language=[config.language],
+                library_name="transformers",
+                pipeline_tag="text-generation",
+                base_model=name,
+                base_model_relation="quantized",
+                license=licence,
+                tags=["multiple-choice", "chain-of-thought", "lora", "gptq", "stepladder"],
+            )
+        ),
+        f"# {config.name}, member {mix.name}",
+        "",
+        f"{code(name)}, taught by LoRA to answer multiple-choice questions on closed-world problems step by step, in "
+        f"{form['bits']} bits ({verdict['bytes']['quantised'] / 1e6:,.0f} MB of weights). The last line of an answer "
+        "carries the letter.",
+        "",
+        "```",
+        "vllm serve .",
+        "```",
+    ]
+    train = config.train
+    recipe = [
+        "",
+        "## Data and recipe",
+        f"{card['examples']:,} conversations on {card['questions']:,} questions about {card['problems']:,} problems, "
+        f"{card['tokens']:,} tokens; the folder of the trainset has their card. LoRA on all linear layers: rank "
+        f"{train.lora_rank}, alpha {train.lora_alpha}, {train.epochs:g} epochs, learning rate {train.learning_rate:g} "
+        f"({train.schedule}), {train.batch_size * train.gradient_accumulation} sequences a step, at most "
+        f"{train.max_length:,} tokens, seed {mix.seed}; trained and merged with {train.backend}"
+        + (f", the base in {dtype['trained']}." if dtype["trained"] else "."),
+        "",
+        f"Quantised by {config.quantise.method.upper()} ({config.quantise.backend}): {form['bits']} bits, groups of "
+        f"{form['group_size']}, calibrated on {min(form['samples'], card['examples']):,} of its own conversations"
+        + "".join(f" and {general.samples:,} rows of general text" for general in config.quantise.general)
+        + (f"; repaired by {form['repair']!r}." if form["repair"] else "."),
+    ]
+    return "\n".join([*head, *recipe, *_measured(verdict, config.predict.engine), *_limits(config, licence), ""])
+
+
+def base_name(base: str) -> str:
+    """What a hub calls a base: its id without a revision; a folder's name is all that is known of a folder."""
+    if base == BUNDLED:
+        return "HuggingFaceTB/SmolLM2-135M-Instruct"
+    return PurePath(base).name if Path(base).is_dir() else base.removeprefix("modelscope:").partition("@")[0]
+
+
+def _measured(verdict: Mapping[str, Any], engine: str) -> Iterable[str]:
+    low_high = {
+        name: " to ".join(f"{100 * x:.1f}" for x in verdict["intervals"][name]) for name in ("merged", "quantised")
+    }
+    flips, distance = verdict["flips"], verdict["distance"]
+    yield from (
+        "",
+        "## Measured",
+        f"On {verdict['n']} validation questions, greedy unless the run says otherwise, computed in "
+        f"{verdict['dtype']['measured']}:"
+        if engine == "local"
+        else f"On {verdict['n']} validation questions, greedy unless the run says otherwise, by vLLM:",
+        "",
+        "| | Accuracy, % | 95 % interval | Unreadable, % | Tokens an answer |",
+        "|---|---:|---:|---:|---:|",
+    )
+    for title, key in (("before quantising", "merged"), ("this model", "quantised")):
+        yield (
+            f"| {cell(title)} | {100 * verdict[key]:.1f} | {low_high[key]} | {100 * verdict['unparsed'][key]:.1f} | "
+            f"{verdict['tokens'][key]:.0f} |"
+        )
+    yield ""
+    yield (
+        f"Quantising turned {flips['right_to_wrong']} right answers wrong and {flips['wrong_to_right']} wrong ones "
+        f"right (exact McNemar p = {flips['p']:.3g})."
+        + (f" Mean KL divergence of its next tokens: {distance['kl']:.4f} nats." if distance else "")
+    )
+
+
+def _limits(config: Config, licence: str | None) -> Iterable[str]:
+    yield from (
+        "",
+        "## Limits",
+        "It has learned one kind of question in one form of prompt, and knows little else. It takes what a problem "
+        "does not say as false. Its steps may be wrong where its answer is right. Validation questions have been used "
+        "to choose between models, so figures on new questions will be a little lower.",
+        "",
+        "## Licence",
+        f"The base's: {licence}." if licence else "The base's, which its folder does not name.",
+        f"Made by Stepladder, run {code(config.name)}.",
+    )
+
+
+def licence_of(config: Config, base: Path) -> str | None:
+    """The licence a base's card names in its head; None where it names none."""
+    if config.train.base == BUNDLED:
+        return BUNDLED_LICENCE
+    card = base / "README.md"
+    if not card.is_file():
+        return None
+    found = re.match(r"---\n(?:.*\n)*?license:[ \t]*([\w.-]+)", card.read_text(encoding="utf-8", errors="replace"))
+    return found[1] if found else None
