@@ -26,15 +26,16 @@ from typing import Any, NamedTuple
 import torch
 
 from stepladder import models
-from stepladder.ask.local import Local
+from stepladder.ask.local.engine import Local
 from stepladder.ask.request import Request
 from stepladder.config import Train
 from stepladder.mcq.answer import strict
 from stepladder.mcq.prompts import ask_messages, worked_solution
+from stepladder.mcq.questionfile import read_problems
 from stepladder.records import Example, Message, Question
-from stepladder.stages.questionfile import read_problems
 from stepladder.training import distributed, trl
 from stepladder.training.data import Data
+from stepladder.training.sequences import singly, tokenise
 
 CAP = 64
 """Tokens of an answer."""
@@ -77,7 +78,7 @@ def main() -> None:
     given = parser.parse_args()
     if given.child:
         job = json.loads(given.child)
-        done = trained(job) if "train" in job else answered(job)
+        done = losses_apart(job) if "losses" in job else trained(job) if "train" in job else answered(job)
         print(json.dumps(done))
         return
     model = models.locate(given.model)
@@ -179,13 +180,25 @@ def train_all(job: dict[str, Any], folder: Path) -> None:
     ways = {
         "trained again": run("again"),
         "trained, killed at a step and gone on": run("killed"),
-        "trained four at a time instead of one (batch, padding)": run("four", batch_size=4, gradient_accumulation=1),
         "trained by two processes instead of one": run("two", devices=2),
     }
     for name, (losses, weights) in ways.items():
         apart = max(abs(a - b) for a, b in zip(whole[0], losses, strict=True))
         same = "same bytes" if weights == whole[1] else f"losses at most {apart:.5f} apart"
         print(f"  {name:<66} {same}", flush=True)
+    apart = float(child(job | {"losses": True}))
+    print(f"  {'loss of the same examples, four at a time instead of one':<66} {apart:.1g} apart", flush=True)
+
+
+def losses_apart(job: dict[str, Any]) -> float:
+    """How far the mean loss of examples is from itself when they are computed four at a time, with padding."""
+    base = models.locate(models.BUNDLED)
+    examples = [example for question in asked(job)[:32] if (example := solved(question)) is not None]
+    packs = singly(tokenise(models.load_tokenizer(base), examples, 512))
+    model = models.load(base, job["dtype"])
+    trl.score_completions(model)
+    alone, together = (trl.validation_loss(model, packs, size) for size in (1, 4))
+    return abs(alone - together)
 
 
 def trained(job: dict[str, Any]) -> None:
