@@ -158,7 +158,7 @@ def import_(
 @app.command()
 def predict(
     model: Annotated[str, typer.Argument(help="Folder of a model or a package, or a hub's id.", show_default=False)],
-    questions: Annotated[Path, typer.Argument(help="JSONL in the contest's form.", show_default=False)],
+    questions: Annotated[Path, typer.Argument(help="Question file, JSONL; labels are optional.", show_default=False)],
     out: Annotated[Path, typer.Argument(help="Answer file to write.", show_default=False)],
     engine: Annotated[
         str | None, typer.Option(help="local (this process) or vllm (servers started for it); by default as validated.")
@@ -187,7 +187,7 @@ def predict(
         str | None, typer.Option(help="float32 or bfloat16, computed in this process; by default what is fast here.")
     ] = None,
 ) -> None:
-    """Answer questions with a finished model: a letter for each, in the contest's form."""
+    """Answer questions with a finished model: a letter for each."""
     from stepladder.commands import predict as command
 
     _check_choice("--engine", engine, ENGINES)

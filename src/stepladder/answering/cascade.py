@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from stepladder.answering.client import Billing, ModelClient
@@ -63,7 +63,7 @@ class Cascade:
         """Ask each rung about the questions that no rung before it solved."""
         unsolved = list(questions)
         for rung, clients in self._rungs:
-            judged = worked(rung, unsolved, self._seed) if rung.kind == "worked" else []
+            judged = OFFERS[rung.kind](rung, unsolved, self._seed) if rung.kind in OFFERS else []
             usage = {}
             for name, client in clients:
                 with client:
@@ -188,6 +188,10 @@ def worked(rung: Rung, questions: Sequence[Question], seed: int) -> list[Sample]
             )
         )
     return samples
+
+
+OFFERS: dict[str, Callable[[Rung, Sequence[Question], int], list[Sample]]] = {"worked": worked}
+"""What rungs offer that ask no model, by their kind."""
 
 
 def _orders(count: int, question: Question, seed: int, rung: Rung) -> list[Permutation]:

@@ -85,6 +85,10 @@ models = ["base"]
 orders = 2                   # right in both shuffled orders of the options, or the question goes up
 max_tokens = 1024
 
+# [[rung]]                   # where questions carry worked solutions, these are chains as well, and cost nothing
+# name = "worked"
+# kind = "worked"
+
 [[rung]]
 name = "medium"              # the rest goes to a cheap teacher
 models = ["cheap"]

@@ -43,7 +43,7 @@ class Questions(Table):
     """``[questions]``: the labelled data."""
 
     train: Path
-    """Labelled problems, JSONL in the contest's format; relative to the TOML file."""
+    """Labelled problems, JSONL (docs/guide/questions.md shows a line); relative to the TOML file."""
     test: Path | None = None
     """Problems of the final measurement; labels optional."""
     validation: float = Field(default=0.15, gt=0, lt=1)
