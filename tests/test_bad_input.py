@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from rich.console import Console
 
 from stepladder import cli
+from stepladder.commands import doctor
 
 SOURCE = Path(__file__).parent.parent / "src"
 
@@ -388,6 +390,12 @@ def test_libraries_read_utf8_whatever_the_locale_is(monkeypatch: pytest.MonkeyPa
 
 
 # The other commands.
+
+
+def test_doctor_says_what_to_install(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "TRAIN", ("a-library-that-is-not-there",))
+    assert not doctor.doctor(Console(width=200))
+    assert "pip install 'stepladder[train]'" in capsys.readouterr().out
 
 
 def test_init_overwrites_nothing(desk: Desk) -> None:

@@ -1,4 +1,4 @@
-"""What ``stepladder doctor`` looks at."""
+"""``stepladder doctor``: what is installed, what this machine computes best in, and what is missing."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import sys
 from typing import NamedTuple
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from stepladder import models
@@ -42,7 +43,7 @@ def doctor(console: Console) -> bool:
     table = Table(box=None, show_header=False, pad_edge=False)
     for check in checks:
         mark = "[green]✓[/green]" if check.ok else "[red]x[/red]"
-        table.add_row(mark, check.what, check.found, "" if check.ok else check.fix)
+        table.add_row(mark, check.what, escape(check.found), "" if check.ok else escape(check.fix))
     console.print(table)
     return all(check.ok for check in checks)
 
