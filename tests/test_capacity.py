@@ -165,6 +165,7 @@ name = "b"
     said = shown(tmp_path, text, "32", 4)
     assert "201 questions, 1 answer each" in said
     assert "Yes: 2 members in 4 bits answer everything in" in said
+    assert "The largest lever: " in said
     assert max(map(len, said.splitlines())) <= 80
     assert "No: 2 members in 4 bits need" in shown(tmp_path, text, "32", 0.01)
     assert "do not fit 16 GiB" in shown(tmp_path, text, "16", 4)

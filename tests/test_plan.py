@@ -72,6 +72,13 @@ def test_calls_a_question(rung: dict[str, Any], calls: float) -> None:
     assert row.calls.likely == pytest.approx(100 * calls)
 
 
+def test_few_calls_take_as_long_as_one() -> None:
+    run = config([{"name": "e", "models": ["m"]}])
+    rates = assume(run, [question("q")])
+    (row,) = forecast(run, 3, 3, rates)
+    assert row.seconds == pytest.approx(rates["e"].models["m"].seconds)
+
+
 def test_limits_of_the_account_bound_the_time() -> None:
     run = config([{"name": "e", "models": ["m"]}])
     limited = run.models["m"].model_copy(update={"requests_per_minute": 6.0})

@@ -83,10 +83,11 @@ def _verdict(shape: Shape, work: Workload, on: Card, hours: float, rate: float |
     console.print(f"\n{said}", style="green" if fits else "red", highlight=False)
     if work.members > 1 and (cache := capacity.side_by_side(shape, work, on)) is not None:
         console.print(f"They fit side by side, with {cache / GIB:,.1f} GiB of KV cache each.", highlight=False)
-    best = next((lever for lever in capacity.levers(shape, work, on, rate) if lever.done.fits), None)
-    if best is None:
+    levers = [lever for lever in capacity.levers(shape, work, on, rate) if lever.done.fits]
+    best = next((lever for lever in levers if not done.fits or lever.done.seconds < 0.98 * done.seconds), None)
+    if best is None and not done.fits:
         console.print("No single change makes it fit: take a smaller base, or several cards (tensor parallel).")
-    else:
+    if best is not None:
         enough = "" if fits or best.done.seconds <= hours * 3600 else ", still too long"
         console.print(
             f"The largest lever: {best.change}, {duration(best.done.seconds)}{enough}.", highlight=False, soft_wrap=True
