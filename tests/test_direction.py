@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from collections import defaultdict
 from pathlib import Path
 
@@ -77,3 +79,15 @@ def test_no_class_name_is_defined_twice() -> None:
 def test_only_the_ledger_speaks_sql() -> None:
     users = {path.parent for path in SOURCE.rglob("*.py") if "sqlite3" in path.read_text(encoding="utf-8")}
     assert users == {SOURCE / "ask" / "ledger"}
+
+
+def test_status_waits_for_neither_scipy_nor_torch() -> None:
+    code = f"""
+import importlib, sys
+from stepladder.commands import status
+for name in {STAGES}:
+    importlib.import_module(f"stepladder.stages.{{name}}")
+print(sorted({{"scipy", "torch"}} & {{*sys.modules}}))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
