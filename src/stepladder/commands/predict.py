@@ -111,7 +111,7 @@ def predict(
     except TimeIsUpError:
         known = team.join({name: work.so_far(name) for name in team.members})
         write_atomic(out, submission(questions, known))
-        count = f"{sum(one.answer is not None for one in known):,} of {len(questions):,} questions"
+        count = f"{sum(answer.answer is not None for answer in known):,} of {len(questions):,} questions"
         say(console, f"Time is up. Wrote {out}: {count} answered, the first letter for the others")
         return
     joined = team.join({name: answers.predictions for name, answers in done.items()})
