@@ -12,6 +12,7 @@ import pytest
 from replay_server import ANSWERS, KEY_ENV, QUESTIONS, ReplayServer, configuration, tokens
 
 from stepladder import cli
+from stepladder.commands.plan import missing_keys
 from stepladder.config import Config
 from stepladder.forecast.cost import Guess, assume, forecast, prompt_tokens, share
 from stepladder.mcq.prompts import ask_messages
@@ -85,6 +86,15 @@ def test_limits_of_the_account_bound_the_time() -> None:
     run = run.model_copy(update={"models": {"m": limited}})
     (row,) = forecast(run, 100, 100, assume(run, [question("q")]))
     assert row.seconds.likely == pytest.approx(1000)
+
+
+def test_a_missing_key_is_said_before_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = config([{"name": "e", "models": ["m"]}])
+    keyed = run.model_copy(update={"models": {"m": run.models["m"].model_copy(update={"api_key_env": KEY_ENV})}})
+    monkeypatch.delenv(KEY_ENV, raising=False)
+    assert (missing_keys(run), missing_keys(keyed)) == ([], [KEY_ENV])
+    monkeypatch.setenv(KEY_ENV, "test-key")
+    assert missing_keys(keyed) == []
 
 
 def test_variants_are_planned_too() -> None:
