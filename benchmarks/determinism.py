@@ -193,8 +193,7 @@ def train_all(job: dict[str, Any], folder: Path) -> None:
 def losses_apart(job: dict[str, Any]) -> float:
     """How far the mean loss of examples is from itself when they are computed four at a time, with padding."""
     base = models.locate(models.BUNDLED)
-    examples = [example for question in asked(job)[:32] if (example := solved(question)) is not None]
-    packs = singly(tokenise(models.load_tokenizer(base), examples, 512))
+    packs = singly(tokenise(models.load_tokenizer(base), examples_of(job), 512))
     model = models.load(base, job["dtype"])
     trl.score_completions(model)
     alone, together = (trl.validation_loss(model, packs, size) for size in (1, 4))
@@ -208,7 +207,6 @@ def trained(job: dict[str, Any]) -> None:
         {"lora_rank": 8, "lora_alpha": 16, "epochs": 1, "learning_rate": 1e-3, "dtype": job["dtype"]}
         | usual | job["train"]
     )  # fmt: skip
-    examples = [example for question in asked(job)[:32] if (example := solved(question)) is not None]
     where = Path(job["where"])
 
     def report(step: int, steps: int, loss: float) -> None:
@@ -217,7 +215,11 @@ def trained(job: dict[str, Any]) -> None:
 
     trainer = trl.train if settings.devices == 1 else distributed.train
     base = models.locate(models.BUNDLED)
-    trainer(settings, 1, base, Data(examples), where / "adapter", where / "scratch", report)
+    trainer(settings, 1, base, Data(examples_of(job)), where / "adapter", where / "scratch", report)
+
+
+def examples_of(job: dict[str, Any]) -> list[Example]:
+    return [example for question in asked(job)[:32] if (example := solved(question)) is not None]
 
 
 def solved(question: Question) -> Example | None:

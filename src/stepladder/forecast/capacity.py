@@ -15,6 +15,7 @@ import numpy as np
 
 from stepladder import models
 from stepladder.ask.local.engine import ROWS
+from stepladder.config import Serve
 from stepladder.errors import MissingExtra, UserError
 from stepladder.forecast import memory
 from stepladder.forecast.memory import GIB, SEQUENCES, Shape
@@ -124,7 +125,7 @@ class Workload(NamedTuple):
     """Tokens of the longest prompt and answer together."""
     bits: int
     """Of the members' weights."""
-    utilisation: float = memory.UTILISATION
+    utilisation: float = Serve().utilisation
     """Share of a card that a server may use."""
     kv_cache_gib: float | None = None
     """GiB of keys and values, where they are not what is left."""

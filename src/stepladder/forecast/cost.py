@@ -158,12 +158,9 @@ def _row(rung: str, name: str, model: Model, questions: Guess, rates_of_model: M
     prompt, completion = calls.times(rates_of_model.prompt), calls.times(rates_of_model.answer)
     price = model.price
     at_once = model.concurrency * max(1, len(model.base_url)) if model.engine == "openai" else 1
-    seconds = Guess(
-        *(
-            count * each / min(at_once, max(1.0, count))  # fewer calls than may be in flight are not faster than one
-            for count, each in zip(calls, rates_of_model.seconds, strict=True)
-        )
-    )
+    # Calls one after the other: fewer than may be in flight take as long as one.
+    in_turn = Guess(*(max(count / at_once, min(1.0, count)) for count in calls))
+    seconds = in_turn.times(rates_of_model.seconds)
     limits = [
         total.times(60 / limit)
         for total, limit in (

@@ -30,8 +30,6 @@ SEQUENCES = 256
 TOGETHER = 16
 """Sequences of full length for which a server must have room where several share a card: with fewer, one after another
 on all of the card is faster."""
-UTILISATION = 0.92
-"""Share of a card that vLLM may use."""
 NF4 = 4 + 8 / 64 + 32 / (64 * 256)
 """Bits a weight of QLoRA's base: 4, and a scale of 8 bits for each 64, itself scaled in blocks of 256 (Dettmers et al.
 2023, arXiv:2305.14314)."""

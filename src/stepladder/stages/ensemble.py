@@ -11,7 +11,7 @@ import numpy as np
 
 from stepladder import records
 from stepladder.config import settings
-from stepladder.context import Context, parts
+from stepladder.context import Context
 from stepladder.ensembling.rules import RULES, Letters, ballot_of
 from stepladder.ensembling.selection import select
 from stepladder.mcq.answerfile import submission
@@ -22,7 +22,8 @@ from stepladder.workspace import Artifact, digest, write_atomic
 
 def artifact(context: Context, part: str | None) -> Artifact:
     config = context.config
-    inputs = {f"predictions {name}": context.digest_of("predictions", name) for name in parts(config, "adapter")}
+    names = [member.name for member in config.member]
+    inputs = {f"predictions {name}": context.digest_of("predictions", name) for name in names}
     inputs["questions"] = context.digest_of("questions")
     inputs |= {"leader": leader(context), "members": digest(eligible(context))}
     return Artifact(context.workspace.path("ensemble"), {"ensemble": settings(config.ensemble)}, inputs)

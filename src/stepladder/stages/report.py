@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from stepladder.config import Config
 from stepladder.context import Context, artifacts, label
 from stepladder.workspace import Artifact
 
@@ -23,8 +24,7 @@ def artifact(context: Context, part: str | None) -> Artifact:
     Raises:
         UserError: one of them is not there yet.
     """
-    earlier = [each for each in artifacts(context.config) if each[0] != "report"]
-    inputs = {label(stage, part): context.digest_of(stage, part) for stage, part in earlier}
+    inputs = {label(stage, part): context.digest_of(stage, part) for stage, part in _earlier(context.config)}
     # Nearly every setting appears in some sentence of the page; where files lie on this machine does not.
     settings = context.config.model_dump(mode="json", exclude={"questions", "models"})
     return Artifact(context.workspace.path("report"), settings, inputs)
@@ -40,7 +40,7 @@ def build(context: Context, part: str | None, folder: Path) -> None:
     # SciPy takes a second to import, which 'stepladder status' should not wait for.
     from stepladder.reporting import numbers, page
 
-    folders = [numbers.Folder(stage, part) for stage, part in artifacts(context.config) if stage != "report"]
+    folders = [numbers.Folder(stage, part) for stage, part in _earlier(context.config)]
     report = numbers.collect(context.workspace.folder, context.config, folders)
     (folder / JSON).write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8", newline="\n")
     (folder / HTML).write_text(page.render(report), encoding="utf-8", newline="\n")
@@ -75,3 +75,8 @@ def summary(report: dict[str, Any], console: Console) -> None:
         sentences.add_row("computed", Text(said))
     sentences.add_row("cost", Text(words.cost(report)))
     console.print(sentences)
+
+
+def _earlier(config: Config) -> list[tuple[str, str | None]]:
+    """Every artifact made before the report, in flow order."""
+    return [(stage, part) for stage, part in artifacts(config) if stage != "report"]
