@@ -29,6 +29,7 @@ FLOORS = (
     ("context",),
     ("models", "mcq", "ensembling", "closedworld"),
     ("config",),
+    ("documents",),
     ("workspace", "records", "progress"),
     ("errors", "stats", "terminal", "supervise"),
 )

@@ -10,11 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from made import verdict
 from rich.console import Console
 
 from stepladder.commands.choose_rule import pool, show, to_json
 from stepladder.config import Config, Ensemble, Member, Model, Price, Questions, Rung, Variants, load
 from stepladder.context import STAGES, Context, parts
+from stepladder.documents import CrossValidation
 from stepladder.ensembling.rules import RULES, Ballot, ballot
 from stepladder.ensembling.selection import choose, folds, rules, select
 from stepladder.errors import ConfigError, InputError, UserError
@@ -22,6 +24,7 @@ from stepladder.mcq.answerfile import submission
 from stepladder.progress import Progress
 from stepladder.records import Prediction, Question, Record, lines, read
 from stepladder.reporting import words
+from stepladder.reporting.content import FinalAnswer, Report, Run
 from stepladder.stages import ensemble
 from stepladder.stages.ensemble import combine
 from stepladder.stages.predictions import eligible, leader
@@ -231,7 +234,8 @@ class Finished:
     def answers(self, name: str, letters: str) -> None:
         given = [row(q.id, name, letter) for q, letter in zip(QUESTIONS, letters, strict=True)]
         put(self.run / "predictions" / name / "quantised.validation.jsonl", given)
-        put(self.run / "quantised" / name / "verdict.json", {"quantised": letters.count("A") / len(letters)})
+        (self.run / "quantised" / name).mkdir(exist_ok=True, parents=True)
+        verdict(quantised=letters.count("A") / len(letters)).write(self.run / "quantised" / name)
 
     def build(self) -> dict[str, Any]:
         """The choice that was made; the answers are in ``out``."""
@@ -293,8 +297,9 @@ def test_the_ensemble_is_made_again_where_a_member_comes_or_goes(tmp_path: Path)
 
 
 def told(**choice: Any) -> str:
-    chosen = {"rule": "single", "leader": "a", "asked": "auto", "alone": True} | choice
-    return words.ensemble({"ensemble": chosen, "run": {"members": ["a", "b", "c"], "best_member": "a"}})
+    fields = {"rule": "single", "leader": "a", "validation": None, "asked": "auto", "alone": True} | choice
+    run = Run.model_construct(members=("a", "b", "c"), best_member="a")
+    return words.ensemble(Report.model_construct(ensemble=FinalAnswer.model_validate(fields), run=run))
 
 
 def test_the_report_says_who_has_no_vote_and_why() -> None:
@@ -308,8 +313,9 @@ def test_the_report_says_who_has_no_vote_and_why() -> None:
 
 
 def test_the_report_says_what_any_rule_could_reach() -> None:
-    found = {"oracle": 0.5, "correlation": [["a", "b", 0.25], ["a", "c", None]]}
-    assert words.diversity({"ensemble": {"validation": found}}) == (
+    pairs = (("a", "b", 0.25), ("a", "c", None))
+    choice = FinalAnswer.model_construct(validation=CrossValidation.model_construct(oracle=0.5, correlation=pairs))
+    assert words.diversity(Report.model_construct(ensemble=choice)) == (
         "At least one member is right on 50.0\u00a0% of the validation questions: the most that any rule could reach. "
         "Correlation of the members' errors (1: they err on the same questions): a and b 0.25."
     )

@@ -14,6 +14,16 @@ import pytest
 from tiny_run import stepladder
 
 from stepladder.context import STAGES
+from stepladder.documents import (
+    Distance,
+    Document,
+    EnsembleChoice,
+    QuestionAudit,
+    SampleSummary,
+    TrainsetCard,
+    Verdict,
+)
+from stepladder.reporting.content import Report
 
 pytestmark = pytest.mark.dtype
 
@@ -42,6 +52,23 @@ def test_every_stage_leaves_a_real_artifact(project: Path) -> None:
     assert [json.loads(line)["id"] for line in answers] == [
         json.loads(line)["id"] for line in (project / "test.jsonl").read_text().splitlines()
     ]
+
+
+@pytest.mark.parametrize(
+    ("document", "place"),
+    [
+        (QuestionAudit, "questions"),
+        (SampleSummary, "samples"),
+        (TrainsetCard, "trainset/all"),
+        (Distance, "merged/all"),
+        (Verdict, "quantised/all"),
+        (EnsembleChoice, "ensemble"),
+        (Report, "report"),
+    ],
+)
+def test_a_document_is_read_as_it_was_written(project: Path, document: type[Document], place: str) -> None:
+    folder = project / "runs" / "tiny" / place
+    assert document.read(folder).to_json() == (folder / document.FILE).read_text(encoding="utf-8")
 
 
 def test_the_report_has_a_row_for_every_system_and_split(project: Path) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from itertools import permutations
 
-from stepladder.mcq.position import Bias, Positions
+from stepladder.documents import PositionBias
+from stepladder.mcq.position import Positions
 from stepladder.mcq.shuffle import to_original
 from stepladder.records import Question, Sample
 
@@ -27,7 +28,7 @@ def sample(name: str, order: tuple[int, ...], answer: str | None) -> Sample:
     )  # fmt: skip
 
 
-def bias_of(samples: list[Sample]) -> Bias:
+def bias_of(samples: list[Sample]) -> PositionBias:
     positions = Positions()
     for asked in QUESTIONS.values():
         positions.add(asked, [sample for sample in samples if sample.question_id == asked.id])
@@ -55,4 +56,4 @@ def test_unreadable_answers_are_not_right_and_name_nothing() -> None:
     assert (mute.model, mute.answers, mute.recall, mute.consistency) == ("model", 2, {"A": 0.5}, None)
     once = bias_of([sample("q2", ORDERS[0], "B")])
     assert (once.recall, once.chosen) == ({"B": 1.0}, {"B": 1.0})
-    assert bias_of([]) == Bias("model", 0, {}, {}, {}, None)
+    assert bias_of([]) == PositionBias(model="model", answers=0, recall={}, chosen={}, shown={}, consistency=None)

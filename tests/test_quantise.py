@@ -17,6 +17,7 @@ from stepladder import models
 from stepladder.closedworld import generate, to_line
 from stepladder.config import General, Quantise, load
 from stepladder.context import STAGES, Context
+from stepladder.documents import Distance
 from stepladder.errors import GateError, InputError, ModelError
 from stepladder.models import template
 from stepladder.progress import Progress
@@ -24,7 +25,7 @@ from stepladder.quantising import calibration, gptq, repair
 from stepladder.records import Example, Message
 from stepladder.stages import flow
 from stepladder.training import merging
-from stepladder.training.distance import Distance, compare, next_tokens, rows_of
+from stepladder.training.distance import compare, next_tokens, rows_of
 from stepladder.training.sequences import tokenise
 from stepladder.workspace import Workspace
 

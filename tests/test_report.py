@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from made import card, verdict
 from rich.console import Console
 
 from stepladder.config import Config, Member, Questions, Rung
@@ -19,6 +20,7 @@ from stepladder.context import STAGES, Context, parts
 from stepladder.errors import InputError, UserError
 from stepladder.progress import Progress
 from stepladder.records import LETTERS, Prediction, Question, Record, Sample, lines, read
+from stepladder.reporting.content import Report
 from stepladder.reporting.numbers import family
 from stepladder.stages import report
 from stepladder.workspace import Workspace
@@ -97,7 +99,13 @@ def context(tmp_path: Path) -> Context:
     finding = {"kind": "repeated option", "file": "train.jsonl", "line": 3, "message": "t1#0 <b>twice</b>"}
     put(
         run / "questions/audit.json",
-        {"problems": 7, "questions": {"train": 2, "validation": 4, "test": 9}, "findings": [finding]},
+        {
+            "problems": 7,
+            "questions": {"train": 2, "validation": 4, "test": 9},
+            "reviewed": {},
+            "counts": {"repeated option": 1},
+            "findings": [finding],
+        },
     )
     for split, marks in (("validation", VALIDATION), ("test", TEST)):
         for system, answers in marks.items():
@@ -119,24 +127,13 @@ def context(tmp_path: Path) -> Context:
     summary = {"rungs": rungs, "questions": 2, "unsolved": 1, "suspect": 4, "positions": [bias]}
     put(run / "samples/summary.json", summary)
     for member in ("m1", "m2"):
-        card = {"examples": 1, "tokens": 1234, "left_out": 0, "leaked": 0, "duplicates": 0}
-        put(run / "trainset" / member / "card.json", card | {"teachers": {"proof": 1}, "letters": {"A": 1}})
+        for name, document in (("trainset", card()), ("quantised", verdict())):
+            (run / name / member).mkdir(parents=True)
+            document.write(run / name / member)
         steps = [{"step": i, "epoch": i / 4, "loss": 2 / i, "learning_rate": 1e-4, "tokens": 9} for i in range(1, 5)]
         log = run / "adapter" / member / "log.jsonl"
         log.parent.mkdir(parents=True)
         log.write_text("".join(json.dumps(step) + "\n" for step in steps), encoding="utf-8")
-        put(
-            run / "quantised" / member / "verdict.json",
-            {
-                "form": {"bits": 4, "group_size": 32, "repair": None}, "tokens": {"merged": 9.0, "quantised": 9.5},
-                "merged": 0.75, "quantised": 0.75, "loss": 0.0, "n": 4, "passed": True,
-                "intervals": {"merged": [0.5, 1.0], "quantised": [0.5, 1.0]},
-                "gates": {"max_loss": 0.01, "max_unparsed": 0.05, "max_kl": 0.1},
-                "unparsed": {"merged": 0.0, "quantised": 0.25}, "distance": {"kl": 0.0123}, "rounding_kl": 0.0456,
-                "flips": {"right_to_wrong": 2, "wrong_to_right": 1, "p": 1.0, "examples": []},
-                "bytes": {"merged": 269_000_000, "quantised": 94_000_000},
-            },
-        )  # fmt: skip
     put(
         run / "ensemble/choice.json",
         {
@@ -144,6 +141,7 @@ def context(tmp_path: Path) -> Context:
             "validation": {
                 "rules": {name: {"accuracy": 0.75, "low": 0.5, "high": 0.9} for name in ("single", "vote")},
                 "chosen": {"accuracy": 0.7, "low": 0.45, "high": 0.85}, "oracle": 0.95,
+                "choice": "vote", "leader": "m1",
                 "correlation": [["m1", "m2", 0.25]],
             },
         },
@@ -168,7 +166,7 @@ def numbers(context: Context) -> dict[str, Any]:
 
 def summarised(content: dict[str, Any]) -> str:
     screen = StringIO()
-    report.summary(content, Console(file=screen, width=200))
+    report.summary(Report.model_validate(content), Console(file=screen, width=200))
     return " ".join(screen.getvalue().split())  # tables pad and wrap; \u00a0 counts as a space here
 
 
@@ -383,6 +381,13 @@ def test_a_missing_answer_is_an_error_that_names_the_file(context: Context) -> N
 def test_validation_without_labels_is_an_error(context: Context) -> None:
     (context.input("questions") / "validation.jsonl").write_text("", encoding="utf-8")
     with pytest.raises(UserError, match="no validation question has a label"):
+        built(context)
+
+
+def test_a_document_with_a_wrong_field_is_an_error_that_names_it(context: Context) -> None:
+    path = context.input("ensemble") / "choice.json"
+    put(path, json.loads(path.read_text(encoding="utf-8")) | {"members": 3})
+    with pytest.raises(InputError, match=r"choice\.json: field 'members': .*; delete .* and run its stage again"):
         built(context)
 
 

@@ -20,6 +20,7 @@ from rich.console import Console
 from stepladder import models
 from stepladder.config import Config, Member, Model, Price, Questions, Rung, Train, Variants
 from stepladder.context import Context
+from stepladder.errors import UserError
 from stepladder.mcq.answer import ANSWER_LINE, strict, with_final_line
 from stepladder.mcq.balance import balanced
 from stepladder.mcq.chains import most_different
@@ -170,6 +171,18 @@ def test_nothing_of_validation_or_test_is_learned_whatever_its_wording(run: Run)
     assert same == {"problem": "t1", "of": "v1", "similarity": 1.0}
     assert (near["problem"], near["of"]) == ("t2", "x1")
     assert 0.25 < near["similarity"] < 1
+
+
+def test_a_member_with_nothing_to_learn_from_is_an_error_that_says_why(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    run.put("samples", {"accepted": [next(sample for sample in SAMPLES if sample.question_id == "t1#0")]})
+    expected = (
+        "member 'all' has nothing to learn from: 1 of 1 accepted chains are in its mix; 1 left out because their "
+        "problem is, wholly or nearly, one of validation or test; widen"
+    )
+    with pytest.raises(UserError, match=expected):
+        flow.run(run.context, ("trainset",))
+    assert run.states()["all"] == "missing"
 
 
 def test_a_chain_in_another_language_teaches_nobody(run: Run) -> None:

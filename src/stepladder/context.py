@@ -64,8 +64,8 @@ class Context:
         """The number format that each finished artifact was computed in, as far as it was computed in this process."""
         formats = {}
         for stage, part in artifacts(self.config):
-            manifest = Artifact(self.input(stage, part), {}, {}).manifest() or {}
-            if "dtype" in manifest:
+            manifest = Artifact(self.input(stage, part), {}, {}).manifest()
+            if manifest is not None and "dtype" in manifest:
                 formats[label(stage, part)] = manifest["dtype"]
         return formats
 

@@ -1,4 +1,4 @@
-"""The four records that cross a stage, one JSON line each, and how lines are read and written."""
+"""The rows that cross a stage, one JSON line each, and how lines are read and written."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 Language = Literal["zh", "en"]
 Split = Literal["train", "validation", "test"]
-Verdict = Literal["accepted", "wrong", "unparsed", "truncated"]
+SampleVerdict = Literal["accepted", "wrong", "unparsed", "truncated"]
 
 
 class Record(BaseModel):
@@ -59,7 +59,7 @@ class Sample(Record):
     key: str
     text: str
     answer: str | None
-    verdict: Verdict
+    verdict: SampleVerdict
     micro_dollars: int = 0
 
 

@@ -17,12 +17,38 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NotRequired, TypedDict, cast
 
 from stepladder.errors import UserError
 
 MANIFEST = "manifest.json"
 State = Literal["done", "stale", "missing"]
+
+
+class FileEntry(TypedDict):
+    bytes: int
+    sha256: str
+
+
+class Manifest(TypedDict):
+    """What an artifact was made from, and its files by name."""
+
+    fingerprint: str
+    settings: Mapping[str, Any]
+    inputs: Mapping[str, str]
+    files: dict[str, FileEntry]
+    seconds: float
+    dtype: NotRequired[str]
+    """The number format that was computed in."""
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a folder as it stands; it is not compared with the files.
+
+    Raises:
+        OSError, ValueError: it is missing, or no JSON.
+    """
+    return cast(Manifest, json.loads((folder / MANIFEST).read_text(encoding="utf-8")))
 
 
 def canonical(value: Any) -> str:
@@ -76,10 +102,10 @@ class Artifact:
     def fingerprint(self) -> str:
         return digest({"settings": self.settings, "inputs": self.inputs})
 
-    def manifest(self) -> dict[str, Any] | None:
+    def manifest(self) -> Manifest | None:
         """The manifest, or None while the artifact is not whole (a listed file is gone or has another size)."""
         try:
-            manifest: dict[str, Any] = json.loads((self.folder / MANIFEST).read_text(encoding="utf-8"))
+            manifest = read_manifest(self.folder)
             sizes = {name: (self.folder / name).stat().st_size for name in manifest["files"]}
         except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError, KeyError):
             return None
@@ -130,7 +156,7 @@ class Artifact:
         try:
             yield partial
             files = sorted(path for path in partial.rglob("*") if path.is_file())
-            manifest = {
+            manifest: Manifest = {
                 "fingerprint": self.fingerprint,
                 "settings": self.settings,
                 "inputs": self.inputs,
@@ -139,8 +165,9 @@ class Artifact:
                     for path in files
                 },
                 "seconds": round(time.monotonic() - start, 1),
-                **({} if dtype is None else {"dtype": dtype}),
             }
+            if dtype is not None:
+                manifest["dtype"] = dtype
             write_atomic(partial / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
             if self.folder.exists():
                 shutil.rmtree(self.folder)

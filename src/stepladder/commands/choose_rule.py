@@ -6,7 +6,6 @@ import difflib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -63,7 +62,7 @@ def pool(path: Path, members: Sequence[str], seed: int) -> tuple[Selection, int]
 
 def to_json(found: Selection, questions: int) -> str:
     """What was found as JSON."""
-    row: dict[str, Any] = {"questions": questions, **found.as_json()}
+    row = {"questions": questions} | found.document().model_dump(mode="json")
     return json.dumps(row, indent=1, ensure_ascii=False)
 
 
@@ -83,7 +82,7 @@ def show(found: Selection, questions: int, console: Console) -> None:
     console.print(
         f"At least one member is right on {100 * found.oracle:.1f} %: no rule can do better.", highlight=False
     )
-    for first, second, value in found.as_json()["correlation"]:
+    for first, second, value in found.document().correlation:
         alike = "one of them never errs, or always" if value is None else f"{value:.2f}"
         console.print(
             f"  errors of {first} and {second}: correlation {alike}",

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from rich.markup import escape
 
 from stepladder.context import Context
+from stepladder.reporting.content import Report
 from stepladder.stages import flow
-from stepladder.stages.report import HTML, JSON, summary
+from stepladder.stages.report import HTML, summary
 
 
 def run(config: Path, runs: Path) -> None:
@@ -20,7 +20,7 @@ def run(config: Path, runs: Path) -> None:
     with context.workspace.locked():
         flow.run(context)
     folder = context.input("report")
-    summary(json.loads((folder / JSON).read_text(encoding="utf-8")), console)
+    summary(Report.read(folder), console)
     console.print(f"\nReport: {escape(str(folder / HTML))}", soft_wrap=True)
 
 

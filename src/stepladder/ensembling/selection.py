@@ -8,11 +8,12 @@ score on questions that neither the choice nor the fit has seen.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from stepladder.documents import CrossValidation, RuleScore
 from stepladder.ensembling.rules import RULES, Ballot, Letters, leader
 from stepladder.stats import Interval, accuracy_interval
 
@@ -29,6 +30,9 @@ class Scored(NamedTuple):
     interval: Interval
     right: tuple[bool, ...]
     """By question."""
+
+    def document(self) -> RuleScore:
+        return RuleScore(accuracy=self.accuracy, low=self.interval.low, high=self.interval.high)
 
 
 class Selection(NamedTuple):
@@ -47,16 +51,16 @@ class Selection(NamedTuple):
     correlation: dict[tuple[str, str], float | None]
     """How alike the members of a pair err: Pearson correlation of being wrong. None where one never or always is."""
 
-    def as_json(self) -> dict[str, Any]:
-        """The same as plain JSON values."""
-        return {
-            "rules": {name: _scored_as_json(scored) for name, scored in self.rules.items()},
-            "chosen": _scored_as_json(self.chosen),
-            "choice": self.choice,
-            "leader": self.leader,
-            "oracle": self.oracle,
-            "correlation": [[*pair, value] for pair, value in self.correlation.items()],
-        }
+    def document(self) -> CrossValidation:
+        """The same as it is written down: without the answers of single questions."""
+        return CrossValidation(
+            rules={name: scored.document() for name, scored in self.rules.items()},
+            chosen=self.chosen.document(),
+            choice=self.choice,
+            leader=self.leader,
+            oracle=self.oracle,
+            correlation=tuple((*pair, value) for pair, value in self.correlation.items()),
+        )
 
 
 def select(ballot: Ballot, right: Letters, problems: Sequence[str], seed: int) -> Selection:
@@ -139,10 +143,6 @@ def folds(groups: NDArray[np.int64], count: int, seed: int) -> list[NDArray[np.i
 def _scored(answers: Letters, right: Letters, problems: Sequence[str], seed: int) -> Scored:
     hits = [bool(hit) for hit in answers == right]
     return Scored(sum(hits) / len(hits), accuracy_interval(hits, problems, seed), tuple(hits))
-
-
-def _scored_as_json(scored: Scored) -> dict[str, float]:
-    return {"accuracy": scored.accuracy, "low": scored.interval.low, "high": scored.interval.high}
 
 
 def _correlation(members: Sequence[str], wrong: NDArray[np.bool_]) -> dict[tuple[str, str], float | None]:

@@ -5,26 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from itertools import combinations
-from typing import NamedTuple
 
+from stepladder.documents import PositionBias
 from stepladder.mcq.shuffle import to_shown
 from stepladder.records import Question, Sample
-
-
-class Bias(NamedTuple):
-    """One model's answers by the letter they stand at."""
-
-    model: str
-    answers: int
-    recall: dict[str, float]
-    """By the letter at which the right option was shown: share answered rightly; an unreadable answer is not right."""
-    chosen: dict[str, float]
-    """Share of the readable answers that named each letter."""
-    shown: dict[str, float]
-    """Share of the answers where the right option stood at each letter."""
-    consistency: float | None
-    """Of two readable answers to one question in different orders, how often both name the same option; None where no
-    question was answered twice."""
 
 
 class Positions:
@@ -57,9 +41,9 @@ class Positions:
                 self._shown[letter] += 1
                 self._right[letter] += sample.answer == question.answer
 
-    def bias(self, model: str) -> Bias:
+    def bias(self, model: str) -> PositionBias:
         """What the counts come to."""
-        return Bias(
+        return PositionBias(
             model=model,
             answers=self._answers,
             recall={letter: self._right[letter] / count for letter, count in sorted(self._shown.items())},

@@ -6,14 +6,14 @@ from typing import NamedTuple
 
 from stepladder.mcq.answer import strict
 from stepladder.mcq.shuffle import Permutation, shown, to_original
-from stepladder.records import LETTERS, Question, Verdict
+from stepladder.records import LETTERS, Question, SampleVerdict
 
 
 class Judged(NamedTuple):
     """The strict answer in the original option order, and the verdict."""
 
     answer: str | None
-    verdict: Verdict
+    verdict: SampleVerdict
 
 
 def judge(question: Question, permutation: Permutation, text: str, *, finished: bool) -> Judged:

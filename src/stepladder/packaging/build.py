@@ -19,6 +19,7 @@ from stepladder.answering.standalone import PROMPTS, read_settings
 from stepladder.answering.team import Team
 from stepladder.config import Config
 from stepladder.context import Context
+from stepladder.documents import EnsembleChoice
 from stepladder.errors import UserError
 from stepladder.packaging import papers, selftest, wheels
 from stepladder.records import Prediction, Question
@@ -75,18 +76,18 @@ def _team(context: Context) -> Team:
     for label, state in states(context):
         if state != "done" and label != "report":
             raise UserError(f"{context.workspace.folder}: {label} is {state}; 'stepladder run' brings it up to date")
-    choice = json.loads((context.input("ensemble") / "choice.json").read_text(encoding="utf-8"))
-    alone = choice["rule"] == "single"
-    names = [choice["leader"]] if alone else choice["members"]
+    choice = EnsembleChoice.read(context.input("ensemble"))
+    alone = choice.rule == "single"
+    names = [choice.leader] if alone else [*choice.members]
     members = {name: context.input("quantised", name) for name in names}
     if alone:
-        return Team(members, leader=choice["leader"])
+        return Team(members, leader=choice.leader)
     questions = records.read(context.input("questions") / "validation.jsonl", Question)
     given = {
         name: records.read(context.input("predictions", name) / "quantised.validation.jsonl", Prediction)
         for name in names
     }
-    return Team(members, choice["rule"], choice["leader"], teams.learned(questions, given))
+    return Team(members, choice.rule, choice.leader, teams.learned(questions, given))
 
 
 def _fill(
@@ -178,9 +179,7 @@ def _manifest(
 ) -> dict[str, Any]:
     config = context.config
     how = read_settings(team.members[team.leader], None)
-    measured = {
-        name: {key: verdict(context, name)[key] for key in ("n", "quantised", "merged")} for name in team.members
-    }
+    measured = {name: verdict(context, name).model_dump(include={"n", "quantised", "merged"}) for name in team.members}
     return {
         "name": config.name,
         "made_by": f"stepladder {stepladder.__version__}",

@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 
 from stepladder import models
 from stepladder.answering.voting import conversation, correct, predict
-from stepladder.config import Quantise
 from stepladder.context import Context
+from stepladder.documents import Direction, Distance, FlippedAnswer, Flips, Measurement, Paired
 from stepladder.records import Example, Prediction, Question
 from stepladder.stats import accuracy_interval, mcnemar
-from stepladder.training.distance import Distance, compare, next_tokens, rows_of
+from stepladder.training.distance import compare, next_tokens, rows_of
 from stepladder.training.sequences import TokenRow
 
 EXAMPLES = 3
@@ -54,10 +54,8 @@ def _next_tokens(context: Context, folder: Path, rows: Sequence[TokenRow]) -> An
     return next_tokens(models.load(folder, context.config.predict.dtype), rows) if rows else None
 
 
-def measure(
-    context: Context, member: str, before: Reference, folder: Path, rounding: Distance | None
-) -> dict[str, Any]:
-    """The verdict on one attempt; ``why`` lists what speaks against it, nothing where it passes.
+def measure(context: Context, member: str, before: Reference, folder: Path, rounding: Distance | None) -> Measurement:
+    """What one attempt costs, and which limits that exceeds.
 
     Args:
         context: the run.
@@ -74,68 +72,63 @@ def measure(
     flips = mcnemar(right, right_after)
     tokenizer = models.load_tokenizer(folder)
     apart = distance(context, before, folder)
-    measured: dict[str, Any] = {
-        "merged": sum(right) / n,
-        "quantised": sum(right_after) / n,
-        "intervals": {
-            "merged": accuracy_interval(right, problems, context.config.seed),
-            "quantised": accuracy_interval(right_after, problems, context.config.seed),
-        },
-        "loss": (sum(right) - sum(right_after)) / n,
-        "n": n,
-        "flips": {
-            "right_to_wrong": flips.lost,
-            "wrong_to_right": flips.won,
-            "p": flips.p,
-            "examples": _examples(questions, before.answers, answers),
-        },
-        "unparsed": {"merged": _unparsed(before.answers), "quantised": _unparsed(answers)},
-        "tokens": {"merged": _tokens(tokenizer, before.answers), "quantised": _tokens(tokenizer, answers)},
-        "distance": None if apart is None else apart._asdict(),
-        "rounding_kl": None if rounding is None else rounding.kl,
-        "bytes": {"merged": _weights(before.weights), "quantised": _weights(folder)},
-    }
-    return measured | {"why": against(measured, settings)}
-
-
-def against(measured: dict[str, Any], settings: Quantise) -> list[str]:
-    """What of a measurement breaks the gate, in words."""
-    grown = measured["unparsed"]["quantised"] - measured["unparsed"]["merged"]
-    kl = 0.0 if measured["distance"] is None else measured["distance"]["kl"]
-    rounding = float("inf") if measured["rounding_kl"] is None else measured["rounding_kl"]
-    right, after = (round(measured[name] * measured["n"]) for name in ("merged", "quantised"))
-    checks = (
-        (
-            measured["loss"] > settings.max_loss,
-            f"validation accuracy fell by {measured['loss']:.3f} (from {right} to {after} of {measured['n']}), more "
-            f"than max_loss = {settings.max_loss}",
+    loss = (sum(right) - sum(right_after)) / n
+    unparsed = Paired(merged=_unparsed(before.answers), quantised=_unparsed(answers))
+    rounding_kl = None if rounding is None else rounding.kl
+    exceeded = []
+    if loss > settings.max_loss:
+        exceeded.append(
+            f"validation accuracy fell by {loss:.3f} (from {sum(right)} to {sum(right_after)} of {n}), more than "
+            f"max_loss = {settings.max_loss}"
+        )
+    if (grown := unparsed.quantised - unparsed.merged) > settings.max_unparsed:
+        exceeded.append(
+            f"answers without a readable letter grew by {grown:.3f}, more than max_unparsed = {settings.max_unparsed}"
+        )
+    if apart is not None and apart.kl > settings.max_kl:
+        exceeded.append(f"KL divergence is {apart.kl:.3f} nats a token, more than max_kl = {settings.max_kl}")
+    if apart is not None and rounding_kl is not None and apart.kl > rounding_kl:
+        exceeded.append(
+            f"KL divergence is {apart.kl:.4f} nats a token where plain rounding costs {rounding_kl:.4f}, so the "
+            "calibration did harm"
+        )
+    return Measurement(
+        merged=sum(right) / n,
+        quantised=sum(right_after) / n,
+        intervals=Paired(
+            merged=accuracy_interval(right, problems, context.config.seed),
+            quantised=accuracy_interval(right_after, problems, context.config.seed),
         ),
-        (
-            grown > settings.max_unparsed,
-            f"answers without a readable letter grew by {grown:.3f}, more than max_unparsed = {settings.max_unparsed}",
+        loss=loss,
+        n=n,
+        flips=Flips(
+            right_to_wrong=flips.lost,
+            wrong_to_right=flips.won,
+            p=flips.p,
+            examples=_examples(questions, before.answers, answers),
         ),
-        (kl > settings.max_kl, f"KL divergence is {kl:.3f} nats a token, more than max_kl = {settings.max_kl}"),
-        (
-            kl > rounding,
-            f"KL divergence is {kl:.4f} nats a token where plain rounding costs {rounding:.4f}, so the calibration did "
-            "harm",
-        ),
+        unparsed=unparsed,
+        tokens=Paired(merged=_tokens(tokenizer, before.answers), quantised=_tokens(tokenizer, answers)),
+        distance=apart,
+        rounding_kl=rounding_kl,
+        bytes=Paired(merged=_weight_bytes(before.weights), quantised=_weight_bytes(folder)),
+        why=tuple(exceeded),
     )
-    return [said for broken, said in checks if broken]
 
 
 def _examples(
     questions: Sequence[Question], before: Sequence[Prediction], after: Sequence[Prediction]
-) -> list[dict[str, Any]]:
-    """The first flipped questions of either direction, with what was said before and after."""
-    found: dict[str, list[dict[str, Any]]] = {"right_to_wrong": [], "wrong_to_right": []}
+) -> tuple[FlippedAnswer, ...]:
+    """The first flipped questions of either direction, with the answers before and after."""
+    flipped: dict[Direction, list[FlippedAnswer]] = {"right_to_wrong": [], "wrong_to_right": []}
     for question, old, new in zip(questions, before, after, strict=True):
         was_right, is_right = old.answer == question.answer, new.answer == question.answer
         if was_right != is_right:
-            direction = "right_to_wrong" if was_right else "wrong_to_right"
-            texts = {"before": old.texts[0], "after": new.texts[0]}
-            found[direction].append({"question_id": question.id, "direction": direction, **texts})
-    return [row for rows in found.values() for row in rows[:EXAMPLES]]
+            direction: Direction = "right_to_wrong" if was_right else "wrong_to_right"
+            flipped[direction].append(
+                FlippedAnswer(question_id=question.id, direction=direction, before=old.texts[0], after=new.texts[0])
+            )
+    return tuple(answer for answers in flipped.values() for answer in answers[:EXAMPLES])
 
 
 def _unparsed(answers: Sequence[Prediction]) -> float:
@@ -148,6 +141,6 @@ def _tokens(tokenizer: Any, answers: Sequence[Prediction]) -> float:
     return float(sum(len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]) / len(texts))
 
 
-def _weights(folder: Path) -> int:
+def _weight_bytes(folder: Path) -> int:
     """Bytes of the weight files."""
     return sum(path.stat().st_size for path in folder.glob("*.safetensors"))

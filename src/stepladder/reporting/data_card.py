@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import PurePath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from stepladder.config import Config, Member
+from stepladder.documents import TrainsetCard
 
 if TYPE_CHECKING:
     from huggingface_hub import CardData
@@ -23,25 +24,25 @@ LEFT_OUT = {
 }
 
 
-def markdown(config: Config, mix: Member, card: Mapping[str, Any]) -> str:
+def markdown(config: Config, mix: Member, card: TrainsetCard) -> str:
     """A README in the form of the Hugging Face hub: a YAML head, then sections."""
     from huggingface_hub import DatasetCardData
 
-    length = card["length"]
+    length = card.length
     head = [
         *yaml_head(
             DatasetCardData(
                 language=[config.language],
                 task_categories=["question-answering"],
                 tags=["multiple-choice", "chain-of-thought", "stepladder"],
-                size_categories=[_size(card["examples"])],
+                size_categories=[_size(card.examples)],
             )
         ),
         f"# Training chains of member {mix.name}, run {config.name}",
         "",
-        f"{card['examples']:,} conversations on {card['questions']:,} questions about {card['problems']:,} problems, "
-        f"{card['tokens']:,} tokens of the student {code(PurePath(config.train.base).name)}"
-        + (f"; half have up to {length['median']:.0f}, 95 % up to {length['p95']:.0f}" if length else "")
+        f"{card.examples:,} conversations on {card.questions:,} questions about {card.problems:,} problems, "
+        f"{card.tokens:,} tokens of the student {code(PurePath(config.train.base).name)}"
+        + f"; half have up to {length.median:.0f}, 95 % up to {length.p95:.0f}"
         + '. A line of `train.jsonl` is `{"messages": [...], "question_id", "teacher"}`.',
         "",
         "Every chain ended in the right answer: that of its label, under each order of the options it was asked in, or "
@@ -54,19 +55,18 @@ def markdown(config: Config, mix: Member, card: Mapping[str, Any]) -> str:
         f"{100 * mix.share:g} %, drawn with seed {mix.seed}. Chains a question: {mix.chains or 'all'}. Proved "
         f"variants: {'yes' if mix.variants else 'no'}. Answer letters balanced: {'yes' if mix.balance else 'no'}.",
     ]
-    left = [f"- {card[key]:,} {why}" for key, why in LEFT_OUT.items() if card[key]]
+    left = [f"- {count:,} {why}" for key, why in LEFT_OUT.items() if (count := getattr(card, key))]
     twins = [
-        f"- {code(twin['problem'])} and {code(twin['of'])}: similarity {twin['similarity']:.2f}"
-        for twin in card["twins"][:SHOWN]
+        f"- {code(twin.problem)} and {code(twin.of)}: similarity {twin.similarity:.2f}" for twin in card.twins[:SHOWN]
     ]
-    more = len(card["twins"]) - len(twins)
+    more = len(card.twins) - len(twins)
     return "\n".join(
         [
             *head,
             *mixed,
-            *_table("Teacher", card["teachers"]),
-            *_table("Source", card["sources"]),
-            *_table("Right letter", card["letters"]),
+            *_table("Teacher", card.teachers),
+            *_table("Source", card.sources),
+            *_table("Right letter", card.letters),
             "",
             "## Left out",
             *(left or ["Nothing."]),

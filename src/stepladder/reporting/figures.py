@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from itertools import groupby
-from typing import Any
+from operator import itemgetter
 
 from markupsafe import Markup
 
 from stepladder.progress import duration
 from stepladder.reporting import words
+from stepladder.reporting.content import GroupResult, Report, Result, TrainingStep
 from stepladder.reporting.svg import Drawing, Scale
 
 WIDTH = 880
@@ -19,12 +21,10 @@ QUARTERS = (0, 0.25, 0.5, 0.75, 1)
 POINTS = 200
 """Points of a loss curve; a longer log is averaged in as many equal stretches."""
 
-Row = dict[str, Any]
 
-
-def staircase(report: Row) -> Markup:
+def staircase(report: Report) -> Markup:
     """Base, tuned, quantised and ensemble as steps, with 95 % intervals and the line of guessing."""
-    run = report["run"]
+    run = report.run
     steps = words.staircase(report)
     drawing = Drawing(WIDTH, 364, f"Accuracy step by step: {words.headline(report)}")
     height, right = Scale(0, 1, 300, 30), WIDTH - 70
@@ -34,77 +34,82 @@ def staircase(report: Row) -> Markup:
     wide = (right - 60) / len(steps)
     for index, row in enumerate(steps):
         left, middle = 60 + index * wide, 60 + (index + 0.42) * wide
-        tip = _tip(row, run["bits"])
-        drawing.rect(
-            left, height(row["accuracy"]), wide - 4, 300 - height(row["accuracy"]), f"s-{row['system']}", tip=tip
-        )
-        drawing.line(middle, height(row["low"]), middle, height(row["high"]), "whisker")
-        for end in (row["low"], row["high"]):
+        tip = _tip(row, run.bits)
+        drawing.rect(left, height(row.accuracy), wide - 4, 300 - height(row.accuracy), f"s-{row.system}", tip=tip)
+        drawing.line(middle, height(row.low), middle, height(row.high), "whisker")
+        for end in (row.low, row.high):
             drawing.line(middle - 6, height(end), middle + 6, height(end), "whisker")
-        drawing.text(middle + 14, height(row["accuracy"]) - 10, words.percent(row["accuracy"]), "figure")
-        drawing.text(left + wide / 2 - 2, 322, words.name(row, run["bits"]), "strong", "middle")
-        drawing.text(left + wide / 2 - 2, 341, f"{row['correct']} of {row['n']} right", "tick", "middle")
-        if row["unparsed"]:
-            drawing.text(left + wide / 2 - 2, 358, f"{row['unparsed']} unreadable", "tick", "middle")
-    chance = height(report["chance"][run["split"]])
+        drawing.text(middle + 14, height(row.accuracy) - 10, words.percent(row.accuracy), "figure")
+        drawing.text(left + wide / 2 - 2, 322, words.name(row, run.bits), "strong", "middle")
+        drawing.text(left + wide / 2 - 2, 341, f"{row.correct} of {row.n} right", "tick", "middle")
+        if row.unparsed:
+            drawing.text(left + wide / 2 - 2, 358, f"{row.unparsed} unreadable", "tick", "middle")
+    chance = height(report.chance[run.split])
     drawing.line(50, chance, right, chance, "chance")
     drawing.text(right + 6, chance + 4, "guessing", "chance-label")
     return drawing.markup()
 
 
-def all_systems(report: Row) -> Markup:
+def all_systems(report: Report) -> Markup:
     """Every system on the shown split: a dot with its 95 % interval."""
-    run = report["run"]
-    rows = [row for row in report["results"] if row["split"] == run["split"]]
+    run = report.run
+    rows = [row for row in report.results if row.split == run.split]
     bottom = 20 + ROW * len(rows)
     drawing = Drawing(WIDTH, bottom + 30, "Accuracy of every system with its 95 % interval")
     x = _share_axis(drawing, bottom)
-    chance = x(report["chance"][run["split"]])
+    chance = x(report.chance[run.split])
     drawing.line(chance, 10, chance, bottom, "chance")
     drawing.text(chance + 5, bottom - 4, "guessing", "chance-label")
     for index, row in enumerate(rows):
         y = 20 + ROW * (index + 0.5)
-        drawing.text(170, y + 4, words.name(row, run["bits"]), "", "end")
-        drawing.line(x(row["low"]), y, x(row["high"]), y, f"range s-{row['system']}")
-        drawing.dot(x(row["accuracy"]), y, 6, f"s-{row['system']}", tip=_tip(row, run["bits"]))
-        interval = f"{100 * row['low']:.0f} to {words.percent(row['high'])}"
-        drawing.text(WIDTH, y + 4, f"{words.percent(row['accuracy'], 1)}  ({interval})", "tick", "end")
+        drawing.text(170, y + 4, words.name(row, run.bits), "", "end")
+        drawing.line(x(row.low), y, x(row.high), y, f"range s-{row.system}")
+        drawing.dot(x(row.accuracy), y, 6, f"s-{row.system}", tip=_tip(row, run.bits))
+        interval = f"{100 * row.low:.0f} to {words.percent(row.high)}"
+        drawing.text(WIDTH, y + 4, f"{words.percent(row.accuracy, 1)}  ({interval})", "tick", "end")
     return drawing.markup()
 
 
-def cascade(report: Row) -> Markup:
+def cascade(report: Report) -> Markup:
     """Which stretch of the training questions each rung solved, and what is left."""
-    found = report["cascade"]
-    bottom = 10 + ROW * (len(found["rungs"]) + 1)
+    counts = report.cascade
+    bottom = 10 + ROW * (len(counts.rungs) + 1)
     drawing = Drawing(WIDTH, bottom + 10, "How many questions each rung of the cascade solved")
-    x = Scale(0, max(found["questions"], 1), 180, WIDTH - 200)
+    x = Scale(0, max(counts.questions, 1), 180, WIDTH - 200)
     solved = 0
-    for index, rung in enumerate(found["rungs"]):
+    for index, rung in enumerate(counts.rungs):
         y = 10 + ROW * index
-        drawing.text(170, y + 18, rung["name"], "", "end")
-        drawing.rect(x(solved), y + 3, x(solved + rung["asked"]) - x(solved), ROW - 6, "track")
+        drawing.text(170, y + 18, rung.name, "", "end")
+        drawing.rect(x(solved), y + 3, x(solved + rung.asked) - x(solved), ROW - 6, "track")
         drawing.rect(
-            x(solved), y + 3, x(solved + rung["solved"]) - x(solved), ROW - 6, "s-quantised",
-            tip=f"{rung['name']}: {rung['solved']} solved of {rung['asked']} asked",
+            x(solved), y + 3, x(solved + rung.solved) - x(solved), ROW - 6, "s-quantised",
+            tip=f"{rung.name}: {rung.solved} solved of {rung.asked} asked",
         )  # fmt: skip
-        paid = f", {words.money(rung['dollars'])}" if rung["dollars"] else ""
-        drawing.text(WIDTH - 190, y + 18, f"{rung['solved']} of {rung['asked']} solved{paid}", "tick")
-        solved += rung["solved"]
+        paid = f", {words.money(rung.dollars)}" if rung.dollars else ""
+        drawing.text(WIDTH - 190, y + 18, f"{rung.solved} of {rung.asked} solved{paid}", "tick")
+        solved += rung.solved
     y = bottom - ROW
     drawing.text(170, y + 18, "unsolved", "", "end")
-    drawing.rect(
-        x(solved), y + 3, x(found["questions"]) - x(solved), ROW - 6, "bad", tip=f"{found['unsolved']} unsolved"
-    )
-    drawing.text(WIDTH - 190, y + 18, f"{found['unsolved']} of {found['questions']}", "tick")
+    drawing.rect(x(solved), y + 3, x(counts.questions) - x(solved), ROW - 6, "bad", tip=f"{counts.unsolved} unsolved")
+    drawing.text(WIDTH - 190, y + 18, f"{counts.unsolved} of {counts.questions}", "tick")
     return drawing.markup()
 
 
-def breakdown(report: Row, rows: list[Row], key: str) -> Markup:
-    """Accuracy within groups (``key`` is ``family`` or ``letter``): the way from base to the final answer."""
-    run = report["run"]
-    steps = [(row["split"], row["system"], row["member"]) for row in words.staircase(report)]
-    shown = [row for row in rows if (row["split"], row["system"], row["member"]) in steps]
-    groups = [(name, list(group)) for name, group in groupby(shown, key=lambda row: str(row[key]))]
+def families(report: Report) -> Markup:
+    """Accuracy within families of questions: the way from base to the final answer."""
+    return _breakdown(report, "family", [(row.family, row) for row in report.families])
+
+
+def letters(report: Report) -> Markup:
+    """Accuracy by the letter of the right answer: the way from base to the final answer."""
+    return _breakdown(report, "letter", [(row.letter, row) for row in report.letters])
+
+
+def _breakdown(report: Report, key: str, rows: Sequence[tuple[str, GroupResult]]) -> Markup:
+    run = report.run
+    steps = [(row.split, row.system, row.member) for row in words.staircase(report)]
+    shown = [(group, row) for group, row in rows if (row.split, row.system, row.member) in steps]
+    groups = [(group, [row for _, row in pairs]) for group, pairs in groupby(shown, key=itemgetter(0))]
     bottom = 20 + LANE * len(groups)
     drawing = Drawing(WIDTH, bottom + 30, f"Accuracy by {key}")
     x = _share_axis(drawing, bottom)
@@ -112,24 +117,24 @@ def breakdown(report: Row, rows: list[Row], key: str) -> Markup:
         y = 20 + LANE * (index + 0.5)
         drawing.text(170, y + 4, name if len(name) <= 24 else f"{name[:23]}…", "", "end")
         # Each system has its own height in the lane, so that equal accuracies do not hide each other.
-        points = [(x(row["accuracy"]), y + 8 * (place - (len(group) - 1) / 2)) for place, row in enumerate(group)]
+        points = [(x(row.accuracy), y + 8 * (place - (len(group) - 1) / 2)) for place, row in enumerate(group)]
         drawing.path(points, "join")
         for point, row in zip(points, group, strict=True):
-            tip = f"{words.name(row, run['bits'])}: {row['correct']} of {row['n']} right"
-            drawing.dot(*point, 5, f"s-{row['system']}", tip=tip)
+            tip = f"{words.name(row, run.bits)}: {row.correct} of {row.n} right"
+            drawing.dot(*point, 5, f"s-{row.system}", tip=tip)
         final = group[-1]
-        label = f"{words.percent(group[0]['accuracy'])} → {words.percent(final['accuracy'])}   n = {final['n']}"
+        label = f"{words.percent(group[0].accuracy)} → {words.percent(final.accuracy)}   n = {final.n}"
         drawing.text(WIDTH, y + 4, label, "tick", "end")
         drawing.line(190, y + LANE / 2, WIDTH - 170, y + LANE / 2, "grid")
     return drawing.markup()
 
 
-def loss(report: Row) -> Markup:
+def loss(report: Report) -> Markup:
     """Training loss of every member over its epochs, and as dots the validation loss after each."""
-    curves = [(row["member"], _thinned(row["log"])) for row in report["training"] if row["log"]]
+    curves = [(row.member, _thinned(row.log)) for row in report.training if row.log]
     held_out = {
-        row["member"]: [(step["epoch"], step["validation_loss"]) for step in row["validation"]]
-        for row in report["training"]
+        row.member: [(step.epoch, step.validation_loss) for step in row.validation if step.validation_loss is not None]
+        for row in report.training
     }
     drawing = Drawing(WIDTH, 280, "Training loss over epochs")
     if not curves:
@@ -154,13 +159,13 @@ def loss(report: Row) -> Markup:
     return drawing.markup()
 
 
-def voting(report: Row) -> Markup:
+def voting(report: Report) -> Markup:
     """Accuracy against tokens a question, with one vote, two and so on; adaptive voting as a dot beside the curve."""
-    rows = report["voting"]
+    rows = report.voting
     drawing = Drawing(WIDTH, 280, "Accuracy against tokens spent")
-    shares = [row["accuracy"] for row in rows]
+    shares = [row.accuracy for row in rows]
     low, high = max(0.0, min(shares) - 0.02), min(1.0, max(shares) + 0.02)
-    x, y = Scale(0, 1.05 * max(row["tokens"] for row in rows), 60, WIDTH - 130), Scale(low, high, 240, 10)
+    x, y = Scale(0, 1.05 * max(row.tokens for row in rows), 60, WIDTH - 130), Scale(low, high, 240, 10)
     for step in range(5):
         share = low + (high - low) * step / 4
         drawing.line(x.start, y(share), x.end, y(share), "grid")
@@ -168,12 +173,12 @@ def voting(report: Row) -> Markup:
     for value in _ticks(x.high):
         drawing.text(x(value), 260, f"{value:g}", "tick", "middle")
     drawing.text((x.start + x.end) / 2, 277, "tokens written a question", "tick", "middle")
-    drawing.path(((x(row["tokens"]), y(row["accuracy"])) for row in rows if row["way"] != "adaptive"), "curve c2")
+    drawing.path(((x(row.tokens), y(row.accuracy)) for row in rows if row.way != "adaptive"), "curve c2")
     for row in rows:
-        place, own = (x(row["tokens"]), y(row["accuracy"])), row["way"] == "adaptive"
-        tip = f"{row['way']}: {words.percent(row['accuracy'], 1)}, {row['tokens']:.0f} tokens, {row['votes']:.2f} votes"
+        place, own = (x(row.tokens), y(row.accuracy)), row.way == "adaptive"
+        tip = f"{row.way}: {words.percent(row.accuracy, 1)}, {row.tokens:.0f} tokens, {row.votes:.2f} votes"
         drawing.dot(*place, 6 if own else 4, "c1" if own else "c2", tip=tip)
-        drawing.text(place[0] + 9, place[1] + (14 if own else -6), row["way"], "c1" if own else "tick")
+        drawing.text(place[0] + 9, place[1] + (14 if own else -6), row.way, "c1" if own else "tick")
     return drawing.markup()
 
 
@@ -184,25 +189,25 @@ def _ticks(high: float) -> list[float]:
     return [index * step for index in range(int(high / step + 1e-9) + 1)]
 
 
-def _thinned(log: list[Row]) -> list[tuple[float, float]]:
+def _thinned(log: Sequence[TrainingStep]) -> list[tuple[float, float]]:
     """(epoch, loss) points, averaged in stretches where there are more than a chart can show."""
     length = -(-len(log) // POINTS)
     stretches = [log[start : start + length] for start in range(0, len(log), length)]
-    return [(part[-1]["epoch"], sum(step["loss"] for step in part) / len(part)) for part in stretches]
+    return [(part[-1].epoch, sum(step.loss or 0.0 for step in part) / len(part)) for part in stretches]
 
 
-def flips(report: Row) -> Markup:
+def flips(report: Report) -> Markup:
     """What quantisation changed, per member: answers lost and won, to both sides of a line."""
-    rows = report["quantisation"]
+    rows = report.quantisation
     drawing = Drawing(WIDTH, 30 + ROW * len(rows), "Answers that quantisation turned wrong or right")
-    most = max([1, *(row["flips"][way] for row in rows for way in ("right_to_wrong", "wrong_to_right"))])
+    most = max([1, *(count for row in rows for count in (row.flips.right_to_wrong, row.flips.wrong_to_right))])
     x = Scale(-most, most, 260, WIDTH - 80)
     drawing.text(x(0) - 8, 16, "turned wrong", "tick", "end")
     drawing.text(x(0) + 8, 16, "turned right", "tick")
     for index, row in enumerate(rows):
         y = 24 + ROW * index
-        lost, won = row["flips"]["right_to_wrong"], row["flips"]["wrong_to_right"]
-        drawing.text(170, y + 18, row["member"], "", "end")
+        lost, won = row.flips.right_to_wrong, row.flips.wrong_to_right
+        drawing.text(170, y + 18, row.member, "", "end")
         drawing.rect(x(-lost), y + 3, x(0) - x(-lost), ROW - 6, "bad")
         drawing.rect(x(0), y + 3, x(won) - x(0), ROW - 6, "good")
         drawing.text(x(-lost) - 6, y + 18, str(lost), "tick", "end")
@@ -211,23 +216,23 @@ def flips(report: Row) -> Markup:
     return drawing.markup()
 
 
-def sizes(report: Row) -> Markup:
+def sizes(report: Report) -> Markup:
     """Weights on disk before and after quantisation, per member."""
     bars = [
-        (f"{words.step(kind, report['run']['bits'])} {row['member']}", row["bytes"][kind], kind)
-        for row in report["quantisation"]
-        for kind in ("merged", "quantised")
+        (f"{words.step(kind, report.run.bits)} {row.member}", size, kind)
+        for row in report.quantisation
+        for kind, size in (("merged", row.bytes.merged), ("quantised", row.bytes.quantised))
     ]
     return _bars("Size of the weights", [(label, count, f"s-{kind}", words.size(count)) for label, count, kind in bars])
 
 
-def stages(report: Row) -> Markup:
+def stages(report: Report) -> Markup:
     """Recorded time of every artifact; money where some was spent."""
     bars = []
-    for row in report["stages"]:
-        label = "/".join(filter(None, (row["stage"], row["part"])))
-        paid = f"  {words.money(row['dollars'])}" if row["dollars"] else ""
-        bars.append((label, row["seconds"], "s-merged", duration(row["seconds"]) + paid))
+    for row in report.stages:
+        label = "/".join(filter(None, (row.stage, row.part)))
+        paid = f"  {words.money(row.dollars)}" if row.dollars else ""
+        bars.append((label, row.seconds, "s-merged", duration(row.seconds) + paid))
     return _bars("Time of every stage", bars)
 
 
@@ -252,6 +257,6 @@ def _share_axis(drawing: Drawing, bottom: float) -> Scale:
     return x
 
 
-def _tip(row: Row, bits: int) -> str:
-    interval = f"95 % interval {100 * row['low']:.1f} to {words.percent(row['high'], 1)}"
-    return f"{words.name(row, bits)}: {row['correct']} of {row['n']} right, {interval}"
+def _tip(row: Result, bits: int) -> str:
+    interval = f"95 % interval {100 * row.low:.1f} to {words.percent(row.high, 1)}"
+    return f"{words.name(row, bits)}: {row.correct} of {row.n} right, {interval}"

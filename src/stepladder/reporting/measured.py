@@ -5,22 +5,26 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from stepladder.config import BASE as BASE_FOLDER
 from stepladder.config import Config
 from stepladder.errors import InputError, UserError
 from stepladder.mcq.answer import lenient
 from stepladder.records import Prediction, Question, read
-
-HeldOut = Literal["validation", "test"]
+from stepladder.reporting.content import HeldOut, Kind, SystemName
 
 
 class System(NamedTuple):
     """Somebody who answered: the untouched base, a member before or after quantisation, or the ensemble."""
 
-    kind: Literal["base", "merged", "quantised", "ensemble"]
+    kind: Kind
     member: str | None = None
+
+    @property
+    def label(self) -> SystemName:
+        """How the report names the system."""
+        return SystemName(system=self.kind, member=self.member)
 
     def path(self, run: Path, split: HeldOut) -> Path:
         """The system's answers, in the run folder ``run``."""

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path, PurePath
-from typing import Any
 
 from stepladder.config import Config, Member
+from stepladder.documents import TrainsetCard, Verdict
 from stepladder.models import BUNDLED
-from stepladder.reporting.data_card import cell, code, yaml_head
+from stepladder.reporting.data_card import code, yaml_head
 
 BUNDLED_LICENCE = "apache-2.0"
 """Of SmolLM2-135M-Instruct."""
 
 
-def markdown(config: Config, mix: Member, base: Path, card: Mapping[str, Any], verdict: Mapping[str, Any]) -> str:
+def markdown(config: Config, mix: Member, base: Path, card: TrainsetCard, verdict: Verdict) -> str:
     """A README in the form of the Hugging Face hub: a YAML head, then sections.
 
     Args:
@@ -28,7 +28,7 @@ def markdown(config: Config, mix: Member, base: Path, card: Mapping[str, Any], v
     from huggingface_hub import ModelCardData
 
     name = base_name(config.train.base)
-    licence, form, dtype = licence_of(config, base), verdict["form"], verdict["dtype"]
+    licence, form, dtype = licence_of(config, base), verdict.form, verdict.dtype
     head = [
         *yaml_head(
             ModelCardData(
@@ -44,7 +44,7 @@ def markdown(config: Config, mix: Member, base: Path, card: Mapping[str, Any], v
         f"# {config.name}, member {mix.name}",
         "",
         f"{code(name)}, taught by LoRA to answer multiple-choice questions on closed-world problems step by step, in "
-        f"{form['bits']} bits ({verdict['bytes']['quantised'] / 1e6:,.0f} MB of weights). The last line of an answer "
+        f"{form.bits} bits ({verdict.bytes.quantised / 1e6:,.0f} MB of weights). The last line of an answer "
         "carries the letter.",
         "",
         "```",
@@ -55,17 +55,17 @@ def markdown(config: Config, mix: Member, base: Path, card: Mapping[str, Any], v
     recipe = [
         "",
         "## Data and recipe",
-        f"{card['examples']:,} conversations on {card['questions']:,} questions about {card['problems']:,} problems, "
-        f"{card['tokens']:,} tokens; the folder of the trainset has their card. LoRA on all linear layers: rank "
+        f"{card.examples:,} conversations on {card.questions:,} questions about {card.problems:,} problems, "
+        f"{card.tokens:,} tokens; the folder of the trainset has their card. LoRA on all linear layers: rank "
         f"{train.lora_rank}, alpha {train.lora_alpha}, {train.epochs:g} epochs, learning rate {train.learning_rate:g} "
         f"({train.schedule}), {train.batch_size * train.gradient_accumulation} sequences a step, at most "
         f"{train.max_length:,} tokens, seed {mix.seed}; trained and merged with {train.backend}"
-        + (f", the base in {dtype['trained']}." if dtype["trained"] else "."),
+        + (f", the base in {dtype.trained}." if dtype.trained else "."),
         "",
-        f"Quantised by {config.quantise.method.upper()} ({config.quantise.backend}): {form['bits']} bits, groups of "
-        f"{form['group_size']}, calibrated on {min(form['samples'], card['examples']):,} of its own conversations"
+        f"Quantised by {config.quantise.method.upper()} ({config.quantise.backend}): {form.bits} bits, groups of "
+        f"{form.group_size}, calibrated on {min(form.samples, card.examples):,} of its own conversations"
         + "".join(f" and {general.samples:,} rows of general text" for general in config.quantise.general)
-        + (f"; repaired by {form['repair']!r}." if form["repair"] else "."),
+        + (f"; repaired by {form.repair!r}." if form.repair else "."),
     ]
     return "\n".join([*head, *recipe, *_measured(verdict, config.predict.engine), *_limits(config, licence), ""])
 
@@ -77,32 +77,34 @@ def base_name(base: str) -> str:
     return PurePath(base).name if Path(base).is_dir() else base.removeprefix("modelscope:").partition("@")[0]
 
 
-def _measured(verdict: Mapping[str, Any], engine: str) -> Iterable[str]:
-    low_high = {
-        name: " to ".join(f"{100 * x:.1f}" for x in verdict["intervals"][name]) for name in ("merged", "quantised")
-    }
-    flips, distance = verdict["flips"], verdict["distance"]
+def _measured(verdict: Verdict, engine: str) -> Iterable[str]:
+    flips, distance = verdict.flips, verdict.distance
     yield from (
         "",
         "## Measured",
-        f"On {verdict['n']} validation questions, greedy unless the run says otherwise, computed in "
-        f"{verdict['dtype']['measured']}:"
+        f"On {verdict.n} validation questions, greedy unless the run says otherwise, computed in "
+        f"{verdict.dtype.measured}:"
         if engine == "local"
-        else f"On {verdict['n']} validation questions, greedy unless the run says otherwise, by vLLM:",
+        else f"On {verdict.n} validation questions, greedy unless the run says otherwise, by vLLM:",
         "",
         "| | Accuracy, % | 95 % interval | Unreadable, % | Tokens an answer |",
         "|---|---:|---:|---:|---:|",
     )
-    for title, key in (("before quantising", "merged"), ("this model", "quantised")):
+    intervals, unparsed, tokens = verdict.intervals, verdict.unparsed, verdict.tokens
+    for row in (
+        ("before quantising", verdict.merged, intervals.merged, unparsed.merged, tokens.merged),
+        ("this model", verdict.quantised, intervals.quantised, unparsed.quantised, tokens.quantised),
+    ):
+        title, accuracy, interval, unreadable, length = row
         yield (
-            f"| {cell(title)} | {100 * verdict[key]:.1f} | {low_high[key]} | {100 * verdict['unparsed'][key]:.1f} | "
-            f"{verdict['tokens'][key]:.0f} |"
+            f"| {title} | {100 * accuracy:.1f} | {100 * interval.low:.1f} to {100 * interval.high:.1f} | "
+            f"{100 * unreadable:.1f} | {length:.0f} |"
         )
     yield ""
     yield (
-        f"Quantising turned {flips['right_to_wrong']} right answers wrong and {flips['wrong_to_right']} wrong ones "
-        f"right (exact McNemar p = {flips['p']:.3g})."
-        + (f" Mean KL divergence of its next tokens: {distance['kl']:.4f} nats." if distance else "")
+        f"Quantising turned {flips.right_to_wrong} right answers wrong and {flips.wrong_to_right} wrong ones "
+        f"right (exact McNemar p = {flips.p:.3g})."
+        + (f" Mean KL divergence of its next tokens: {distance.kl:.4f} nats." if distance else "")
     )
 
 

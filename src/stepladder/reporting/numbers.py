@@ -1,23 +1,38 @@
-"""The content of report.json: plain JSON values in a fixed order, without clock and without paths of this machine.
-
-Durations appear under ``stages`` only, so two runs of the same work differ nowhere else.
-"""
+"""The numbers of the report, from the files of a finished run."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path, PurePath
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from stepladder.config import Config
+from stepladder.documents import EnsembleChoice, QuestionAudit, SampleSummary, TrainsetCard, Verdict
 from stepladder.mcq.answer import majority
 from stepladder.mcq.voting import first_round, settled
 from stepladder.models import BUNDLED, BUNDLED_FILE
-from stepladder.records import Prediction, Question, Sample, parse_lines, read
+from stepladder.records import Prediction, Question, Sample, read
+from stepladder.reporting.content import (
+    CascadeReport,
+    Comparison,
+    ExampleAnswer,
+    FamilyResult,
+    FinalAnswer,
+    GroupResult,
+    LetterResult,
+    MemberTraining,
+    MemberVerdict,
+    Report,
+    Result,
+    Run,
+    RungReport,
+    StageCost,
+    TrainingStep,
+    VotingPoint,
+)
 from stepladder.reporting.measured import BASE, ENSEMBLE, Measured, System, load
 from stepladder.stats import accuracy_interval, holm, mcnemar
-from stepladder.workspace import MANIFEST
+from stepladder.workspace import read_manifest
 
 EXAMPLES = 2
 """Example answers shown of each kind, right and wrong."""
@@ -30,52 +45,53 @@ class Folder(NamedTuple):
     part: str | None
 
 
-def collect(run: Path, config: Config, folders: Iterable[Folder]) -> dict[str, Any]:
+def collect(run: Path, config: Config, folders: Iterable[Folder]) -> Report:
     """Everything the report says about the finished run in the folder ``run``.
 
     ``folders`` are the artifacts whose time is reported, in flow order.
 
     Raises:
         UserError: as :func:`stepladder.reporting.measured.load`.
+        InputError: a file of the run cannot be read.
     """
-    choice = _json(run / "ensemble" / "choice.json")
-    best = choice["leader"]
+    choice = EnsembleChoice.read(run / "ensemble")
+    best = choice.leader
     splits = load(run, config, best)
-    # The headline is measured on test where that has labels: validation has already been used to choose.
     shown = splits[-1]
-    members = [member.name for member in config.member]
+    members = tuple(member.name for member in config.member)
+    verdicts = {member: Verdict.read(run / "quantised" / member) for member in members}
     samples = read(run / "samples" / "accepted.jsonl", Sample) + read(run / "samples" / "rejected.jsonl", Sample)
-    alone = choice["rule"] == "single" or len(members) == 1
-    return {
-        "run": {
-            "name": config.name,
-            "language": config.language,
-            "seed": config.seed,
-            "base": PurePath(BUNDLED_FILE if config.train.base == BUNDLED else config.train.base).name,
-            "members": members,
-            "best_member": best,
-            "bits": _json(run / "quantised" / best / "verdict.json")["form"]["bits"],
-            "votes": config.predict.votes,
-            "dtype": {stage: _json(run / stage / best / MANIFEST).get("dtype") for stage in ("adapter", "predictions")},
-            "split": shown.split,
-        },
-        "questions": _json(run / "questions" / "audit.json"),
-        "chance": {measured.split: measured.chance for measured in splits},
-        "results": [row for measured in splits for row in _results(measured, config.seed)],
-        "comparisons": _comparisons(shown, members, None if alone else best),
-        "families": [row for measured in splits for row in _broken_down(measured, "family", _family_of)],
-        "letters": [row for measured in splits for row in _broken_down(measured, "letter", _letter_of)],
-        "cascade": _cascade(run / "samples" / "summary.json", samples),
-        "training": [_training(run, member) for member in members],
-        "quantisation": [{"member": name} | _json(run / "quantised" / name / "verdict.json") for name in members],
-        "ensemble": choice | {"asked": config.ensemble.rule, "alone": alone},
-        "voting": _voting(shown, System("quantised", best)),
-        "stages": _stages(run, folders, samples),
-        "examples": _examples(shown, System("quantised", best)),
-    }
+    alone = choice.rule == "single" or len(members) == 1
+    return Report(
+        run=Run(
+            name=config.name,
+            language=config.language,
+            seed=config.seed,
+            base=PurePath(BUNDLED_FILE if config.train.base == BUNDLED else config.train.base).name,
+            members=members,
+            best_member=best,
+            bits=verdicts[best].form.bits,
+            votes=config.predict.votes,
+            dtype={stage: read_manifest(run / stage / best).get("dtype") for stage in ("adapter", "predictions")},
+            split=shown.split,
+        ),
+        questions=QuestionAudit.read(run / "questions"),
+        chance={measured.split: measured.chance for measured in splits},
+        results=tuple(row for measured in splits for row in _results(measured, config.seed)),
+        comparisons=tuple(_comparisons(shown, members, None if alone else best)),
+        families=tuple(row for measured in splits for row in _families(measured)),
+        letters=tuple(row for measured in splits for row in _letters(measured)),
+        cascade=_cascade(SampleSummary.read(run / "samples"), samples),
+        training=tuple(_training(run, member) for member in members),
+        quantisation=tuple(MemberVerdict(member=name, **dict(verdict)) for name, verdict in verdicts.items()),
+        ensemble=FinalAnswer(**dict(choice), asked=config.ensemble.rule, alone=alone),
+        voting=tuple(_voting(shown, System("quantised", best))),
+        stages=tuple(_stages(run, folders, samples)),
+        examples=tuple(_examples(shown, System("quantised", best))),
+    )
 
 
-def _voting(measured: Measured, system: System) -> list[dict[str, Any]]:
+def _voting(measured: Measured, system: System) -> list[VotingPoint]:
     """What more votes gained and cost: accuracy and tokens a question with at most so many of each question's votes,
     and where all were asked for, what stopping early would have come to. Nothing where there is one vote."""
     answers = measured.answers[system]
@@ -90,17 +106,16 @@ def _voting(measured: Measured, system: System) -> list[dict[str, Any]]:
         stops = [next(n for n in range(first_round(most), most + 1) if settled(a.votes[:n], most)) for a in answers]
         ways.append(("adaptive", stops))
     return [
-        {
-            "way": way,
-            "votes": sum(counts) / len(counts),
-            "tokens": sum(sum(given.tokens[:count]) for given, count in zip(answers, counts, strict=True))
-            / len(counts),
-            "accuracy": sum(
+        VotingPoint(
+            way=way,
+            votes=sum(counts) / len(counts),
+            tokens=sum(sum(given.tokens[:count]) for given, count in zip(answers, counts, strict=True)) / len(counts),
+            accuracy=sum(
                 majority(given.votes[:count]) == question.answer
                 for given, count, question in zip(answers, counts, measured.questions, strict=True)
             )
             / len(counts),
-        }
+        )
         for way, counts in ways
     ]
 
@@ -114,31 +129,24 @@ def family(source: str) -> str:
     return (source.rpartition("/")[0] or source).removeprefix("closedworld/")
 
 
-def _json(path: Path) -> dict[str, Any]:
-    value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return value
-
-
-def _who(system: System) -> dict[str, str | None]:
-    return {"system": system.kind, "member": system.member}
-
-
-def _results(measured: Measured, seed: int) -> list[dict[str, Any]]:
+def _results(measured: Measured, seed: int) -> Iterator[Result]:
     problems = [question.problem_id for question in measured.questions]
-    rows = []
     for system, right in measured.right.items():
         interval = accuracy_interval(right, problems, seed)
-        rows.append(
-            _who(system)
-            | {"split": measured.split, "n": len(right), "correct": sum(right), "accuracy": measured.accuracy(system)}
-            | {"low": interval.low, "high": interval.high}
-            | {"unparsed": sum(answer.answer is None for answer in measured.answers[system])}
-            | {"lenient": measured.leniently(system)}
+        yield Result(
+            **dict(system.label),
+            split=measured.split,
+            n=len(right),
+            correct=sum(right),
+            accuracy=measured.accuracy(system),
+            low=interval.low,
+            high=interval.high,
+            unparsed=sum(answer.answer is None for answer in measured.answers[system]),
+            lenient=measured.leniently(system),
         )
-    return rows
 
 
-def _comparisons(measured: Measured, members: list[str], single: str | None) -> list[dict[str, Any]]:
+def _comparisons(measured: Measured, members: Sequence[str], single: str | None) -> list[Comparison]:
     """Neighbours on the way from base to ensemble, with p-values adjusted for looking at all of them.
 
     ``single`` is the member the ensemble is held against; None where the ensemble is that member, since a thing is
@@ -153,51 +161,59 @@ def _comparisons(measured: Measured, members: list[str], single: str | None) -> 
     tests = [mcnemar(measured.right[before], measured.right[after]) for before, after in pairs]
     adjusted = holm([test.p for test in tests])
     return [
-        {
-            "before": _who(before),
-            "after": _who(after),
-            "split": measured.split,
-            "n": len(measured.questions),
-            "b": test.lost,
-            "c": test.won,
-            "p": test.p,
-            "p_holm": p_holm,
-        }
+        Comparison(
+            before=before.label,
+            after=after.label,
+            split=measured.split,
+            n=len(measured.questions),
+            b=test.lost,
+            c=test.won,
+            p=test.p,
+            p_holm=p_holm,
+        )
         for (before, after), test, p_holm in zip(pairs, tests, adjusted, strict=True)
     ]
 
 
-def _family_of(question: Question) -> str:
-    return family(question.source)
+def _families(measured: Measured) -> Iterator[FamilyResult]:
+    for group, result in _broken_down(measured, lambda question: family(question.source)):
+        yield FamilyResult(family=group, **dict(result))
 
 
-def _letter_of(question: Question) -> str:
-    return str(question.answer)
+def _letters(measured: Measured) -> Iterator[LetterResult]:
+    for group, result in _broken_down(measured, lambda question: str(question.answer)):
+        yield LetterResult(letter=group, **dict(result))
 
 
-def _broken_down(measured: Measured, name: str, key: Callable[[Question], str]) -> list[dict[str, Any]]:
-    """Accuracy of every system within the groups that ``key`` makes; ``name`` is the group's JSON key."""
+def _broken_down(measured: Measured, key: Callable[[Question], str]) -> Iterator[tuple[str, GroupResult]]:
+    """Accuracy of every system within the groups that ``key`` makes."""
     groups = [key(question) for question in measured.questions]
-    rows = []
     for group in sorted(set(groups)):
         for system, right in measured.right.items():
             hits = [hit for hit, member_of in zip(right, groups, strict=True) if member_of == group]
-            rows.append(
-                {name: group, "split": measured.split}
-                | _who(system)
-                | {"n": len(hits), "correct": sum(hits), "accuracy": sum(hits) / len(hits)}
+            yield (
+                group,
+                GroupResult(
+                    **dict(system.label),
+                    split=measured.split,
+                    n=len(hits),
+                    correct=sum(hits),
+                    accuracy=sum(hits) / len(hits),
+                ),
             )
-    return rows
 
 
-def _cascade(path: Path, samples: list[Sample]) -> dict[str, Any]:
-    # Runs that were sampled by an earlier version have not all of it.
-    summary: dict[str, Any] = {"suspect": 0, "positions": [], **_json(path)}
-    rungs = [
-        {"lenient": 0} | rung | {"dollars": _dollars(sample for sample in samples if sample.rung == rung["name"])}
-        for rung in summary["rungs"]
-    ]
-    return summary | {"rungs": rungs}
+def _cascade(summary: SampleSummary, samples: Sequence[Sample]) -> CascadeReport:
+    return CascadeReport(
+        rungs=tuple(
+            RungReport(**dict(rung), dollars=_dollars(sample for sample in samples if sample.rung == rung.name))
+            for rung in summary.rungs
+        ),
+        questions=summary.questions,
+        unsolved=summary.unsolved,
+        suspect=summary.suspect,
+        positions=summary.positions,
+    )
 
 
 def _dollars(samples: Iterable[Sample]) -> float:
@@ -205,24 +221,26 @@ def _dollars(samples: Iterable[Sample]) -> float:
     return sum(sample.micro_dollars for sample in samples) / 1_000_000
 
 
-def _training(run: Path, member: str) -> dict[str, Any]:
-    steps = [step for _, step in parse_lines(run / "adapter" / member / "log.jsonl")]
-    log, validation = ([step for step in steps if key in step] for key in ("loss", "validation_loss"))
-    card = _json(run / "trainset" / member / "card.json")
-    return {"member": member} | card | {"log": log, "validation": validation}
+def _training(run: Path, member: str) -> MemberTraining:
+    steps = read(run / "adapter" / member / "log.jsonl", TrainingStep)
+    card = TrainsetCard.read(run / "trainset" / member)
+    return MemberTraining(
+        member=member,
+        **dict(card),
+        log=tuple(step for step in steps if step.loss is not None),
+        validation=tuple(step for step in steps if step.validation_loss is not None),
+    )
 
 
-def _stages(run: Path, folders: Iterable[Folder], samples: list[Sample]) -> list[dict[str, Any]]:
+def _stages(run: Path, folders: Iterable[Folder], samples: Sequence[Sample]) -> Iterator[StageCost]:
     """Recorded time and money of each artifact. Only asking teachers costs money so far: the student is our own."""
-    return [
-        {
-            "stage": folder.stage,
-            "part": folder.part,
-            "seconds": _json(run / folder.stage / (folder.part or "") / MANIFEST)["seconds"],
-            "dollars": _dollars(samples) if folder.stage == "samples" else 0.0,
-        }
-        for folder in folders
-    ]
+    for folder in folders:
+        yield StageCost(
+            stage=folder.stage,
+            part=folder.part,
+            seconds=read_manifest(run / folder.stage / (folder.part or ""))["seconds"],
+            dollars=_dollars(samples) if folder.stage == "samples" else 0.0,
+        )
 
 
 class SystemAnswers(NamedTuple):
@@ -234,7 +252,7 @@ class SystemAnswers(NamedTuple):
     base_right: bool
 
 
-def _examples(measured: Measured, system: System) -> list[dict[str, Any]]:
+def _examples(measured: Measured, system: System) -> list[ExampleAnswer]:
     """Answers worth reading: right ones, those the base model got wrong first, then wrong ones."""
     columns = (measured.questions, measured.answers[system], measured.right[system], measured.right[BASE])
     rows = [SystemAnswers(*row) for row in zip(*columns, strict=True)]
@@ -242,17 +260,17 @@ def _examples(measured: Measured, system: System) -> list[dict[str, Any]]:
     right = sorted((row for row in rows if row.right), key=lambda row: row.base_right)
     wrong = [row for row in rows if not row.right]
     return [
-        {
-            "id": row.question.id,
-            "problem": row.question.problem,
-            "question": row.question.question,
-            "options": list(row.question.options),
-            "label": row.question.answer,
-            "answer": row.given.answer,
-            "base_right": row.base_right,
-            "right": row.right,
-            "text": _chain(row.given),
-        }
+        ExampleAnswer(
+            id=row.question.id,
+            problem=row.question.problem,
+            question=row.question.question,
+            options=row.question.options,
+            label=row.question.answer,
+            answer=row.given.answer,
+            base_right=row.base_right,
+            right=row.right,
+            text=_chain(row.given),
+        )
         for chosen in (right, wrong)
         for row in _one_family_each(chosen)[:EXAMPLES]
     ]

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from stepladder.reporting import figures, words
+from stepladder.reporting.content import Report
 
 
-def render(report: dict[str, Any]) -> str:
+def render(report: Report) -> str:
     """The page. Everything in ``report`` may have been written by a model or a stranger, so all of it is escaped."""
     environment = Environment(
         loader=PackageLoader("stepladder.reporting", ""),

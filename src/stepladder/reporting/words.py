@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from stepladder.progress import duration
+from stepladder.reporting.content import Comparison, Report, Result, SystemName
 
 SIGNIFICANT = 0.05
 """A Holm-adjusted p-value below this is called a real difference."""
-
-Row = dict[str, Any]
 
 
 def percent(share: float, digits: int = 0) -> str:
@@ -22,41 +19,41 @@ def step(system: str, bits: int) -> str:
     return {"merged": "tuned", "quantised": f"{bits}-bit"}.get(system, system)
 
 
-def name(row: Row, bits: int) -> str:
+def name(row: SystemName, bits: int) -> str:
     """Who a row is about: ``base``, ``tuned m1``, ``4-bit m1``, ``ensemble``."""
-    return " ".join(filter(None, (step(row["system"], bits), row["member"])))
+    return " ".join(filter(None, (step(row.system, bits), row.member)))
 
 
-def staircase(report: Row) -> list[Row]:
+def staircase(report: Report) -> list[Result]:
     """The results a reader climbs, on the shown split: base, the best member tuned and quantised, and the ensemble
     unless that is the member itself."""
-    run = report["run"]
-    rows = [row for row in report["results"] if row["split"] == run["split"]]
-    steps = [row for row in rows if row["member"] in (None, run["best_member"])]
-    return [row for row in steps if row["system"] != "ensemble" or not alone(report)]
+    run = report.run
+    rows = [row for row in report.results if row.split == run.split]
+    steps = [row for row in rows if row.member in (None, run.best_member)]
+    return [row for row in steps if row.system != "ensemble" or not alone(report)]
 
 
-def headline(report: Row) -> str:
+def headline(report: Report) -> str:
     """``base 31 % → tuned 84 % → 4-bit 83 %``."""
-    bits = report["run"]["bits"]
-    return " → ".join(f"{step(row['system'], bits)} {percent(row['accuracy'])}" for row in staircase(report))
+    bits = report.run.bits
+    return " → ".join(f"{step(row.system, bits)} {percent(row.accuracy)}" for row in staircase(report))
 
 
-def measured_on(report: Row) -> str:
+def measured_on(report: Report) -> str:
     """What the headline was measured on, and against what."""
-    run = report["run"]
+    run = report.run
     row = staircase(report)[0]
-    what = "held-out test questions" if run["split"] == "test" else "held-out validation questions"
-    return f"on {row['n']} {what}; guessing would get {percent(report['chance'][run['split']])}"
+    what = "held-out test questions" if run.split == "test" else "held-out validation questions"
+    return f"on {row.n} {what}; guessing would get {percent(report.chance[run.split])}"
 
 
-def alone(report: Row) -> bool:
+def alone(report: Report) -> bool:
     """Whether the ensemble is just one member."""
-    return bool(report["ensemble"]["alone"])
+    return report.ensemble.alone
 
 
-def is_real(comparison: Row) -> bool:
-    return bool(comparison["p_holm"] < SIGNIFICANT)
+def is_real(comparison: Comparison) -> bool:
+    return comparison.p_holm < SIGNIFICANT
 
 
 def p_value(p: float) -> str:
@@ -64,9 +61,9 @@ def p_value(p: float) -> str:
     return "p\u00a0<\u00a00.0001" if p < 0.0001 else f"p\u00a0=\u00a0{p:.{3 if p < 0.1 else 2}g}"
 
 
-def verdict(comparison: Row) -> str:
+def verdict(comparison: Comparison) -> str:
     """What a comparison means."""
-    lost, won = comparison["b"], comparison["c"]
+    lost, won = comparison.b, comparison.c
     if lost == won == 0:
         return "the same questions right"
     if not is_real(comparison):
@@ -74,56 +71,58 @@ def verdict(comparison: Row) -> str:
     return "a real gain" if won > lost else "a real loss"
 
 
-def movement(comparison: Row) -> str:
+def movement(comparison: Comparison) -> str:
     """How many questions changed sides."""
-    return f"{comparison['c']} newly right, {comparison['b']} newly wrong"
+    return f"{comparison.c} newly right, {comparison.b} newly wrong"
 
 
-def ensemble(report: Row) -> str:
+def ensemble(report: Report) -> str:
     """The ensemble choice in one sentence, with what the measured difference is worth."""
-    choice, run = report["ensemble"], report["run"]
-    if len(run["members"]) == 1:
-        return f"There is one member, {run['best_member']}, so its answers are the final answers."
-    by = "set in the configuration" if choice["asked"] == choice["rule"] else "chosen by cross-validation"
-    voters = len(choice["members"])
-    how = {
-        "single": f"the answers of the best member, {choice['leader']}, alone",
+    choice, run = report.ensemble, report.run
+    if len(run.members) == 1:
+        return f"There is one member, {run.best_member}, so its answers are the final answers."
+    by = "set in the configuration" if choice.asked == choice.rule else "chosen by cross-validation"
+    voters = len(choice.members)
+    description = {
+        "single": f"the answers of the best member, {choice.leader}, alone",
         "vote": f"the most frequent letter of {voters} members",
         "weighted": f"a vote of {voters} members, weighted by how often each was right on validation",
-        "leader": f"{choice['leader']}, unless all other members agree on another letter",
+        "leader": f"{choice.leader}, unless all other members agree on another letter",
         "average": f"the letter that {voters} members find likeliest on average",
         "selector": f"the letter likeliest by who of {voters} members agrees with whom",
-    }[choice["rule"]]
-    sentence = f"The final answer is {how} (rule “{choice['rule']}”, {by})."
-    if gone := [name for name in run["members"] if name not in choice["members"]]:
-        without = "it has" if len(gone) == 1 else "they have"
-        sentence += f" The variants did not help {', '.join(gone)} on validation, so {without} no vote."
+    }[choice.rule]
+    sentence = f"The final answer is {description} (rule “{choice.rule}”, {by})."
+    if excluded := [name for name in run.members if name not in choice.members]:
+        without = "it has" if len(excluded) == 1 else "they have"
+        sentence += f" The variants did not help {', '.join(excluded)} on validation, so {without} no vote."
     if alone(report):
         return sentence
-    last = next(row for row in report["comparisons"] if row["after"]["system"] == "ensemble")
-    change = f"{movement(last)}; {verdict(last)} ({p_value(last['p_holm'])})"
-    return f"{sentence} Against the best single model on {last['n']} {last['split']} questions: {change}."
+    last = next(row for row in report.comparisons if row.after.system == "ensemble")
+    change = f"{movement(last)}; {verdict(last)} ({p_value(last.p_holm)})"
+    return f"{sentence} Against the best single model on {last.n} {last.split} questions: {change}."
 
 
-def diversity(report: Row) -> str:
+def diversity(report: Report) -> str:
     """What any rule could reach at best, and how alike the members err."""
-    found = report["ensemble"]["validation"]
-    said = (
-        f"At least one member is right on {percent(found['oracle'], 1)} of the validation questions: the most that any "
-    )
-    said += "rule could reach."
-    pairs = [f"{first} and {second} {value:.2f}" for first, second, value in found["correlation"] if value is not None]
+    validation = report.ensemble.validation
+    if validation is None:
+        return ""
+    share = percent(validation.oracle, 1)
+    text = f"At least one member is right on {share} of the validation questions: the most that any rule could reach."
+    pairs = [
+        f"{first} and {second} {value:.2f}" for first, second, value in validation.correlation if value is not None
+    ]
     if pairs:
-        said += f" Correlation of the members' errors (1: they err on the same questions): {', '.join(pairs)}."
-    return said
+        text += f" Correlation of the members' errors (1: they err on the same questions): {', '.join(pairs)}."
+    return text
 
 
-def cascade(report: Row) -> str:
+def cascade(report: Report) -> str:
     """The cascade in one line."""
-    found = report["cascade"]
-    rungs = ", ".join(f"{rung['name']} solved {rung['solved']} of {rung['asked']}" for rung in found["rungs"])
-    dollars = sum(rung["dollars"] for rung in found["rungs"])
-    return f"{found['questions']} training questions: {rungs}; {found['unsolved']} unsolved; {money(dollars)} spent"
+    counts = report.cascade
+    rungs = ", ".join(f"{rung.name} solved {rung.solved} of {rung.asked}" for rung in counts.rungs)
+    dollars = sum(rung.dollars for rung in counts.rungs)
+    return f"{counts.questions} training questions: {rungs}; {counts.unsolved} unsolved; {money(dollars)} spent"
 
 
 def money(dollars: float) -> str:
@@ -138,17 +137,17 @@ def size(count: int) -> str:
     return f"{count}\u00a0bytes"
 
 
-def number_format(report: Row) -> str:
+def number_format(report: Report) -> str:
     """What the best member was trained and answered in; nothing where the run's folders do not tell."""
-    made = report["run"]["dtype"]
+    dtypes = report.run.dtype
     words = {"adapter": "trained", "predictions": "answered"}
-    formats = [f"{word} in {made[stage]}" for stage, word in words.items() if made[stage]]
+    formats = [f"{word} in {dtypes[stage]}" for stage, word in words.items() if dtypes[stage]]
     return " and ".join(formats).capitalize() + "." if formats else ""
 
 
-def cost(report: Row) -> str:
+def cost(report: Report) -> str:
     """Time and money of the whole run."""
-    seconds = sum(row["seconds"] for row in report["stages"])
-    dollars = sum(row["dollars"] for row in report["stages"])
+    seconds = sum(row.seconds for row in report.stages)
+    dollars = sum(row.dollars for row in report.stages)
     paid = f"{money(dollars)} for teachers" if dollars else "nothing, since every model was local"
     return f"The stages took {duration(seconds)} and cost {paid}."

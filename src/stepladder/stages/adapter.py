@@ -10,7 +10,6 @@ from stepladder.answering.cascade import WORKED
 from stepladder.answering.voting import conversation, examine
 from stepladder.config import settings
 from stepladder.context import Context
-from stepladder.errors import UserError
 from stepladder.mcq.prompts import worked_solution
 from stepladder.models import template
 from stepladder.records import Example, Question
@@ -36,11 +35,6 @@ def build(context: Context, part: str | None, folder: Path) -> None:
     trainset = context.input("trainset", part)
     template.check(models.load_tokenizer(base), trainset)
     examples = records.read(trainset / "train.jsonl", Example)
-    if not examples:
-        raise UserError(
-            f"member {part!r} has nothing to learn from: {trainset / 'train.jsonl'} is empty; widen its teachers or "
-            "share, or add a rung that solves more"
-        )
 
     def report(step: int, steps: int, loss: float) -> None:
         context.progress.update("step", step, steps, f"loss {loss:.3f}")

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from stepladder import records
 from stepladder.config import settings
 from stepladder.context import Context
+from stepladder.documents import EnsembleChoice
 from stepladder.ensembling.rules import RULES, Letters, ballot_of
 from stepladder.ensembling.selection import select
 from stepladder.mcq.answerfile import submission
@@ -56,12 +55,15 @@ def build(context: Context, part: str | None, folder: Path) -> None:
         combined = combine(given, apply(ballots[split]))
         write_atomic(folder / f"{split}.jsonl", records.lines(combined))
         write_atomic(folder / f"answers.{split}.jsonl", submission(questions[split], combined))
-    choice: dict[str, Any] = {"rule": rule, "leader": leader(context), "members": allowed}
-    choice |= {"validation": None if found is None else found.as_json()}
     refused = [member.name for member in config.member if member.name not in allowed]
     if refused:
         context.progress.say(f"without {', '.join(refused)}: the variants did not help on validation")
-    write_atomic(folder / "choice.json", json.dumps(choice, indent=1, ensure_ascii=False) + "\n")
+    EnsembleChoice(
+        rule=rule,
+        leader=leader(context),
+        members=tuple(allowed),
+        validation=None if found is None else found.document(),
+    ).write(folder)
 
 
 def combine(given: Mapping[str, Sequence[Prediction]], letters: Letters) -> list[Prediction]:

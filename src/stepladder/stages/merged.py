@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from stepladder import models, records
 from stepladder.context import Context
 from stepladder.records import Example
 from stepladder.training import merging, swift
-from stepladder.workspace import Artifact, write_atomic
-
-PROOF = "merge.json"
+from stepladder.workspace import Artifact
 
 
 def artifact(context: Context, part: str | None) -> Artifact:
@@ -32,5 +29,4 @@ def build(context: Context, part: str | None, folder: Path) -> None:
     else:
         merging.merge(base, adapter, folder)
     examples = records.read(context.input("trainset", part) / "train.jsonl", Example)
-    distance = merging.prove(base, adapter, folder, examples, settings.max_length, settings.dtype)
-    write_atomic(folder / PROOF, json.dumps(distance._asdict(), indent=1) + "\n")
+    merging.prove(base, adapter, folder, examples, settings.max_length, settings.dtype).write(folder)

@@ -46,14 +46,14 @@ def splits(config: Config) -> tuple[str, ...]:
 
 def leader(context: Context) -> str:
     """The member whose quantised form was right most often on validation; the first of equals."""
-    scores = {name: verdict(context, name)["quantised"] for name in eligible(context)}
+    scores = {name: verdict(context, name).quantised for name in eligible(context)}
     return max(scores, key=lambda name: scores[name])
 
 
 def eligible(context: Context) -> list[str]:
     """The members that may stay: one that learned from variants only if it does at least as well on validation as its
     control, the member that is the same without."""
-    scores = {member.name: verdict(context, member.name)["quantised"] for member in context.config.member}
+    scores = {member.name: verdict(context, member.name).quantised for member in context.config.member}
     return [
         member.name
         for member in context.config.member

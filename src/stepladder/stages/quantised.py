@@ -5,7 +5,6 @@ What does not pass is repaired, step by step, and measured again; every attempt 
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +14,16 @@ from stepladder import models, records
 from stepladder.answering.standalone import write_settings
 from stepladder.config import Quantise, Repair, settings
 from stepladder.context import Context
+from stepladder.documents import (
+    AttemptSummary,
+    Distance,
+    FlipCounts,
+    Measurement,
+    NumberFormats,
+    QuantisedForm,
+    TrainsetCard,
+    Verdict,
+)
 from stepladder.errors import GateError
 from stepladder.mcq.shuffle import rng
 from stepladder.quantising import calibration, gptq, gptqmodel, repair
@@ -22,11 +31,9 @@ from stepladder.quantising.gate import Reference, distance, measure, reference
 from stepladder.records import Example, Question
 from stepladder.reporting import model_card
 from stepladder.stages.trainset import member
-from stepladder.training.distance import Distance
 from stepladder.training.sequences import TokenRow, tokenise
 from stepladder.workspace import Artifact, file_digest, write_atomic
 
-VERDICT = "verdict.json"
 SMALLEST = 32
 """Group size below which servers have no kernels."""
 
@@ -66,7 +73,7 @@ def build(context: Context, part: str | None, folder: Path) -> None:
     merged = context.input("merged", part)
     questions = records.read(context.input("questions") / "validation.jsonl", Question)
     before = reference(context, str(part), merged, questions)
-    attempts: list[dict[str, Any]] = []
+    attempts: list[AttemptSummary] = []
     made = folder / "attempt"
     last: Form | None = None
     rounding: dict[Form, Distance | None] = {}
@@ -81,20 +88,20 @@ def build(context: Context, part: str | None, folder: Path) -> None:
             worth = form.settings.method != "rtn" and before.next_tokens is not None
             rounding[plain] = _rounding(context, part, before, plain, folder / "rounded") if worth else None
         measured = measure(context, str(part), before, made, rounding[plain])
-        said: dict[str, Any] = {
-            "repair": name,
-            "bits": form.settings.bits,
-            "group_size": gptq.claims(made)[0][1],
-            "samples": form.settings.samples,
-            "layers_in_8_bits": list(form.eight),
-        }
-        attempts.append(said | _brief(measured))
-        if not measured["why"]:
+        described = QuantisedForm(
+            repair=name,
+            bits=form.settings.bits,
+            group_size=gptq.claims(made)[0][1],
+            samples=form.settings.samples,
+            layers_in_8_bits=form.eight,
+        )
+        attempts.append(_summary(described, measured))
+        if not measured.why:
             break
-        context.progress.say(f"quantised/{part}: {'; '.join(measured['why'])}")
+        context.progress.say(f"quantised/{part}: {'; '.join(measured.why)}")
     else:
-        why = "; ".join(attempts[-1]["why"])
-        tried = ", ".join(str(row["repair"]) for row in attempts[1:]) or "none"
+        why = "; ".join(attempts[-1].why)
+        tried = ", ".join(str(attempt.repair) for attempt in attempts[1:]) or "none"
         raise GateError(
             f"quantised/{part}: {why} (repairs tried: {tried}); raise samples, lower group_size, use 8 bits, or name "
             "more [quantise] repairs"
@@ -103,15 +110,15 @@ def build(context: Context, part: str | None, folder: Path) -> None:
         path.rename(folder / path.name)
     made.rmdir()
     gates = {name: getattr(config.quantise, name) for name in ("max_loss", "max_unparsed", "max_kl")}
-    dtype = {
-        "trained": context.number_formats().get(f"adapter/{part}"),
-        "quantised": models.dtype_name(config.train.dtype),
-        "measured": models.dtype_name(config.predict.dtype),
-    }
-    verdict = {"form": said, "dtype": dtype} | measured | {"passed": True, "gates": gates, "attempts": attempts}
-    write_atomic(folder / VERDICT, json.dumps(verdict, indent=1, ensure_ascii=False) + "\n")
+    dtype = NumberFormats(
+        trained=context.number_formats().get(f"adapter/{part}"),
+        quantised=models.dtype_name(config.train.dtype),
+        measured=models.dtype_name(config.predict.dtype),
+    )
+    verdict = Verdict(form=described, dtype=dtype, **dict(measured), passed=True, gates=gates, attempts=tuple(attempts))
+    verdict.write(folder)
     write_settings(config, folder)
-    card = json.loads((context.input("trainset", part) / "card.json").read_text(encoding="utf-8"))
+    card = TrainsetCard.read(context.input("trainset", part))
     mix, base = member(config, part), models.locate(config.train.base)
     write_atomic(folder / "README.md", model_card.markdown(config, mix, base, card, verdict))
 
@@ -190,20 +197,28 @@ def own_rows(context: Context, part: str | None, form: Form) -> list[TokenRow]:
     return tokenise(tokenizer, drawn, context.config.train.max_length)
 
 
-def _brief(measured: dict[str, Any]) -> dict[str, Any]:
-    kl = None if measured["distance"] is None else measured["distance"]["kl"]
-    flips = {key: measured["flips"][key] for key in ("right_to_wrong", "wrong_to_right", "p")}
-    unparsed, size = measured["unparsed"]["quantised"], measured["bytes"]["quantised"]
-    costs = {"kl": kl, "rounding_kl": measured["rounding_kl"], "bytes": size}
-    return {"quantised": measured["quantised"], "flips": flips, "unparsed": unparsed, **costs, "why": measured["why"]}
+def _summary(form: QuantisedForm, measured: Measurement) -> AttemptSummary:
+    return AttemptSummary(
+        **dict(form),
+        quantised=measured.quantised,
+        flips=FlipCounts(
+            right_to_wrong=measured.flips.right_to_wrong,
+            wrong_to_right=measured.flips.wrong_to_right,
+            p=measured.flips.p,
+        ),
+        unparsed=measured.unparsed.quantised,
+        kl=None if measured.distance is None else measured.distance.kl,
+        rounding_kl=measured.rounding_kl,
+        bytes=measured.bytes.quantised,
+        why=measured.why,
+    )
 
 
-def verdict(context: Context, member: str | None) -> dict[str, Any]:
+def verdict(context: Context, member: str | None) -> Verdict:
     """What quantising a member was measured to cost.
 
     Raises:
         UserError: the member is not quantised yet.
     """
     context.digest_of("quantised", member)
-    written: dict[str, Any] = json.loads((context.input("quantised", member) / VERDICT).read_text(encoding="utf-8"))
-    return written
+    return Verdict.read(context.input("quantised", member))

@@ -8,35 +8,26 @@ written. What stays is an id and a digest each.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import get_args
 
 from stepladder import records
 from stepladder.config import Config
 from stepladder.context import Context
+from stepladder.documents import Oddity, QuestionAudit
 from stepladder.errors import InputError, UserError
 from stepladder.mcq.overlap import TWIN, near_duplicates, whole
 from stepladder.mcq.questionfile import Problem, Review, read_reviews, rows, stream_problems
 from stepladder.mcq.shuffle import fixed, rng
 from stepladder.records import Question, Split
-from stepladder.workspace import Artifact, file_digest, write_atomic
+from stepladder.workspace import Artifact, file_digest
 
 LISTED = 1000
 """Findings of one kind that the audit lists; it counts them all."""
-
-
-class Oddity(NamedTuple):
-    """Something odd in the input that stops nothing but that the user should know."""
-
-    kind: str
-    file: str
-    line: int
-    message: str
 
 
 def artifact(context: Context, part: str | None) -> Artifact:
@@ -58,15 +49,10 @@ def build(context: Context, part: str | None, folder: Path) -> None:
     audit = Audit()
     audit.twins.add(_twins(config))  # first: what it needs is gone before digests gather
     written = _write(folder, _splits(config, held_out, reviews, audit))
-    summary = {
-        "problems": audit.problems,
-        "questions": written,
-        "reviewed": dict(Counter(review.action for review in reviews.values())),
-    }
-    write_atomic(folder / "audit.json", json.dumps(summary | audit.found(), indent=1, ensure_ascii=False) + "\n")
+    audit.document(written, Counter(review.action for review in reviews.values())).write(folder)
     if counts := audit.counts():
         kinds = ", ".join(f"{count} {kind}" for kind, count in counts.items())
-        context.progress.say(f"odd in the input: {kinds}; see {context.input('questions') / 'audit.json'}")
+        context.progress.say(f"odd in the input: {kinds}; see {context.input('questions') / QuestionAudit.FILE}")
 
 
 def _held_out(config: Config) -> set[str]:
@@ -181,7 +167,7 @@ class Audit:
         """Twins inside a file, and leaks from test into training."""
         text = hashlib.blake2b(whole(problem.questions).encode(), digest_size=16).digest()
         if text in self._first:
-            yield Oddity("repeated problem", file, problem.line, f"{problem.id} repeats {self._first[text]}")
+            yield _oddity("repeated problem", file, problem.line, f"{problem.id} repeats {self._first[text]}")
         else:
             self._first[text] = problem.id
 
@@ -189,32 +175,38 @@ class Audit:
         """How many findings of each kind, the most frequent first."""
         return dict((self.odd.counts + self.repeated.counts + self.twins.counts).most_common())
 
-    def found(self) -> dict[str, Any]:
-        """All of it for the audit's file."""
+    def document(self, questions: Mapping[Split, int], reviewed: Mapping[str, int]) -> QuestionAudit:
+        """All of it, with the number of questions in each split and of reviews by what was decided."""
         counts = self.counts()
         unlisted = {kind: count - LISTED for kind, count in counts.items() if count > LISTED}
-        findings = (*self.odd.first, *self.repeated.first, *self.twins.first)
-        return (
-            {"counts": counts}
-            | ({"not_listed": unlisted} if unlisted else {})
-            | {"findings": [finding._asdict() for finding in findings]}
+        return QuestionAudit(
+            problems=self.problems,
+            questions=questions,
+            reviewed=reviewed,
+            counts=counts,
+            **({"not_listed": unlisted} if unlisted else {}),
+            findings=(*self.odd.first, *self.repeated.first, *self.twins.first),
         )
+
+
+def _oddity(kind: str, file: str, line: int, message: str) -> Oddity:
+    return Oddity(kind=kind, file=file, line=line, message=message)
 
 
 def _oddities(file: str, problem: Problem) -> Iterator[Oddity]:
     for about, note in problem.notes:
-        yield Oddity(note.kind, file, problem.line, f"{about} {note.message}")
+        yield _oddity(note.kind, file, problem.line, f"{about} {note.message}")
     for question in problem.questions:
         if (stays := fixed(question)).places:
             shown = "the order of its options" if len(stays.places) == len(question.options) else "its place"
-            yield Oddity("fixed options", file, problem.line, f"{question.id} keeps {shown}: {stays.reason}")
+            yield _oddity("fixed options", file, problem.line, f"{question.id} keeps {shown}: {stays.reason}")
 
 
 def _skew(file: str, letters: Counter[str]) -> Iterator[Oddity]:
     """A letter that is the label of more than half of the questions, where they are enough to tell."""
     if letters and max(letters.values()) > 0.5 * letters.total() >= 15:
         letter, count = letters.most_common(1)[0]
-        yield Oddity("letter skew", file, 0, f"{count} of {letters.total()} labels are {letter}")
+        yield _oddity("letter skew", file, 0, f"{count} of {letters.total()} labels are {letter}")
 
 
 def _twins(config: Config) -> Iterator[Oddity]:
@@ -224,7 +216,7 @@ def _twins(config: Config) -> Iterator[Oddity]:
     for pair in near_duplicates(_texts(_train(config), mine), _texts(_test(config), theirs), TWIN):
         (name, line), (other, _) = mine[pair.left], theirs[pair.right]
         message = f"{name} is nearly {other} of the test (similarity {pair.similarity:.2f})"
-        yield Oddity("near-duplicate of a test problem", config.questions.train.name, line, message)
+        yield _oddity("near-duplicate of a test problem", config.questions.train.name, line, message)
 
 
 def _texts(problems: Iterable[Problem], passed: list[tuple[str, int]]) -> Iterator[str]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -12,10 +10,10 @@ from rich.text import Text
 
 from stepladder.config import Config
 from stepladder.context import Context, artifacts, label
+from stepladder.reporting.content import Report
 from stepladder.workspace import Artifact
 
 HTML = "report.html"
-JSON = "report.json"
 
 
 def artifact(context: Context, part: str | None) -> Artifact:
@@ -42,25 +40,25 @@ def build(context: Context, part: str | None, folder: Path) -> None:
 
     folders = [numbers.Folder(stage, part) for stage, part in _earlier(context.config)]
     report = numbers.collect(context.workspace.folder, context.config, folders)
-    (folder / JSON).write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8", newline="\n")
+    report.write(folder)
     (folder / HTML).write_text(page.render(report), encoding="utf-8", newline="\n")
 
 
-def summary(report: dict[str, Any], console: Console) -> None:
-    """Print what a person wants to know at the end of a run. ``report`` is the content of report.json."""
+def summary(report: Report, console: Console) -> None:
+    """Print what a person wants to know at the end of a run."""
     from stepladder.reporting import words
 
-    run = report["run"]
+    run = report.run
     table = Table(box=None, header_style="dim", padding=(0, 2, 0, 0))
     table.add_column("system")
     for header in ("right", "accuracy", "95 % interval"):
         table.add_column(header, justify="right")
-    for row in report["results"]:
-        if row["split"] == run["split"]:
-            interval = f"{100 * row['low']:.1f} to {words.percent(row['high'], 1)}"
-            accuracy = Text(words.percent(row["accuracy"], 1), style="bold")
+    for row in report.results:
+        if row.split == run.split:
+            interval = f"{100 * row.low:.1f} to {words.percent(row.high, 1)}"
+            accuracy = Text(words.percent(row.accuracy, 1), style="bold")
             # Text, not str: a member named "[b]" must not be read as markup.
-            table.add_row(Text(words.name(row, run["bits"])), f"{row['correct']}/{row['n']}", accuracy, interval)
+            table.add_row(Text(words.name(row, run.bits)), f"{row.correct}/{row.n}", accuracy, interval)
     console.print()
     console.print(Text(words.headline(report), style="bold"))
     console.print(Text(words.measured_on(report), style="dim"))
@@ -71,8 +69,8 @@ def summary(report: dict[str, Any], console: Console) -> None:
     sentences.add_column(style="dim")
     sentences.add_row("cascade", Text(words.cascade(report)))
     sentences.add_row("ensemble", Text(words.ensemble(report)))
-    if said := words.number_format(report):
-        sentences.add_row("computed", Text(said))
+    if computed := words.number_format(report):
+        sentences.add_row("computed", Text(computed))
     sentences.add_row("cost", Text(words.cost(report)))
     console.print(sentences)
 

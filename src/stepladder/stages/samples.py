@@ -7,13 +7,13 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from stepladder import records
 from stepladder.answering.cascade import WORKED, Cascade, Step
 from stepladder.answering.client import identity
 from stepladder.config import Rung, settings
 from stepladder.context import Context
+from stepladder.documents import QuestionAudit, RungSummary, SampleSummary
 from stepladder.mcq.answer import lenient
 from stepladder.mcq.labels import Suspect, weigh
 from stepladder.mcq.position import Positions
@@ -25,6 +25,7 @@ CHUNK = 10_000
 """Questions that climb the ladder together: more are taken in turn, so that memory does not grow with them."""
 JUDGED = ".judged.jsonl"
 """All samples while it is not yet known which labels are doubted: a sign, + where the rung accepts it, and the row."""
+COUNTS = ("asked", "solved", "wrong", "unparsed", "truncated", "lenient")
 
 
 def artifact(context: Context, part: str | None) -> Artifact:
@@ -51,9 +52,9 @@ def build(context: Context, part: str | None, folder: Path) -> None:
                 judged += ((sample, _name(sample) in kept) for sample in step.samples)
                 row = counts.add(step, by_id)
                 if done + len(chunk) == total:
-                    context.progress.say(f"rung {row['name']}: {row['solved']:,} of {row['asked']:,} questions solved")
+                    context.progress.say(f"rung {row.name}: {row.solved:,} of {row.asked:,} questions solved")
                 else:
-                    context.progress.update(f"rung {row['name']}, question", done, total)
+                    context.progress.update(f"rung {row.name}, question", done, total)
             done += len(chunk)
             votes.add(by_id, [sample for sample, _ in judged])
             judged.sort(key=lambda pair: _name(pair[0]))
@@ -73,20 +74,19 @@ def build(context: Context, part: str | None, folder: Path) -> None:
         )
         write_atomic(folder / f"{name}.jsonl", records.lines(chosen))
     (folder / JUDGED).unlink()
-    summary = {
-        "rungs": counts.rows,
-        "questions": counts.rows[0]["asked"],
-        "unsolved": counts.rows[0]["asked"] - sum(row["solved"] for row in counts.rows),
-        "suspect": len(suspects),
-        "positions": [positions.bias(model)._asdict() for model, positions in sorted(counts.positions.items())],
-    }
-    write_atomic(folder / "summary.json", json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
+    rows = counts.rows()
+    SampleSummary(
+        rungs=rows,
+        questions=rows[0].asked,
+        unsolved=rows[0].asked - sum(row.solved for row in rows),
+        suspect=len(suspects),
+        positions=tuple(positions.bias(model) for model, positions in sorted(counts.positions.items())),
+    ).write(folder)
 
 
 def _count(context: Context) -> int:
     """How many training questions there are, as their stage has counted."""
-    counted = json.loads((context.input("questions") / "audit.json").read_text(encoding="utf-8"))
-    return int(counted["questions"]["train"])
+    return QuestionAudit.read(context.input("questions")).questions["train"]
 
 
 def _name(sample: Sample) -> tuple[str, str, str, int]:
@@ -104,32 +104,32 @@ class RungCounts:
 
     def __init__(self, rungs: Sequence[Rung]) -> None:
         self.positions: dict[str, Positions] = {}
-        counts = ("asked", "solved", "wrong", "unparsed", "truncated", "lenient")
-        self.rows: list[dict[str, Any]] = [
-            {"name": rung.name, "kind": rung.kind} | dict.fromkeys(counts, 0) for rung in rungs
-        ]
+        self._counts: dict[Rung, Counter[str]] = {rung: Counter() for rung in rungs}
 
-    def add(self, step: Step, questions: dict[str, Question]) -> dict[str, Any]:
-        """Count one rung's samples of some questions and return its row so far.
+    def rows(self) -> tuple[RungSummary, ...]:
+        """The counts of every rung so far."""
+        return tuple(map(self._row, self._counts))
 
-        ``lenient`` counts answers that only the lenient rule can read; they are rejected all the same.
-        """
-        row = next(row for row in self.rows if row["name"] == step.rung.name)
-        row["asked"] += step.reached
-        row["solved"] += len(step.solved)
-        verdicts = Counter(sample.verdict for sample in step.samples)
-        for verdict in ("wrong", "unparsed", "truncated"):
-            row[verdict] += verdicts[verdict]
+    def _row(self, rung: Rung) -> RungSummary:
+        counts = {name: self._counts[rung][name] for name in COUNTS}
+        return RungSummary(name=rung.name, kind=rung.kind, **counts)
+
+    def add(self, step: Step, questions: dict[str, Question]) -> RungSummary:
+        """Count one rung's samples of some questions and return its counts so far."""
+        counts = self._counts[step.rung]
+        counts["asked"] += step.reached
+        counts["solved"] += len(step.solved)
+        counts.update(sample.verdict for sample in step.samples)
         answers: dict[tuple[str, str], list[Sample]] = {}
         for sample in step.samples:
             if sample.answer is None:
                 options = shown(questions[sample.question_id].options, sample.permutation)
-                row["lenient"] += lenient(sample.text, options).letter is not None
+                counts["lenient"] += lenient(sample.text, options).letter is not None
             if sample.model != WORKED:
                 answers.setdefault((sample.model, sample.question_id), []).append(sample)
         for (model, question_id), answered in answers.items():
             self.positions.setdefault(model, Positions()).add(questions[question_id], answered)
-        return row
+        return self._row(step.rung)
 
 
 class Votes:

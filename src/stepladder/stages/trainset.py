@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
 
 from stepladder import models, records
 from stepladder.config import Config, Member, settings
 from stepladder.context import Context
+from stepladder.documents import Lengths, TrainsetCard, Twin
+from stepladder.errors import UserError
 from stepladder.mcq.answer import with_final_line
 from stepladder.mcq.balance import balanced
 from stepladder.mcq.chains import most_different
@@ -21,17 +21,9 @@ from stepladder.mcq.prompts import ask_messages
 from stepladder.mcq.shuffle import rng, shown
 from stepladder.models import template
 from stepladder.records import Example, Message, Question, Sample
-from stepladder.reporting.data_card import markdown
+from stepladder.reporting.data_card import LEFT_OUT, markdown
 from stepladder.training.sequences import tokenise
 from stepladder.workspace import Artifact, write_atomic
-
-
-class Twin(NamedTuple):
-    """A training problem that is one of validation or test, wholly or nearly."""
-
-    problem: str
-    of: str
-    similarity: float
 
 
 def artifact(context: Context, part: str | None) -> Artifact:
@@ -94,9 +86,15 @@ def build(context: Context, part: str | None, folder: Path) -> None:
             lengths.append(len(row.ids))
             examples.append(example)
     out["left_out"] = len(kept) - len(examples)
+    if not examples:
+        reasons = "".join(f"; {out[key]:,} left out {why}" for key, why in LEFT_OUT.items() if out[key])
+        raise UserError(
+            f"member {part!r} has nothing to learn from: {len(chosen):,} of {len(samples):,} accepted chains are in "
+            f"its mix{reasons}; widen its teachers or share, or add a rung that solves more"
+        )
     card = _card(examples, lengths, out, twins, [questions[example.question_id] for example in examples])
     write_atomic(folder / "train.jsonl", records.lines(examples))
-    write_atomic(folder / "card.json", json.dumps(card, indent=1, ensure_ascii=False) + "\n")
+    card.write(folder)
     write_atomic(folder / "README.md", markdown(config, mix, card))
     template.write(tokenizer, folder)
 
@@ -117,15 +115,15 @@ def _twins(questions: Iterable[Question], held_out: Iterable[Question]) -> list[
     pairs = near_duplicates([*map(whole, ours.values())], [*map(whole, theirs.values())], TWIN)
     mine, others = [*ours], [*theirs]
     found = {
-        mine[index]: Twin(mine[index], others[twin], round(similarity, 4))
+        mine[index]: Twin(problem=mine[index], of=others[twin], similarity=round(similarity, 4))
         for index, twin, similarity in reversed(pairs)
     }
     problem_of = {_text(question): question.problem_id for group in theirs.values() for question in group}
     for problem, group in ours.items():
         for question in group:
             if _text(question) in problem_of:
-                found[problem] = Twin(problem, problem_of[_text(question)], 1.0)
-    return sorted(found.values())
+                found[problem] = Twin(problem=problem, of=problem_of[_text(question)], similarity=1.0)
+    return [found[problem] for problem in sorted(found)]
 
 
 def _by_problem(questions: Iterable[Question]) -> dict[str, list[Question]]:
@@ -165,18 +163,22 @@ def _example(config: Config, question: Question, sample: Sample) -> Example:
 
 def _card(
     examples: Sequence[Example], lengths: list[int], out: Counter[str], twins: list[Twin], questions: list[Question]
-) -> dict[str, Any]:
+) -> TrainsetCard:
     letters = Counter(example.messages[-1].content[-1] for example in examples)
     quantiles = statistics.quantiles(lengths, n=20, method="inclusive") if len(lengths) > 1 else lengths * 19
-    return {
-        "examples": len(examples),
-        "questions": len({question.id for question in questions}),
-        "problems": len({question.problem_id for question in questions}),
-        "tokens": sum(lengths),
-        "length": {"median": quantiles[9], "p95": quantiles[18], "longest": max(lengths)} if lengths else {},
-        "teachers": dict(sorted(Counter(example.teacher for example in examples).items())),
-        "sources": dict(sorted(Counter(question.source for question in questions).items())),
-        "letters": dict(sorted(letters.items())),
-        **{name: out[name] for name in ("left_out", "leaked", "other_language", "same_chain", "duplicates")},
-        "twins": [twin._asdict() for twin in twins],
-    }
+    return TrainsetCard(
+        examples=len(examples),
+        questions=len({question.id for question in questions}),
+        problems=len({question.problem_id for question in questions}),
+        tokens=sum(lengths),
+        length=Lengths(median=quantiles[9], p95=quantiles[18], longest=max(lengths)),
+        teachers=dict(sorted(Counter(example.teacher for example in examples).items())),
+        sources=dict(sorted(Counter(question.source for question in questions).items())),
+        letters=dict(sorted(letters.items())),
+        left_out=out["left_out"],
+        leaked=out["leaked"],
+        other_language=out["other_language"],
+        same_chain=out["same_chain"],
+        duplicates=out["duplicates"],
+        twins=tuple(twins),
+    )

@@ -14,6 +14,7 @@ from stepladder.ask.request import Request
 from stepladder.closedworld.prove import Unproved, prove_untrusted
 from stepladder.config import VARIANTS, Config, Variants, settings
 from stepladder.context import Context
+from stepladder.documents import VariantSummary
 from stepladder.mcq.prompts import Solved, ask_messages, variant_messages
 from stepladder.mcq.shuffle import orders, rng
 from stepladder.mcq.similar import nearest
@@ -62,14 +63,13 @@ def build(context: Context, part: str | None, folder: Path) -> None:
     write_atomic(folder / "questions.jsonl", records.lines(written.draft.question for written in accepted))
     write_atomic(folder / "accepted.jsonl", records.lines(map(_sample, accepted)))
     write_atomic(folder / "rejected.jsonl", (json.dumps(row, ensure_ascii=False) + "\n" for row in refused))
-    summary = {
-        "problems": len(problems),
-        "written": len(drafts) + sum(row["reason"] != "not proved" for row in refused),
-        "accepted": dict(sorted(Counter(proofs.values()).items())),
-        "refused": dict(Counter(str(row["reason"]) for row in refused).most_common()),
-        "writers": dict(sorted(Counter(written.writer for written in accepted).items())),
-    }
-    write_atomic(folder / "summary.json", json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
+    VariantSummary(
+        problems=len(problems),
+        written=len(drafts) + sum(row["reason"] != "not proved" for row in refused),
+        accepted=dict(sorted(Counter(proofs.values()).items())),
+        refused=dict(Counter(str(row["reason"]) for row in refused).most_common()),
+        writers=dict(sorted(Counter(written.writer for written in accepted).items())),
+    ).write(folder)
     context.progress.say(f"{len(accepted):,} new questions proved, {len(refused):,} refused")
 
 

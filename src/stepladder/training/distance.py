@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
+from stepladder.documents import Distance
 from stepladder.records import Example
 from stepladder.training.sequences import TokenRow, tokenise
 
@@ -14,18 +15,6 @@ if TYPE_CHECKING:
 
 TOKENS = 1024
 """Completion tokens compared at most; with a vocabulary of 150,000 their distributions take 0.6 GB."""
-
-
-class Distance(NamedTuple):
-    """Over all compared completion tokens."""
-
-    tokens: int
-    kl: float
-    """Mean Kullback-Leibler divergence from the first model to the second, nats a token."""
-    same: float
-    """Share of tokens where both think the same token likeliest."""
-    largest: float
-    """The largest divergence of a single token, nats."""
 
 
 def rows_of(tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], max_length: int) -> list[TokenRow]:
@@ -64,4 +53,4 @@ def compare(first: torch.Tensor, second: torch.Tensor) -> Distance:
         divergences.append((first_rows.exp() * (first_rows - second_rows)).sum(-1))
         same += int((first_rows.argmax(-1) == second_rows.argmax(-1)).sum())
     kl = torch.cat(divergences)
-    return Distance(len(kl), float(kl.mean()), same / len(kl), float(kl.max()))
+    return Distance(tokens=len(kl), kl=float(kl.mean()), same=same / len(kl), largest=float(kl.max()))

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from stepladder import models
 from stepladder.config import Dtype
+from stepladder.documents import Distance
 from stepladder.errors import GateError, ModelError
 from stepladder.models import template
 from stepladder.records import Example
-from stepladder.training.distance import Distance, compare, next_tokens, rows_of
+from stepladder.training.distance import compare, next_tokens, rows_of
 
 if TYPE_CHECKING:
     import torch

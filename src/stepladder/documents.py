@@ -1,0 +1,325 @@
+"""The JSON documents that cross a stage: one object a file, each with the name of its file beside it.
+
+Rows, of which a file has many, are in :mod:`stepladder.records`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import ClassVar, Generic, Literal, Self, TypeVar
+
+from pydantic import ValidationError
+
+from stepladder.errors import InputError
+from stepladder.records import Record, Split, read_text
+from stepladder.stats import Interval
+from stepladder.workspace import write_atomic
+
+T = TypeVar("T")
+Direction = Literal["right_to_wrong", "wrong_to_right"]
+"""Of an answer, by quantising."""
+
+
+class Document(Record):
+    """A record that has a file to itself. Fields left at their default are not written."""
+
+    FILE: ClassVar[str]
+
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        """The document in ``folder``.
+
+        Raises:
+            InputError: naming file and field.
+        """
+        path = folder / cls.FILE
+        try:
+            return cls.model_validate_json(read_text(path))
+        except ValidationError as error:
+            first = error.errors()[0]
+            field = ".".join(map(str, first["loc"])) or None
+            raise InputError(path, f"{first['msg']}; delete {folder} and run its stage again", field=field) from None
+
+    def write(self, folder: Path) -> None:
+        """Write the document into ``folder``, atomically."""
+        write_atomic(folder / self.FILE, self.to_json())
+
+    def to_json(self) -> str:
+        return json.dumps(self.model_dump(mode="json", exclude_unset=True), indent=1, ensure_ascii=False) + "\n"
+
+
+class Oddity(Record):
+    """Something odd in the input that stops nothing but that the user should know."""
+
+    kind: str
+    file: str
+    line: int
+    message: str
+
+
+class QuestionAudit(Document):
+    """What is in the user's question files, and what is odd about it."""
+
+    FILE: ClassVar[str] = "audit.json"
+
+    problems: int
+    questions: Mapping[Split, int]
+    reviewed: Mapping[str, int] = {}
+    """Labels that somebody has reviewed, by what was decided."""
+    counts: Mapping[str, int]
+    """Oddities of each kind, the most frequent first."""
+    not_listed: Mapping[str, int] = {}
+    """How many more there are of kinds with too many to list."""
+    findings: tuple[Oddity, ...]
+
+
+class RungSummary(Record):
+    """How the samples of a rung were judged."""
+
+    name: str
+    kind: str
+    asked: int
+    """Questions that reached the rung."""
+    solved: int
+    wrong: int
+    """Samples, as the next three."""
+    unparsed: int
+    truncated: int
+    lenient: int = 0
+    """Samples that only the lenient rule can read; they are rejected all the same."""
+
+
+class PositionBias(Record):
+    """One model's answers by the letter they stand at."""
+
+    model: str
+    answers: int
+    recall: Mapping[str, float]
+    """By the letter at which the right option was shown: share answered rightly; an unreadable answer is not right."""
+    chosen: Mapping[str, float]
+    """Share of the readable answers that named each letter."""
+    shown: Mapping[str, float]
+    """Share of the answers where the right option stood at each letter."""
+    consistency: float | None
+    """Of two readable answers to one question in different orders, how often both name the same option; None where no
+    question was answered twice."""
+
+
+class SampleSummary(Document):
+    """What the cascade came to. Runs that were sampled by an earlier version lack ``suspect`` and ``positions``."""
+
+    FILE: ClassVar[str] = "summary.json"
+
+    rungs: tuple[RungSummary, ...]
+    questions: int
+    unsolved: int
+    suspect: int = 0
+    """Labels that are excluded from training because models contradict them."""
+    positions: tuple[PositionBias, ...] = ()
+
+
+class VariantSummary(Document):
+    """What became of the questions that models wrote."""
+
+    FILE: ClassVar[str] = "summary.json"
+
+    problems: int
+    written: int
+    accepted: Mapping[str, int]
+    """By proof."""
+    refused: Mapping[str, int]
+    """By reason."""
+    writers: Mapping[str, int]
+    """Accepted questions by the model that wrote them."""
+
+
+class Twin(Record):
+    """A training problem that is one of validation or test, wholly or nearly."""
+
+    problem: str
+    of: str
+    similarity: float
+
+
+class Lengths(Record):
+    """Tokens of a conversation."""
+
+    median: float
+    p95: float
+    longest: int
+
+
+class TrainsetCard(Document):
+    """What is in a member's trainset, and what was left out of it."""
+
+    FILE: ClassVar[str] = "card.json"
+
+    examples: int
+    questions: int
+    problems: int
+    tokens: int
+    length: Lengths
+    teachers: Mapping[str, int]
+    sources: Mapping[str, int]
+    letters: Mapping[str, int]
+    """Examples by the letter of the right answer, as the four below: left out and why."""
+    left_out: int
+    """Longer than ``max_length`` tokens."""
+    leaked: int
+    """Their problem is one of validation or test."""
+    other_language: int
+    same_chain: int
+    duplicates: int
+    twins: tuple[Twin, ...]
+
+
+class Distance(Document):
+    """How far two models' next-token distributions are apart, over all compared completion tokens."""
+
+    FILE: ClassVar[str] = "merge.json"
+
+    tokens: int
+    kl: float
+    """Mean Kullback-Leibler divergence from the first model to the second, nats a token."""
+    same: float
+    """Share of tokens where both models find the same token likeliest."""
+    largest: float
+    """The largest divergence of a single token, nats."""
+
+
+class Paired(Record, Generic[T]):
+    """A measurement before and after quantising."""
+
+    merged: T
+    quantised: T
+
+
+class FlipCounts(Record):
+    """Validation questions that quantising turned."""
+
+    right_to_wrong: int
+    wrong_to_right: int
+    p: float
+    """Exact McNemar test."""
+
+
+class FlippedAnswer(Record):
+    """A question that quantising turned, with the answers before and after."""
+
+    question_id: str
+    direction: Direction
+    before: str
+    after: str
+
+
+class Flips(FlipCounts):
+    examples: tuple[FlippedAnswer, ...]
+
+
+class QuantisedForm(Record):
+    """How weights were quantised."""
+
+    repair: str | None
+    """The repair that led to this form; None for the form asked for."""
+    bits: int
+    group_size: int
+    samples: int
+    """Own conversations that calibrated, at most."""
+    layers_in_8_bits: tuple[str, ...]
+
+
+class AttemptSummary(QuantisedForm):
+    """A form that was tried, and in short what it cost."""
+
+    quantised: float
+    flips: FlipCounts
+    unparsed: float
+    kl: float | None
+    rounding_kl: float | None
+    bytes: int
+    why: tuple[str, ...]
+
+
+class NumberFormats(Record):
+    """What was computed in; None where it is not recorded."""
+
+    trained: str | None
+    quantised: str
+    measured: str
+
+
+class VerdictHead(Record):
+    form: QuantisedForm
+    dtype: NumberFormats
+
+
+class Measurement(Record):
+    """What one quantised form costs, measured in pairs on the validation questions."""
+
+    merged: float
+    """Accuracy."""
+    quantised: float
+    intervals: Paired[Interval]
+    loss: float
+    """Accuracy lost."""
+    n: int
+    flips: Flips
+    unparsed: Paired[float]
+    """Share of the answers without a readable letter."""
+    tokens: Paired[float]
+    """Mean length of an answer."""
+    distance: Distance | None
+    """Between the merged and the quantised model, on answers of the former; None where there are none."""
+    rounding_kl: float | None
+    """KL divergence, nats a token, that plain rounding into the same form costs."""
+    bytes: Paired[int]
+    why: tuple[str, ...]
+    """The limits of [quantise] that are exceeded; empty where the form passes."""
+
+
+class Verdict(Measurement, VerdictHead, Document):
+    """What quantising a member cost, and every attempt at it."""
+
+    FILE: ClassVar[str] = "verdict.json"
+
+    passed: bool
+    gates: Mapping[str, float]
+    attempts: tuple[AttemptSummary, ...]
+
+
+class RuleScore(Record):
+    """Accuracy of an ensemble rule on questions that it was not fitted on, with its 95 % interval."""
+
+    accuracy: float
+    low: float
+    high: float
+
+
+class CrossValidation(Record):
+    """Every ensemble rule and the choice among them, cross-validated (ensembling/selection.py)."""
+
+    rules: Mapping[str, RuleScore]
+    chosen: RuleScore
+    """The whole procedure: choose a rule, then use it."""
+    choice: str
+    """The rule to use, chosen from all questions."""
+    leader: str
+    """The best member on all questions."""
+    oracle: float
+    """Share of the questions that at least one member answers rightly: no rule can do better."""
+    correlation: tuple[tuple[str, str, float | None], ...]
+    """How alike the members of a pair err: Pearson correlation of being wrong. None where one never or always is."""
+
+
+class EnsembleChoice(Document):
+    """The rule that gives the final answers."""
+
+    FILE: ClassVar[str] = "choice.json"
+
+    rule: str
+    leader: str
+    members: tuple[str, ...]
+    validation: CrossValidation | None
+    """None where there are too few problems to choose by."""

@@ -1,0 +1,195 @@
+"""The content of report.json, of which page and summary are made: no clock and no path of this machine.
+
+Durations appear under ``stages`` only, so two runs of the same work differ nowhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar, Literal
+
+from stepladder.documents import (
+    Document,
+    EnsembleChoice,
+    PositionBias,
+    QuestionAudit,
+    RungSummary,
+    TrainsetCard,
+    Verdict,
+)
+from stepladder.records import Language, Record
+
+HeldOut = Literal["validation", "test"]
+Kind = Literal["base", "merged", "quantised", "ensemble"]
+
+
+class Run(Record):
+    """The run that is reported."""
+
+    name: str
+    language: Language
+    seed: int
+    base: str
+    members: tuple[str, ...]
+    best_member: str
+    """Chosen on validation."""
+    bits: int
+    votes: int
+    dtype: Mapping[str, str | None]
+    """What the best member was computed in, by stage: ``adapter`` and ``predictions``."""
+    split: HeldOut
+    """The split of the headline: test where that has labels, since validation has been used to choose."""
+
+
+class SystemName(Record):
+    """Whose answers they are; ``member`` is None for base and ensemble."""
+
+    system: Kind
+    member: str | None
+
+
+class Result(SystemName):
+    """A system's answers to one split."""
+
+    split: HeldOut
+    n: int
+    correct: int
+    accuracy: float
+    low: float
+    high: float
+    """Limits of the 95 % interval."""
+    unparsed: int
+    lenient: int
+    """Right answers if unreadable ones are read leniently."""
+
+
+class Comparison(Record):
+    """Two systems on the same questions: exact McNemar test, Holm-adjusted for all rows."""
+
+    before: SystemName
+    after: SystemName
+    split: HeldOut
+    n: int
+    b: int
+    """Right before, wrong after."""
+    c: int
+    """Wrong before, right after."""
+    p: float
+    p_holm: float
+
+
+class GroupResult(SystemName):
+    """A system's answers to one group of the questions."""
+
+    split: HeldOut
+    n: int
+    correct: int
+    accuracy: float
+
+
+class FamilyResult(GroupResult):
+    family: str
+
+
+class LetterResult(GroupResult):
+    letter: str
+
+
+class RungReport(RungSummary):
+    dollars: float
+
+
+class CascadeReport(Record):
+    """What the rungs solved and cost."""
+
+    rungs: tuple[RungReport, ...]
+    questions: int
+    unsolved: int
+    suspect: int
+    positions: tuple[PositionBias, ...]
+
+
+class TrainingStep(Record):
+    """A line of ``log.jsonl``: a step of training, or a measurement on held-out examples."""
+
+    step: int
+    epoch: float
+    loss: float | None = None
+    learning_rate: float | None = None
+    tokens: int | None = None
+    validation_loss: float | None = None
+    validation_accuracy: float | None = None
+
+
+class MemberTraining(TrainsetCard):
+    """What a member learned from, and its loss."""
+
+    member: str
+    log: tuple[TrainingStep, ...]
+    validation: tuple[TrainingStep, ...]
+
+
+class MemberVerdict(Verdict):
+    member: str
+
+
+class FinalAnswer(EnsembleChoice):
+    """The ensemble's rule: the one configured (``asked``) and whether it comes to one member ``alone``."""
+
+    asked: str
+    alone: bool
+
+
+class VotingPoint(Record):
+    """What answering with a number of votes gains and costs."""
+
+    way: str
+    votes: float
+    """A question, as tokens."""
+    tokens: float
+    accuracy: float
+
+
+class StageCost(Record):
+    """Time and money of an artifact."""
+
+    stage: str
+    part: str | None
+    seconds: float
+    dollars: float
+
+
+class ExampleAnswer(Record):
+    """An answer worth reading."""
+
+    id: str
+    problem: str
+    question: str
+    options: tuple[str, ...]
+    label: str | None
+    answer: str | None
+    base_right: bool
+    right: bool
+    text: str
+
+
+class Report(Document):
+    """Everything the report says."""
+
+    FILE: ClassVar[str] = "report.json"
+
+    run: Run
+    questions: QuestionAudit
+    chance: Mapping[HeldOut, float]
+    """Expected accuracy of guessing, by split."""
+    results: tuple[Result, ...]
+    comparisons: tuple[Comparison, ...]
+    families: tuple[FamilyResult, ...]
+    letters: tuple[LetterResult, ...]
+    cascade: CascadeReport
+    training: tuple[MemberTraining, ...]
+    quantisation: tuple[MemberVerdict, ...]
+    ensemble: FinalAnswer
+    voting: tuple[VotingPoint, ...]
+    stages: tuple[StageCost, ...]
+    examples: tuple[ExampleAnswer, ...]
