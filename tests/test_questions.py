@@ -235,6 +235,45 @@ def problem(name: str, *questions: dict[str, Any], text: str | None = None) -> d
     return {"id": name, "problem": text or f"All about {name}.", "questions": list(questions) or [line()]}
 
 
+def write_problems(folder: Path, *rows: dict[str, Any]) -> Path:
+    file = folder / "train.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+@pytest.mark.parametrize(
+    ("field", "misspelt", "place"),
+    [
+        ("answer", "anwser", "questions[1].anwser"),
+        ("answer", "Answer", "questions[1].Answer"),
+        ("options", "optoins", "questions[1].optoins"),
+        ("worked", "workd", "questions[1].workd"),
+        ("program", "programme", "questions[1].programme"),
+        ("problem", "prolem", "prolem"),
+        ("questions", "question", "question"),
+        ("source", "souce", "souce"),
+    ],
+)
+@pytest.mark.parametrize("labelled", [True, False])
+def test_a_misspelt_field_stops_the_reading(
+    tmp_path: Path, field: str, misspelt: str, place: str, labelled: bool
+) -> None:
+    row = problem("two", line(), line(worked="Ann.\nAnn", program="opt(0).")) | {"source": "here"}
+    part = row["questions"][1] if field in row["questions"][1] else row
+    part[misspelt] = part.pop(field)
+    file = write_problems(tmp_path, problem("one"), row)
+    with pytest.raises(InputError) as refused:
+        read_problems(file, "en", labelled=labelled)
+    message = f"{file}:2: field '{place}': unknown field '{misspelt}'; did you mean '{field}'?"
+    assert str(refused.value) == message
+
+
+def test_fields_of_other_names_are_metadata(tmp_path: Path) -> None:
+    more = {"question_id": 1, "answers": ["A"], "answer_text": "Ann", "difficulty": 2, "word": "who", "": None}
+    row = problem("one", line(**more)) | {"problem_id": 1, "source_id": "s", "title": "One", "question": "Who?"}
+    assert len(read_problems(write_problems(tmp_path, row), "en", labelled=True)[0].questions) == 1
+
+
 def test_a_problem_is_read_before_the_line_after_it(tmp_path: Path) -> None:
     file = tmp_path / "train.jsonl"
     rows = [problem("one"), problem("two", line(answer="Z"))]

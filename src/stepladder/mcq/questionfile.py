@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from difflib import get_close_matches
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -10,6 +12,11 @@ from stepladder import records
 from stepladder.errors import InputError
 from stepladder.mcq.repair import Note, clean, note_defects, repair
 from stepladder.records import LETTERS, Language, Question
+
+PROBLEM_FIELDS = ("id", "problem", "questions", "source")
+QUESTION_FIELDS = ("question", "options", "answer", "worked", "program")
+MISSPELT = 0.82
+"""Similarity (difflib) from which an unknown field is taken for a misspelt one."""
 
 
 class Problem(NamedTuple):
@@ -43,6 +50,8 @@ def rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     for number, row in records.parse_lines(path):
         if not isinstance(row, dict):
             raise InputError(path, "is not a JSON object; one problem a line is expected", line=number)
+        for field, meant in _misspelt(row, PROBLEM_FIELDS):
+            raise InputError(path, f"unknown field {field!r}; did you mean {meant!r}?", line=number, field=field)
         for field in ("id", "problem"):
             if not isinstance(row.get(field), str):
                 reason = "must be a text" if field in row else "is missing; every problem needs one"
@@ -57,6 +66,19 @@ def rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         yield number, row
     if not seen:
         raise InputError(path, "holds no problems; one JSON object a line is expected")
+
+
+def _misspelt(row: Iterable[str], fields: tuple[str, ...]) -> Iterator[tuple[str, str]]:
+    """Unknown fields of a row that are close to one of ``fields`` it lacks, with that one. All others are metadata."""
+    names = set(row)
+    for name in sorted(names.difference(fields)):
+        if (meant := _closest(name, fields)) is not None and meant not in names:
+            yield name, meant
+
+
+@lru_cache(maxsize=1000)
+def _closest(name: str, fields: tuple[str, ...]) -> str | None:
+    return next(iter(get_close_matches(name, fields, 1, MISSPELT)), None)
 
 
 def _problem(path: Path, number: int, row: dict[str, Any], language: Language, labelled: bool) -> Problem:
@@ -75,6 +97,8 @@ def _problem(path: Path, number: int, row: dict[str, Any], language: Language, l
         field = f"questions[{index}]"
         if not isinstance(item, dict):
             raise wrong(field, "must be an object with question, options and answer")
+        for name, meant in _misspelt(item, QUESTION_FIELDS):
+            raise wrong(f"{field}.{name}", f"unknown field {name!r}; did you mean {meant!r}?")
         if not isinstance(item.get("question"), str):
             raise wrong(f"{field}.question", "must be a text")
         options = item.get("options")
