@@ -326,6 +326,26 @@ def test_findings_come_file_by_file_then_what_the_files_share(stage: Stage) -> N
     assert found["problems"] == 6
 
 
+def test_a_worked_solution_that_ends_in_no_option_is_found(stage: Stage) -> None:
+    fine = [line(worked="Ann is here.\nAnn"), line(worked="Ann\n"), line(worked=None), line(worked=" "), line()]
+    unused = [line(worked="The answer is Ann"), line(worked="Ann\nA"), line(worked="Ann\nAnn.")]
+    stage.write(train=[problem("one", *fine), problem("two", *fine[:2], *unused)])
+    assert stage.run() == 0
+    found = stage.audit()
+    assert found["counts"] == {"unused worked solution": 3}
+    assert [finding["line"] for finding in found["findings"]] == [2, 2, 2]
+    assert found["findings"][0]["message"] == (
+        "two#2 has a worked solution that is not used: its last line must be one option's text"
+    )
+
+
+def test_every_worked_solution_of_the_example_is_used(stage: Stage) -> None:
+    file = Path(__file__).parent.parent / "examples" / "closedworld" / "train.jsonl"
+    stage.write(train=[json.loads(text) for text in file.read_text(encoding="utf-8").splitlines()])
+    assert stage.run() == 0
+    assert "unused worked solution" not in stage.audit()["counts"]
+
+
 def test_of_a_kind_found_everywhere_only_the_first_are_listed(stage: Stage) -> None:
     train = [problem(f"p{n}", line(answer="AB"[n % 2]), text="Same.") for n in range(LISTED + 6)]
     train[-1] = problem("last", line(options=["Ann", "Ann"], answer="B"))

@@ -21,6 +21,7 @@ from stepladder.config import Config
 from stepladder.context import Context
 from stepladder.errors import InputError, UserError
 from stepladder.mcq.overlap import TWIN, near_duplicates, whole
+from stepladder.mcq.prompts import worked_parts
 from stepladder.mcq.questionfile import Problem, Review, read_reviews, rows, stream_problems
 from stepladder.mcq.shuffle import fixed, rng
 from stepladder.records import Question, Split
@@ -208,6 +209,9 @@ def _oddities(file: str, problem: Problem) -> Iterator[Oddity]:
         if (stays := fixed(question)).places:
             shown = "the order of its options" if len(stays.places) == len(question.options) else "its place"
             yield Oddity("fixed options", file, problem.line, f"{question.id} keeps {shown}: {stays.reason}")
+        if (question.worked or "").strip() and worked_parts(question) is None:
+            message = f"{question.id} has a worked solution that is not used: its last line must be one option's text"
+            yield Oddity("unused worked solution", file, problem.line, message)
 
 
 def _skew(file: str, letters: Counter[str]) -> Iterator[Oddity]:

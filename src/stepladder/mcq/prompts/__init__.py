@@ -122,18 +122,25 @@ def variant_messages(
     return (Message(role="user", content=user),)
 
 
+def worked_parts(question: Question) -> tuple[str, str] | None:
+    """The steps of a question's worked solution and the option's text on its last line, or None where there is none or
+    that line is not the text of exactly one option."""
+    if question.worked is None:
+        return None
+    steps, _, result = question.worked.strip().rpartition("\n")
+    return (steps, result) if question.options.count(result) == 1 else None
+
+
 def worked_solution(question: Question, permutation: Permutation) -> str | None:
-    """The question's worked solution as an answer with letters for the given order, or None where there is none or
-    its last line is not one of the options.
+    """The question's worked solution as an answer with letters for the given order, or None as in
+    :func:`worked_parts`.
 
     The choices are restated content first and the pair is copied before the letter stands alone: small students
     copy a letter reliably but compute one badly (docs/experiments.md).
     """
-    if question.worked is None:
+    if (parts := worked_parts(question)) is None:
         return None
-    steps, _, result = question.worked.strip().rpartition("\n")
-    if question.options.count(result) != 1:
-        return None
+    steps, result = parts
     letter = to_shown(LETTERS[question.options.index(result)], permutation)
     options = _lettered(question, permutation)
     return _render(question.language, None, "solution.j2", steps=steps, options=options, result=result, letter=letter)
