@@ -378,7 +378,7 @@ def test_reviews_reach_each_question_and_unknown_ones_stop_the_stage(
         stage.write(train=train, reviewed=[*reviewed, {"id": unknown, "action": "drop"}, {"id": "p#1#1"}])
         assert stage.run() == 2
         said = capsys.readouterr().err
-        assert f"reviewed.jsonl:4: field 'id': {unknown!r} is no training question" in said
+        assert f"reviewed.jsonl:4: field 'id': {unknown!r} is not the id of a training question" in said
         assert {file.name: file.read_bytes() for file in stage.made.iterdir()} == before
 
 

@@ -1,4 +1,4 @@
-"""Does a model answer what is asked, or where the answer stands? Measured on its answers to shuffled options."""
+"""Position bias: whether a model's answers depend on the letter an option stands at, measured on shuffled options."""
 
 from __future__ import annotations
 
@@ -12,26 +12,25 @@ from stepladder.records import Question, Sample
 
 
 class Bias(NamedTuple):
-    """One model's answers by the letter they stand at."""
+    """One model's answers by letter."""
 
     model: str
     answers: int
     recall: dict[str, float]
-    """By the letter at which the right option was shown: share answered rightly; an unreadable answer is not right."""
+    """For each letter at which the right option was shown, the share of right answers among all."""
     chosen: dict[str, float]
-    """Share of the readable answers that named each letter."""
+    """Share of the readable answers that chose each letter."""
     shown: dict[str, float]
-    """Share of the answers where the right option stood at each letter."""
+    """Share of the answers to which the right option was shown at each letter."""
     consistency: float | None
-    """Of two readable answers to one question in different orders, how often both name the same option; None where no
-    question was answered twice."""
+    """Share of the pairs of readable answers to one question in different orders that choose the same option; None
+    without such pairs."""
 
 
 class Positions:
-    """Counts of one model's answers, question by question.
+    """Counts of one model's answers, added question by question.
 
-    A rung that asks for another order only where the one before was right says nothing about consistency: what it asks
-    twice was right once already.
+    Consistency is biased on a rung that asks for a second order only after a right answer.
     """
 
     def __init__(self) -> None:
@@ -58,7 +57,7 @@ class Positions:
                 self._right[letter] += sample.answer == question.answer
 
     def bias(self, model: str) -> Bias:
-        """What the counts come to."""
+        """The shares computed from the counts."""
         return Bias(
             model=model,
             answers=self._answers,
