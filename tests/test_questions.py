@@ -268,6 +268,14 @@ def test_a_misspelt_field_stops_the_reading(
     assert str(refused.value) == message
 
 
+@pytest.mark.parametrize("name", ["worked", "program"])
+def test_a_worked_solution_and_a_program_are_texts(tmp_path: Path, name: str) -> None:
+    file = write_problems(tmp_path, problem("one", line(), line(**{name: ["Ann"]})))
+    with pytest.raises(InputError) as refused:
+        read_problems(file, "en", labelled=True)
+    assert str(refused.value) == f"{file}:1: field 'questions[1].{name}': must be a text or null"
+
+
 def test_fields_of_other_names_are_metadata(tmp_path: Path) -> None:
     more = {"question_id": 1, "answers": ["A"], "answer_text": "Ann", "difficulty": 2, "word": "who", "": None}
     row = problem("one", line(**more)) | {"problem_id": 1, "source_id": "s", "title": "One", "question": "Who?"}

@@ -127,9 +127,9 @@ def _problem(path: Path, number: int, row: dict[str, Any], language: Language, l
             raise wrong(f"{field}.answer", f"{answer!r} is not one of the letters A to {LETTERS[count - 1]}")
         if answer is None and labelled:
             raise wrong(f"{field}.answer", "is missing; training questions need their letter")
-        for field in ("worked", "program"):
-            if item.get(field) is not None and not isinstance(item[field], str):
-                raise wrong(f"{field}.{field}", "must be a text or null")
+        for name in ("worked", "program"):
+            if item.get(name) is not None and not isinstance(item[name], str):
+                raise wrong(f"{field}.{name}", "must be a text or null")
         questions.append(
             Question(
                 id=f"{row['id']}#{index}",
