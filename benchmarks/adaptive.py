@@ -18,7 +18,7 @@ import numpy as np
 
 from stepladder.mcq.answer import majority
 from stepladder.mcq.votefile import read_votes
-from stepladder.mcq.voting import first_round, settled
+from stepladder.mcq.voting import first_round, is_decided
 
 VOTES, ENOUGH = 5, 800
 RESAMPLES = 10_000
@@ -38,7 +38,7 @@ def main() -> None:
         seen.add(alike)
         mine = []
         for question, votes in full.items():
-            stop = next(n for n in range(first_round(VOTES), VOTES + 1) if settled(votes[:n], VOTES))
+            stop = next(n for n in range(first_round(VOTES), VOTES + 1) if is_decided(votes[:n], VOTES))
             five, early = (majority(some) == labels[question] for some in (votes, votes[:stop]))
             mine.append((question, float(five), float(early), stop))
         size = int(max(re.findall(r"(\d+)B", name) or ["9"], key=int))  # glm-4-9b writes a small b

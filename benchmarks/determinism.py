@@ -33,7 +33,7 @@ from stepladder.mcq.answer import strict
 from stepladder.mcq.prompts import ask_messages, worked_solution
 from stepladder.mcq.questionfile import read_problems
 from stepladder.records import Example, Message, Question
-from stepladder.training import distributed, trl
+from stepladder.training import distributed, loss, trl
 from stepladder.training.data import Data
 from stepladder.training.sequences import singly, tokenise
 
@@ -195,8 +195,8 @@ def losses_apart(job: dict[str, Any]) -> float:
     base = models.locate(models.BUNDLED)
     packs = singly(tokenise(models.load_tokenizer(base), examples_of(job), 512))
     model = models.load(base, job["dtype"])
-    trl.score_completions(model)
-    alone, together = (trl.validation_loss(model, packs, size) for size in (1, 4))
+    loss.score_completions(model)
+    alone, together = (loss.validation_loss(model, packs, size) for size in (1, 4))
     return abs(alone - together)
 
 

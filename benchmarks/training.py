@@ -27,7 +27,7 @@ from stepladder.config import Swift, Train
 from stepladder.mcq.prompts import ask_messages, worked_solution
 from stepladder.mcq.questionfile import stream_problems
 from stepladder.records import Example, Message
-from stepladder.training import swift, trl
+from stepladder.training import loss, swift, trl
 from stepladder.training.data import Data
 from stepladder.training.sequences import pack, tokenise
 
@@ -87,9 +87,9 @@ def loss_of(adapter: Path, folder: Path) -> float:
 
     base = models.locate(models.BUNDLED)
     model = models.load(base)
-    trl.score_completions(model)
+    loss.score_completions(model)
     packs = pack(tokenise(models.load_tokenizer(base), examples(folder, 16, 2), LENGTH), LENGTH)
-    return trl.validation_loss(PeftModel.from_pretrained(model, adapter), packs, 1)
+    return loss.validation_loss(PeftModel.from_pretrained(model, adapter), packs, 1)
 
 
 def measure(asked: argparse.Namespace, trainer: str, folder: Path) -> dict[str, Any]:
@@ -122,13 +122,13 @@ def profile(asked: argparse.Namespace, folder: Path) -> None:
     count = sum(p.numel() for name, p in model.named_parameters() if "embed" not in name)
     tuned = get_peft_model(model, LoraConfig(r=asked.rank, lora_alpha=2 * asked.rank, target_modules="all-linear"))
     packs = pack(tokenise(models.load_tokenizer(base), examples(folder, asked.problems, 1), LENGTH), LENGTH)[:9]
-    batches = [trl.collate([one._asdict()]) for one in packs]
+    batches = [loss.collate([one._asdict()]) for one in packs]
     for batch in batches[:1]:
-        trl.completion_loss(model, batch).backward()
+        loss.completion_loss(model, batch).backward()
     start = time.perf_counter()
     with profiled(activities=[ProfilerActivity.CPU]) as found:
         for batch in batches[1:]:
-            trl.completion_loss(model, batch).backward()
+            loss.completion_loss(model, batch).backward()
     seconds = time.perf_counter() - start
     events = sorted(found.key_averages(), key=lambda event: -event.self_cpu_time_total)
     total = sum(event.self_cpu_time_total for event in events)

@@ -262,13 +262,13 @@ def test_settings_that_make_no_sense(
 @pytest.mark.parametrize(
     ("row", "said"),
     [
-        ({"id": "p99#0", "action": "keep"}, ":1: field 'id': 'p99#0' is no training question"),
-        ({"id": "p01#0", "action": "mend"}, ":1: field 'action': 'mend' is none of keep, relabel, drop"),
+        ({"id": "p99#0", "action": "keep"}, ":1: field 'id': 'p99#0' is not the id of a training question"),
+        ({"id": "p01#0", "action": "mend"}, ":1: field 'action': 'mend' is not one of keep, relabel, drop"),
         (
             {"id": "p01#0", "action": "relabel"},
             ":1: field 'answer': None is not one of the letters A to B",
         ),
-        ([], "reviewed.jsonl:1: field 'id': [] is no training question"),
+        ([], "reviewed.jsonl:1: field 'id': [] is not the id of a training question"),
     ],
 )
 def test_a_review_that_cannot_be_followed_is_named(

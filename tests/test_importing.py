@@ -121,8 +121,18 @@ def test_questions_without_answers_stay_without(run: Any) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "arguments", "said"),
     [
-        ("a.jsonl", json.dumps(ROW | {"answer": "E"}), (), "a.jsonl:1: field 'answer': 'E' is no letter from A to C"),
-        ("a.jsonl", json.dumps(ROW | {"answer": 3}), (), "a.jsonl:1: field 'answer': 3 is no letter"),
+        (
+            "a.jsonl",
+            json.dumps(ROW | {"answer": "E"}),
+            (),
+            "a.jsonl:1: field 'answer': 'E' is neither a letter from A to C",
+        ),
+        (
+            "a.jsonl",
+            json.dumps(ROW | {"answer": 3}),
+            (),
+            "a.jsonl:1: field 'answer': 3 is neither a letter from A to C nor",
+        ),
         ("a.jsonl", json.dumps(ROW | {"answer": True}), (), "field 'answer': True"),
         ("a.jsonl", json.dumps(ROW | {"options": ["Ann"]}), (), "field 'options': has 1 options"),
         ("a.jsonl", json.dumps({"question": "Who?"}), (), "field 'options': has 0 options"),
@@ -139,7 +149,7 @@ def test_questions_without_answers_stay_without(run: Any) -> None:
         ("a.txt", "b\nonly this\n", (), "a.txt:1: a block needs a letter, a passage"),
         ("a.csv", b"\xff\xfe", (), "not UTF-8 at byte 0"),
         ("a.parquet", "no", (), "not Parquet"),
-        ("a.dat", "x", (), "cannot tell its format by its name"),
+        ("a.dat", "x", (), "the format cannot be told from its name"),
         ("a.jsonl", json.dumps(ROW), ("--format", "docx"), "there is no format 'docx'; choose from table"),
     ],
 )

@@ -160,7 +160,7 @@ def test_the_command_writes_a_ranked_file(
     [
         ([], "votes.jsonl:1: is not an object"),
         ({"gold": "A", "votes": {}}, "votes.jsonl:1: field 'id'"),
-        ({"id": "q", "gold": "AB", "votes": {}}, "votes.jsonl:1: field 'gold': 'AB' is no letter"),
+        ({"id": "q", "gold": "AB", "votes": {}}, "votes.jsonl:1: field 'gold': 'AB' is not a letter"),
         ({"id": "q", "gold": "A", "votes": {"m": "A"}}, "votes.jsonl:1: field 'votes'"),
         (None, "holds no votes"),
     ],

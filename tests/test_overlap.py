@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stepladder.mcq.overlap import TWIN, near_duplicates, whole
+from stepladder.mcq.overlap import TWIN_SIMILARITY, near_duplicates, problem_text
 from stepladder.mcq.questionfile import read_problems
 
 ROOT = Path(__file__).parent.parent
@@ -27,7 +27,7 @@ def test_a_twin_is_found_among_texts_that_end_alike() -> None:
     words = right[7].split()
     words[10:16] = ["quite", "other", "words"]
     left[42] = " ".join(words).upper().replace(" ", ",  ")
-    assert [pair[:2] for pair in near_duplicates(left, right, TWIN)] == [(42, 7)]
+    assert [pair[:2] for pair in near_duplicates(left, right, TWIN_SIMILARITY)] == [(42, 7)]
 
 
 def test_chinese_is_compared_by_characters() -> None:
@@ -67,15 +67,17 @@ def test_texts_may_come_one_by_one() -> None:
 def test_the_demo_has_no_twins() -> None:
     examples = ROOT / "examples" / "closedworld"
     train, test = (
-        [whole(p.questions) for p in read_problems(examples / f"{split}.jsonl", "en", labelled=True)]
+        [problem_text(p.questions) for p in read_problems(examples / f"{split}.jsonl", "en", labelled=True)]
         for split in ("train", "test")
     )
-    assert near_duplicates(train, test, TWIN) == []
+    assert near_duplicates(train, test, TWIN_SIMILARITY) == []
 
 
 def test_the_twins_of_the_contest_are_found_and_nothing_else(contest: Path) -> None:
     train = read_problems(contest / "train.jsonl", "zh", labelled=True)
     test = read_problems(contest / "test_unlabelled.jsonl", "zh", labelled=False)
-    found = near_duplicates([whole(p.questions) for p in train], [whole(p.questions) for p in test], TWIN)
+    found = near_duplicates(
+        [problem_text(p.questions) for p in train], [problem_text(p.questions) for p in test], TWIN_SIMILARITY
+    )
     names = {(train[pair.left].id[-3:], test[pair.right].id[-3:]) for pair in found}
     assert names == {("063", "333"), ("399", "375"), ("154", "479"), ("363", "491"), ("063", "246")}

@@ -11,9 +11,9 @@ import pytest
 
 from stepladder import cli
 from stepladder.errors import InputError
-from stepladder.mcq.language import speaks
+from stepladder.mcq.language import is_written_in
 from stepladder.mcq.prompts import Solved, ask_messages, fingerprint, variant_messages
-from stepladder.mcq.similar import POOL, nearest
+from stepladder.mcq.similar import MAX_POOL_TEXTS, nearest
 from stepladder.records import Language, Question
 
 TOML = """
@@ -87,7 +87,7 @@ def test_a_broken_template_is_one_line_with_its_place(
         ask_messages(question(), (0, 1, 2), tmp_path)
     assert str(error.value).startswith(f"{tmp_path / place}: cannot be rendered (")
     assert said in str(error.value)
-    assert str(error.value).endswith("; mend the template")
+    assert str(error.value).endswith("; fix the template")
 
 
 class Desk:
@@ -118,7 +118,7 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
 def test_the_command_line_names_the_line_to_mend(desk: Desk) -> None:
     (desk.prompts / "question.j2").write_text("{{ problem }}\n{{ qestion }}\n")
     assert desk.run("questions", "run.toml") == (0, "")
-    reason = "cannot be rendered ('qestion' is undefined); mend the template"
+    reason = "cannot be rendered ('qestion' is undefined); fix the template"
     assert desk.run("samples", "run.toml") == (2, f"error: prompts/question.j2:2: {reason}\n")
 
 
@@ -226,9 +226,9 @@ def test_few_or_none_may_be_there_and_of_many_some_are_drawn() -> None:
     assert nearest(["a b c d"], ["a b c d"], 0, random.Random(0)) == [[]]
     assert nearest(["a b c d"], ["x y z w", "a b c d e"], 5, random.Random(0))[0] == [1, 0]
     assert nearest([], ["a"], 5, random.Random(0)) == []
-    pool = [f"text number {n} of so many" for n in range(POOL + 30)]
+    pool = [f"text number {n} of so many" for n in range(MAX_POOL_TEXTS + 30)]
     (found,) = nearest([pool[0]], pool, len(pool), random.Random(0))
-    assert len(found) == len(set(found)) == POOL
+    assert len(found) == len(set(found)) == MAX_POOL_TEXTS
 
 
 # Languages
@@ -253,4 +253,4 @@ def test_few_or_none_may_be_there_and_of_many_some_are_drawn() -> None:
     ],
 )
 def test_which_language_a_chain_is_in(text: str, zh: bool, en: bool) -> None:
-    assert (speaks(text, "zh"), speaks(text, "en")) == (zh, en)
+    assert (is_written_in(text, "zh"), is_written_in(text, "en")) == (zh, en)

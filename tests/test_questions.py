@@ -235,6 +235,53 @@ def problem(name: str, *questions: dict[str, Any], text: str | None = None) -> d
     return {"id": name, "problem": text or f"All about {name}.", "questions": list(questions) or [line()]}
 
 
+def write_problems(folder: Path, *rows: dict[str, Any]) -> Path:
+    file = folder / "train.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+@pytest.mark.parametrize(
+    ("field", "misspelt", "place"),
+    [
+        ("answer", "anwser", "questions[1].anwser"),
+        ("answer", "Answer", "questions[1].Answer"),
+        ("options", "optoins", "questions[1].optoins"),
+        ("worked", "workd", "questions[1].workd"),
+        ("program", "programme", "questions[1].programme"),
+        ("problem", "prolem", "prolem"),
+        ("questions", "question", "question"),
+        ("source", "souce", "souce"),
+    ],
+)
+@pytest.mark.parametrize("labelled", [True, False])
+def test_a_misspelt_field_stops_the_reading(
+    tmp_path: Path, field: str, misspelt: str, place: str, labelled: bool
+) -> None:
+    row = problem("two", line(), line(worked="Ann.\nAnn", program="opt(0).")) | {"source": "here"}
+    part = row["questions"][1] if field in row["questions"][1] else row
+    part[misspelt] = part.pop(field)
+    file = write_problems(tmp_path, problem("one"), row)
+    with pytest.raises(InputError) as refused:
+        read_problems(file, "en", labelled=labelled)
+    message = f"{file}:2: field '{place}': unknown field '{misspelt}'; did you mean '{field}'?"
+    assert str(refused.value) == message
+
+
+@pytest.mark.parametrize("name", ["worked", "program"])
+def test_a_worked_solution_and_a_program_are_texts(tmp_path: Path, name: str) -> None:
+    file = write_problems(tmp_path, problem("one", line(), line(**{name: ["Ann"]})))
+    with pytest.raises(InputError) as refused:
+        read_problems(file, "en", labelled=True)
+    assert str(refused.value) == f"{file}:1: field 'questions[1].{name}': must be a text or null"
+
+
+def test_fields_of_other_names_are_metadata(tmp_path: Path) -> None:
+    more = {"question_id": 1, "answers": ["A"], "answer_text": "Ann", "difficulty": 2, "word": "who", "": None}
+    row = problem("one", line(**more)) | {"problem_id": 1, "source_id": "s", "title": "One", "question": "Who?"}
+    assert len(read_problems(write_problems(tmp_path, row), "en", labelled=True)[0].questions) == 1
+
+
 def test_a_problem_is_read_before_the_line_after_it(tmp_path: Path) -> None:
     file = tmp_path / "train.jsonl"
     rows = [problem("one"), problem("two", line(answer="Z"))]
@@ -287,6 +334,26 @@ def test_findings_come_file_by_file_then_what_the_files_share(stage: Stage) -> N
     assert found["problems"] == 6
 
 
+def test_a_worked_solution_that_ends_in_no_option_is_found(stage: Stage) -> None:
+    fine = [line(worked="Ann is here.\nAnn"), line(worked="Ann\n"), line(worked=None), line(worked=" "), line()]
+    unused = [line(worked="The answer is Ann"), line(worked="Ann\nA"), line(worked="Ann\nAnn.")]
+    stage.write(train=[problem("one", *fine), problem("two", *fine[:2], *unused)])
+    assert stage.run() == 0
+    found = stage.audit()
+    assert found["counts"] == {"unused worked solution": 3}
+    assert [finding["line"] for finding in found["findings"]] == [2, 2, 2]
+    assert found["findings"][0]["message"] == (
+        "two#2 has a worked solution that is not used: its last line must be one option's text"
+    )
+
+
+def test_every_worked_solution_of_the_example_is_used(stage: Stage) -> None:
+    file = Path(__file__).parent.parent / "examples" / "closedworld" / "train.jsonl"
+    stage.write(train=[json.loads(text) for text in file.read_text(encoding="utf-8").splitlines()])
+    assert stage.run() == 0
+    assert "unused worked solution" not in stage.audit()["counts"]
+
+
 def test_of_a_kind_found_everywhere_only_the_first_are_listed(stage: Stage) -> None:
     train = [problem(f"p{n}", line(answer="AB"[n % 2]), text="Same.") for n in range(LISTED + 6)]
     train[-1] = problem("last", line(options=["Ann", "Ann"], answer="B"))
@@ -319,7 +386,7 @@ def test_reviews_reach_each_question_and_unknown_ones_stop_the_stage(
         stage.write(train=train, reviewed=[*reviewed, {"id": unknown, "action": "drop"}, {"id": "p#1#1"}])
         assert stage.run() == 2
         said = capsys.readouterr().err
-        assert f"reviewed.jsonl:4: field 'id': {unknown!r} is no training question" in said
+        assert f"reviewed.jsonl:4: field 'id': {unknown!r} is not the id of a training question" in said
         assert {file.name: file.read_bytes() for file in stage.made.iterdir()} == before
 
 

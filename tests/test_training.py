@@ -47,7 +47,7 @@ def test_a_pack_gives_the_loss_and_the_gradients_of_its_rows() -> None:
     torch = pytest.importorskip("torch")
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from stepladder.training.trl import collate, completion_loss
+    from stepladder.training.loss import collate, completion_loss
 
     torch.manual_seed(0)
     config = LlamaConfig(

@@ -13,7 +13,7 @@ from stepladder.answering.voting import vote
 from stepladder.ask.request import Request, Response, TokenLogprob
 from stepladder.config import Predict
 from stepladder.mcq.answer import ANSWER_LINE, majority
-from stepladder.mcq.voting import first_round, settled
+from stepladder.mcq.voting import first_round, is_decided
 from stepladder.records import LETTERS, Prediction, Question
 
 
@@ -38,13 +38,13 @@ from stepladder.records import LETTERS, Prediction, Question
     ],
 )
 def test_when_a_vote_is_decided(votes: str, most: int, decided: bool) -> None:
-    assert settled([None if letter == "." else letter for letter in votes], most) == decided
+    assert is_decided([None if letter == "." else letter for letter in votes], most) == decided
 
 
 def test_nobody_who_cannot_be_overtaken_is_asked_about_again() -> None:
     """Where a vote stops because nothing that is left could change it, the full vote ends the same."""
     for votes in product("ABC", repeat=5):
-        stopped = next(n for n in range(first_round(5), 6) if settled(votes[:n], 5))
+        stopped = next(n for n in range(first_round(5), 6) if is_decided(votes[:n], 5))
         ahead = sorted((votes[:stopped].count(letter) for letter in "ABC"), reverse=True)
         if ahead[0] - ahead[1] > 5 - stopped:
             assert majority(votes[:stopped]) == majority(votes)
@@ -145,7 +145,7 @@ def test_real_votes_cost_less_for_the_same_accuracy(contest: Path) -> None:
     said, labels = read_votes(contest / "recorded_votes.jsonl")
     name = "models_merge_lr_deepseek_quant_lora_0.7_Qwen2.5-32B-Instruct"
     full = {q: tuple(votes[name]) for q, votes in said.items() if len(votes.get(name, ())) == 5}
-    stops = {q: next(n for n in range(2, 6) if settled(votes[:n], 5)) for q, votes in full.items()}
+    stops = {q: next(n for n in range(2, 6) if is_decided(votes[:n], 5)) for q, votes in full.items()}
     right = [majority(votes) == labels[q] for q, votes in full.items()]
     early = [majority(votes[: stops[q]]) == labels[q] for q, votes in full.items()]
     assert sum(stops.values()) <= 0.45 * 5 * len(full)

@@ -92,19 +92,19 @@ class RungSummary(Record):
 
 
 class PositionBias(Record):
-    """One model's answers by the letter they stand at."""
+    """One model's answers by letter."""
 
     model: str
     answers: int
     recall: Mapping[str, float]
-    """By the letter at which the right option was shown: share answered rightly; an unreadable answer is not right."""
+    """For each letter at which the right option was shown, the share of right answers among all."""
     chosen: Mapping[str, float]
-    """Share of the readable answers that named each letter."""
+    """Share of the readable answers that chose each letter."""
     shown: Mapping[str, float]
-    """Share of the answers where the right option stood at each letter."""
+    """Share of the answers to which the right option was shown at each letter."""
     consistency: float | None
-    """Of two readable answers to one question in different orders, how often both name the same option; None where no
-    question was answered twice."""
+    """Share of the pairs of readable answers to one question in different orders that choose the same option; None
+    without such pairs."""
 
 
 class SampleSummary(Document):

@@ -20,7 +20,7 @@ from stepladder.context import Context
 from stepladder.mcq.answer import majority, strict, up_to_letter
 from stepladder.mcq.prompts import ask_messages
 from stepladder.mcq.shuffle import Permutation, fixed, orders, shown, to_original
-from stepladder.mcq.voting import first_round, settled
+from stepladder.mcq.voting import first_round, is_decided
 from stepladder.records import LETTERS, Example, Message, Prediction, Question
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def vote(
         for i, votes in next_votes.items():
             responses[i] += [answers[vote.request.key] for vote in votes]
         undecided = [
-            i for i in undecided if not settled(_letters(questions[i], ballots[i], responses[i]), settings.votes)
+            i for i in undecided if not is_decided(_letters(questions[i], ballots[i], responses[i]), settings.votes)
         ]
         count = 1
     return _predictions(questions, member, ballots, responses, settings, ask, prompts)

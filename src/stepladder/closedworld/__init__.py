@@ -1,11 +1,11 @@
 """Closed-world multiple-choice problems whose answers clingo proves.
 
-world.py     what a problem is: a logic program, its words, what is asked, the mistakes that give wrong options
+world.py     what a problem is: a logic program, its text, its queries, and the mistakes that give wrong options
 words.py     the glossary: ASCII ids in programs, words in texts
-prove.py     the clingo side: a program proves one option or is refused
-derive.py    why an atom holds or fails, read off the solver's own rule instances
+prove.py     runs clingo: a program proves exactly one option, or is refused
+derive.py    why an atom holds or fails, from the rule instances that fired in clingo
 chaining.py, ordering.py, table.py, arithmetic.py     one family each
-generate.py  seed -> records
+generate.py  from a seed to the problems of a question file
 """
 
 from stepladder.closedworld.generate import FAMILIES, SPLITS, generate, to_line

@@ -1,6 +1,6 @@
-"""Two buttons, pressed again and again: each does one small sum with the number on the display.
+"""Two buttons that change the number on a display: one adds, the other subtracts.
 
-Level n presses n times. Numbers stay small: the student is to reason, not to add.
+Level n has n presses. The numbers stay small, because the student is to reason, not to add.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from stepladder.closedworld.world import Mistake, Query, World
 
 OWNER: Phrase = {"en": "{p} has a {d} with a number.", "zh": "{p}有一个带数字的{d}。"}
 BUTTONS: Phrase = {"en": "Button {up} adds {a}. Button {down} takes {b}.", "zh": "{up}键加{a}。{down}键减{b}。"}
-RUN: Phrase = {
+PRESS_QUESTION: Phrase = {
     "en": "The number is {s}. Press {presses}. What is the number now?",
     "zh": "数字是{s}。依次按{presses}。现在数字是几？",
 }
@@ -24,9 +24,9 @@ ADDS: Phrase = {"en": "{n} {button} adds {d}: {x} + {d} = {y}.", "zh": "{n}{butt
 TAKES: Phrase = {"en": "{n} {button} takes {d}: {x} - {d} = {y}.", "zh": "{n}{button}键减{d}：{x}-{d}={y}。"}
 STARTS = range(6, 13)
 UPS = range(2, 6)
-DOWNS = range(1, 3)  # so small that three presses leave something even of the smallest start
+DOWNS = range(1, 3)  # so small that three presses of the smallest start leave a number above zero
 Effects = dict[str, int]
-"""What each button does to the number."""
+"""For each button what it adds to the number."""
 
 
 def build(draw: Random, level: int) -> World:
@@ -35,7 +35,7 @@ def build(draw: Random, level: int) -> World:
     owner = say(OWNER, p=draw.choice(sorted(NAMES)), d=draw.choice(sorted(DEVICES)))
     story = sentences([owner, say(BUTTONS, up=up, a=plus, down=down, b=minus)])
     effects = {up: plus, down: -minus}
-    queries = [_run(draw, effects, start, draw.choices([up, down], k=level)) for start in draw.sample(STARTS, 3)]
+    queries = [_query(draw, effects, start, draw.choices([up, down], k=level)) for start in draw.sample(STARTS, 3)]
     return World(_program(effects), story, tuple(queries))
 
 
@@ -49,7 +49,7 @@ def _program(effects: Effects) -> tuple[Rule, ...]:
     return (*changes, Rule("value(T+1,X+D)", ("value(T,X)", "press(T+1,B)", "change(B,D)")))
 
 
-def _run(draw: Random, effects: Effects, start: int, presses: list[str]) -> Query:
+def _query(draw: Random, effects: Effects, start: int, presses: list[str]) -> Query:
     def asks(pressed: Sequence[str]) -> tuple[Rule, ...]:
         pushed = (Rule(f"press({n},{button})") for n, button in enumerate(pressed, 1))
         return (Rule(f"value(0,{start})"), *pushed, Rule("answer(X)", (f"value({len(pressed)},X)",)))
@@ -59,7 +59,7 @@ def _run(draw: Random, effects: Effects, start: int, presses: list[str]) -> Quer
 
     def worked(derivation: Derivation) -> Phrase:
         path = derivation.path(f"value({len(presses)},{derivation.answers[0]})")
-        values = [finding.atom.arguments[1].number for finding in path if finding.atom.match("value", 2)]
+        values = [checked.atom.arguments[1].number for checked in path if checked.atom.match("value", 2)]
         return sentences(_steps(presses, values))
 
     (up, plus), (down, minus) = effects.items()
@@ -77,7 +77,7 @@ def _run(draw: Random, effects: Effects, start: int, presses: list[str]) -> Quer
         mistakes.append(wrong("forgets the last press", presses[:-1], effects))
     draw.shuffle(mistakes)
     listed = join([say(PRESS, n=n, button=button) for n, button in enumerate(presses, 1)], COMMA)
-    question = say(RUN, s=start, presses=listed)
+    question = say(PRESS_QUESTION, s=start, presses=listed)
     return Query(question, asks(presses), str(witness(start, presses, effects)), tuple(mistakes), 4, worked)
 
 

@@ -1,8 +1,8 @@
-"""Seed -> records: draw worlds, let clingo answer them, make options out of mistakes, prove the result.
+"""Generate problems from a seed: draw worlds, let clingo answer them, make options out of mistakes, prove the result.
 
-Nothing depends on order or on a global random state: every problem draws from its own hash of who it is. The split is
-decided by a hash of the world's rules, whatever the seed and the language, so a training file and a test file share no
-world, whenever they were made; a draw that falls in the other split, or repeats a text, is drawn again.
+Every problem is drawn with a seed of its own, from its identity, so that nothing depends on order or global random
+state. A hash of a world's rules decides its split, whatever the seed and the language, so that a training file and a
+test file never share a world. A draw that falls into the other split, or repeats a text, is drawn again.
 """
 
 import json
@@ -26,13 +26,13 @@ FAMILIES: Mapping[str, Family] = {
     "arithmetic": arithmetic,
 }
 SPLITS = ("train", "test")
-_TEST_SHARE = 5  # one world in five is a test world
-_PATIENCE = 500  # draws before we believe that a family has no new problem left
-_OTHER = {"yes": "no", "no": "yes"}
+_TEST_ONE_IN = 5  # one world in five is a test world
+_MAX_DRAWS = 500  # draws without a new problem, after which a family counts as exhausted
+_OPPOSITE = {"yes": "no", "no": "yes"}
 
 
 class Option(NamedTuple):
-    """One term of answer/1 and, for a wrong one, the mistake that leads to it."""
+    """A term of answer/1 and where it comes from: the mistake that leads to it, if it is wrong."""
 
     term: str
     reason: str
@@ -41,9 +41,14 @@ class Option(NamedTuple):
 def generate(
     seed: int, problems: int, language: str, split: str, families: Sequence[str] = tuple(FAMILIES)
 ) -> Iterator[dict[str, Any]]:
-    """Problems in turn over families and levels; asking for more of them only adds to the end."""
-    for what, given, known in (("language", [language], LANGUAGES), ("split", [split], SPLITS)):
-        _check(what, given, known)
+    """Yield problems as records of the question file, cycling through families and levels. With a larger ``problems``
+    the first ones stay the same.
+
+    Raises:
+        UserError: an unknown language, split or family, or (while iterating) no new problem is left.
+    """
+    for kind, names, allowed in (("language", [language], LANGUAGES), ("split", [split], SPLITS)):
+        _check(kind, names, allowed)
     _check("family", families, tuple(FAMILIES))
     if not families:
         raise UserError(f"Name at least one family of {', '.join(FAMILIES)}.")
@@ -55,10 +60,10 @@ def to_line(record: dict[str, Any]) -> str:
     return json.dumps(record, ensure_ascii=False) + "\n"
 
 
-def _check(what: str, given: Sequence[str], known: Sequence[str]) -> None:
-    for name in given:
-        if name not in known:
-            raise UserError(f"There is no closed-world {what} {name!r}; choose from {', '.join(known)}.")
+def _check(kind: str, names: Sequence[str], allowed: Sequence[str]) -> None:
+    for name in names:
+        if name not in allowed:
+            raise UserError(f"There is no closed-world {kind} {name!r}; choose from {', '.join(allowed)}.")
 
 
 def _records(
@@ -81,21 +86,21 @@ def _records(
 def _new_record(
     identity: str, family: str, level: int, language: Language, split: str, seen: set[str]
 ) -> dict[str, Any] | None:
-    """The first draw in the right split with a new text and options for every question, or None."""
-    for attempt in range(_PATIENCE):
-        draw = Random(_number(f"{identity}/{attempt}"))
+    """The first draw in the right split with a new text and options for every question; None after many draws."""
+    for attempt in range(_MAX_DRAWS):
+        draw = Random(_hash(f"{identity}/{attempt}"))
         world = FAMILIES[family].build(draw, level)
         # English stands for all languages here, so that a seed gives the same worlds in each.
         if _split(world) != split or world.story["en"] in seen:
             continue
-        questions = [_question(world, query, draw, language) for query in world.queries]
+        questions = [_question_record(world, query, draw, language) for query in world.queries]
         if None in questions:
             continue
         seen.add(world.story["en"])
         problem = world.story[language]
-        # The number is the text's own, so records of several seeds, splits and languages can live in one file.
+        # The number is a hash of the text, so that problems of several seeds, splits and languages can share a file.
         return {
-            "id": f"{family}-{level}-{_number(problem) % 10**12:012d}",
+            "id": f"{family}-{level}-{_hash(problem) % 10**12:012d}",
             "problem": problem,
             "source": f"closedworld/{family}/{level}",
             "questions": questions,
@@ -103,12 +108,12 @@ def _new_record(
     return None
 
 
-def _question(world: World, query: Query, draw: Random, language: Language) -> dict[str, Any] | None:
-    """One sub-question with shuffled options, or None when the mistakes all lead to the right answer."""
+def _question_record(world: World, query: Query, draw: Random, language: Language) -> dict[str, Any] | None:
+    """One question with shuffled options, or None if no mistake leads to a wrong answer."""
     derivation = derive((*world.rules, *query.asks))
     if derivation.answers != [query.witness]:
         raise RuntimeError(f"the proof says {derivation.answers}, the witness {query.witness}: {query.question['en']}")
-    options = [Option(query.witness, "the answer"), *_wrong(query)]
+    options = [Option(query.witness, "the answer"), *_wrong_options(query)]
     if len(options) < 2:
         return None
     draw.shuffle(options)
@@ -126,8 +131,8 @@ def _question(world: World, query: Query, draw: Random, language: Language) -> d
     }
 
 
-def _wrong(query: Query) -> list[Option]:
-    """Different wrong answers, as many as there is room for, each with the first mistake that leads to it."""
+def _wrong_options(query: Query) -> list[Option]:
+    """Different wrong options, at most ``query.options - 1``, each with the first mistake that leads to it."""
     room = query.options - 1
     wrong: dict[str, Option] = {}
     for mistake in query.mistakes:
@@ -136,13 +141,13 @@ def _wrong(query: Query) -> list[Option]:
         for term in answers(only_model(text_of(mistake.program))):
             if term != query.witness:
                 wrong.setdefault(term, Option(term, f"for a reader who {mistake.reason}"))
-    if not wrong and query.witness in _OTHER:
-        return [Option(_OTHER[query.witness], "the other word")]
+    if not wrong and query.witness in _OPPOSITE:
+        return [Option(_OPPOSITE[query.witness], "the other word")]
     return list(wrong.values())[:room]
 
 
 def _program(world: World, query: Query, options: list[Option]) -> str:
-    """The program that travels with the question; each option's mistake stays on record in a comment."""
+    """The program that is stored with the question; comments name each option's mistake."""
     choices = (
         f"{Rule(f'opt({i})', (f'answer({option.term})',))}  % {option.reason}\n" for i, option in enumerate(options)
     )
@@ -150,8 +155,8 @@ def _program(world: World, query: Query, options: list[Option]) -> str:
 
 
 def _split(world: World) -> str:
-    return "train" if _number("\n".join(sorted(map(str, world.rules)))) % _TEST_SHARE else "test"
+    return "train" if _hash("\n".join(sorted(map(str, world.rules)))) % _TEST_ONE_IN else "test"
 
 
-def _number(text: str) -> int:
+def _hash(text: str) -> int:
     return int.from_bytes(sha256(text.encode()).digest())

@@ -1,4 +1,4 @@
-"""A line of people, described by shuffled clues "Ann, then Bob."; the first one is stated.
+"""A line of people, described by shuffled clues "Ann, then Bob." and by who is first.
 
 Levels 1, 2 and 3 have three, four and five people.
 """
@@ -20,14 +20,14 @@ COMMA: Phrase = {"en": ", ", "zh": "，"}
 STOP: Phrase = {"en": "{text}.", "zh": "{text}。"}
 AHEAD: Phrase = {"en": "Is {p} ahead of {q}?", "zh": "{p}在{q}前面吗？"}
 
-# at/2 counts along the line from the first. A line read from the back uses the same clues the other way round.
+# at/2 counts places from the first person. Read from the back, the same clues are used in the other direction.
 FORWARD = Rule("at(B,N+1)", ("at(A,N)", "behind(A,B)"))
 BACKWARD = Rule("at(A,N+1)", ("at(B,N)", "behind(A,B)"))
 
 
 @dataclass(frozen=True)
 class Scene:
-    """Where the people stand, and how their places are asked for."""
+    """The opening sentence, and the questions for a numbered place and for the last."""
 
     opening: Phrase
     place: Phrase
@@ -60,7 +60,7 @@ SCENES = (
 
 @dataclass(frozen=True)
 class Line:
-    """The clues in the order of the text, and the line they describe."""
+    """Who is first, and the clues (person, person behind) in the order of the text."""
 
     first: str
     clues: tuple[tuple[str, str], ...]
@@ -74,11 +74,11 @@ class Line:
         return (Rule(f"at({self.first},1)"), *self.facts, FORWARD)
 
     def misread(self, asks: tuple[Rule, ...]) -> tuple[Mistake, ...]:
-        """The line as somebody sees it who reads it from the wrong end, or takes the clues in the order of the text."""
+        """Mistakes of readers who count from the wrong end, or take the clues in the order of the text."""
         last = witness(self.first, dict(self.clues))[-1]
-        in_order_read = tuple(Rule(f"at({behind},{number})") for number, (_, behind) in enumerate(self.clues, 2))
+        as_told = tuple(Rule(f"at({behind},{number})") for number, (_, behind) in enumerate(self.clues, 2))
         return (
-            Mistake("takes the clues in the order told", (Rule(f"at({self.first},1)"), *in_order_read, *asks)),
+            Mistake("takes the clues in the order told", (Rule(f"at({self.first},1)"), *as_told, *asks)),
             Mistake("counts from the back", (Rule(f"at({last},1)"), *self.facts, BACKWARD, *asks)),
         )
 
@@ -97,20 +97,20 @@ def build(draw: Random, level: int) -> World:
         ]
     )
     places = draw.sample(range(1, len(people) + 1), 3)
-    queries = [_place(draw, scene, line, number) for number in places[:2]]
-    queries.append(_ahead(draw, line) if draw.random() < 0.5 else _place(draw, scene, line, places[2]))
+    queries = [_place_query(draw, scene, line, number) for number in places[:2]]
+    queries.append(_ahead_query(draw, line) if draw.random() < 0.5 else _place_query(draw, scene, line, places[2]))
     return World(line.rules, story, tuple(queries))
 
 
 def witness(first: str, behind: dict[str, str]) -> list[str]:
-    """Everybody in line, front to back: walk from the first to whoever is right behind."""
+    """Everybody in line, front to back, from the first person and who stands behind whom."""
     line = [first]
     while line[-1] in behind:
         line.append(behind[line[-1]])
     return line
 
 
-def _place(draw: Random, scene: Scene, line: Line, number: int) -> Query:
+def _place_query(draw: Random, scene: Scene, line: Line, number: int) -> Query:
     order = witness(line.first, dict(line.clues))
     last = number == len(order) and draw.random() < 0.5
 
@@ -119,7 +119,7 @@ def _place(draw: Random, scene: Scene, line: Line, number: int) -> Query:
 
     def worked(derivation: Derivation) -> Phrase:
         places = _places(derivation)
-        return sentences([_walked(places), _counted(places, number)])
+        return sentences([_line_in_order(places), _line_numbered(places, number)])
 
     miscounts = (
         Mistake("counts one too few", (*line.rules, *asks(number - 1))),
@@ -131,7 +131,7 @@ def _place(draw: Random, scene: Scene, line: Line, number: int) -> Query:
     return Query(question, asks(number), order[number - 1], tuple(mistakes), draw.choice((3, 4, 4, 4)), worked)
 
 
-def _ahead(draw: Random, line: Line) -> Query:
+def _ahead_query(draw: Random, line: Line) -> Query:
     order = witness(line.first, dict(line.clues))
     first, second = draw.sample(order, 2)
     asks = (
@@ -142,24 +142,24 @@ def _ahead(draw: Random, line: Line) -> Query:
     def worked(derivation: Derivation) -> Phrase:
         places = _places(derivation)
         later = max(place for place, person in places.items() if person in (first, second))
-        return sentences([_walked(places), _counted(places, later)])
+        return sentences([_line_in_order(places), _line_numbered(places, later)])
 
     holds = order.index(first) < order.index(second)
     return Query(say(AHEAD, p=first, q=second), asks, "yes" if holds else "no", line.misread(asks), 2, worked)
 
 
 def _places(derivation: Derivation) -> dict[int, str]:
-    """Number -> person, in the order the derivation of the last place goes through them."""
+    """Person by place number, in the order of the derivation of the last place."""
     end = max((atom for atom in derivation.atoms if atom.match("at", 2)), key=lambda atom: atom.arguments[1].number)
-    passed = [finding.atom.arguments for finding in derivation.path(str(end)) if finding.atom.match("at", 2)]
+    passed = [checked.atom.arguments for checked in derivation.path(str(end)) if checked.atom.match("at", 2)]
     return {place.number: str(person) for person, place in passed}
 
 
-def _walked(places: dict[int, str]) -> Phrase:
-    """The line from the first to the last, in the words of the clues."""
+def _line_in_order(places: dict[int, str]) -> Phrase:
+    """The sentence that lists the line from first to last, in the words of the clues."""
     return say(STOP, text=join([word(person) for person in places.values()], THEN))
 
 
-def _counted(places: dict[int, str], last: int) -> Phrase:
-    """The line again, counted as far as the question needs."""
+def _line_numbered(places: dict[int, str], last: int) -> Phrase:
+    """The sentence that numbers the people up to place ``last``."""
     return say(STOP, text=join([say(PLACE, n=n, p=person) for n, person in places.items() if n <= last], COMMA))

@@ -1,8 +1,8 @@
-"""The clingo side: a program proves exactly one option, or is refused with the reason.
+"""Run clingo: a program proves exactly one option, or is refused with the reason.
 
-`prove` runs in this process and is for programs we wrote ourselves. Grounding cannot be interrupted and may take all
-the memory there is, so a program that came with a user's file goes to `prove_untrusted`: this same file, run as a
-script in a child process that limits itself before it reads a byte. So it imports nothing from the package.
+`prove` runs in this process and is for generated programs. Grounding cannot be interrupted and may take all memory, so
+a program from a user's file or a model goes to `prove_untrusted`, which runs this file as a script in a child process
+that sets its own limits before it reads the program. The file therefore imports nothing from the package.
 """
 
 import json
@@ -14,8 +14,8 @@ import sys
 
 import clingo
 
-# Checked in the text, because clingo opens an #include while it parses; a comment or a string can only make us refuse
-# too much. Optimisation is refused because it hides the stable models that are not the best.
+# Matched in the program's text, because clingo opens an #include while it parses; a match in a comment or a string is
+# refused too. Optimisation is refused because it hides stable models that are not optimal.
 _REFUSED = re.compile(r"#\s*(script|include|minimi[sz]e|maximi[sz]e)|:~", re.IGNORECASE)
 # clingo's integers wrap silently at 32 bits. Four digits leave room for the product of any two numbers.
 _LARGEST = 9999
@@ -27,7 +27,11 @@ class Unproved(Exception):
 
 
 def prove(program: str) -> int:
-    """The number i of the only `opt(i)` that holds in every stable model of our own program."""
+    """The number i of the only `opt(i)` that holds in every stable model of a trusted program.
+
+    Raises:
+        Unproved: there is no such i.
+    """
     shown = only_model(program)
     if len(shown) != 1:
         raise Unproved(f"{len(shown)} atoms are shown; exactly one opt(i) must hold")
@@ -40,10 +44,11 @@ def prove(program: str) -> int:
 
 
 def only_model(program: str) -> list[clingo.Symbol]:
-    """What the program shows, sorted, if all its stable models show the same.
+    """The atoms that the program shows, sorted, if all its stable models show the same.
 
-    Any message from clingo refuses the program: an undefined atom or a division by zero is only logged, and the
-    rule it stands in is dropped without a word.
+    Raises:
+        Unproved: they do not, or there is no stable model, or clingo logged anything: it only logs an undefined atom or
+            a division by zero, and silently drops the rule.
     """
     _refuse(program)
     messages: list[str] = []
@@ -56,7 +61,7 @@ def only_model(program: str) -> list[clingo.Symbol]:
         control.ground([("base", [])])
         with control.solve(yield_=True) as handle:
             models.extend(sorted(model.symbols(shown=True)) for model in handle)
-        # What was small in the text may have grown while grounding.
+        # Grounding may compute integers that are larger than those in the text.
         large = [text for atom in control.symbolic_atoms if _LARGE.search(text := str(atom.symbol))]
     except (RuntimeError, MemoryError) as error:
         raise Unproved(" ".join([*messages, str(error) or type(error).__name__])) from error
@@ -70,11 +75,15 @@ def only_model(program: str) -> list[clingo.Symbol]:
 
 
 def prove_untrusted(program: str, seconds: float, mebibytes: int) -> int:
-    """`prove` for a program somebody else wrote, in a child that may use this much time and memory and open no file."""
+    """`prove` for an untrusted program, in a child process with limited time and memory that cannot open files.
+
+    Raises:
+        Unproved: as `prove`, or the limits are reached, or the solver fails.
+    """
     _refuse(program)
     stopped = f"stopped by its limits of {seconds:g} s and {mebibytes} MiB"
     try:
-        # -I: nothing in the working directory can be imported. No environment: the child needs none of our keys.
+        # -I: nothing is imported from the working directory. No environment, so that the child does not see API keys.
         child = subprocess.run(  # noqa: S603
             [sys.executable, "-I", __file__, str(math.ceil(seconds)), str(mebibytes)],
             input=program.encode("ascii"),
@@ -96,19 +105,19 @@ def prove_untrusted(program: str, seconds: float, mebibytes: int) -> int:
 
 
 def _refuse(program: str) -> None:
-    """Refuse, before clingo sees it, what it must not parse."""
+    """Raise Unproved for a program that clingo must not parse."""
     if not program.isascii() or "\0" in program:
         raise Unproved("programs are ASCII: clingo's logger crashes on anything else")
-    if found := _REFUSED.search(program):
-        raise Unproved(f"{found[0]} is refused: a program is facts, rules and #show")
-    if found := _LARGE.search(program):
-        raise Unproved(f"{found[0]} is refused: integers above {_LARGEST} may wrap silently")
+    if match := _REFUSED.search(program):
+        raise Unproved(f"{match[0]} is refused: a program is facts, rules and #show")
+    if match := _LARGE.search(program):
+        raise Unproved(f"{match[0]} is refused: integers above {_LARGEST} may wrap silently")
 
 
 def _child(seconds: int, mebibytes: int) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (mebibytes << 20, mebibytes << 20))
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
-    # stdin, stdout and stderr are open; there is no fourth.
+    # stdin, stdout and stderr are open; no other file can be opened.
     resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))
     try:
         verdict: dict[str, int | str] = {"option": prove(sys.stdin.read())}

@@ -1,4 +1,4 @@
-"""One rule of a logic program, kept in parts so that a mistake can drop a part and a derivation can watch each."""
+"""Rules of a logic program as head and conditions, so that mistakes can drop conditions and watchers can test them."""
 
 import re
 from collections.abc import Iterable
@@ -10,7 +10,7 @@ _VARIABLE = re.compile(r"\b[A-Z]\w*")
 
 @dataclass(frozen=True)
 class Condition:
-    """One part of a rule's body. `atom` is empty for a comparison such as `N < 3`."""
+    """One condition in a rule's body; `text` is all of it, `atom` is empty for a comparison such as `N < 3`."""
 
     text: str
     atom: str
@@ -40,10 +40,10 @@ class Rule:
 
 
 def variables(text: str) -> frozenset[str]:
-    """The variables that occur in a piece of a rule."""
+    """The names of the variables in a part of a rule."""
     return frozenset(_VARIABLE.findall(text))
 
 
 def text_of(rules: Iterable[Rule]) -> str:
-    """The program as clingo reads it, one rule a line."""
+    """The text of a program, one rule a line."""
     return "".join(f"{rule}\n" for rule in rules)

@@ -17,7 +17,7 @@ Table = tuple[Row, ...]
 
 @dataclass(frozen=True)
 class Hop:
-    """One table: the words on its right side, the sentence of a row, and the question whose answer stands there."""
+    """One table: the ids its value column may hold, the sentence of a row, and the question that asks for a value."""
 
     values: tuple[str, ...]
     row: Phrase
@@ -88,17 +88,17 @@ def build(draw: Random, level: int) -> World:
     keys = people
     for number, hop in enumerate(hops):
         values = draw.sample(hop.values, rows)
-        # Only people share: a team of two is natural, and later tables stay one to one.
+        # Values may repeat in the first table only: two people may share a team; later tables are one to one.
         column = values if number else [values[0], values[1], *draw.choices(values, k=rows - 2)]
         tables.append(tuple(zip(keys, draw.sample(column, rows), strict=True)))
         keys = draw.sample(values, rows)
     story = sentences([say(hop.row, k=k, v=v) for hop, table in zip(hops, tables, strict=True) for k, v in table])
-    queries = tuple(_find(draw, hops, tables, person) for person in draw.sample(people, 3))
+    queries = tuple(_query(draw, hops, tables, person) for person in draw.sample(people, 3))
     return World(_program(tables), story, queries)
 
 
 def witness(person: str, tables: list[Table]) -> str:
-    """What the last table says about somebody: look the key up, and take what stands there as the next key."""
+    """The value of the last table for a person: each table's value is the key of the next."""
     key = person
     for table in tables:
         key = dict(table)[key]
@@ -114,12 +114,12 @@ def _program(tables: list[Table]) -> tuple[Rule, ...]:
     )
 
 
-def _find(draw: Random, hops: tuple[Hop, ...], tables: list[Table], person: str) -> Query:
+def _query(draw: Random, hops: tuple[Hop, ...], tables: list[Table], person: str) -> Query:
     asks = (Rule("answer(X)", (f"found({len(hops)},{person},X)",)),)
 
     def worked(derivation: Derivation) -> Phrase:
         path = derivation.path(f"found({len(hops)},{person},{derivation.answers[0]})")
-        used = [finding.atom.arguments for finding in path if finding.atom.match("row", 3)]
+        used = [checked.atom.arguments for checked in path if checked.atom.match("row", 3)]
         return sentences([say(hops[hop.number - 1].row, k=str(key), v=str(value)) for hop, key, value in used])
 
     mistakes = [
@@ -133,7 +133,7 @@ def _find(draw: Random, hops: tuple[Hop, ...], tables: list[Table], person: str)
 
 
 def _slipped(tables: list[Table], number: int, slip: int) -> list[Table]:
-    """The tables as read by somebody whose eye slips some rows down in one of them, from the bottom to the top."""
+    """The tables as read by somebody who slips some rows down in one of them; the last row is followed by the first."""
     keys, values = zip(*tables[number], strict=True)
-    read = tuple(zip(keys, values[slip:] + values[:slip], strict=True))
-    return [*tables[:number], read, *tables[number + 1 :]]
+    slipped = tuple(zip(keys, values[slip:] + values[:slip], strict=True))
+    return [*tables[:number], slipped, *tables[number + 1 :]]

@@ -1,8 +1,8 @@
 """The glossary: every id a program may use, and its word in each language.
 
-Programs know only ids, which are ASCII because clingo's logger crashes on anything else, and lower case because a
-capital would make them variables. Words are short and common: a small student spends its tokens on reasoning.
-Inside a pool no two words are equal in any language, so distinct options in the program are distinct on paper.
+Programs contain only ids, which are ASCII because clingo's logger crashes on anything else, and lower case because an
+upper-case name is a variable. Words are short and common, so that a small student spends its tokens on reasoning.
+Words in a pool are distinct in every language, so that options with different ids have different texts.
 """
 
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ Phrase = Mapping[Language, str]
 
 
 def _pool(listing: str, *, proper: bool = False) -> dict[str, Phrase]:
-    """Read "id=word id=word": the English word is the id, capitalised when it is a proper name."""
+    """Parse "id=chinese id=chinese"; the English word is the id, capitalised if the words are proper names."""
     pairs = (entry.split("=") for entry in listing.split())
     return {key: {"en": key.capitalize() if proper else key, "zh": chinese} for key, chinese in pairs}
 
@@ -48,13 +48,13 @@ GLOSSARY: dict[str, Phrase] = {key: phrase for pool in POOLS for key, phrase in 
 
 
 def word(term: str | int) -> Phrase:
-    """The words of one term of a program; numbers are their own words."""
+    """The words for a term of a program: from the glossary, or the number itself."""
     text = str(term)
     return GLOSSARY[text] if text in GLOSSARY else {language: str(int(text)) for language in LANGUAGES}
 
 
 def say(template: Phrase, **terms: str | int | Phrase) -> Phrase:
-    """Fill a template in every language; ids become words, phrases made earlier are put in as they are."""
+    """Fill a template in every language; ids and numbers become words, phrases are inserted as they are."""
     phrases = {slot: word(term) if isinstance(term, str | int) else term for slot, term in terms.items()}
     return {
         language: template[language].format_map({slot: phrase[language] for slot, phrase in phrases.items()})
@@ -63,10 +63,10 @@ def say(template: Phrase, **terms: str | int | Phrase) -> Phrase:
 
 
 def join(phrases: list[Phrase], glue: Phrase) -> Phrase:
-    """Join phrases with each language's own glue."""
+    """Join phrases with the glue of each language."""
     return {language: glue[language].join(phrase[language] for phrase in phrases) for language in LANGUAGES}
 
 
 def sentences(phrases: list[Phrase]) -> Phrase:
-    """Put sentences after one another: a space between them in English, nothing in Chinese."""
+    """Join sentences, with a space between them in English and nothing in Chinese."""
     return join(phrases, {"en": " ", "zh": ""})

@@ -1,11 +1,11 @@
-"""What a closed-world problem is, before anyone has chosen options for it.
+"""A closed-world problem before its options are chosen.
 
-A family is a module with `build(draw, level) -> World`: it draws a small situation and writes it down twice, as a
-logic program and as text in every language. It does not say which option is right: clingo does. What it knows in
-plain Python goes into `Query.witness`, a second opinion that the generator compares with the proof.
+A family is a module with `build(draw, level) -> World`: it draws a small situation and writes it twice, as a logic
+program and as text in every language. Which option is right is decided by clingo; `Query.witness` is the answer
+computed in plain Python, which the generator compares with the proof.
 
-`Query.asks` are rules that define `answer/1`; an option is one term of `answer`. A wrong option is never invented: it
-is an `answer` of one of the `mistakes`, each of them the whole program as a careless reader would understand it.
+`Query.asks` are rules that define `answer/1`; an option is one term of `answer`. Every wrong option is an `answer` of
+one of the `mistakes`, each of which is the whole program as a careless reader would understand it.
 """
 
 from collections.abc import Callable
@@ -22,7 +22,7 @@ LEVELS = (1, 2, 3)
 
 @dataclass(frozen=True)
 class Mistake:
-    """A slightly wrong program: the world's rules and the query's, as somebody misread them."""
+    """A misread program: the world's and the query's rules with a mistake. `reason` completes "a reader who ..."."""
 
     reason: str
     program: tuple[Rule, ...]
@@ -30,16 +30,16 @@ class Mistake:
 
 @dataclass(frozen=True)
 class Query:
-    """One sub-question on a world."""
+    """One question about a world; `witness` is the id of the expected answer."""
 
     question: Phrase
     asks: tuple[Rule, ...]
     witness: str
     mistakes: tuple[Mistake, ...]
     options: int
-    """How many options to offer, if the mistakes give that many different answers."""
+    """Number of options, fewer if the mistakes give fewer different answers."""
     worked: Callable[[Derivation], Phrase]
-    """The chain without its last line, which is the right option's text."""
+    """Makes the worked solution from the derivation, without its last line (the right option's text)."""
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,1 @@
-"""What a multiple-choice question is: prompts, option orders, answers, verdicts. Pure functions."""
+"""Multiple-choice questions: files and formats, prompts, option orders, answers, verdicts. Calls no models."""

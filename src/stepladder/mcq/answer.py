@@ -1,4 +1,4 @@
-"""From a model's text to a letter, and the rule that found it.
+"""Extract the answer letter from a model's text, with the rule that matched.
 
 Strict: the text ends in an answer line that names one letter; only strict answers may train a student.
 Lenient: the strict rule, then common phrasings anywhere in the text; reported beside strict, never trained on.
@@ -19,13 +19,13 @@ ANSWER_LINE: dict[Language, str] = {"en": "Answer: {}", "zh": "答案是：{}"}
 
 
 class Extracted(NamedTuple):
-    """A letter (None: nothing found) and the rule that fired."""
+    """A letter, None where no rule matched, and the name of the rule that did."""
 
     letter: str | None
     rule: str
 
 
-# All patterns read text as _plain leaves it: full-width signs as ASCII, no emphasis, no quotes.
+# All patterns match text that _plain has normalised: full-width signs are ASCII, emphasis and quotes are gone.
 _MARKUP = re.compile(r"</?[A-Za-z_]{1,20}>|<\|\w{1,20}\|>|^\s*```\w*|```\s*$|^\s*-{3,}\s*$", re.MULTILINE)
 _CLAUSE = re.compile(r"[。！!?;.]\s*|,\s*(?=因此|所以|因而|故|(?:therefore|thus|so|hence)\b)", re.IGNORECASE)
 _LEAD = (
@@ -55,31 +55,35 @@ _LENIENT = (
 def strict(text: str, options: Sequence[str]) -> Extracted:
     """The letter of the answer line that a text ends with.
 
-    The line is ``Answer: X`` or ``答案是：X`` as the prompts ask for, or says the same in the words models use: a
-    conclusion ("因此", "Therefore") may lead, emphasis or brackets may stand around the letter, closing tags after it.
-    Behind the letter the option's own text may follow and nothing else: two letters, a doubt, a reason or another
-    option's text leave no letter at all.
+    The line is ``Answer: X`` or ``答案是：X``, as the prompts ask for, or one of the common variants: a conclusion
+    ("因此", "Therefore") before it, emphasis or brackets around the letter, closing tags after it. After the letter
+    only the text of that option may follow. With two letters, a question mark, a reason or another option's text there
+    is no strict letter.
 
     Args:
-        text: what the model wrote.
-        options: the options' texts in the order it was shown them.
+        text: the model's answer.
+        options: the options' texts in the order the model was shown them.
     """
-    line = (_segments(text) or [""])[-1]
-    named = {}
-    for begin in (0, *(found.end() for found in _CLAUSE.finditer(line))):
+    line = (_content_lines(text) or [""])[-1]
+    rules = {}
+    for begin in (0, *(clause.end() for clause in _CLAUSE.finditer(line))):
         match = _ANSWER.fullmatch(line, begin)
-        if match and match[1] in LETTERS[: len(options)] and _says(match[2], options[LETTERS.index(match[1])]):
-            named[match[1]] = "last-line" if begin == 0 else "last-clause"
-    if len(named) != 1 or {*named} != {*named, *_LENIENT[0][1].findall(line)}:
+        if (
+            match
+            and match[1] in LETTERS[: len(options)]
+            and _is_empty_or_option(match[2], options[LETTERS.index(match[1])])
+        ):
+            rules[match[1]] = "last-line" if begin == 0 else "last-clause"
+    if len(rules) != 1 or {*rules} != {*rules, *_LENIENT[0][1].findall(line)}:
         return Extracted(None, "none")
-    return Extracted(*named.popitem())
+    return Extracted(*rules.popitem())
 
 
 def lenient(text: str, options: Sequence[str]) -> Extracted:
-    """The strict letter, else the last letter that a common phrasing names."""
-    found = strict(text, options)
-    if found.letter is not None:
-        return found
+    """The strict letter, or else the last letter named by the first phrasing of :data:`_LENIENT` that matches."""
+    extracted = strict(text, options)
+    if extracted.letter is not None:
+        return extracted
     plain = _plain(text)
     for rule, pattern in _LENIENT:
         letters = [letter.upper() for letter in pattern.findall(plain) if letter.upper() in LETTERS[: len(options)]]
@@ -89,14 +93,16 @@ def lenient(text: str, options: Sequence[str]) -> Extracted:
 
 
 def with_final_line(text: str, options: Sequence[str], language: Language) -> str:
-    """A text whose strict letter is known, ending in the line the prompts ask for: in the place of its own answer line
-    and the tags around that, or after it where more stands on it than the answer. It begins with no space, which in
-    many a chat template would melt into the token before it."""
+    """The text, which must have a strict letter, with the answer line that the prompts ask for as its last line.
+
+    The new line replaces the text's own answer line and the tags around it; where that line holds more than the answer,
+    the new one is added below. Leading spaces are removed: many chat templates merge them into the token before them.
+    """
     letter, rule = strict(text, options)
     lines = text.strip().split("\n")
-    while not _segments(lines[-1]):
+    while not _content_lines(lines[-1]):
         lines.pop()
-    if rule == "last-line" and len(_segments(lines[-1])) == 1:
+    if rule == "last-line" and len(_content_lines(lines[-1])) == 1:
         lines.pop()
         while lines and re.fullmatch(r"\s*(?:<[A-Za-z_]{1,20}>|```\w*)?\s*", lines[-1]):
             lines.pop()
@@ -104,44 +110,44 @@ def with_final_line(text: str, options: Sequence[str], language: Language) -> st
 
 
 def up_to_letter(text: str, options: Sequence[str], language: Language) -> str:
-    """A text up to the place where its letter stands, as the prompts ask for it (:func:`as_asked`); one without a
-    strict letter gets an answer line that lacks only that."""
+    """The text of :func:`with_final_line` up to, not including, the letter. A text without a strict letter gets an
+    answer line without a letter."""
     if strict(text, options).letter is not None:
         return with_final_line(text, options, language)[:-1].rstrip()
     return f"{text.rstrip()}\n{ANSWER_LINE[language].format('')}".rstrip()
 
 
 def leading(votes: Iterable[str | None]) -> str | None:
-    """The letter with more votes than any other; None on a tie or where nothing could be read."""
+    """The letter with more votes than any other; None on a tie or where no vote could be read."""
     ranked = Counter(vote for vote in votes if vote is not None).most_common(2)
     return ranked[0][0] if ranked and (len(ranked) == 1 or ranked[0][1] > ranked[1][1]) else None
 
 
 def majority(votes: tuple[str | None, ...]) -> str | None:
-    """The most frequent letter; ties go to the one voted first; None where nothing could be read."""
+    """The most frequent letter; of several, the one voted for first; None where no vote could be read."""
     letters = [vote for vote in votes if vote is not None]
     return max(letters, key=lambda letter: (letters.count(letter), -letters.index(letter))) if letters else None
 
 
-def _segments(text: str) -> list[str]:
-    """The lines that say something, with markup as their ends, in plain characters."""
+def _content_lines(text: str) -> list[str]:
+    """The lines of a text that are not empty, as :func:`_plain` normalises them. Markup ends a line."""
     plain = _MARKUP.sub("\n", _plain(text))
     return [line.strip() for line in plain.split("\n") if line.strip(" .。")]
 
 
 def _plain(text: str) -> str:
-    """Full-width signs as ASCII (NFKC); no emphasis, quotes, boxes or characters without width."""
+    """The text in NFKC (full-width signs become ASCII), without emphasis, quotes, LaTeX boxes and format characters."""
     text = re.sub(r"<answer>\s*", "\nAnswer: ", unicodedata.normalize("NFKC", text))
     for _ in range(2):  # a box around a font
         text = _BOX.sub(r"\1", text)
     return "".join(c for c in text if c not in "*_`$\"'“”‘’「」『』【】" and unicodedata.category(c) != "Cf")
 
 
-def _says(rest: str, option: str) -> bool:
-    """Whether what stands behind a letter is nothing, or the text of its option."""
-    said = re.sub(r"^\s*[.。:、,)\]-]?\s*", "", rest)
-    return _bare(said) in ("", _bare(_plain(option)))
+def _is_empty_or_option(rest: str, option: str) -> bool:
+    """Whether ``rest``, the end of an answer line after the letter, is empty or the text of the letter's option."""
+    text = re.sub(r"^\s*[.。:、,)\]-]?\s*", "", rest)
+    return _comparable(text) in ("", _comparable(_plain(option)))
 
 
-def _bare(text: str) -> str:
+def _comparable(text: str) -> str:
     return re.sub(r"\s", "", text).strip("()[].。!,;").casefold()

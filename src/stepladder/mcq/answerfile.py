@@ -1,4 +1,4 @@
-"""The answer file, in the contest's format: one line a problem, its id and the letters of its questions."""
+"""The answer file in the contest's format: one line per problem, with its id and the letters of its questions."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from stepladder.records import Prediction, Question
 
 
 def submission(questions: Sequence[Question], predictions: Sequence[Prediction]) -> str:
-    """The text of the file; "A" where nothing could be read, since an empty answer is surely wrong."""
+    """The text of the answer file; "A" where no answer could be read, since an empty one is always wrong."""
     problems: dict[str, list[dict[str, str]]] = defaultdict(list)
     for question, prediction in zip(questions, predictions, strict=True):
         problems[question.problem_id].append({"answer": prediction.answer or "A"})
@@ -21,7 +21,7 @@ def submission(questions: Sequence[Question], predictions: Sequence[Prediction])
 
 
 def problems_in(answers: bytes) -> object:
-    """The problems that an answer file is about, each with the number of its questions; None: it is no answer file."""
+    """(id, number of questions) of every problem of an answer file; None if the bytes are not an answer file."""
     try:
         rows = [json.loads(line) for line in answers.splitlines()]
         return [(row["id"], len(row["questions"])) for row in rows]

@@ -1,4 +1,4 @@
-"""Answer letters in equal shares, by showing the options of some chains in another order."""
+"""Balance the answer letters of training samples by showing the options of some in another order."""
 
 from __future__ import annotations
 
@@ -12,71 +12,75 @@ from stepladder.mcq.prompts import worked_solution
 from stepladder.mcq.shuffle import fixed, shown, to_shown
 from stepladder.records import LETTERS, Question, Sample
 
-WORKED_KEY = "worked:"
+WORKED_KEY_PREFIX = "worked:"
 
-_COUNT = "一二两三四五六七八九十\\d"
-_NAMED = (
+_NUMERALS = "一二两三四五六七八九十\\d"
+_OPTION_REFERENCE = (
     r"(?<![A-Za-z])[A-{last}](?![A-Za-z])"
     r"|(?i:[(\[][A-{last}][)\]]|^\s*[A-{last}][).:]|(?:\b(?:option|choice|answer)s?|选项|答案)\s*(?:[A-{last}]|\d+)\b"
     r"|\b(?:first|second|third|fourth|fifth|last|former|latter|next|previous)\s+(?:option|choice|answer|statement)s?\b)"
-    rf"|(?:选项|答案)\s*[{_COUNT}](?![样致定])|第\s*[{_COUNT}]+\s*项"
-    rf"|(?:第|最后|前面?|后面?|上面?|下面?)的?\s*[{_COUNT}]*\s*[个项]?(?:选项|答案)"
+    rf"|(?:选项|答案)\s*[{_NUMERALS}](?![样致定])|第\s*[{_NUMERALS}]+\s*项"
+    rf"|(?:第|最后|前面?|后面?|上面?|下面?)的?\s*[{_NUMERALS}]*\s*[个项]?(?:选项|答案)"
 )
-"""An option called by its letter, large or small, by its number or by its place."""
+"""An option referred to by its letter (upper or lower case), its number or its place; ``{last}`` is the last letter."""
 
 
 def balanced(pairs: Sequence[tuple[Question, Sample]]) -> list[Sample]:
-    """The samples, some of them with the right option moved to the letter that is right least often so far.
+    """The samples, some with the right option moved to the letter that has been right least often so far.
 
-    A chain can follow only where that is sound: a worked solution, which is written anew for any order, or a chain that
-    names no option by letter or place before its answer line. Options that must keep their places do. Questions with as
-    many options share their counts, so that those with two do not fill up A and B for all. Whoever has the least choice
-    goes first; the others even out what that leaves.
+    It is moved only where the chain stays right: in a worked solution, which is rendered again for any order, and in a
+    chain that refers to no option by letter or place before its answer line. Fixed options keep their places. Letters
+    are counted per number of options, so that questions with two do not use up A and B for the others. Samples with the
+    fewest possible letters come first; the others make up for the imbalance they leave.
     """
-    choices = [_letters(question, sample) for question, sample in pairs]
-    moved = [sample for _, sample in pairs]
+    possible = [_possible_letters(question, sample) for question, sample in pairs]
+    balanced_samples = [sample for _, sample in pairs]
     counts: dict[int, Counter[str]] = {}
-    for index in sorted(range(len(pairs)), key=lambda index: len(choices[index])):
+    for index in sorted(range(len(pairs)), key=lambda index: len(possible[index])):
         question, sample = pairs[index]
-        used = counts.setdefault(len(question.options), Counter())
-        rarest = min(choices[index], key=lambda letter: (used[letter], letter))
-        used[rarest] += 1
-        moved[index] = _shown_at(question, sample, rarest)
-    return moved
+        uses = counts.setdefault(len(question.options), Counter())
+        rarest = min(possible[index], key=lambda letter: (uses[letter], letter))
+        uses[rarest] += 1
+        balanced_samples[index] = _with_answer_at(question, sample, rarest)
+    return balanced_samples
 
 
-def _letters(question: Question, sample: Sample) -> list[str]:
-    """The letters at which the sample's answer may be shown."""
+def _possible_letters(question: Question, sample: Sample) -> list[str]:
+    """The letters that the sample's answer may be moved to; its own alone where it must stay."""
     places = fixed(question).places
-    if LETTERS.index(str(sample.answer)) in places or not _can_follow(question, sample):
+    if LETTERS.index(str(sample.answer)) in places or not _may_reorder(question, sample):
         return [to_shown(str(sample.answer), sample.permutation)]
     return [LETTERS[index] for index in range(len(question.options)) if index not in places]
 
 
-def _can_follow(question: Question, sample: Sample) -> bool:
-    """Whether the sample's chain stays right when the options are shown in another order."""
+def _may_reorder(question: Question, sample: Sample) -> bool:
+    """Whether the sample's chain stays right with the options in another order."""
     if _is_worked(sample):
         return worked_solution(question, sample.permutation) is not None
-    chain, _, _ = _in_form(question, sample).rpartition("\n")
-    named = _NAMED.replace("{last}", LETTERS[len(question.options) - 1])
-    return re.search(named, unicodedata.normalize("NFKC", chain), re.MULTILINE) is None
+    chain, _, _ = _with_final_line(question, sample).rpartition("\n")
+    pattern = _OPTION_REFERENCE.replace("{last}", LETTERS[len(question.options) - 1])
+    return re.search(pattern, unicodedata.normalize("NFKC", chain), re.MULTILINE) is None
 
 
-def _shown_at(question: Question, sample: Sample, letter: str) -> Sample:
-    """The sample with its answer shown at a letter."""
-    here, there = (LETTERS.index(letter_) for letter_ in (to_shown(str(sample.answer), sample.permutation), letter))
-    if here == there:
+def _with_answer_at(question: Question, sample: Sample, letter: str) -> Sample:
+    """The sample with the options in an order that shows its answer at a letter."""
+    current, target = (LETTERS.index(name) for name in (to_shown(str(sample.answer), sample.permutation), letter))
+    if current == target:
         return sample
     order = list(sample.permutation)
-    order[here], order[there] = order[there], order[here]
-    text = worked_solution(question, tuple(order)) if _is_worked(sample) else _in_form(question, sample)[:-1] + letter
+    order[current], order[target] = order[target], order[current]
+    text = (
+        worked_solution(question, tuple(order))
+        if _is_worked(sample)
+        else _with_final_line(question, sample)[:-1] + letter
+    )
     return sample.model_copy(update={"permutation": tuple(order), "text": text})
 
 
 def _is_worked(sample: Sample) -> bool:
-    return sample.key.startswith(WORKED_KEY)
+    return sample.key.startswith(WORKED_KEY_PREFIX)
 
 
-def _in_form(question: Question, sample: Sample) -> str:
-    """The sample's text, ending in its answer line with the letter alone at the end."""
+def _with_final_line(question: Question, sample: Sample) -> str:
+    """The sample's text, ending in the answer line, whose last character is the letter."""
     return with_final_line(sample.text, shown(question.options, sample.permutation), question.language)

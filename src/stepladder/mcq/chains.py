@@ -1,4 +1,4 @@
-"""Which of several chains for one question are worth keeping."""
+"""Choose the most different among several chains for one question."""
 
 from __future__ import annotations
 
@@ -8,32 +8,32 @@ import numpy as np
 
 from stepladder.mcq.overlap import ngrams
 
-SAME = 0.9
-"""Jaccard similarity of n-grams from which two chains are one."""
+DUPLICATE_SIMILARITY = 0.9
+"""Jaccard similarity of n-grams from which two chains count as the same."""
 
 
 def most_different(texts: Sequence[str], count: int) -> list[int]:
-    """Places of up to ``count`` texts, in order: the first, then again and again the one least like those taken.
+    """Indices of up to ``count`` texts, sorted: the first text, then repeatedly the one least similar to those chosen.
 
-    Fewer where the rest only repeats: what shares 0.9 of its n-grams (mcq/overlap.py) with one taken says nothing new.
+    Stops early where every other text is a duplicate (:data:`DUPLICATE_SIMILARITY`) of one that is chosen.
     """
     if not texts:
         return []
-    held = [ngrams(text) for text in texts]
-    taken = [0]
-    nearest = np.array([similarity(held[0], second) for second in held])
-    while len(taken) < count:
-        nearest[taken] = 1.0
-        best = int(nearest.argmin())
-        if nearest[best] >= SAME:
+    grams = [ngrams(text) for text in texts]
+    chosen = [0]
+    closest = np.array([similarity(grams[0], other) for other in grams])
+    while len(chosen) < count:
+        closest[chosen] = 1.0
+        best = int(closest.argmin())
+        if closest[best] >= DUPLICATE_SIMILARITY:
             break
-        taken.append(best)
-        nearest = np.maximum(nearest, [similarity(held[best], second) for second in held])
-    return sorted(taken)
+        chosen.append(best)
+        closest = np.maximum(closest, [similarity(grams[best], other) for other in grams])
+    return sorted(chosen)
 
 
 def similarity(first: np.ndarray, second: np.ndarray) -> float:
-    """Jaccard similarity of two sets of n-grams, as mcq/overlap.py makes them."""
+    """Jaccard similarity of two results of :func:`stepladder.mcq.overlap.ngrams`; 1 if both are empty."""
     both = len(np.intersect1d(first, second, assume_unique=True))
     union = len(first) + len(second) - both
     return both / union if union else 1.0

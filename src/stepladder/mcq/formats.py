@@ -1,4 +1,4 @@
-"""``stepladder import``: multiple-choice questions in the forms people have them -> the question file of a run.
+"""``stepladder import``: converts multiple-choice questions in common formats to the question file of a run.
 
 A format is a function from a file to :class:`SourceRow` values; :func:`convert` does the rest: answers become letters,
 rows that share a passage become one problem.
@@ -20,20 +20,21 @@ from stepladder.workspace import write_atomic
 
 
 class Columns(NamedTuple):
-    """Where a table keeps what."""
+    """Which columns of a table hold what."""
 
     question: str = "question"
     options: tuple[str, ...] = ()
-    """One column with a list, or one column an option; empty: found by their usual names."""
+    """One column that holds a list, or one column per option; empty: recognised by the names in :data:`OPTIONS`."""
     answer: str | None = None
-    """None: found by its usual names."""
+    """None: recognised by the names in :data:`ANSWERS`."""
     passage: str | None = None
+    """None: recognised by the names in :data:`PASSAGES`, if there is any."""
     one_based: bool = False
-    """Whether answers that are numbers count from 1."""
+    """Whether answers given as numbers count from 1, not from 0."""
 
 
 class SourceRow(NamedTuple):
-    """One question as read."""
+    """One question as read from the source file."""
 
     line: int
     passage: str
@@ -43,6 +44,7 @@ class SourceRow(NamedTuple):
     """A letter, a number, an option's text, or None."""
 
 
+# The usual names of columns, the most likely first.
 OPTIONS = ("options", "choices", "answers", "endings")
 ANSWERS = ("answer", "label", "target", "correct", "answer_idx", "gold")
 PASSAGES = ("passage", "context", "problem", "article", "premise")
@@ -51,16 +53,16 @@ _BBH_OPTION = re.compile(r"^\s*\(([A-Z])\)\s*(.+?)\s*$", re.MULTILINE)
 _LOGIQA_OPTION = re.compile(r"^\s*([A-D])\s*[.、．)）]\s*(.*)$")
 
 
-def convert(source: Path, out: Path, form: str | None, columns: Columns) -> int:
+def convert(source: Path, out: Path, format_name: str | None, columns: Columns) -> int:
     """Write ``out`` in the contest's format and return the number of questions.
 
     Raises:
         UserError: an unknown format.
         InputError: naming file, line and field.
     """
-    if form is not None and form not in FORMATS:
-        raise UserError(f"there is no format {form!r}; choose from {', '.join(FORMATS)}")
-    rows = FORMATS[form or guess(source)](source, columns)
+    if format_name is not None and format_name not in FORMATS:
+        raise UserError(f"there is no format {format_name!r}; choose from {', '.join(FORMATS)}")
+    rows = FORMATS[format_name or guess(source)](source, columns)
     problems: dict[str, dict[str, Any]] = {}
     count = 0
     for row in rows:
@@ -84,7 +86,7 @@ def convert(source: Path, out: Path, form: str | None, columns: Columns) -> int:
 
 
 def guess(source: Path) -> str:
-    """The format of a file by its name and how it begins."""
+    """The format of a file, from its suffix and its first values."""
     suffix = source.suffix.lower()
     if suffix == ".txt":
         return "logiqa"
@@ -96,11 +98,11 @@ def guess(source: Path) -> str:
         return "bbh" if isinstance(value, dict) and "examples" in value else "table"
     if suffix in (".jsonl", ".parquet"):
         return "table"
-    raise UserError(f"{source}: cannot tell its format by its name; say --format ({', '.join(FORMATS)})")
+    raise UserError(f"{source}: the format cannot be told from its name; name it with --format ({', '.join(FORMATS)})")
 
 
 def table(source: Path, columns: Columns) -> Iterator[SourceRow]:
-    """Rows with named fields: JSON (a list of objects), JSONL, CSV with a header, Parquet. AGIEval's JSONL is one."""
+    """Rows with named fields: JSON (a list of objects), JSONL (as AGIEval's), CSV with a header, Parquet."""
     readers = {".json": _json_rows, ".csv": _csv_rows, ".parquet": _parquet_rows}
     for line, row in readers.get(source.suffix.lower(), records.parse_lines)(source):
         if not isinstance(row, dict):
@@ -122,24 +124,24 @@ def table(source: Path, columns: Columns) -> Iterator[SourceRow]:
 
 
 def _options(source: Path, line: int, row: Mapping[str, Any], names: Sequence[str]) -> tuple[str, ...]:
-    found: Any = None
+    value: Any = None
     if len(names) > 1:
         if missing := [name for name in names if name not in row]:
             raise InputError(source, "has no such field", line=line, field=missing[0])
-        found = [row[name] for name in names if row[name] not in (None, "")]
+        value = [row[name] for name in names if row[name] not in (None, "")]
     else:
         name = names[0] if names else next((name for name in OPTIONS if row.get(name)), None)
-        found = row.get(name) if name else [row[letter] for letter in LETTERS if row.get(letter) not in (None, "")]
-    if isinstance(found, dict):  # as Hugging Face has them: {"label": ["A", ...], "text": [...]}, or {"A": ...}
-        found = found.get("text") or list(found.values())
-    if isinstance(found, str):
+        value = row.get(name) if name else [row[letter] for letter in LETTERS if row.get(letter) not in (None, "")]
+    if isinstance(value, dict):  # as Hugging Face has them: {"label": ["A", ...], "text": [...]}, or {"A": ...}
+        value = value.get("text") or list(value.values())
+    if isinstance(value, str):
         try:
-            found = json.loads(found)
+            value = json.loads(value)
         except ValueError:
-            found = None
-    if not isinstance(found, list):
+            value = None
+    if not isinstance(value, list):
         raise InputError(source, "has no list of options; name it with --options", line=line, field="options")
-    return tuple(str(option) for option in found)
+    return tuple(str(option) for option in value)
 
 
 def mmlu(source: Path, columns: Columns) -> Iterator[SourceRow]:
@@ -177,7 +179,7 @@ def logiqa(source: Path, columns: Columns) -> Iterator[SourceRow]:
 
 
 def _logiqa(source: Path, line: int, block: list[str]) -> SourceRow:
-    options = [found[2] for text in block if (found := _LOGIQA_OPTION.match(text))]
+    options = [match[2] for text in block if (match := _LOGIQA_OPTION.match(text))]
     body = [text for text in block if not _LOGIQA_OPTION.match(text)]
     if len(body) < 3 or len(body[0]) != 1:
         raise InputError(source, "a block needs a letter, a passage, a question and options, a line each", line=line)
@@ -193,31 +195,33 @@ FORMATS: Mapping[str, Callable[[Path, Columns], Iterable[SourceRow]]] = {
 
 
 def _letter(source: Path, row: SourceRow, options: Sequence[str], one_based: bool) -> str:
-    """The answer as a letter, whether it is a letter, a number or an option's text."""
-    said = row.answer
+    """The letter of a row's answer, which may be a letter, a number or an option's text."""
+    answer = row.answer
     allowed = LETTERS[: len(options)]
-    if isinstance(said, str):
-        said = said.strip()
-        bare = said.strip("()（）. ").upper()
-        if len(bare) == 1 and bare in allowed:
-            return bare
+    if isinstance(answer, str):
+        answer = answer.strip()
+        stripped = answer.strip("()（）. ").upper()
+        if len(stripped) == 1 and stripped in allowed:
+            return stripped
         texts = [option.strip() for option in options]
-        if texts.count(said) == 1:
-            return allowed[texts.index(said)]
-        said = int(said) if said.isdecimal() else said
-    if isinstance(said, float) and said.is_integer():
-        said = int(said)
-    if isinstance(said, int) and not isinstance(said, bool) and 0 <= (place := said - one_based) < len(options):
-        return allowed[place]
-    reason = f"{row.answer!r} is no letter from A to {allowed[-1]}, no number of an option and not the text of one"
+        if texts.count(answer) == 1:
+            return allowed[texts.index(answer)]
+        answer = int(answer) if answer.isdecimal() else answer
+    if isinstance(answer, float) and answer.is_integer():
+        answer = int(answer)
+    if isinstance(answer, int) and not isinstance(answer, bool) and 0 <= (index := answer - one_based) < len(options):
+        return allowed[index]
+    reason = f"{row.answer!r} is neither a letter from A to {allowed[-1]} nor the number or text of one option"
     raise InputError(source, reason, line=row.line, field="answer")
 
 
 def _unlettered(options: tuple[str, ...]) -> tuple[str, ...]:
-    """Options without "(A)" or "A." before them, where each carries its own letter."""
-    found = [_LETTERED.match(option) for option in options]
-    own = all(match and match[1].upper() == letter for match, letter in zip(found, LETTERS, strict=False))
-    return tuple(_LETTERED.sub("", option, count=1).strip() for option in options) if own and options else options
+    """The options without the "(A)" or "A." before them, if every option begins with its own letter."""
+    matches = [_LETTERED.match(option) for option in options]
+    all_lettered = all(match and match[1].upper() == letter for match, letter in zip(matches, LETTERS, strict=False))
+    return (
+        tuple(_LETTERED.sub("", option, count=1).strip() for option in options) if all_lettered and options else options
+    )
 
 
 # Reading files

@@ -1,9 +1,9 @@
-"""Which labels are wrong? Evidence from models that answered independently of the label.
+"""Find labels that may be wrong, from the votes of models that did not see them.
 
-Counting heads is not enough: models differ in how good they are, and those of one family err together. The
-model of Dawid and Skene (1979, "Maximum likelihood estimation of observer error-rates using the EM algorithm"), in its
-one-coin form, learns each model's accuracy from its agreement with all others; the label has no vote in it. What models
-say together counts only as much as their errors are independent, after Kish's design effect (1965).
+A majority is not enough: models differ in accuracy, and models of one family make the same errors. The one-coin model
+of Dawid and Skene (1979, "Maximum likelihood estimation of observer error-rates using the EM algorithm") estimates each
+model's accuracy from its agreement with the others, without the labels. Votes of models whose errors are correlated are
+given less weight, after Kish's design effect (1965).
 """
 
 from __future__ import annotations
@@ -14,62 +14,67 @@ from typing import NamedTuple
 import numpy as np
 
 Votes = Mapping[str, Sequence[str | None]]
-"""Letters that each model gave to one question; None is an answer nobody could read."""
+"""The letters that each model gave for one question; None is an answer that could not be read."""
 
-ROUNDS = 200
-SETTLED = 1e-6
-PRIOR = (2.0, 1.0)
-"""Pseudo-counts of right and wrong answers a model starts with: better than a guess until it shows otherwise."""
+MAX_ITERATIONS = 200
+TOLERANCE = 1e-6
+"""EM ends when no model's accuracy changes by more."""
+PRIOR_COUNTS = (2.0, 1.0)
+"""Pseudo-counts of right and wrong answers of every model: until its votes show otherwise, it is right two times in
+three.
+"""
 
 
 class Suspect(NamedTuple):
-    """A label and what the models say against it."""
+    """A label that some model's vote contradicts."""
 
     id: str
     label: str
     suggested: str
-    """The letter other than the label with the most evidence."""
+    """The letter with the most evidence, of those that models voted for instead of the label."""
     score: float
     """Log-odds of ``suggested`` against ``label`` (natural logarithm); above 0 the models think the label wrong."""
 
 
 class Evidence(NamedTuple):
-    """What the votes come to."""
+    """The result of :func:`weigh`."""
 
     accuracy: dict[str, float]
-    """Of each model, estimated without the labels."""
+    """Accuracy of each model, estimated without the labels."""
     independent: float
-    """How many independent models they are worth together."""
+    """Effective number of independent models."""
     suspects: list[Suspect]
-    """Every question on which some vote contradicts the label, the most suspect first."""
+    """Every question with a vote that contradicts its label, the most suspect first."""
 
 
 def weigh(votes: Mapping[str, Votes], labels: Mapping[str, str]) -> Evidence:
-    """Rank labels by the evidence against them. Questions without a readable vote are passed over.
+    """Rank labels by the evidence against them. Questions without a readable vote are left out.
 
     Args:
-        votes: by question, then by model. Repeated answers of one model share its one vote.
-        labels: by question.
+        votes: by question id; several answers of one model share its one vote.
+        labels: by question id.
     """
-    ids = [key for key in votes if key in labels and any(any(said) for said in votes[key].values())]
+    ids = [key for key in votes if key in labels and any(any(answers) for answers in votes[key].values())]
     if not ids:
         return Evidence({}, 0.0, [])
     models = sorted({model for key in ids for model in votes[key]})
-    letters = sorted({letter for key in ids for said in votes[key].values() for letter in said if letter})
+    letters = sorted({letter for key in ids for answers in votes[key].values() for letter in answers if letter})
     letters = sorted({*letters, *(labels[key] for key in ids)})
     shares = _shares([votes[key] for key in ids], models, letters)  # (questions, models, letters)
-    named = np.array([[letter == labels[key] for letter in letters] for key in ids])
-    choices = np.maximum(2, ((shares.sum(1) > 0) | named).sum(1))  # letters in play, (questions,)
-    independence = _independence(shares, named)
-    accuracy = _fit(shares, choices, independence / independence.mean())
-    odds = _odds(shares, choices, accuracy, independence)
+    labelled = np.array([[letter == labels[key] for letter in letters] for key in ids])
+    letter_counts = np.maximum(
+        2, ((shares.sum(1) > 0) | labelled).sum(1)
+    )  # letters voted for or labelled, (questions,)
+    independence = _independence(shares, labelled)
+    accuracy = _fit_accuracy(shares, letter_counts, independence / independence.mean())
+    log_likelihoods = _log_likelihoods(shares, letter_counts, accuracy, independence)
     suspects = []
     for row, key in enumerate(ids):
-        contrary = [(odds[row, i], letter) for i, letter in enumerate(letters) if letter != labels[key]]
-        against = [pair for pair in contrary if shares[row, :, letters.index(pair[1])].any()]
-        if against:
-            best, suggested = max(against, key=lambda pair: (pair[0], pair[1]))
-            score = float(best - odds[row, letters.index(labels[key])])
+        alternatives = [(log_likelihoods[row, i], letter) for i, letter in enumerate(letters) if letter != labels[key]]
+        contradicting = [pair for pair in alternatives if shares[row, :, letters.index(pair[1])].any()]
+        if contradicting:
+            best, suggested = max(contradicting, key=lambda pair: (pair[0], pair[1]))
+            score = float(best - log_likelihoods[row, letters.index(labels[key])])
             suspects.append(Suspect(key, labels[key], suggested, round(score, 4)))
     suspects.sort(key=lambda suspect: (-suspect.score, suspect.id))
     return Evidence(
@@ -80,53 +85,56 @@ def weigh(votes: Mapping[str, Votes], labels: Mapping[str, str]) -> Evidence:
 def _shares(votes: Sequence[Votes], models: list[str], letters: list[str]) -> np.ndarray:
     """Share of each model's readable answers that name a letter, shape (questions, models, letters)."""
     shares = np.zeros((len(votes), len(models), len(letters)))
-    for row, said in enumerate(votes):
-        for model, given in said.items():
-            known = [letter for letter in given if letter]
-            for letter in known:
-                shares[row, models.index(model), letters.index(letter)] += 1 / len(known)
+    for row, answers in enumerate(votes):
+        for model, letters_of_model in answers.items():
+            readable = [letter for letter in letters_of_model if letter]
+            for letter in readable:
+                shares[row, models.index(model), letters.index(letter)] += 1 / len(readable)
     return shares
 
 
 def _independence(shares: np.ndarray, labelled: np.ndarray) -> np.ndarray:
-    """What the vote of each model is worth, shape (models,): 1 alone, 1/n for n that err as one.
+    """Weight of each model's vote, shape (models,): 1 if its errors are independent, 1/n for n models with the same
+    errors.
 
-    Errors are counted against the labels, most of which are right: counted against what most models say, a crowd that
-    speaks with one voice would never err.
+    Errors are counted against the labels, most of which are right. Against the majority vote, a large group of models
+    that always agree would have no errors.
     """
     present = shares.sum(2) > 0  # (questions, models)
     error = np.where(present, 1 - np.einsum("qml,ql->qm", shares, labelled), 0.0)
-    known = np.where(present, error - error.sum(0) / np.maximum(1, present.sum(0)), 0.0)
-    both = present.T.astype(float) @ present
-    spread = np.sqrt((known**2).T @ present)  # of one model where the other voted too
-    correlation = (known.T @ known) / np.maximum(spread * spread.T, 1e-12)
-    chance = 2 / np.sqrt(np.maximum(1.0, both))  # two standard errors: less than that may be nothing
+    centred = np.where(present, error - error.sum(0) / np.maximum(1, present.sum(0)), 0.0)
+    common = present.T.astype(float) @ present
+    norms = np.sqrt((centred**2).T @ present)  # of one model, over the questions the other voted on too
+    correlation = (centred.T @ centred) / np.maximum(norms * norms.T, 1e-12)
+    chance = 2 / np.sqrt(np.maximum(1.0, common))  # two standard errors: smaller correlations may be chance
     shared = np.where(correlation > chance, correlation, 0.0)
     np.fill_diagonal(shared, 1.0)
     return np.asarray(1 / shared.sum(1))
 
 
-def _fit(shares: np.ndarray, choices: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """EM: the accuracy of every model, shape (models,)."""
-    voted = shares.sum((0, 2))  # answers of each model
-    named = shares.sum(1) > 0
-    truth = np.einsum("qml,m->ql", shares, weight)  # to begin with, what most say
+def _fit_accuracy(shares: np.ndarray, letter_counts: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """Accuracy of every model by expectation maximisation, shape (models,)."""
+    answers = shares.sum((0, 2))  # answers of each model
+    has_votes = shares.sum(1) > 0
+    truth = np.einsum("qml,m->ql", shares, weight)  # initially the majority
     truth /= np.maximum(truth.sum(1, keepdims=True), 1e-12)
     accuracy = np.zeros(shares.shape[1])
-    for _ in range(ROUNDS):
-        before = accuracy
-        accuracy = (np.einsum("qml,ql->m", shares, truth) + PRIOR[0]) / (voted + sum(PRIOR))
-        odds = np.where(named, _odds(shares, choices, accuracy, weight), -np.inf)
-        truth = np.where(named, np.exp(odds - odds.max(1, keepdims=True)), 0.0)
+    for _ in range(MAX_ITERATIONS):
+        previous = accuracy
+        accuracy = (np.einsum("qml,ql->m", shares, truth) + PRIOR_COUNTS[0]) / (answers + sum(PRIOR_COUNTS))
+        log_likelihoods = np.where(has_votes, _log_likelihoods(shares, letter_counts, accuracy, weight), -np.inf)
+        truth = np.where(has_votes, np.exp(log_likelihoods - log_likelihoods.max(1, keepdims=True)), 0.0)
         truth /= truth.sum(1, keepdims=True)
-        if np.abs(accuracy - before).max() < SETTLED:
+        if np.abs(accuracy - previous).max() < TOLERANCE:
             break
     return accuracy
 
 
-def _odds(shares: np.ndarray, choices: np.ndarray, accuracy: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """Log-likelihood of every letter up to a constant, shape (questions, letters): a vote of a model with accuracy a
-    is worth log(a (K - 1) / (1 - a)) among K letters, and nothing where that is worse than a guess."""
-    base = np.log(accuracy / (1 - accuracy))  # (models,)
-    worth = np.maximum(0.0, base[None, :] + np.log(choices - 1)[:, None]) * weight[None, :]
-    return np.asarray(np.einsum("qml,qm->ql", shares, worth))
+def _log_likelihoods(
+    shares: np.ndarray, letter_counts: np.ndarray, accuracy: np.ndarray, weight: np.ndarray
+) -> np.ndarray:
+    """Log-likelihood of every letter up to a constant, shape (questions, letters). The vote of a model with accuracy a
+    adds log(a (K - 1) / (1 - a)) among K letters, and nothing if the model is worse than a guess."""
+    log_odds = np.log(accuracy / (1 - accuracy))  # (models,)
+    vote_weights = np.maximum(0.0, log_odds[None, :] + np.log(letter_counts - 1)[:, None]) * weight[None, :]
+    return np.asarray(np.einsum("qml,qm->ql", shares, vote_weights))

@@ -1,9 +1,8 @@
-"""Which texts of one set stand, almost, in another: training problems that would give a test away.
+"""Near-duplicates between two sets of texts: training problems that also stand in validation or test.
 
-Texts are sets of n-grams of words, and of single characters where a script has no spaces (Broder 1997, "On the
-resemblance and containment of documents"). An n-gram weighs the more the fewer texts have it, so that phrases every
-problem ends with make nobody a twin. Comparing is exact;
-only who is compared is chosen by the rarest n-grams a text shares with the other set.
+Texts are compared as sets of n-grams of words, or of characters in scripts without spaces (Broder 1997, "On the
+resemblance and containment of documents"). N-grams are weighted by how few texts have them, so that phrases that every
+problem has make no twins. Similarities are exact; the candidates to compare are found by a text's rarest n-grams.
 """
 
 from __future__ import annotations
@@ -19,32 +18,32 @@ import numpy as np
 
 from stepladder.records import Question
 
-GRAM = 4
-"""Words or characters of an n-gram."""
-TWIN = 0.25
-"""Similarity from which two problems are one in other words. Of the contest's problems five pairs reach it, all of them
-twins; of the demo's generated ones, which share their phrases, the nearest pair has 0.20."""
-RAREST = 32
-"""N-grams of a text by which its candidates are found: whoever has a quarter of them."""
-COMMON = 500
-"""An n-gram in more texts than that finds nobody."""
-ROUNDING = 1e-6
-"""More than two sums of the same weights differ by."""
+NGRAM_SIZE = 4
+"""Words or characters in an n-gram."""
+TWIN_SIMILARITY = 0.25
+"""Similarity from which two problems are twins. Five pairs of the contest's problems reach it, all of them twins; the
+most similar pair of the demo's generated problems, which share their phrases, has 0.20."""
+CANDIDATE_NGRAMS = 32
+"""Number of a text's rarest n-grams that are looked up; texts that share a quarter of them are candidates."""
+MAX_TEXTS_PER_NGRAM = 500
+"""N-grams in more texts than this are not looked up."""
+ROUNDING_TOLERANCE = 1e-6
+"""Bound on the difference between two sums of the same weights in different orders."""
 
-_ALONE = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uac00-\ud7af"  # kana, Han, Hangul
-_WORD = re.compile(rf"[{_ALONE}]|\d+|[^\W\d_{_ALONE}]+")
+_UNSPACED = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uac00-\ud7af"  # kana, Han, Hangul
+_WORD = re.compile(rf"[{_UNSPACED}]|\d+|[^\W\d_{_UNSPACED}]+")
 
 
 class Pair(NamedTuple):
-    """Two texts, by their places, and how alike they are: weighted Jaccard similarity, 0 to 1."""
+    """Two texts, by their index in each set, and their weighted Jaccard similarity, 0 to 1."""
 
     left: int
     right: int
     similarity: float
 
 
-class Rows:
-    """Rows of places, end to end: a million small arrays would weigh more than what stands in them."""
+class RaggedArray:
+    """Integer rows of different lengths in one flat array; a million small arrays would need far more memory."""
 
     def __init__(self) -> None:
         self._flat = array("i")
@@ -55,98 +54,104 @@ class Rows:
             yield np.array(self._flat[begin:end], dtype=np.int32)
 
     def append(self, row: np.ndarray) -> None:
-        """Add a row of 32-bit numbers."""
+        """Add a row of 32-bit integers."""
         self._flat.frombytes(row.tobytes())
         self._ends.append(len(self._flat))
 
 
-class Holding:
-    """Which texts hold an n-gram."""
+class InvertedIndex:
+    """The texts that have each n-gram.
 
-    def __init__(self, places: list[np.ndarray], counts: np.ndarray) -> None:
-        owner = np.repeat(np.arange(len(places), dtype=np.int32), [len(found) for found in places])
-        self._owner = owner[np.argsort(np.concatenate(places), kind="stable")]
+    Args:
+        texts: the n-gram ids of every text.
+        counts: how many of the texts have each n-gram id.
+    """
+
+    def __init__(self, texts: list[np.ndarray], counts: np.ndarray) -> None:
+        owners = np.repeat(np.arange(len(texts), dtype=np.int32), [len(ids) for ids in texts])
+        self._owners = owners[np.argsort(np.concatenate(texts), kind="stable")]
         self._counts = counts
-        self._begins = np.concatenate([[0], np.cumsum(counts)])  # of i: owner[begins[i] : begins[i + 1]]
+        self._begins = np.concatenate([[0], np.cumsum(counts)])  # texts with id i: owners[begins[i] : begins[i + 1]]
 
-    def candidates(self, found: np.ndarray) -> np.ndarray:
-        """Texts that hold some of the rarest n-grams of a text."""
-        few: np.ndarray = found[self._counts[found] <= COMMON]
-        if len(few) > RAREST:
-            few = few[np.argpartition(self._counts[few], RAREST)[:RAREST]]
-        if not len(few):
-            return few
-        others = np.concatenate([self._owner[self._begins[i] : self._begins[i + 1]] for i in few])
-        return np.flatnonzero(np.bincount(others) >= max(1, len(few) // 4))
+    def candidates(self, ids: np.ndarray) -> np.ndarray:
+        """Indices of the texts that have at least a quarter of the rarest of these n-grams."""
+        rare: np.ndarray = ids[self._counts[ids] <= MAX_TEXTS_PER_NGRAM]
+        if len(rare) > CANDIDATE_NGRAMS:
+            rare = rare[np.argpartition(self._counts[rare], CANDIDATE_NGRAMS)[:CANDIDATE_NGRAMS]]
+        if not len(rare):
+            return rare
+        owners = np.concatenate([self._owners[self._begins[i] : self._begins[i + 1]] for i in rare])
+        return np.flatnonzero(np.bincount(owners) >= max(1, len(rare) // 4))
 
 
-def whole(questions: Sequence[Question]) -> str:
-    """All that is read of a problem: its text, its questions, their options."""
+def problem_text(questions: Sequence[Question]) -> str:
+    """The text of a problem with its questions and their options, as it is compared with other problems."""
     texts = (f"{question.question}\n{' '.join(question.options)}" for question in questions)
     return "\n".join((questions[0].problem, *texts))
 
 
 def near_duplicates(left: Iterable[str], right: Iterable[str], threshold: float) -> list[Pair]:
-    """Pairs of a text of ``left`` and one of ``right`` that are at least so similar, the most similar first.
+    """Pairs of a text of ``left`` and a text of ``right`` with at least this similarity, the most similar first.
 
-    Both are read once, ``left`` not at all where ``right`` has no words. Memory grows with the n-grams of ``right`` and
-    those ``left`` shares with it; no text of ``left`` is held.
+    Both are iterated once, ``left`` not at all if no text of ``right`` has a word. Memory grows with the n-grams of
+    ``right`` and those that ``left`` shares with it; texts of ``left`` are not kept.
     """
-    held = [ngrams(text) for text in right]
-    known = np.unique(np.concatenate([ngrams(""), *held]))
-    if not len(known):
+    right_ngrams = [ngrams(text) for text in right]
+    vocabulary = np.unique(np.concatenate([ngrams(""), *right_ngrams]))
+    if not len(vocabulary):
         return []
-    places = [np.searchsorted(known, grams) for grams in held]  # each text as places in ``known``
-    counts = np.zeros(len(known), dtype=np.int64)  # texts of both sets that have it
-    for found in places:
-        counts[found] += 1
-    holders = counts.copy()
-    shared = Rows()
-    alone = array("q")  # n-grams that ``right`` does not have
+    right_ids = [np.searchsorted(vocabulary, hashes) for hashes in right_ngrams]  # indices into the vocabulary
+    counts = np.zeros(len(vocabulary), dtype=np.int64)  # texts of both sets that have each n-gram
+    for ids in right_ids:
+        counts[ids] += 1
+    right_counts = counts.copy()
+    left_ids = RaggedArray()  # for each text of ``left`` its n-grams that are in the vocabulary
+    unshared_counts = array("q")  # and how many are not
     for text in left:
-        grams = ngrams(text)
-        found = np.minimum(np.searchsorted(known, grams), len(known) - 1)
-        found = found[known[found] == grams].astype(np.int32)
-        counts[found] += 1
-        shared.append(found)
-        alone.append(len(grams) - len(found))
-    total = len(alone) + len(held)
-    rare = np.log(total)  # of an n-gram that only one of the sets has, as if one text had it
-    weight = np.where(counts > holders, np.log(total / counts), rare)
-    weights = np.array([weight[found].sum() for found in places])
-    holding = Holding(places, holders)
-    mine = np.zeros(len(known))  # weights of what the text at hand has
+        hashes = ngrams(text)
+        ids = np.minimum(np.searchsorted(vocabulary, hashes), len(vocabulary) - 1)
+        ids = ids[vocabulary[ids] == hashes].astype(np.int32)
+        counts[ids] += 1
+        left_ids.append(ids)
+        unshared_counts.append(len(hashes) - len(ids))
+    total = len(unshared_counts) + len(right_ngrams)
+    unshared_weight = np.log(total)  # of an n-gram that only one of the sets has, as if one text had it
+    weights = np.where(counts > right_counts, np.log(total / counts), unshared_weight)
+    right_weights = np.array([weights[ids].sum() for ids in right_ids])
+    index = InvertedIndex(right_ids, right_counts)
+    own_weights = np.zeros(len(vocabulary))  # of the n-grams of one text of ``left``, 0 elsewhere
     pairs: list[Pair] = []
-    for index, (found, unshared) in enumerate(zip(shared, alone, strict=True)):
-        others = holding.candidates(found)
+    for number, (ids, unshared) in enumerate(zip(left_ids, unshared_counts, strict=True)):
+        others = index.candidates(ids)
         if not len(others):
             continue
-        own = weight[found].sum() + unshared * rare
-        mine[found] = weight[found]
-        near = _sums(mine, [places[other] for other in others])  # what they share; rounded in another order than below
-        mine[found] = 0
-        for other in others[near >= threshold * (own + weights[others] - near) - ROUNDING].tolist():
-            both = weight[np.intersect1d(found, places[other], assume_unique=True)].sum()
-            union = own + weights[other] - both
+        left_weight = weights[ids].sum() + unshared * unshared_weight
+        own_weights[ids] = weights[ids]
+        shared = _sums(own_weights, [right_ids[other] for other in others])  # summed in another order than below
+        own_weights[ids] = 0
+        is_near = shared >= threshold * (left_weight + right_weights[others] - shared) - ROUNDING_TOLERANCE
+        for other in others[is_near].tolist():
+            both = weights[np.intersect1d(ids, right_ids[other], assume_unique=True)].sum()
+            union = left_weight + right_weights[other] - both
             if union > 0 and both / union >= threshold:
-                pairs.append(Pair(index, other, float(both / union)))
+                pairs.append(Pair(number, other, float(both / union)))
     return sorted(pairs, key=lambda pair: (-pair.similarity, pair.left, pair.right))
 
 
 def _sums(values: np.ndarray, rows: list[np.ndarray]) -> np.ndarray:
-    """The sum of the values at the places of each row; no row is empty."""
+    """The sum of the values at the indices in each row; no row may be empty."""
     sums: np.ndarray = np.add.reduceat(values[np.concatenate(rows)], np.cumsum([0, *map(len, rows[:-1])]))
     return sums
 
 
 def ngrams(text: str) -> np.ndarray:
-    """Hashes of the distinct n-grams of a text, sorted; of a shorter text, of the whole."""
-    words = [zlib.crc32(word.encode()) for word in _WORD.findall(text.lower())]
-    letters = np.array(words, dtype=np.uint64)
-    size = min(GRAM, len(letters))
+    """Sorted hashes of the distinct n-grams of a text; a shorter text is one n-gram."""
+    token_hashes = [zlib.crc32(word.encode()) for word in _WORD.findall(text.lower())]
+    tokens = np.array(token_hashes, dtype=np.uint64)
+    size = min(NGRAM_SIZE, len(tokens))
     if not size:
         return np.zeros(0, dtype=np.uint64)
-    windows = np.lib.stride_tricks.sliding_window_view(letters, size)
+    windows = np.lib.stride_tricks.sliding_window_view(tokens, size)
     hashes = np.zeros(len(windows), dtype=np.uint64)
     for column in range(size):  # like FNV-1a, 64 bits; it wraps around
         hashes = (hashes ^ windows[:, column]) * np.uint64(0x100000001B3)

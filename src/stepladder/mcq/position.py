@@ -1,4 +1,4 @@
-"""Does a model answer what is asked, or where the answer stands? Measured on its answers to shuffled options."""
+"""Position bias: whether a model's answers depend on the letter an option stands at, measured on shuffled options."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ from stepladder.records import Question, Sample
 
 
 class Positions:
-    """Counts of one model's answers, question by question.
+    """Counts of one model's answers, added question by question.
 
-    A rung that asks for another order only where the one before was right says nothing about consistency: what it asks
-    twice was right once already.
+    Consistency is biased on a rung that asks for a second order only after a right answer.
     """
 
     def __init__(self) -> None:
@@ -42,7 +41,7 @@ class Positions:
                 self._right[letter] += sample.answer == question.answer
 
     def bias(self, model: str) -> PositionBias:
-        """What the counts come to."""
+        """The shares computed from the counts."""
         return PositionBias(
             model=model,
             answers=self._answers,

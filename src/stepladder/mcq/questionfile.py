@@ -1,8 +1,10 @@
-"""The question file: the contest's format, one problem a line, and the decisions somebody took about its labels."""
+"""The question file in the contest's format, one problem per line, and the file of reviewed labels."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from difflib import get_close_matches
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -10,6 +12,11 @@ from stepladder import records
 from stepladder.errors import InputError
 from stepladder.mcq.repair import Note, clean, note_defects, repair
 from stepladder.records import LETTERS, Language, Question
+
+PROBLEM_FIELDS = ("id", "problem", "questions", "source")
+QUESTION_FIELDS = ("question", "options", "answer", "worked", "program")
+MISSPELT = 0.82
+"""Similarity (difflib) from which an unknown field is taken for a misspelt one."""
 
 
 class Problem(NamedTuple):
@@ -19,17 +26,20 @@ class Problem(NamedTuple):
     line: int
     questions: list[Question]
     notes: list[tuple[str, Note]]
-    """What was odd about it, and about which of its ids."""
+    """(id of the problem or question, note) for everything odd about it."""
 
 
 def read_problems(path: Path, language: Language, *, labelled: bool) -> list[Problem]:
-    """All of :func:`stream_problems`, for files known to be small."""
+    """The problems of :func:`stream_problems` as a list, for small files."""
     return list(stream_problems(path, language, labelled=labelled))
 
 
 def stream_problems(path: Path, language: Language, *, labelled: bool) -> Iterator[Problem]:
-    """Read the contest's format: a line is ``{"id", "problem", "questions": [{"question", "options", "answer"}]}``;
-    sub-questions may bring ``worked`` and ``program``. What can be put right is (mcq/repair.py), and noted.
+    """Read lines ``{"id", "problem", "questions": [{"question", "options", "answer"}]}``, optionally with ``source``,
+    and ``worked`` and ``program`` in questions. Defects are repaired where possible (mcq/repair.py), and noted.
+
+    Args:
+        labelled: whether every question must have an answer.
 
     Raises:
         InputError: naming file, line and field.
@@ -38,11 +48,18 @@ def stream_problems(path: Path, language: Language, *, labelled: bool) -> Iterat
 
 
 def rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Lines and their JSON objects, each with a text and an id that no line before it has; the rest is unread."""
+    """Yield (line number, JSON object) of every problem. Only ``id``, which must be unique, ``problem`` and the names
+    of the problem's fields are checked.
+
+    Raises:
+        InputError: naming file, line and field.
+    """
     seen: dict[str, int] = {}
     for number, row in records.parse_lines(path):
         if not isinstance(row, dict):
             raise InputError(path, "is not a JSON object; one problem a line is expected", line=number)
+        for field, meant in _misspelt(row, PROBLEM_FIELDS):
+            raise InputError(path, f"unknown field {field!r}; did you mean {meant!r}?", line=number, field=field)
         for field in ("id", "problem"):
             if not isinstance(row.get(field), str):
                 reason = "must be a text" if field in row else "is missing; every problem needs one"
@@ -59,6 +76,19 @@ def rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         raise InputError(path, "holds no problems; one JSON object a line is expected")
 
 
+def _misspelt(row: Iterable[str], fields: tuple[str, ...]) -> Iterator[tuple[str, str]]:
+    """Unknown fields of a row that are close to one of ``fields`` it lacks, with that one. All others are metadata."""
+    names = set(row)
+    for name in sorted(names.difference(fields)):
+        if (meant := _closest(name, fields)) is not None and meant not in names:
+            yield name, meant
+
+
+@lru_cache(maxsize=1000)
+def _closest(name: str, fields: tuple[str, ...]) -> str | None:
+    return next(iter(get_close_matches(name, fields, 1, MISSPELT)), None)
+
+
 def _problem(path: Path, number: int, row: dict[str, Any], language: Language, labelled: bool) -> Problem:
     def wrong(field: str, problem: str) -> InputError:
         return InputError(path, problem, line=number, field=field)
@@ -69,12 +99,14 @@ def _problem(path: Path, number: int, row: dict[str, Any], language: Language, l
     notes: list[Note] = []
     text = clean(row["problem"], notes)
     note_defects(text, notes)
-    odd = [(row["id"], note) for note in notes]
+    problem_notes = [(row["id"], note) for note in notes]
     source = str(row.get("source", path.stem))
     for index, item in enumerate(row["questions"]):
         field = f"questions[{index}]"
         if not isinstance(item, dict):
             raise wrong(field, "must be an object with question, options and answer")
+        for name, meant in _misspelt(item, QUESTION_FIELDS):
+            raise wrong(f"{field}.{name}", f"unknown field {name!r}; did you mean {meant!r}?")
         if not isinstance(item.get("question"), str):
             raise wrong(f"{field}.question", "must be a text")
         options = item.get("options")
@@ -87,7 +119,7 @@ def _problem(path: Path, number: int, row: dict[str, Any], language: Language, l
             allowed = LETTERS[: max(2, len(options))]
             raise wrong(f"{field}.answer", f"{answer!r} is not one of the letters {allowed[0]} to {allowed[-1]}")
         repaired = repair(item["question"], tuple(options), answer)
-        odd += [(f"{row['id']}#{index}", note) for note in repaired.notes]
+        problem_notes += [(f"{row['id']}#{index}", note) for note in repaired.notes]
         count = len(repaired.options)
         if not 2 <= count <= len(LETTERS):
             raise wrong(f"{field}.options", f"has {count} options; 2 to {len(LETTERS)} are needed")
@@ -95,9 +127,9 @@ def _problem(path: Path, number: int, row: dict[str, Any], language: Language, l
             raise wrong(f"{field}.answer", f"{answer!r} is not one of the letters A to {LETTERS[count - 1]}")
         if answer is None and labelled:
             raise wrong(f"{field}.answer", "is missing; training questions need their letter")
-        for field in ("worked", "program"):
-            if item.get(field) is not None and not isinstance(item[field], str):
-                raise wrong(f"{field}.{field}", "must be a text or null")
+        for name in ("worked", "program"):
+            if item.get(name) is not None and not isinstance(item[name], str):
+                raise wrong(f"{field}.{name}", "must be a text or null")
         questions.append(
             Question(
                 id=f"{row['id']}#{index}",
@@ -112,37 +144,37 @@ def _problem(path: Path, number: int, row: dict[str, Any], language: Language, l
                 program=item.get("program"),
             )
         )
-    return Problem(row["id"], number, questions, odd)
+    return Problem(row["id"], number, questions, problem_notes)
 
 
 class Review(NamedTuple):
-    """What somebody decided about a label."""
+    """A reviewer's decision about a label."""
 
     action: Literal["keep", "relabel", "drop"]
     answer: str | None = None
 
 
 def read_reviews(path: Path, train: Path, language: Language) -> dict[str, Review]:
-    """Decisions by question id, about questions of the training file.
+    """Read the reviews of a training file's labels, by question id.
 
     Raises:
         InputError: naming file, line and field.
     """
-    about = {name.rpartition("#")[0] for name in _named(path)}
-    lines = ((number, row) for number, row in rows(train) if row["id"] in about)
+    problem_ids = {name.rpartition("#")[0] for name in _reviewed_ids(path)}
+    lines = ((number, row) for number, row in rows(train) if row["id"] in problem_ids)
     problems = (_problem(train, number, row, language, True) for number, row in lines)
     return _decisions(path, {q.id: q for problem in problems for q in problem.questions})
 
 
-def _named(path: Path) -> Iterator[str]:
-    """Ids that reviews are about, whatever else is wrong with them."""
+def _reviewed_ids(path: Path) -> Iterator[str]:
+    """The question ids in a file of reviews, which is not checked otherwise."""
     for _, row in records.parse_lines(path):
         if isinstance(row, dict) and isinstance(row.get("id"), str):
             yield row["id"]
 
 
-def _decisions(path: Path, known: Mapping[str, Question]) -> dict[str, Review]:
-    """Decisions by question id, about questions of the training file.
+def _decisions(path: Path, questions: Mapping[str, Question]) -> dict[str, Review]:
+    """The reviews of a file by question id, all about ``questions``, the training questions by id.
 
     Raises:
         InputError: naming file, line and field.
@@ -150,11 +182,11 @@ def _decisions(path: Path, known: Mapping[str, Question]) -> dict[str, Review]:
     reviews: dict[str, Review] = {}
     for number, row in records.parse_lines(path):
         question_id = row.get("id") if isinstance(row, dict) else row
-        if not isinstance(row, dict) or not isinstance(question_id, str) or question_id not in known:
-            raise InputError(path, f"{question_id!r} is no training question", line=number, field="id")
-        question, action, answer = known[question_id], row.get("action"), row.get("answer")
+        if not isinstance(row, dict) or not isinstance(question_id, str) or question_id not in questions:
+            raise InputError(path, f"{question_id!r} is not the id of a training question", line=number, field="id")
+        question, action, answer = questions[question_id], row.get("action"), row.get("answer")
         if action not in ("keep", "relabel", "drop"):
-            raise InputError(path, f"{action!r} is none of keep, relabel, drop", line=number, field="action")
+            raise InputError(path, f"{action!r} is not one of keep, relabel, drop", line=number, field="action")
         letters = LETTERS[: len(question.options)]
         if action == "relabel" and (not isinstance(answer, str) or len(answer) != 1 or answer not in letters):
             reason = f"{answer!r} is not one of the letters A to {letters[-1]}"

@@ -1,4 +1,4 @@
-"""Seeded orders of the options, and the way back."""
+"""Seeded orders of the options, and mapping letters to and from them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import NamedTuple
 from stepladder.records import LETTERS, Question
 from stepladder.workspace import digest
 
-_OF_OTHERS = re.compile(
+_REFERS_TO_OTHERS = re.compile(
     r"(?:所有)?(?:以上|上述|前面|前述)(?:的|所有|全部|两个|两者|三个|各项|均|都|皆|全|答案|选项|说法|情况|位置|[^，。；]{0,4}?)*"
     r"(?:都|皆|均|全)?(?:不)?(?:是|非|对|正确|可以|可能|成立|错误)?(?:的)?"
     r"|(?:两者|二者|两个|三者)?(?:都|皆|均|全)(?:不)?(?:是|非|对|可以|正确|成立)(?:的)?"
@@ -21,8 +21,8 @@ _OF_OTHERS = re.compile(
     r"|无(?:法)?以上|以上",
     re.IGNORECASE,
 )
-_NAMED = r"(?:选项|答案)\s*[{letters}](?![A-Za-z])|\b(?:[Oo]ptions?|[Cc]hoices?|[Aa]nswers?)\s+\(?[{letters}]\b"
-_JOINED = (
+_LETTER_NAMED = r"(?:选项|答案)\s*[{letters}](?![A-Za-z])|\b(?:[Oo]ptions?|[Cc]hoices?|[Aa]nswers?)\s+\(?[{letters}]\b"
+_LETTERS_JOINED = (
     r"(?<![A-Za-z])[{letters}]\s*(?:和|与|及|、|或)\s*[{letters}](?![A-Za-z])"
     r"|\b(?:[Bb]oth|[Ee]ither|[Nn]either)\s+[{letters}]\s+(?:and|or|nor)\s+[{letters}]\b"
     r"|^\(?[{letters}]\)?\s*(?:and|or|&)\s*\(?[{letters}]\)?$"
@@ -33,12 +33,12 @@ Permutation = tuple[int, ...]
 
 
 def rng(*parts: object) -> random.Random:
-    """A generator seeded by what the choice is for, never by when it is made."""
+    """A random generator seeded with what it is for, so that draws do not depend on the order they are made in."""
     return random.Random(digest([str(part) for part in parts]))
 
 
 class Fixed(NamedTuple):
-    """Options that must stay where they are when the others are shuffled, and why."""
+    """Indices of the options that must stay in place when the others are shuffled, and why."""
 
     places: frozenset[int] = frozenset()
     reason: str = ""
@@ -47,19 +47,19 @@ class Fixed(NamedTuple):
 def fixed(question: Question) -> Fixed:
     """Which options of a question may not move.
 
-    One that speaks of all others ("none of the above", "以上都是") keeps its place at the end: what is above it stays
-    above. In the middle, it holds all others in theirs.
-    Where options or the question speak of letters ("A and B", "选项C"), or are letters themselves, none may move.
+    An option that refers to the others ("none of the above", "以上都是") stays in its place at the end; if it is in the
+    middle, all options stay in theirs. If the question or an option names options by letter ("A and B", "选项C"), or an
+    option is itself a letter, none may move.
     """
     letters = f"A-{LETTERS[len(question.options) - 1]}"
-    named, joined = (re.compile(pattern.format(letters=letters)) for pattern in (_NAMED, _JOINED))
-    # A question may well speak of people called A and B.
+    named, joined = (re.compile(pattern.format(letters=letters)) for pattern in (_LETTER_NAMED, _LETTERS_JOINED))
+    # Only options are checked for "A and B": a question may be about people called A and B.
     if any(map(named.search, (question.question, *question.options))) or any(map(joined.search, question.options)):
         return Fixed(frozenset(range(len(question.options))), "options are named by their letters")
     if any(re.fullmatch(f"[{letters}]", option) for option in question.options):
         return Fixed(frozenset(range(len(question.options))), "options are letters themselves")
     places = frozenset(
-        place for place, option in enumerate(question.options) if _OF_OTHERS.fullmatch(option.strip(" 。."))
+        place for place, option in enumerate(question.options) if _REFERS_TO_OTHERS.fullmatch(option.strip(" 。."))
     )
     if places and any(place > min(places) for place in range(len(question.options)) if place not in places):
         return Fixed(frozenset(range(len(question.options))), "an option in the middle speaks of those above it")
@@ -67,9 +67,9 @@ def fixed(question: Question) -> Fixed:
 
 
 def orders(count: int, size: int, *seed: object, places: frozenset[int] = frozenset()) -> list[Permutation]:
-    """``count`` orders of ``size`` options, drawn by ``seed``; ``places`` stay where they are.
+    """``count`` random orders of ``size`` options, seeded with ``seed``; the indices ``places`` stay where they are.
 
-    Distinct until there is none left: two options have two orders only, and asking for more repeats them.
+    The orders are distinct as long as there are enough: more than two orders of two options repeat.
     """
     draw = rng(*seed)
     free = [place for place in range(size) if place not in places]
@@ -83,7 +83,7 @@ def orders(count: int, size: int, *seed: object, places: frozenset[int] = frozen
 
 
 def shown(items: Sequence[str], permutation: Permutation) -> list[str]:
-    """The options in the order they are shown."""
+    """The items in the order they are shown."""
     return [items[index] for index in permutation]
 
 

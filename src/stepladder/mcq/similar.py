@@ -1,4 +1,4 @@
-"""Which texts are most like a text: for examples worth showing, not for finding duplicates (mcq/overlap.py)."""
+"""Nearest texts by n-gram similarity, to choose examples for prompts. For duplicates see mcq/overlap.py."""
 
 from __future__ import annotations
 
@@ -9,33 +9,33 @@ import numpy as np
 
 from stepladder.mcq.overlap import ngrams
 
-POOL = 512
-"""Texts that are compared; of more, as many are drawn."""
-BUCKETS = 4096
-"""Dimensions the n-grams are hashed into."""
+MAX_POOL_TEXTS = 512
+"""A larger pool is sampled down to this many texts."""
+HASH_BUCKETS = 4096
+"""Dimensions of the vectors that n-grams are hashed into."""
 
 
 def nearest(texts: Sequence[str], pool: Sequence[str], count: int, draw: random.Random) -> list[list[int]]:
-    """For every text the places of the ``count`` texts of ``pool`` most like it, the most similar first.
+    """For every text the indices of the ``count`` most similar texts of ``pool``, the most similar first.
 
-    Cosine similarity of n-gram counts weighted by how rare an n-gram is in the pool. Ties, and texts like nothing, are
-    served in an order drawn once. Time is linear in ``texts``.
+    Similarity is the cosine of n-gram counts weighted by inverse document frequency in the pool. Ties are in an order
+    that is drawn once for all texts. Time is linear in ``texts``.
     """
-    places = draw.sample(range(len(pool)), min(POOL, len(pool)))
-    if not places or not count:
+    sampled = draw.sample(range(len(pool)), min(MAX_POOL_TEXTS, len(pool)))
+    if not sampled or not count:
         return [[] for _ in texts]
-    held = np.stack([_vector(pool[place]) for place in places])
-    weight = np.log((1 + len(held)) / (1 + (held > 0).sum(0)))
-    held = _unit(held * weight)
-    found = []
+    vectors = np.stack([_vector(pool[index]) for index in sampled])
+    idf = np.log((1 + len(vectors)) / (1 + (vectors > 0).sum(0)))
+    vectors = _unit(vectors * idf)
+    neighbours = []
     for text in texts:
-        likeness = (held @ _unit(_vector(text) * weight)).round(9)  # rounding errors break no ties
-        found.append([places[place] for place in np.argsort(-likeness, kind="stable")[:count]])
-    return found
+        cosines = (vectors @ _unit(_vector(text) * idf)).round(9)  # so that rounding errors do not break ties
+        neighbours.append([sampled[row] for row in np.argsort(-cosines, kind="stable")[:count]])
+    return neighbours
 
 
 def _vector(text: str) -> np.ndarray:
-    return np.bincount((ngrams(text) % BUCKETS).astype(np.int64), minlength=BUCKETS).astype(np.float32)
+    return np.bincount((ngrams(text) % HASH_BUCKETS).astype(np.int64), minlength=HASH_BUCKETS).astype(np.float32)
 
 
 def _unit(rows: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""A new question as a model wrote it: read, checked for form, and compared with the questions there are."""
+"""New questions written by models: parsed, checked for form, and compared with the existing questions."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from stepladder.mcq.overlap import ngrams
 from stepladder.mcq.shuffle import fixed
 from stepladder.records import LETTERS, Question
 
-SAME = 0.5
-"""Jaccard similarity of n-grams from which two questions about one problem ask the same."""
+REPEAT_SIMILARITY = 0.5
+"""Jaccard similarity of n-grams from which two questions about one problem count as the same."""
 
 _QUESTION = re.compile(r"^[\s*#]*(?:Question|问题)[*\s]*[:：][*\s]*", re.MULTILINE)
 _REASONING = re.compile(r"^[\s*#]*(?:Reasoning|推理)[*\s]*[:：][*\s]*", re.MULTILINE)
@@ -28,11 +28,11 @@ _ATOM = re.compile(r"([a-z]\w*)(\([^()]*\))?")
 
 
 class Unfit(Exception):
-    """What a model wrote is no question that could be asked; the message says why."""
+    """A model's text is not a question that can be asked; the message says why."""
 
 
 class Draft(NamedTuple):
-    """A question as written, not yet proved: ``question.answer`` is the writer's, ``chain`` how he got there."""
+    """A new question whose answer is not yet proved: ``question.answer`` and ``chain`` are the writer's."""
 
     question: Question
     chain: str
@@ -41,14 +41,14 @@ class Draft(NamedTuple):
 
 
 def read(text: str, source: Question, name: str) -> Draft:
-    """A new question about the problem of ``source``.
+    """Parse a new question about the problem of ``source``.
 
     Args:
-        text: in the form that the template ``variant.j2`` asks for.
+        text: the model's answer, in the form that the template ``variant.j2`` asks for.
         name: the new question's id.
 
     Raises:
-        Unfit: a part is missing, options repeat or speak of each other, or the answer cannot be read strictly.
+        Unfit: a part is missing, options repeat or refer to each other, or there is no strict answer.
     """
     opening, reasoning = _QUESTION.search(text), _REASONING.search(text)
     if opening is None or reasoning is None or reasoning.start() < opening.end():
@@ -57,13 +57,18 @@ def read(text: str, source: Question, name: str) -> Draft:
     chain = text[reasoning.end() : program.start() if program else None].strip()
     rules = text[program.end() :].partition("```")[0].strip() if program else ""
     body = text[opening.end() : reasoning.start()]
-    found = list(_OPTION.finditer(body))
-    options = tuple(match[2].strip("* ") for match in found)
-    lettered = [match[1] for match in found] == list(LETTERS[: len(found)])
-    # What stands between the options is none of theirs: they would be asked without it.
-    if not lettered or len(found) < 2 or not all(options) or _OPTION.sub("", body[found[0].start() :]).strip(" *\n"):
+    matches = list(_OPTION.finditer(body))
+    options = tuple(match[2].strip("* ") for match in matches)
+    is_lettered = [match[1] for match in matches] == list(LETTERS[: len(matches)])
+    # Text between the options belongs to none of them and would be lost.
+    if (
+        not is_lettered
+        or len(matches) < 2
+        or not all(options)
+        or _OPTION.sub("", body[matches[0].start() :]).strip(" *\n")
+    ):
         raise Unfit("options are not lettered A, B and so on, each on a line")
-    stem = body[: found[0].start()].strip()
+    stem = body[: matches[0].start()].strip()
     if not stem:
         raise Unfit("no question in front of the options")
     if len({" ".join(option.casefold().split()).rstrip(".。") for option in options}) < len(options):
@@ -71,17 +76,18 @@ def read(text: str, source: Question, name: str) -> Draft:
     letter = strict(chain, options).letter
     if letter is None:
         raise Unfit("no answer line at the end")
-    own = {"id": name, "question": stem, "options": options, "answer": letter}
-    question = source.model_copy(update=own | {"worked": None, "program": None, "reviewed": False})
+    changes = {"id": name, "question": stem, "options": options, "answer": letter}
+    question = source.model_copy(update=changes | {"worked": None, "program": None, "reviewed": False})
     if fixed(question).places:
         raise Unfit("options speak of each other")
     return Draft(question, chain, rules)
 
 
 def is_repeated(question: Question, others: Iterable[Question]) -> bool:
-    """Whether a question about the same problem asks the same, in other words or with its options in another order."""
-    mine = _features(question)
-    return any(similarity(mine, _features(other)) >= SAME for other in others)
+    """Whether one of ``others``, questions about the same problem, asks the same in similar words or with its options
+    in another order."""
+    features = _features(question)
+    return any(similarity(features, _features(other)) >= REPEAT_SIMILARITY for other in others)
 
 
 def _features(question: Question) -> np.ndarray:
@@ -89,59 +95,62 @@ def _features(question: Question) -> np.ndarray:
 
 
 def facts(program: str) -> str:
-    """A question's program without what asks: the problem itself."""
-    kept = (
+    """The statements of a question's program that describe the problem: without ``opt``, ``answer`` and ``#show``."""
+    statements = (
         statement
         for statement in _statements(program)
-        if not statement.startswith("#show") and not _names(statement) & {"opt", "answer"}
+        if not statement.startswith("#show") and not _predicates(statement) & {"opt", "answer"}
     )
-    return "\n".join(kept)
+    return "\n".join(statements)
 
 
 def only_asks(base: str, rules: str, options: int) -> bool:
     """Whether a writer's rules ask about a problem without changing it.
 
-    Each must define ``opt`` or a predicate that the problem does not have: another fact of the problem's, a choice, a
-    constraint or a directive could make anything follow. And each option must have a rule that goes back to the
-    problem: a bare ``opt(1).`` proves nothing, and an option without a rule is not refuted.
+    Every rule must define ``opt`` or a predicate that the problem does not have; an added fact of the problem, a
+    choice, a constraint or a directive could make anything follow. Every option must have a rule, and every rule for an
+    option must depend on the problem's predicates: ``opt(1).`` alone proves nothing.
+
+    Args:
+        base: the problem's program.
+        options: number of options.
     """
-    given = {name for statement in _statements(base) for name in _names(statement)}
+    problem_predicates = {name for statement in _statements(base) for name in _predicates(statement)}
     bodies_by_option: dict[str, list[set[str]]] = {}
-    own: dict[str, set[str]] = {}
+    bodies: dict[str, set[str]] = {}
     for statement in _statements(rules):
         head, _, body = statement.removesuffix(".").partition(":-")
         atom = _ATOM.fullmatch(head.strip())
-        if atom is None or atom[1] in given:
+        if atom is None or atom[1] in problem_predicates:
             return False
-        own.setdefault(atom[1], set()).update(_names(body))
+        bodies.setdefault(atom[1], set()).update(_predicates(body))
         if atom[1] == "opt":
-            bodies_by_option.setdefault("".join(str(atom[2]).split()), []).append(_names(body))
-    grounded = set(given)
-    while more := {name for name, used in own.items() if used & grounded} - grounded:
-        grounded |= more
-    held = all(used & grounded for bodies in bodies_by_option.values() for used in bodies)
-    return held and bodies_by_option.keys() >= {f"({option})" for option in range(options)}
+            bodies_by_option.setdefault("".join(str(atom[2]).split()), []).append(_predicates(body))
+    grounded = set(problem_predicates)
+    while added := {name for name, used in bodies.items() if used & grounded} - grounded:
+        grounded |= added
+    all_grounded = all(used & grounded for uses in bodies_by_option.values() for used in uses)
+    return all_grounded and bodies_by_option.keys() >= {f"({option})" for option in range(options)}
 
 
 def complete(base: str, rules: str) -> str:
-    """The program that has to prove a new question: the problem's own facts and rules, which the writer may not touch,
-    and his rules for it."""
+    """The program that must prove a new question's answer: the problem's facts and rules, then the writer's rules."""
     return f"{base}\n{rules}\n#show opt/1.\n"
 
 
 def _statements(program: str) -> list[str]:
     """The statements of a logic program, without comments."""
-    found = [""]
+    statements = [""]
     for piece in _PIECE.findall(program):
-        found[-1] += " " if piece.startswith("%") else piece
+        statements[-1] += " " if piece.startswith("%") else piece
         if piece == ".":
-            found.append("")
-    return [statement.strip() for statement in found if statement.strip()]
+            statements.append("")
+    return [statement.strip() for statement in statements if statement.strip()]
 
 
-def _names(statement: str) -> set[str]:
-    """The names outside of parentheses: all predicates are among them."""
-    bare, before = re.sub(_STRING, "", statement), ""
-    while bare != before:
-        bare, before = re.sub(r"\([^()]*\)", "", bare), bare
-    return set(re.findall(r"(?<![\w#])[a-z]\w*", bare)) - {"not"}
+def _predicates(statement: str) -> set[str]:
+    """The names outside parentheses, which include all predicates of a statement."""
+    outer, previous = re.sub(_STRING, "", statement), ""
+    while outer != previous:
+        outer, previous = re.sub(r"\([^()]*\)", "", outer), outer
+    return set(re.findall(r"(?<![\w#])[a-z]\w*", outer)) - {"not"}

@@ -1,4 +1,4 @@
-"""Is a sample right? The one place that says why not."""
+"""Judge samples against the label. The only place that decides a verdict."""
 
 from __future__ import annotations
 
@@ -10,16 +10,20 @@ from stepladder.records import LETTERS, Question, SampleVerdict
 
 
 class Judged(NamedTuple):
-    """The strict answer in the original option order, and the verdict."""
+    """The strict answer in the original order of the options, None if there is none, and the verdict."""
 
     answer: str | None
     verdict: SampleVerdict
 
 
 def judge(question: Question, permutation: Permutation, text: str, *, finished: bool) -> Judged:
-    """Compare a text's strict answer with the label, undoing the option order it was asked in.
+    """Compare a text's strict answer, put back into the original order of the options, with the label.
 
-    Where two options are the same text, either letter is right if one of them is the label.
+    Where two options have the same text and one of them is the label, both letters are right.
+
+    Args:
+        permutation: the order in which the options were shown.
+        finished: whether the model ended the text itself; if not, a text without an answer is truncated.
     """
     letter = strict(text, shown(question.options, permutation)).letter
     if letter is None:

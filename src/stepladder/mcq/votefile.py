@@ -1,4 +1,4 @@
-"""Votes recorded anywhere, as a file: who named which letters for which question."""
+"""The file of recorded votes: the letters that each model gave for each question, wherever they were recorded."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ from stepladder.records import LETTERS
 
 
 def read_votes(path: Path) -> tuple[dict[str, Votes], dict[str, str]]:
-    """Votes by question and model, and the label of every question.
+    """Read a file with lines ``{"id", "gold", "votes": {model: [letters]}}``; an entry that is not a letter is an
+    answer that could not be read.
 
-    A line is ``{"id", "gold", "votes": {model: [letters]}}``; an entry that is no letter is an answer nobody
-    could read.
+    Returns:
+        Votes by question id and model, and labels by question id.
 
     Raises:
         InputError: naming file, line and field.
     """
-    said: dict[str, Votes] = {}
+    votes_by_question: dict[str, Votes] = {}
     labels: dict[str, str] = {}
     for number, row in records.parse_lines(path):
 
@@ -31,18 +32,20 @@ def read_votes(path: Path) -> tuple[dict[str, Votes], dict[str, str]]:
             raise InputError(path, 'is not an object {"id", "gold", "votes"}', line=number)
         if not isinstance(row.get("id"), str) or not row["id"]:
             raise wrong("id", "must be a text that is not empty")
-        if row["id"] in said:
+        if row["id"] in votes_by_question:
             raise wrong("id", f"{row['id']!r} was used before; one line a question")
         if _letter(row.get("gold")) is None:
-            raise wrong("gold", f"{row.get('gold')!r} is no letter from A to Z")
+            raise wrong("gold", f"{row.get('gold')!r} is not a letter from A to Z")
         votes = row.get("votes")
-        if not isinstance(votes, dict) or not all(isinstance(given, list) for given in votes.values()):
+        if not isinstance(votes, dict) or not all(isinstance(letters, list) for letters in votes.values()):
             raise wrong("votes", 'must be an object of lists, such as {"a-model": ["A", "B", "A"]}')
-        said[row["id"]] = {model: [_letter(entry) for entry in given] for model, given in votes.items()}
+        votes_by_question[row["id"]] = {
+            model: [_letter(entry) for entry in letters] for model, letters in votes.items()
+        }
         labels[row["id"]] = row["gold"]
-    if not said:
+    if not votes_by_question:
         raise InputError(path, "holds no votes; one JSON object a line is expected")
-    return said, labels
+    return votes_by_question, labels
 
 
 def _letter(entry: Any) -> str | None:

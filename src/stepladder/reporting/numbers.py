@@ -9,7 +9,7 @@ from typing import NamedTuple
 from stepladder.config import Config
 from stepladder.documents import EnsembleChoice, QuestionAudit, SampleSummary, TrainsetCard, Verdict
 from stepladder.mcq.answer import majority
-from stepladder.mcq.voting import first_round, settled
+from stepladder.mcq.voting import first_round, is_decided
 from stepladder.models import BUNDLED, BUNDLED_FILE
 from stepladder.records import Prediction, Question, Sample, read
 from stepladder.reporting.content import (
@@ -103,7 +103,7 @@ def _voting(measured: Measured, system: System) -> list[VotingPoint]:
         for cap in range(1, most + 1)
     ]
     if all(len(given.votes) == most for given in answers):
-        stops = [next(n for n in range(first_round(most), most + 1) if settled(a.votes[:n], most)) for a in answers]
+        stops = [next(n for n in range(first_round(most), most + 1) if is_decided(a.votes[:n], most)) for a in answers]
         ways.append(("adaptive", stops))
     return [
         VotingPoint(

@@ -20,7 +20,8 @@ from stepladder.config import Config
 from stepladder.context import Context
 from stepladder.documents import Oddity, QuestionAudit
 from stepladder.errors import InputError, UserError
-from stepladder.mcq.overlap import TWIN, near_duplicates, whole
+from stepladder.mcq.overlap import TWIN_SIMILARITY, near_duplicates, problem_text
+from stepladder.mcq.prompts import worked_parts
 from stepladder.mcq.questionfile import Problem, Review, read_reviews, rows, stream_problems
 from stepladder.mcq.shuffle import fixed, rng
 from stepladder.records import Question, Split
@@ -165,7 +166,7 @@ class Audit:
 
     def _repeats(self, file: str, problem: Problem) -> Iterator[Oddity]:
         """Twins inside a file, and leaks from test into training."""
-        text = hashlib.blake2b(whole(problem.questions).encode(), digest_size=16).digest()
+        text = hashlib.blake2b(problem_text(problem.questions).encode(), digest_size=16).digest()
         if text in self._first:
             yield _oddity("repeated problem", file, problem.line, f"{problem.id} repeats {self._first[text]}")
         else:
@@ -200,6 +201,9 @@ def _oddities(file: str, problem: Problem) -> Iterator[Oddity]:
         if (stays := fixed(question)).places:
             shown = "the order of its options" if len(stays.places) == len(question.options) else "its place"
             yield _oddity("fixed options", file, problem.line, f"{question.id} keeps {shown}: {stays.reason}")
+        if (question.worked or "").strip() and worked_parts(question) is None:
+            message = f"{question.id} has a worked solution that is not used: its last line must be one option's text"
+            yield _oddity("unused worked solution", file, problem.line, message)
 
 
 def _skew(file: str, letters: Counter[str]) -> Iterator[Oddity]:
@@ -213,17 +217,17 @@ def _twins(config: Config) -> Iterator[Oddity]:
     """Training problems that stand in the test in other words; the trainset leaves them out."""
     mine: list[tuple[str, int]] = []
     theirs: list[tuple[str, int]] = []
-    for pair in near_duplicates(_texts(_train(config), mine), _texts(_test(config), theirs), TWIN):
+    for pair in near_duplicates(_texts(_train(config), mine), _texts(_test(config), theirs), TWIN_SIMILARITY):
         (name, line), (other, _) = mine[pair.left], theirs[pair.right]
         message = f"{name} is nearly {other} of the test (similarity {pair.similarity:.2f})"
         yield _oddity("near-duplicate of a test problem", config.questions.train.name, line, message)
 
 
 def _texts(problems: Iterable[Problem], passed: list[tuple[str, int]]) -> Iterator[str]:
-    """The whole text of each problem; its id and line are added to ``passed``."""
+    """The text of each problem with its questions; its id and line are added to ``passed``."""
     for problem in problems:
         passed.append((problem.id, problem.line))
-        yield whole(problem.questions)
+        yield problem_text(problem.questions)
 
 
 def _digest(path: Path) -> str:

@@ -15,8 +15,8 @@ from stepladder.errors import UserError
 from stepladder.mcq.answer import with_final_line
 from stepladder.mcq.balance import balanced
 from stepladder.mcq.chains import most_different
-from stepladder.mcq.language import speaks
-from stepladder.mcq.overlap import TWIN, near_duplicates, whole
+from stepladder.mcq.language import is_written_in
+from stepladder.mcq.overlap import TWIN_SIMILARITY, near_duplicates, problem_text
 from stepladder.mcq.prompts import ask_messages
 from stepladder.mcq.shuffle import rng, shown
 from stepladder.models import template
@@ -65,7 +65,7 @@ def build(context: Context, part: str | None, folder: Path) -> None:
         question = questions[sample.question_id]
         if question.problem_id in leaks:
             out["leaked"] += 1
-        elif not speaks(sample.text, question.language):
+        elif not is_written_in(sample.text, question.language):
             out["other_language"] += 1
         else:
             clean.append(sample)
@@ -112,7 +112,7 @@ def _share(mix: Member, problems: list[str]) -> set[str]:
 def _twins(questions: Iterable[Question], held_out: Iterable[Question]) -> list[Twin]:
     """Training problems that are one of validation or test: the same text, or nearly."""
     ours, theirs = _by_problem(questions), _by_problem(held_out)
-    pairs = near_duplicates([*map(whole, ours.values())], [*map(whole, theirs.values())], TWIN)
+    pairs = near_duplicates([*map(problem_text, ours.values())], [*map(problem_text, theirs.values())], TWIN_SIMILARITY)
     mine, others = [*ours], [*theirs]
     found = {
         mine[index]: Twin(problem=mine[index], of=others[twin], similarity=round(similarity, 4))

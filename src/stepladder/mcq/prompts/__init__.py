@@ -1,4 +1,4 @@
-"""The prompts of each language, as Jinja2 templates beside this file; a user's folder may replace any of them."""
+"""The prompts of each language, rendered from the Jinja2 templates in this folder; a user's folder may replace any."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from stepladder.workspace import digest, file_digest
 
 
 class Solved(NamedTuple):
-    """A question with a chain that solves it, its options in the order the chain saw them."""
+    """A question with a chain that solves it, and the order in which the chain's model was shown the options."""
 
     question: Question
     permutation: Permutation
@@ -25,7 +25,7 @@ class Solved(NamedTuple):
 
 
 def fingerprint(folder: Path) -> str:
-    """Digest of a user's templates, and of what they may include."""
+    """Digest of all files in a folder of user's templates; hidden ones do not count."""
     files = (path for path in sorted(folder.rglob("*")) if path.is_file() and not path.name.startswith("."))
     return digest({path.relative_to(folder).as_posix(): file_digest(path) for path in files})
 
@@ -49,21 +49,21 @@ def _render(language: Language, folder: Path | None, template: str, **values: ob
     except Exception as error:
         if folder is None:
             raise
-        # A template is a program: whatever it raises is the user's to mend.
+        # A template is a program and may raise anything; the user must fix it.
         place = _place(error, folder, template)
-        problem = f"cannot be rendered ({str(error) or type(error).__name__}); mend the template"
+        problem = f"cannot be rendered ({str(error) or type(error).__name__}); fix the template"
         raise InputError(place.file, problem, line=place.line) from None
 
 
 class _Place(NamedTuple):
-    """A line of a template, if it is known which."""
+    """A template file, and the line in it where that is known."""
 
     file: Path
     line: int | None
 
 
 def _place(error: Exception, folder: Path, template: str) -> _Place:
-    """Where a user's template went wrong: in itself, or in one it includes."""
+    """Where a user's template failed: in itself or in a template it includes."""
     if isinstance(error, TemplateSyntaxError):
         return _Place(Path(error.filename or folder / template), error.lineno)
     # Jinja2 puts the templates' own lines into the traceback.
@@ -76,9 +76,10 @@ def _lettered(question: Question, permutation: Permutation) -> list[tuple[str, s
 
 
 def ask_messages(question: Question, permutation: Permutation, folder: Path | None = None) -> tuple[Message, ...]:
-    """System and user message of a question with its options in the given order.
+    """The system and user messages that ask a question.
 
     Args:
+        permutation: the order in which the options are shown.
         folder: the user's templates, which take precedence over the packaged ones of the same name.
 
     Raises:
@@ -102,9 +103,10 @@ def variant_messages(
     """The message that asks for one new question about a problem.
 
     Args:
-        questions: those there are about it.
-        examples: solved questions about similar problems, to show what is wanted.
-        program: facts and rules of the problem as a logic program; the writer then adds what proves its answer.
+        questions: the existing questions about the problem, at least one.
+        examples: solved questions about similar problems, to show the form of the answer.
+        program: the problem as a logic program, if the model is to add rules that prove the answer.
+        folder: as in :func:`ask_messages`.
     """
     shown_examples = [
         {"question": solved.question, "options": _lettered(solved.question, solved.permutation), "chain": solved.chain}
@@ -122,18 +124,24 @@ def variant_messages(
     return (Message(role="user", content=user),)
 
 
-def worked_solution(question: Question, permutation: Permutation) -> str | None:
-    """The question's worked solution as an answer with letters for the given order, or None where there is none or
-    its last line is not one of the options.
-
-    The choices are restated content first and the pair is copied before the letter stands alone: small students
-    copy a letter reliably but compute one badly (docs/experiments.md).
-    """
+def worked_parts(question: Question) -> tuple[str, str] | None:
+    """The steps of a question's worked solution and the option's text on its last line; None if there is no worked
+    solution or its last line is not the text of exactly one option."""
     if question.worked is None:
         return None
     steps, _, result = question.worked.strip().rpartition("\n")
-    if question.options.count(result) != 1:
+    return (steps, result) if question.options.count(result) == 1 else None
+
+
+def worked_solution(question: Question, permutation: Permutation) -> str | None:
+    """The question's worked solution as a chain with the letters of an order; None as in :func:`worked_parts`.
+
+    The chain first restates the options with their letters, and copies the right pair before the letter alone: small
+    students copy a letter reliably but compute one badly (docs/experiments.md).
+    """
+    if (parts := worked_parts(question)) is None:
         return None
+    steps, result = parts
     letter = to_shown(LETTERS[question.options.index(result)], permutation)
     options = _lettered(question, permutation)
     return _render(question.language, None, "solution.j2", steps=steps, options=options, result=result, letter=letter)

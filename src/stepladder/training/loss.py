@@ -1,0 +1,76 @@
+"""The loss of a training step and of the held-out examples: cross-entropy over the completion tokens of packs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from stepladder.training.sequences import IGNORED, Pack
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+
+def collate(packs: Sequence[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
+    """Packs side by side, padded on the right with a branch of its own; shapes (packs, longest)."""
+    import torch
+
+    width = max(len(p["input_ids"]) for p in packs)
+    fill = {"input_ids": 0, "labels": IGNORED, "position_ids": 0, "branches": -1}
+    return {key: torch.tensor([p[key] + [value] * (width - len(p[key])) for p in packs]) for key, value in fill.items()}
+
+
+def completion_loss(
+    model: PreTrainedModel, batch: dict[str, torch.Tensor], count: torch.Tensor | int | None = None
+) -> torch.Tensor:
+    """Cross-entropy of the completion tokens of a collated batch, summed and divided by ``count``, by default their
+    number. Only their positions are scored: with a small model the vocabulary is most of a step."""
+    import torch
+
+    labels, branches = batch["labels"][:, 1:], batch["branches"]
+    scored = labels != IGNORED
+    sees = (branches[:, None, :] == 0) | (branches[:, None, :] == branches[:, :, None])
+    hidden = model.base_model(
+        input_ids=batch["input_ids"],
+        position_ids=batch["position_ids"],
+        attention_mask=sees.tril()[:, None],  # (packs, 1, queries, keys)
+        use_cache=False,
+    ).last_hidden_state[:, :-1]
+    logits = model.get_output_embeddings()(hidden[scored]).float()  # type: ignore[no-untyped-call]
+    loss = torch.nn.functional.cross_entropy(logits, labels[scored], reduction="sum")
+    return loss / (scored.sum() if count is None else count)
+
+
+def score_completions(model: PreTrainedModel) -> None:
+    """Let a call of the model with a collated batch give its :func:`completion_loss`. What wraps the model to train it
+    on several devices sees only calls, and has work to do before and after each."""
+    usual = model.forward
+
+    def forward(*args: Any, branches: torch.Tensor | None = None, count: Any = None, **inputs: Any) -> Any:
+        if branches is None:
+            return usual(*args, **inputs)
+        return completion_loss(model, {"branches": branches, **inputs}, count)
+
+    model.forward = forward
+
+
+def validation_loss(model: Any, packs: Sequence[Pack], batch_size: int) -> float:
+    """Mean cross-entropy of the completion tokens of held-out packs, in nats a token."""
+    import torch
+
+    was_training = model.training
+    model.train(False)
+    total, count = 0.0, 0
+    device = next(model.parameters()).device
+    with torch.no_grad():
+        for start in range(0, len(packs), batch_size):
+            batch = {
+                key: rows.to(device)
+                for key, rows in collate([p._asdict() for p in packs[start : start + batch_size]]).items()
+            }
+            scored = int((batch["labels"][:, 1:] != IGNORED).sum())
+            total += float(model(**batch, count=1))
+            count += scored
+    model.train(was_training)
+    return total / max(1, count)
