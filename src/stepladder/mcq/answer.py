@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from stepladder.records import LETTERS, Language
+from stepladder.text import nfkc
 
 ANSWER_LINE: dict[Language, str] = {"en": "Answer: {}", "zh": "答案是：{}"}
 """The last line that the prompts ask for."""
@@ -25,30 +26,36 @@ class Extracted(NamedTuple):
     rule: str
 
 
-# All patterns match text that _plain has normalised: full-width signs are ASCII, emphasis and quotes are gone.
-_MARKUP = re.compile(r"</?[A-Za-z_]{1,20}>|<\|\w{1,20}\|>|^\s*```\w*|```\s*$|^\s*-{3,}\s*$", re.MULTILINE)
-_CLAUSE = re.compile(r"[。！!?;.]\s*|,\s*(?=因此|所以|因而|故|(?:therefore|thus|so|hence)\b)", re.IGNORECASE)
+# All patterns match text that _plain has normalised: full-width signs are ASCII, emphasis and quotes are gone, spaces
+# are single. The text is a model's, so each pattern takes time that is linear in its length: what repeats is possessive
+# (*+), or cannot match the same characters in two ways.
+_MARKUP = re.compile(r"</?[A-Za-z_]{1,20}>|<\|\w{1,20}\|>|^ ?```\w*+|``` ?$|^ ?-{3,}+ ?$", re.MULTILINE)
+_CLAUSE = re.compile(r"[。！!?;.] ?|, ?(?=因此|所以|因而|故|(?:therefore|thus|so|hence)\b)", re.IGNORECASE)
 _LEAD = (
-    r"(?:(?:assistant|助手)\s*:\s*)?"
+    r"(?:(?:assistant|助手) ?: ?)?"
     r"(?:(?:综上(?:所述)?|因此|因而|所以|由此(?:可见|可知)?|那么|于是|最终|最后|结论|可见|从而|总之|故|输出(?:为|是)?|答案是|"
     r"(?:根据|基于|综合)[^,。;]{1,40}|(?:based on|according to|given) [^,.;]{1,60}|"
-    r"therefore|thus|so|hence|finally|consequently|in (?:conclusion|summary))\s*[,:]?\s*){0,3}"
+    r"therefore|thus|so|hence|finally|consequently|in (?:conclusion|summary)) ?[,:]? ?){0,3}"
 )
 _NAMING = (
     r"(?:(?:正确|正確|最终|最后|最佳|唯一|本题|这道题|该题|此题|题目|问题|的)*(?:答案|选项|回答)(?:应该|应当|应)?\s*[是為为选選:]+"
     r"|(?:应该|应当|应)?选(?:择|项)?(?:的是|是|:)?"
-    r"|(?:the |my |our )?(?:(?:final|correct|right|best|only) )*(?:answer|option|choice)(?: is\s*:?|\s*:))"
+    r"|(?:the |my |our )?(?:(?:final|correct|right|best|only) )*(?:answer|option|choice)(?: is ?:?| ?:))"
 )
 _ANSWER = re.compile(
-    rf"[\s#>•-]*(?i:{_LEAD}{_NAMING}\s*(?:选项|答案|option |choice )?)"
-    r"\s*[(\[]?\s*([A-Z])(?![A-Za-z\d])\s*[)\]]?(?:选?项)?(.*)"
+    rf"[ #>•-]*+(?i:{_LEAD}{_NAMING} ?(?:选项|答案|option |choice )?)"
+    r" ?[(\[]? ?([A-Z])(?![A-Za-z\d]) ?[)\]]?(?:选?项)?(.*)"
 )
-_BOX = re.compile(r"\\(?:boxed|text|mathrm|mathbf)\s*\{([^{}]*)\}")
+_MAX_LEAD = 400
+"""Characters of an answer line but for the option's text: what :data:`_ANSWER` can match."""
+_MAX_CLAUSES = 100
+"""Clauses at the end of a line in which an answer is looked for."""
+_BOX = re.compile(r"\\(?:boxed|text|mathrm|mathbf) ?\{([^{}]*+)\}")
 _LENIENT = (
-    ("phrase", re.compile(r"(?i:answer(?: is)?|答案(?:是|为|選|选)?)\s*:?\s*[(\[]?([A-Z])(?![A-Za-z])")),
-    ("phrase", re.compile(r"(?i:answer(?: is)?)\s*:\s*[(\[]?([a-z])[)\].]*$", re.MULTILINE)),
-    ("option", re.compile(r"(?i:option|选项?|choice)\s*[(\[]?([A-Z])(?![A-Za-z])")),
-    ("bare", re.compile(r"^\s*[(\[]?([A-Z])[)\]]?[.。:]?\s*$", re.MULTILINE)),
+    ("phrase", re.compile(r"(?i:answer(?: is)?|答案(?:是|为|選|选)?)\s*+:?\s*+[(\[]?([A-Z])(?![A-Za-z])")),
+    ("phrase", re.compile(r"(?i:answer(?: is)?)\s*+:\s*+[(\[]?([a-z])[)\].]*+$", re.MULTILINE)),
+    ("option", re.compile(r"(?i:option|选项?|choice)\s*+[(\[]?([A-Z])(?![A-Za-z])")),
+    ("bare", re.compile(r"^ ?[(\[]?([A-Z])[)\]]?[.。:]? ?$", re.MULTILINE)),
 )
 
 
@@ -65,8 +72,10 @@ def strict(text: str, options: Sequence[str]) -> Extracted:
         options: the options' texts in the order the model was shown them.
     """
     line = (_content_lines(text) or [""])[-1]
+    earliest = len(line) - _MAX_LEAD - 2 * max(map(len, options), default=0)
+    begins = [begin for begin in (0, *(clause.end() for clause in _CLAUSE.finditer(line))) if begin >= earliest]
     rules = {}
-    for begin in (0, *(clause.end() for clause in _CLAUSE.finditer(line))):
+    for begin in begins[-_MAX_CLAUSES:]:
         match = _ANSWER.fullmatch(line, begin)
         if (
             match
@@ -104,7 +113,7 @@ def with_final_line(text: str, options: Sequence[str], language: Language) -> st
         lines.pop()
     if rule == "last-line" and len(_content_lines(lines[-1])) == 1:
         lines.pop()
-        while lines and re.fullmatch(r"\s*(?:<[A-Za-z_]{1,20}>|```\w*)?\s*", lines[-1]):
+        while lines and re.fullmatch(r"\s*+(?:<[A-Za-z_]{1,20}>|```\w*+)?\s*+", lines[-1]):
             lines.pop()
     return "\n".join([*lines, ANSWER_LINE[language].format(letter)])
 
@@ -136,8 +145,10 @@ def _content_lines(text: str) -> list[str]:
 
 
 def _plain(text: str) -> str:
-    """The text in NFKC (full-width signs become ASCII), without emphasis, quotes, LaTeX boxes and format characters."""
-    text = re.sub(r"<answer>\s*", "\nAnswer: ", unicodedata.normalize("NFKC", text))
+    """The text in NFKC (full-width signs become ASCII) with single spaces, without emphasis, quotes, LaTeX boxes and
+    format characters."""
+    text = re.sub(r"[^\S\n]++", " ", nfkc(text))
+    text = re.sub(r"<answer>\s*+", "\nAnswer: ", text)
     for _ in range(2):  # a box around a font
         text = _BOX.sub(r"\1", text)
     return "".join(c for c in text if c not in "*_`$\"'“”‘’「」『』【】" and unicodedata.category(c) != "Cf")
@@ -145,7 +156,7 @@ def _plain(text: str) -> str:
 
 def _is_empty_or_option(rest: str, option: str) -> bool:
     """Whether ``rest``, the end of an answer line after the letter, is empty or the text of the letter's option."""
-    text = re.sub(r"^\s*[.。:、,)\]-]?\s*", "", rest)
+    text = re.sub(r"^ ?[.。:、,)\]-]? ?", "", rest)
     return _comparable(text) in ("", _comparable(_plain(option)))
 
 

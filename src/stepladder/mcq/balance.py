@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 
@@ -11,16 +10,17 @@ from stepladder.mcq.answer import with_final_line
 from stepladder.mcq.prompts import worked_solution
 from stepladder.mcq.shuffle import fixed, shown, to_shown
 from stepladder.records import LETTERS, Question, Sample
+from stepladder.text import nfkc
 
 WORKED_KEY_PREFIX = "worked:"
 
 _NUMERALS = "一二两三四五六七八九十\\d"
 _OPTION_REFERENCE = (
     r"(?<![A-Za-z])[A-{last}](?![A-Za-z])"
-    r"|(?i:[(\[][A-{last}][)\]]|^\s*[A-{last}][).:]|(?:\b(?:option|choice|answer)s?|选项|答案)\s*(?:[A-{last}]|\d+)\b"
-    r"|\b(?:first|second|third|fourth|fifth|last|former|latter|next|previous)\s+(?:option|choice|answer|statement)s?\b)"
-    rf"|(?:选项|答案)\s*[{_NUMERALS}](?![样致定])|第\s*[{_NUMERALS}]+\s*项"
-    rf"|(?:第|最后|前面?|后面?|上面?|下面?)的?\s*[{_NUMERALS}]*\s*[个项]?(?:选项|答案)"
+    r"|(?i:[(\[][A-{last}][)\]]|^[^\S\n]*+[A-{last}][).:]|(?:\b(?:option|choice|answer)s?|选项|答案)\s*+(?:[A-{last}]|\d++)\b"
+    r"|\b(?:first|second|third|fourth|fifth|last|former|latter|next|previous)\s++(?:option|choice|answer|statement)s?\b)"
+    rf"|(?:选项|答案)\s*+[{_NUMERALS}](?![样致定])|第\s*+[{_NUMERALS}]++\s*+项"
+    rf"|(?:第|最后|前面?|后面?|上面?|下面?)的?\s*+[{_NUMERALS}]*+\s*+[个项]?(?:选项|答案)"
 )
 """An option referred to by its letter (upper or lower case), its number or its place; ``{last}`` is the last letter."""
 
@@ -59,7 +59,7 @@ def _may_reorder(question: Question, sample: Sample) -> bool:
         return worked_solution(question, sample.permutation) is not None
     chain, _, _ = _with_final_line(question, sample).rpartition("\n")
     pattern = _OPTION_REFERENCE.replace("{last}", LETTERS[len(question.options) - 1])
-    return re.search(pattern, unicodedata.normalize("NFKC", chain), re.MULTILINE) is None
+    return re.search(pattern, nfkc(chain), re.MULTILINE) is None
 
 
 def _with_answer_at(question: Question, sample: Sample, letter: str) -> Sample:

@@ -48,9 +48,9 @@ class SourceRow(NamedTuple):
 OPTIONS = ("options", "choices", "answers", "endings")
 ANSWERS = ("answer", "label", "target", "correct", "answer_idx", "gold")
 PASSAGES = ("passage", "context", "problem", "article", "premise")
-_LETTERED = re.compile(r"^\s*[(（]?([A-Za-z])[)）.、．:：]\s*")
-_BBH_OPTION = re.compile(r"^\s*\(([A-Z])\)\s*(.+?)\s*$", re.MULTILINE)
-_LOGIQA_OPTION = re.compile(r"^\s*([A-D])\s*[.、．)）]\s*(.*)$")
+_LETTERED = re.compile(r"^\s*+[(（]?([A-Za-z])[)）.、．:：]\s*+")
+_BBH_OPTION = re.compile(r"^[^\S\n]*+\(([A-Z])\)[^\S\n]*+(\S.*)$", re.MULTILINE)
+_LOGIQA_OPTION = re.compile(r"^\s*+([A-D])\s*+[.、．)）]\s*+(.*)$")
 
 
 def convert(source: Path, out: Path, format_name: str | None, columns: Columns) -> int:
@@ -160,7 +160,7 @@ def bbh(source: Path, columns: Columns) -> Iterator[SourceRow]:
         if not isinstance(example, dict) or not isinstance(example.get("input"), str):
             raise InputError(source, f"example {number} has no text", field="input")
         stem, _, listed = example["input"].rpartition("Options:")
-        options = tuple(text for _, text in _BBH_OPTION.findall(listed))
+        options = tuple(text.rstrip() for _, text in _BBH_OPTION.findall(listed))
         if not options:
             raise InputError(source, f"example {number} is not multiple choice: no line '(A) ...'", field="input")
         yield SourceRow(number, "", stem.strip(), options, example.get("target"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import unicodedata
 
 from stepladder.records import Language
+from stepladder.text import nfkc
 
 MIN_LETTERS = 20
 """Texts with fewer letters are too short to tell."""
@@ -15,7 +16,7 @@ of other scripts may make up this share of either. Chinese proofs full of names 
 
 def is_written_in(text: str, language: Language) -> bool:
     """Whether a text is written in a language; True where it is too short to tell."""
-    plain = unicodedata.normalize("NFKC", text)  # full-width and mathematical letters are Latin ones
+    plain = nfkc(text)  # full-width and mathematical letters are Latin ones
     letters = [unicodedata.name(character, "") for character in plain if character.isalpha()]
     if len(letters) < MIN_LETTERS:
         return True

@@ -8,15 +8,15 @@ from typing import NamedTuple
 
 from stepladder.records import LETTERS
 
-_MERGED = re.compile(r"\s*\n\s*([A-Z])\s*[.、．:：)）]\s*")  # "Spain\nC. Japan\nD. France" as one option
+_MERGED = re.compile(r"\n[^\S\n]*+([A-Z])[^\S\n]*+[.、．:：)）]")  # "Spain\nC. Japan\nD. France" as one option
 # A backslash and an n, alone at the beginning of a line or not before a letter: \neq and \nu are LaTeX.
-_NEWLINE = re.compile(r"(?:\n[ \t]*\\n|[ \t]*\\n(?![A-Za-z]))[ \t]*\n?")
-_BOLD_END = re.compile(r"\*\*[ \t]*(?=\n|$)")
+_NEWLINE = re.compile(r"(?:\n[ \t]*+\\n|(?<![ \t])[ \t]*+\\n(?![A-Za-z]))[ \t]*+\n?")
+_BOLD_END = re.compile(r"\*\*[ \t]*+(?=\n|$)")
 _FENCE_EDGE = re.compile(r"^\s*```|```\s*$")
-_NUMBERED = re.compile(r"^\W*(?:选择题|问题|题目|题|Question|Q)\s*\d*\s*[.、．:：)）]+\W*", re.IGNORECASE)
+_NUMBERED = re.compile(r"^\W*+(?:选择题|问题|题目|题|Question|Q)\s*+\d*+\s*+[.、．:：)）]++\W*+", re.IGNORECASE)
 
 _LEAK = re.compile(
-    r"(?:(?:正确)?答案|正确选项)\s*(?:是|为)?\s*[:：]?\s*[(（]?[A-Z](?![A-Za-z])[)）]?"
+    r"(?:(?:正确)?答案|正确选项)\s*+(?:是|为)?\s*+[:：]?\s*+[(（]?[A-Z](?![A-Za-z])[)）]?"
     r"|\b[Tt]he (?:correct |right )?answer is:? \(?[A-Z](?![A-Za-z])|\b(?:[Cc]orrect )?[Aa]nswer: ?\(?[A-Z](?![A-Za-z])"
 )
 
@@ -76,7 +76,7 @@ def split_merged(options: tuple[str, ...], answer: str | None, notes: list[Note]
     label_index = None if answer is None else LETTERS.index(answer)
     moved_index = label_index
     for index, option in enumerate(options):
-        pieces = _MERGED.split(option)
+        pieces = [piece.strip() for piece in _MERGED.split(option)]
         inner_letters = pieces[1::2]
         own = LETTERS[min(len(split), len(LETTERS) - 1)]
         if (

@@ -12,20 +12,21 @@ from stepladder.records import LETTERS, Question
 from stepladder.workspace import digest
 
 _REFERS_TO_OTHERS = re.compile(
-    r"(?:所有)?(?:以上|上述|前面|前述)(?:的|所有|全部|两个|两者|三个|各项|均|都|皆|全|答案|选项|说法|情况|位置|[^，。；]{0,4}?)*"
-    r"(?:都|皆|均|全)?(?:不)?(?:是|非|对|正确|可以|可能|成立|错误)?(?:的)?"
+    r"(?:所有)?(?:以上|上述|前面|前述)[^，。；]*+"
     r"|(?:两者|二者|两个|三者)?(?:都|皆|均|全)(?:不)?(?:是|非|对|可以|正确|成立)(?:的)?"
     r"|所有(?:上述|以上|选项|答案).*"
-    r"|(?:none|all|both|neither|any)(?:\s+of)?(?:\s+(?:the|these|those|them))?"
-    r"(?:\s+(?:above|options?|answers?|choices|statements|two))*(?:\s+(?:is|are)\s+(?:true|false|correct|right|wrong))?"
+    r"|(?:none|all|both|neither|any)(?:\s++of)?(?:\s++(?:the|these|those|them))?"
+    r"(?:\s++(?:above|options?|answers?|choices|statements|two))*+(?:\s++(?:is|are)\s++(?:true|false|correct|right|wrong))?"
     r"|无(?:法)?以上|以上",
     re.IGNORECASE,
 )
-_LETTER_NAMED = r"(?:选项|答案)\s*[{letters}](?![A-Za-z])|\b(?:[Oo]ptions?|[Cc]hoices?|[Aa]nswers?)\s+\(?[{letters}]\b"
+_LETTER_NAMED = (
+    r"(?:选项|答案)\s*+[{letters}](?![A-Za-z])|\b(?:[Oo]ptions?|[Cc]hoices?|[Aa]nswers?)\s++\(?[{letters}]\b"
+)
 _LETTERS_JOINED = (
-    r"(?<![A-Za-z])[{letters}]\s*(?:和|与|及|、|或)\s*[{letters}](?![A-Za-z])"
-    r"|\b(?:[Bb]oth|[Ee]ither|[Nn]either)\s+[{letters}]\s+(?:and|or|nor)\s+[{letters}]\b"
-    r"|^\(?[{letters}]\)?\s*(?:and|or|&)\s*\(?[{letters}]\)?$"
+    r"(?<![A-Za-z])[{letters}]\s*+(?:和|与|及|、|或)\s*+[{letters}](?![A-Za-z])"
+    r"|\b(?:[Bb]oth|[Ee]ither|[Nn]either)\s++[{letters}]\s++(?:and|or|nor)\s++[{letters}]\b"
+    r"|^\(?[{letters}]\)?\s*+(?:and|or|&)\s*+\(?[{letters}]\)?$"
 )
 
 Permutation = tuple[int, ...]

@@ -17,13 +17,13 @@ from stepladder.records import LETTERS, Question
 REPEAT_SIMILARITY = 0.5
 """Jaccard similarity of n-grams from which two questions about one problem count as the same."""
 
-_QUESTION = re.compile(r"^[\s*#]*(?:Question|问题)[*\s]*[:：][*\s]*", re.MULTILINE)
-_REASONING = re.compile(r"^[\s*#]*(?:Reasoning|推理)[*\s]*[:：][*\s]*", re.MULTILINE)
-_PROGRAM = re.compile(r"^[\s*#]*(?:Program|程序)[*\s]*[:：][*\s]*(?:```\w*)?", re.MULTILINE)
-_OPTION = re.compile(r"^[\s*]*([A-Z])[ *]*[.、．:：)）][^\S\n]*(\S.*?)\s*$", re.MULTILINE)
+_QUESTION = re.compile(r"^(?:[^\S\n]|[*#])*+(?:Question|问题)[*\s]*+[:：][*\s]*+", re.MULTILINE)
+_REASONING = re.compile(r"^(?:[^\S\n]|[*#])*+(?:Reasoning|推理)[*\s]*+[:：][*\s]*+", re.MULTILINE)
+_PROGRAM = re.compile(r"^(?:[^\S\n]|[*#])*+(?:Program|程序)[*\s]*+[:：][*\s]*+(?:```\w*+)?", re.MULTILINE)
+_OPTION = re.compile(r"^(?:[^\S\n]|\*)*+([A-Z])[ *]*+[.、．:：)）][^\S\n]*+(\S.*)$", re.MULTILINE)
 
 _STRING = r'"(?:[^"\\\n]|\\.)*"'
-_PIECE = re.compile(rf"{_STRING}|%\*.*?\*%|%[^\n]*|\.\.|[^\".%]+|.", re.DOTALL)
+_PIECE = re.compile(rf"{_STRING}|%\*.*?(?:\*%|\Z)|%[^\n]*|\.\.|[^\".%]+|.", re.DOTALL)
 _ATOM = re.compile(r"([a-z]\w*)(\([^()]*\))?")
 
 
@@ -58,7 +58,7 @@ def read(text: str, source: Question, name: str) -> Draft:
     rules = text[program.end() :].partition("```")[0].strip() if program else ""
     body = text[opening.end() : reasoning.start()]
     matches = list(_OPTION.finditer(body))
-    options = tuple(match[2].strip("* ") for match in matches)
+    options = tuple(match[2].strip().strip("* ") for match in matches)
     is_lettered = [match[1] for match in matches] == list(LETTERS[: len(matches)])
     # Text between the options belongs to none of them and would be lost.
     if (
@@ -140,17 +140,19 @@ def complete(base: str, rules: str) -> str:
 
 def _statements(program: str) -> list[str]:
     """The statements of a logic program, without comments."""
-    statements = [""]
+    statements: list[list[str]] = [[]]
     for piece in _PIECE.findall(program):
-        statements[-1] += " " if piece.startswith("%") else piece
+        statements[-1].append(" " if piece.startswith("%") else piece)
         if piece == ".":
-            statements.append("")
-    return [statement.strip() for statement in statements if statement.strip()]
+            statements.append([])
+    return [statement for pieces in statements if (statement := "".join(pieces).strip())]
 
 
 def _predicates(statement: str) -> set[str]:
-    """The names outside parentheses, which include all predicates of a statement."""
-    outer, previous = re.sub(_STRING, "", statement), ""
-    while outer != previous:
-        outer, previous = re.sub(r"\([^()]*\)", "", outer), outer
-    return set(re.findall(r"(?<![\w#])[a-z]\w*", outer)) - {"not"}
+    """The names of the predicates in a statement, those of terms left out."""
+    outside, depth = [], 0
+    for part in re.split(r"([()])", re.sub(_STRING, "", statement)):
+        if depth <= 0:
+            outside.append(part)
+        depth += {"(": 1, ")": -1}.get(part, 0)
+    return set(re.findall(r"(?<![\w#])[a-z]\w*", " ".join(outside))) - {"not"}

@@ -1,0 +1,128 @@
+"""Templates that may come from a stranger, rendered in a process that can do nothing else."""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import select
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+SECONDS = 5.0
+"""For one rendering."""
+MAX_FILES, MAX_FILE_BYTES = 200, 1_000_000
+"""Of a folder of templates."""
+MAX_REPLY_BYTES = 32_000_000
+WORKER = Path(__file__).with_name("template_worker.py")
+
+
+class TemplateFault(Exception):
+    """A template cannot be rendered; ``name`` and ``line`` say where, as far as that is known."""
+
+    def __init__(self, problem: str, name: str, line: int | None = None) -> None:
+        super().__init__(problem)
+        self.name, self.line = name, line
+
+
+class Templates:
+    """A set of templates by name, which may include each other.
+
+    Args:
+        sources: their texts.
+        chat: whether they are chat templates, which get what transformers gives them.
+    """
+
+    def __init__(self, sources: Mapping[str, str], *, chat: bool) -> None:
+        self._head = json.dumps({"sources": dict(sources), "chat": chat})
+
+    def render(self, name: str, values: Mapping[str, Any]) -> str:
+        """The text of a template with plain JSON values.
+
+        Raises:
+            TemplateFault: it cannot be rendered, or not within :data:`SECONDS`.
+        """
+        reply = _worker.ask(self._head, json.dumps({"name": name, "values": values}), name)
+        if "text" not in reply:
+            raise TemplateFault(str(reply["error"]), str(reply["file"]), reply["line"])
+        return str(reply["text"])
+
+
+class _Worker:
+    """The process that renders, started when it is first needed and again after it had to be killed."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._child: subprocess.Popen[bytes] | None = None
+        self._head: str | None = None
+        self._owner = 0
+
+    def ask(self, head: str, message: str, name: str) -> dict[str, Any]:
+        with self._lock:
+            lines = [] if self._is_ready(head) else [head]
+            try:
+                reply = self._exchange([*lines, message])
+            except (BrokenPipeError, EOFError):
+                self.close()
+                raise TemplateFault("its process ended: too much memory, or a forbidden call", name) from None
+            except TimeoutError:
+                self.close()
+                raise TemplateFault(f"it takes longer than {SECONDS:g} s", name) from None
+            self._head = head
+        content: dict[str, Any] = json.loads(reply)
+        return content
+
+    def _is_ready(self, head: str) -> bool:
+        """Whether the worker runs and has these templates."""
+        if self._child is not None and self._owner == os.getpid() and self._child.poll() is None:
+            return head == self._head
+        # -I: nothing in the working directory can be imported. No environment: the worker needs none of our keys.
+        self._child = subprocess.Popen(  # noqa: S603
+            [sys.executable, "-I", str(WORKER)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env={},
+            start_new_session=True,  # Ctrl+C is for us
+        )
+        self._owner = os.getpid()
+        return False
+
+    def _exchange(self, lines: list[str]) -> bytes:
+        """The worker's line for the last of ours.
+
+        Raises:
+            EOFError, BrokenPipeError: it ended.
+            TimeoutError: it takes too long.
+        """
+        child = self._child
+        if child is None or child.stdin is None or child.stdout is None:
+            raise EOFError
+        child.stdin.write("".join(f"{line}\n" for line in lines).encode())
+        child.stdin.flush()
+        reply, deadline = bytearray(), time.monotonic() + SECONDS
+        ready = select.poll()
+        ready.register(child.stdout, select.POLLIN | select.POLLHUP)
+        while not reply.endswith(b"\n"):
+            if not ready.poll(max(0.0, 1000 * (deadline - time.monotonic()))):
+                raise TimeoutError
+            part = os.read(child.stdout.fileno(), 1 << 20)
+            reply += part
+            if not part or len(reply) > MAX_REPLY_BYTES:
+                raise EOFError
+        return bytes(reply)
+
+    def close(self) -> None:
+        if self._child is not None and self._owner == os.getpid():
+            self._child.kill()
+            self._child.wait()
+        self._child = self._head = None
+
+
+_worker = _Worker()
+atexit.register(_worker.close)

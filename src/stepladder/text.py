@@ -1,0 +1,43 @@
+"""A stranger's text, made safe to compute with and to print."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+MAX_NONSTARTERS = 30
+"""Combining characters in a row, as in the stream-safe text format of UAX #15, section 13."""
+GRAPHEME_JOINER = "\u034f"
+_NONSTARTERS = re.compile(rf"[^\x00-\u02ff]{{{MAX_NONSTARTERS + 1},}}")
+"""Runs of characters that may be combining; all of those are above U+02FF."""
+_PHRASES = ("\ufdfa", "\ufdfb")
+_PHRASE = re.compile("([\ufdfa\ufdfb])")
+_CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff]")
+"""C0 and C1 controls but tab and newline, which terminals act upon, and what reorders or hides text."""
+
+
+def nfkc(text: str) -> str:
+    """The text in compatibility composition (NFKC).
+
+    Normalising takes time quadratic in the length of a run of combining characters; long ones are interrupted by
+    grapheme joiners. The Arabic phrases that would unfold into up to 18 characters each are left as they are.
+    """
+    safe = _NONSTARTERS.sub(_interrupted, text)
+    return "".join(part if part in _PHRASES else unicodedata.normalize("NFKC", part) for part in _PHRASE.split(safe))
+
+
+def _interrupted(run: re.Match[str]) -> str:
+    characters: list[str] = []
+    nonstarters = 0
+    for character in run[0]:
+        nonstarters = nonstarters + 1 if unicodedata.combining(character) else 0
+        if nonstarters > MAX_NONSTARTERS:
+            characters.append(GRAPHEME_JOINER)
+            nonstarters = 1
+        characters.append(character)
+    return "".join(characters)
+
+
+def printable(text: str) -> str:
+    """The text as a terminal may be given it: what it would act upon or hide stands there by its code (``\\x1b``)."""
+    return _CONTROLS.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
