@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from stepladder import models
-from stepladder.closedworld import generate
+from stepladder.closedworld.generate import generate
 from stepladder.config import Swift, Train
 from stepladder.mcq.prompts import ask_messages, worked_solution
 from stepladder.mcq.questionfile import stream_problems

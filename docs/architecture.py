@@ -30,8 +30,9 @@ FLOORS = (
     ("models", "mcq", "ensembling", "closedworld"),
     ("config",),
     ("documents",),
+    ("isolation",),
     ("workspace", "records", "progress"),
-    ("errors", "stats", "terminal", "supervise"),
+    ("errors", "stats", "terminal", "supervise", "text"),
 )
 """Rooms, the highest floor first. A room imports from floors below it, never from its own or from above."""
 GROUND = {name for floor in FLOORS[-2:] for name in floor}

@@ -12,10 +12,12 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from stepladder.closedworld import FAMILIES, Unproved, arithmetic, chaining, generate, ordering, prove, table, to_line
-from stepladder.closedworld import prove_untrusted as prove_in_child
+from stepladder.closedworld import arithmetic, chaining, ordering, table
 from stepladder.closedworld.derive import derive
+from stepladder.closedworld.generate import FAMILIES, generate, to_line
+from stepladder.closedworld.prove import Unproved, prove
 from stepladder.closedworld.rules import Rule
+from stepladder.closedworld.untrusted import prove_rules
 from stepladder.closedworld.words import LANGUAGES, POOLS
 from stepladder.errors import UserError
 
@@ -350,6 +352,10 @@ REFUSED = {
 }
 
 
+def prove_in_child(program: str, seconds: float, mebibytes: int) -> int:
+    return prove_rules("", program, 0, seconds, mebibytes)
+
+
 def test_a_program_that_proves_one_option_is_accepted_both_ways() -> None:
     assert prove(GOOD) == 1
     assert prove_in_child(GOOD, seconds=10, mebibytes=512) == 1
@@ -382,3 +388,43 @@ def test_endless_grounding_is_stopped_by_the_clock() -> None:
 def test_endless_grounding_is_stopped_by_its_memory() -> None:
     with pytest.raises(Unproved, match=r"(?i)bad_alloc|memory|limits"):
         prove_in_child(ENDLESS, seconds=20, mebibytes=200)
+
+
+BASE = "loud(bob). calm(ann). age(bob,7). age(ann,9)."
+
+
+@pytest.mark.parametrize(
+    ("rules", "reason"),
+    [
+        ("opt(0) :- 9000*9000*9000 < 0. opt(1) :- calm(bob).", "may wrap silently"),
+        ("opt(0) :- X = 9000*9000, X*X < 0. opt(1) :- calm(bob).", "may wrap silently"),
+        ("opt(0) :- Y = X*X, X = 9000*9000, Y < 0. opt(1) :- calm(bob).", "may wrap silently"),
+        ("opt(0) :- S = #sum{X : age(_,X)}, S*S > 0. opt(1) :- calm(bob).", "may wrap silently"),
+        ("opt(0) :- #sum{X*X,Y : age(Y,X)} > 0. opt(1) :- calm(bob).", "may wrap silently"),
+        ("opt(0) :- loud(bob). opt(1) :- loud(bob), not loud(bob).", "option 1 contradict themselves"),
+        ("opt(0) :- loud(bob). opt(1) :- calm(ann), 1 = 2.", "option 1 contradict themselves"),
+        ("opt(0) :- loud(bob). opt(1) :- age(bob,X), X < X.", "option 1 contradict themselves"),
+        (
+            "odd(X) :- age(X,_). opt(0) :- loud(bob). opt(1) :- loud(ann), not odd(ann), odd(ann).",
+            "option 1 contradict",
+        ),
+    ],
+)
+def test_rules_of_a_hostile_writer_prove_nothing(rules: str, reason: str) -> None:
+    with pytest.raises(Unproved, match=reason):
+        prove_rules(BASE, rules, 2, seconds=10, mebibytes=512)
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [
+        "opt(0) :- loud(bob). opt(1) :- loud(ann).",
+        "opt(0) :- age(ann,X), age(bob,Y), X > Y. opt(1) :- age(ann,X), age(bob,Y), X < Y.",
+        "opt(0) :- age(ann,9). opt(1) :- age(ann,8).",
+        "opt(0) :- S = #sum{X,Y : age(Y,X)}, S = 16. opt(1) :- #sum{X,Y : age(Y,X)} = 15.",
+        "both(X) :- loud(X), calm(X). opt(0) :- not both(bob). opt(1) :- both(ann).",
+        "opt(0) :- age(ann,X), age(bob,Y), X*Y = 63. opt(1) :- age(ann,X), age(bob,Y), X*Y = 49.",
+    ],
+)
+def test_rules_of_an_honest_writer_prove_the_option(rules: str) -> None:
+    assert prove_rules(BASE, rules, 2, seconds=10, mebibytes=512) == 0

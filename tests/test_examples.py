@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from stepladder.closedworld import generate, to_line
+from stepladder.closedworld.generate import generate, to_line
 from stepladder.config import load
 from stepladder.mcq.questionfile import read_problems
 

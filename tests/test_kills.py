@@ -20,7 +20,7 @@ from replay_server import ANSWERS, KEY_ENV, QUESTIONS, ReplayServer, configurati
 from test_pipeline import files, same_up_to_rounding
 from tiny_run import TOML
 
-from stepladder.closedworld import generate, to_line
+from stepladder.closedworld.generate import generate, to_line
 
 KILLS = int(os.environ.get("KILLS", "1"))
 PROBLEMS = 60

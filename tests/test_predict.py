@@ -22,7 +22,7 @@ from stepladder.answering.voting import counted, vote
 from stepladder.ask.ledger import Ledger
 from stepladder.ask.local.engine import Local
 from stepladder.ask.request import Request, Response, TokenLogprob
-from stepladder.closedworld import generate, to_line
+from stepladder.closedworld.generate import generate, to_line
 from stepladder.commands.predict import predict
 from stepladder.config import Config, Predict
 from stepladder.errors import InputError, ModelError, UserError

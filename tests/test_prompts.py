@@ -75,7 +75,6 @@ def test_a_users_template_goes_before_the_packaged_one_of_its_name_only(tmp_path
         ("question.j2", "\n{{ problem|shout }}", "question.j2:2", "No filter named 'shout'"),
         ("question.j2", "\n\n{% include 'part.j2' %}", "part.j2:2", "division by zero"),
         ("question.j2", "\n{% include 'absent.j2' %}", "question.j2:2", "absent.j2"),
-        ("question.j2", b"caf\xe9", "question.j2", "utf-8"),
     ],
 )
 def test_a_broken_template_is_one_line_with_its_place(

@@ -14,7 +14,7 @@ import pytest
 from rich.console import Console
 
 from stepladder import models
-from stepladder.closedworld import generate, to_line
+from stepladder.closedworld.generate import generate, to_line
 from stepladder.config import General, Quantise, load
 from stepladder.context import STAGES, Context
 from stepladder.documents import Distance

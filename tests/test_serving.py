@@ -23,7 +23,7 @@ from stepladder.answering import team
 from stepladder.answering.client import FolderClient
 from stepladder.answering.team import Team
 from stepladder.ask.request import Request
-from stepladder.closedworld import generate, to_line
+from stepladder.closedworld.generate import generate, to_line
 from stepladder.commands.predict import predict
 from stepladder.config import Serve
 from stepladder.errors import ServeError

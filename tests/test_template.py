@@ -13,7 +13,7 @@ import pytest
 from stepladder import models
 from stepladder.ask.local.engine import Local
 from stepladder.ask.request import prompt_bound
-from stepladder.closedworld import generate
+from stepladder.closedworld.generate import generate
 from stepladder.errors import TemplateError
 from stepladder.models import template
 from stepladder.records import Example, Message

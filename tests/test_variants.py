@@ -30,13 +30,13 @@ from replay_server import Recordings, Replay
 
 from stepladder import cli
 from stepladder.ask.ledger import Ledger
-from stepladder.closedworld.prove import prove_untrusted
+from stepladder.closedworld.untrusted import prove_rules
 from stepladder.config import load
 from stepladder.errors import ConfigError
 from stepladder.mcq.answer import ANSWER_LINE
 from stepladder.mcq.prompts import ask_messages
 from stepladder.mcq.shuffle import orders
-from stepladder.mcq.variant import Unfit, complete, facts, is_repeated, only_asks, read
+from stepladder.mcq.variant import Unfit, facts, is_repeated, only_asks, read
 from stepladder.records import LETTERS, Question, Sample, parse_lines
 from stepladder.records import read as read_records
 from stepladder.stages.questions import validation_ids
@@ -592,7 +592,7 @@ def test_the_demos_own_questions_are_proved_by_their_own_rules() -> None:
         base = facts(asked["program"])
         rules = "\n".join(line for line in asked["program"].splitlines() if re.match(r"(?:answer|opt)\(", line))
         assert only_asks(base, rules, len(asked["options"])), row["id"]
-        assert LETTERS[prove_untrusted(complete(base, rules), 10, 512)] == asked["answer"]
+        assert LETTERS[prove_rules(base, rules, len(asked["options"]), 10, 512)] == asked["answer"]
 
 
 # The form

@@ -22,7 +22,7 @@ from stepladder import models
 from stepladder.ask import RemoteModel, ask_remote
 from stepladder.ask.ledger import Ledger, Scope
 from stepladder.ask.request import Request, Response, prompt_bound
-from stepladder.closedworld import generate
+from stepladder.closedworld.generate import generate
 from stepladder.config import Model
 from stepladder.errors import AskError
 from stepladder.models import template

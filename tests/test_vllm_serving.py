@@ -26,7 +26,7 @@ from stepladder.ask import Listener, RemoteModel, ask_remote
 from stepladder.ask.ledger import Ledger, Scope
 from stepladder.ask.remote.admission import FREE
 from stepladder.ask.request import Request
-from stepladder.closedworld import generate, to_line
+from stepladder.closedworld.generate import generate, to_line
 from stepladder.commands.predict import predict
 from stepladder.config import Config, Model, Serve
 from stepladder.errors import ServeError

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from stepladder.closedworld import generate, to_line
+from stepladder.closedworld.generate import generate, to_line
 
 TOML = """
 name = "tiny"

@@ -1,16 +1,10 @@
 """Run clingo: a program proves exactly one option, or is refused with the reason.
 
-`prove` runs in this process and is for generated programs. Grounding cannot be interrupted and may take all memory, so
-a program from a user's file or a model goes to `prove_untrusted`, which runs this file as a script in a child process
-that sets its own limits before it reads the program. The file therefore imports nothing from the package.
+What runs here is for generated programs: grounding cannot be interrupted and may take all memory. A program that a
+model wrote goes to :mod:`stepladder.closedworld.untrusted`.
 """
 
-import json
-import math
 import re
-import resource
-import subprocess
-import sys
 
 import clingo
 
@@ -50,7 +44,7 @@ def only_model(program: str) -> list[clingo.Symbol]:
         Unproved: they do not, or there is no stable model, or clingo logged anything: it only logs an undefined atom or
             a division by zero, and silently drops the rule.
     """
-    _refuse(program)
+    refuse(program)
     messages: list[str] = []
     models: list[list[clingo.Symbol]] = []
     try:
@@ -74,37 +68,7 @@ def only_model(program: str) -> list[clingo.Symbol]:
     return models[0]
 
 
-def prove_untrusted(program: str, seconds: float, mebibytes: int) -> int:
-    """`prove` for an untrusted program, in a child process with limited time and memory that cannot open files.
-
-    Raises:
-        Unproved: as `prove`, or the limits are reached, or the solver fails.
-    """
-    _refuse(program)
-    stopped = f"stopped by its limits of {seconds:g} s and {mebibytes} MiB"
-    try:
-        # -I: nothing is imported from the working directory. No environment, so that the child does not see API keys.
-        child = subprocess.run(  # noqa: S603
-            [sys.executable, "-I", __file__, str(math.ceil(seconds)), str(mebibytes)],
-            input=program.encode("ascii"),
-            capture_output=True,
-            check=False,
-            timeout=seconds,
-            env={},
-        )
-    except subprocess.TimeoutExpired as error:
-        raise Unproved(stopped) from error
-    if child.returncode < 0:
-        raise Unproved(stopped)
-    if child.returncode > 0:
-        raise Unproved(f"the solver failed: {child.stderr.decode(errors='replace').strip()[-300:]}")
-    verdict = json.loads(child.stdout)
-    if "unproved" in verdict:
-        raise Unproved(verdict["unproved"])
-    return int(verdict["option"])
-
-
-def _refuse(program: str) -> None:
+def refuse(program: str) -> None:
     """Raise Unproved for a program that clingo must not parse."""
     if not program.isascii() or "\0" in program:
         raise Unproved("programs are ASCII: clingo's logger crashes on anything else")
@@ -112,19 +76,3 @@ def _refuse(program: str) -> None:
         raise Unproved(f"{match[0]} is refused: a program is facts, rules and #show")
     if match := _LARGE.search(program):
         raise Unproved(f"{match[0]} is refused: integers above {_LARGEST} may wrap silently")
-
-
-def _child(seconds: int, mebibytes: int) -> None:
-    resource.setrlimit(resource.RLIMIT_AS, (mebibytes << 20, mebibytes << 20))
-    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
-    # stdin, stdout and stderr are open; no other file can be opened.
-    resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))
-    try:
-        verdict: dict[str, int | str] = {"option": prove(sys.stdin.read())}
-    except Unproved as reason:
-        verdict = {"unproved": str(reason)}
-    print(json.dumps(verdict))
-
-
-if __name__ == "__main__":
-    _child(int(sys.argv[1]), int(sys.argv[2]))

@@ -43,7 +43,7 @@ class Generation(jinja2.ext.Extension):
 def environment(sources: dict[str, str], *, chat: bool) -> jinja2.Environment:
     """Prompts are strict about undefined names. Chat templates get what transformers gives them."""
     made = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        loader=jinja2.DictLoader(sources),
+        loader=jinja2.FunctionLoader(lambda name: (sources[name], name, None) if name in sources else None),
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=jinja2.Undefined if chat else jinja2.StrictUndefined,
@@ -71,19 +71,19 @@ def _raise(message: str) -> None:
     raise jinja2.TemplateError(message)
 
 
-def answer(templates: jinja2.Environment, name: str, values: dict[str, Any]) -> dict[str, Any]:
+def answer(templates: jinja2.Environment, sources: dict[str, str], name: str, values: dict[str, Any]) -> dict[str, Any]:
     """The rendered text, or what went wrong and where."""
     try:
         text = templates.get_template(name).render(**values)
     except jinja2.TemplateSyntaxError as error:
-        return {"error": error.message, "file": error.name or name, "line": error.lineno}
+        return {"error": error.message, "file": error.name or error.filename or name, "line": error.lineno}
     except MemoryError:
         return {"error": f"it needs more than {MEBIBYTES} MiB", "file": name, "line": None}
     except Exception as error:  # noqa: BLE001  (a template is a program)
-        # Jinja2 puts the templates' own lines into the traceback; templates of a dictionary are called "<template>".
-        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == "<template>"]
-        line = frames[-1].lineno if frames else None
-        return {"error": str(error)[:500] or type(error).__name__, "file": name, "line": line}
+        # Jinja2 puts the templates' own lines into the traceback.
+        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename in sources]
+        place = {"file": frames[-1].filename, "line": frames[-1].lineno} if frames else {"file": name, "line": None}
+        return {"error": str(error)[:500] or type(error).__name__, **place}
     if len(text) > MAX_CHARACTERS:
         return {"error": f"it renders more than {MAX_CHARACTERS:,} characters", "file": name, "line": None}
     return {"text": text}
@@ -91,15 +91,18 @@ def answer(templates: jinja2.Environment, name: str, values: dict[str, Any]) -> 
 
 def serve(confine: Callable[[int], bool]) -> None:
     """Answer until standard input ends."""
-    answer(environment({"warm-up": WARM_UP}, chat=True), "warm-up", {})
+    warm_up = {"warm-up": WARM_UP}
+    answer(environment(warm_up, chat=True), warm_up, "warm-up", {})
     confine(MEBIBYTES)
-    templates = environment({}, chat=False)
+    sources: dict[str, str] = {}
+    templates = environment(sources, chat=False)
     for line in sys.stdin:
         message = json.loads(line)
         if "sources" in message:
-            templates = environment(message["sources"], chat=message["chat"])
+            sources = message["sources"]
+            templates = environment(sources, chat=message["chat"])
             continue
-        sys.stdout.write(json.dumps(answer(templates, message["name"], message["values"])) + "\n")
+        sys.stdout.write(json.dumps(answer(templates, sources, message["name"], message["values"])) + "\n")
         sys.stdout.flush()
 
 

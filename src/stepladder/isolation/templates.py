@@ -14,6 +14,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from stepladder.errors import InputError
+from stepladder.isolation.folders import files_inside
+from stepladder.records import read_text
+
 SECONDS = 5.0
 """For one rendering."""
 MAX_FILES, MAX_FILE_BYTES = 200, 1_000_000
@@ -40,6 +44,22 @@ class Templates:
 
     def __init__(self, sources: Mapping[str, str], *, chat: bool) -> None:
         self._head = json.dumps({"sources": dict(sources), "chat": chat})
+
+    @classmethod
+    def of_folder(cls, folder: Path, fallback: Path) -> Templates:
+        """The prompts in a folder, and those of ``fallback`` that it does not replace. Hidden files do not count.
+
+        Raises:
+            InputError: a file leads out of the folder, is too large or not UTF-8, or there are too many.
+        """
+        files = [path for path in files_inside(folder) if not path.name.startswith(".")]
+        if len(files) > MAX_FILES:
+            raise InputError(folder, f"holds {len(files)} files; a folder of prompts has {MAX_FILES} at most")
+        for path in files:
+            if path.stat().st_size > MAX_FILE_BYTES:
+                raise InputError(path, f"is larger than {MAX_FILE_BYTES:,} bytes; a template is a short text")
+        packaged = {path.name: read_text(path) for path in sorted(fallback.glob("*.j2"))}
+        return cls(packaged | {path.relative_to(folder).as_posix(): read_text(path) for path in files}, chat=False)
 
     def render(self, name: str, values: Mapping[str, Any]) -> str:
         """The text of a template with plain JSON values.
@@ -120,7 +140,7 @@ class _Worker:
     def close(self) -> None:
         if self._child is not None and self._owner == os.getpid():
             self._child.kill()
-            self._child.wait()
+            self._child.communicate()
         self._child = self._head = None
 
 

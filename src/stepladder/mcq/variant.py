@@ -133,11 +133,6 @@ def only_asks(base: str, rules: str, options: int) -> bool:
     return all_grounded and bodies_by_option.keys() >= {f"({option})" for option in range(options)}
 
 
-def complete(base: str, rules: str) -> str:
-    """The program that must prove a new question's answer: the problem's facts and rules, then the writer's rules."""
-    return f"{base}\n{rules}\n#show opt/1.\n"
-
-
 def _statements(program: str) -> list[str]:
     """The statements of a logic program, without comments."""
     statements: list[list[str]] = [[]]

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-from jinja2 import ChoiceLoader, Environment, FileSystemLoader, PackageLoader, StrictUndefined, TemplateSyntaxError
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from stepladder.errors import InputError
+from stepladder.isolation.templates import TemplateFault, Templates
 from stepladder.mcq.shuffle import Permutation, shown, to_shown
 from stepladder.records import LETTERS, Language, Message, Question
 from stepladder.workspace import digest, file_digest
@@ -31,44 +32,31 @@ def fingerprint(folder: Path) -> str:
 
 
 @cache
-def _environment(language: Language, folder: Path | None) -> Environment:
-    packaged = PackageLoader("stepladder.mcq.prompts", language)
+def _packaged(language: Language) -> Environment:
     # Prompts are plain text for a model, not HTML: escaping would change what the student reads.
-    return Environment(
-        loader=packaged if folder is None else ChoiceLoader([FileSystemLoader(folder), packaged]),
+    return ImmutableSandboxedEnvironment(
+        loader=PackageLoader("stepladder.mcq.prompts", language),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        autoescape=False,  # noqa: S701
+        autoescape=False,
     )
 
 
+@cache
+def _of_user(language: Language, folder: Path) -> Templates:
+    return Templates.of_folder(folder, Path(__file__).parent / language)
+
+
 def _render(language: Language, folder: Path | None, template: str, **values: object) -> str:
+    if folder is None:
+        return _packaged(language).get_template(template).render(**values).strip()
     try:
-        return _environment(language, folder).get_template(template).render(**values).strip()
-    except Exception as error:
-        if folder is None:
-            raise
-        # A template is a program and may raise anything; the user must fix it.
-        place = _place(error, folder, template)
-        problem = f"cannot be rendered ({str(error) or type(error).__name__}); fix the template"
-        raise InputError(place.file, problem, line=place.line) from None
-
-
-class _Place(NamedTuple):
-    """A template file, and the line in it where that is known."""
-
-    file: Path
-    line: int | None
-
-
-def _place(error: Exception, folder: Path, template: str) -> _Place:
-    """Where a user's template failed: in itself or in a template it includes."""
-    if isinstance(error, TemplateSyntaxError):
-        return _Place(Path(error.filename or folder / template), error.lineno)
-    # Jinja2 puts the templates' own lines into the traceback.
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if folder in Path(frame.filename).parents]
-    return _Place(Path(frames[-1].filename), frames[-1].lineno) if frames else _Place(folder / template, None)
+        return _of_user(language, folder).render(template, values).strip()
+    except TemplateFault as fault:
+        raise InputError(
+            folder / fault.name, f"cannot be rendered ({fault}); fix the template", line=fault.line
+        ) from None
 
 
 def _lettered(question: Question, permutation: Permutation) -> list[tuple[str, str]]:
@@ -109,7 +97,11 @@ def variant_messages(
         folder: as in :func:`ask_messages`.
     """
     shown_examples = [
-        {"question": solved.question, "options": _lettered(solved.question, solved.permutation), "chain": solved.chain}
+        {
+            "question": solved.question.model_dump(),
+            "options": _lettered(solved.question, solved.permutation),
+            "chain": solved.chain,
+        }
         for solved in examples
     ]
     user = _render(
@@ -117,7 +109,7 @@ def variant_messages(
         folder,
         "variant.j2",
         problem=questions[0].problem,
-        asked=questions,
+        asked=[question.model_dump() for question in questions],
         examples=shown_examples,
         program=program,
     )
