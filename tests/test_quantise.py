@@ -24,7 +24,7 @@ from stepladder.quantising import calibration, gptq, repair
 from stepladder.records import Example, Message
 from stepladder.stages import flow
 from stepladder.training import merging
-from stepladder.training.distance import Distance, compare, next_tokens, rows_of
+from stepladder.training.distance import Distance, compare, next_token_log_probabilities, rows_of
 from stepladder.training.sequences import tokenise
 from stepladder.workspace import Workspace
 
@@ -80,7 +80,9 @@ def four_bit(merged: Path, rows: list[list[int]], tmp_path_factory: pytest.TempP
 
 def apart(one: Path, other: Path) -> Distance:
     chats = rows_of(models.load_tokenizer(one), EXAMPLES, 200)
-    return compare(next_tokens(models.load(one), chats), next_tokens(models.load(other), chats))
+    return compare(
+        next_token_log_probabilities(models.load(one), chats), next_token_log_probabilities(models.load(other), chats)
+    )
 
 
 def test_merging_folds_in_what_peft_would_shard_by_shard(base: Path, adapter: Path, tmp_path: Path) -> None:

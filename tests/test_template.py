@@ -164,5 +164,5 @@ def test_an_example_that_does_not_fit_is_left_out_whole(tokenizer: PreTrainedTok
     (row,) = tokenise(tokenizer, [example], max_length=400)
     prompt, completion = template.conversation_tokens(tokenizer, CHAT)
     assert row.ids == prompt + completion
-    assert row.prompt == len(prompt)
+    assert row.prompt_length == len(prompt)
     assert tokenise(tokenizer, [example], max_length=len(row.ids) - 1) == []
