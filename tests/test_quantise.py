@@ -350,7 +350,7 @@ def test_the_number_format_is_on_record_and_a_change_is_said(
     assert verdict(project)["dtype"] == {"trained": here, "quantised": here, "measured": here}
     assert f"the base in {here}" in (project / "runs/tiny/quantised/all/README.md").read_text()
 
-    monkeypatch.setenv(models.AUTO, other)
+    monkeypatch.setenv(models.DTYPE_VARIABLE, other)
     (project / "run.toml").write_text(TOML.format(base=merged, max_kl=2.0, repairs="[]"))
     shown = run(project)
     assert "adapter/all              up to date" in shown, "auto is no setting: what another machine made stays"

@@ -176,9 +176,9 @@ def check(settings: Train, base: Path, example: Example) -> None:
             f"ms-swift cannot render a conversation with {base}: {done.stderr.strip()[-MAX_LOG_CHARACTERS:]}"
         )
     ids, labels = json.loads(done.stdout.strip().splitlines()[-1])
-    template.same(tokenizer, "prompt", prompt, ids[: labels.count(-100)], "ms-swift")
+    template.check_same(tokenizer, "prompt", prompt, ids[: labels.count(-100)], "ms-swift")
     answer = ids[labels.count(-100) :][: len(completion)]
-    template.same(tokenizer, "completion", completion, answer, "ms-swift")
+    template.check_same(tokenizer, "completion", completion, answer, "ms-swift")
 
 
 def refuse_code(base: Path) -> None:
