@@ -105,7 +105,7 @@ def load_in_4_bits(folder: Path, dtype: Dtype = "auto") -> PreTrainedModel:
 
 
 @contextlib.contextmanager
-def _loading(what: str, folder: Path) -> Iterator[None]:
+def _loading(kind: str, folder: Path) -> Iterator[None]:
     """Turn the libraries' errors about files they cannot load into a ModelError of one line."""
     from safetensors import SafetensorError
 
@@ -114,5 +114,5 @@ def _loading(what: str, folder: Path) -> Iterator[None]:
     except (OSError, ValueError, SafetensorError) as error:
         reason = str(error).strip().split("\n")[0].rstrip(" .:")
         raise ModelError(
-            f"{folder}: the {what} cannot be loaded ({reason}); give a complete, undamaged folder"
+            f"{folder}: the {kind} cannot be loaded ({reason}); give a complete, undamaged folder"
         ) from None

@@ -49,10 +49,10 @@ def conversation_tokens(tokenizer: PreTrainedTokenizerBase, messages: Sequence[M
             would differ.
     """
     prompt = prompt_tokens(tokenizer, messages[:-1])
-    whole = _render(tokenizer, messages, add_generation_prompt=False)
-    if whole[: len(prompt)] != prompt:
+    conversation = _render(tokenizer, messages, add_generation_prompt=False)
+    if conversation[: len(prompt)] != prompt:
         raise TemplateError("the chat template renders a prompt differently before and after its answer")
-    completion = whole[len(prompt) :]
+    completion = conversation[len(prompt) :]
     # ChatML templates add a newline after the closing token, but generation stops at the token.
     return prompt, completion[: _turn_length(tokenizer, completion)] or [*completion, tokenizer.eos_token_id]
 
