@@ -115,7 +115,7 @@ def test_it_answers_as_the_run_did(package: Path, tmp_path: Path) -> None:
     moved = tmp_path / "elsewhere"
     shutil.copytree(package, moved)
     where = {"PATH": os.environ["PATH"], "STEPLADDER_ENV": sys.prefix, "ENGINE": "local", "HOME": ""}
-    where |= {name: os.environ[name] for name in (models.AUTO, "OMP_NUM_THREADS") if name in os.environ}
+    where |= {name: os.environ[name] for name in (models.DTYPE_VARIABLE, "OMP_NUM_THREADS") if name in os.environ}
     (tmp_path / "out").mkdir()
     command = [*UNSHARED, f"{moved}/selftest.sh {tmp_path}/out"]
     done = subprocess.run(command, env=where, capture_output=True, text=True, check=False)

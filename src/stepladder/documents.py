@@ -184,7 +184,7 @@ class Distance(Document):
     kl: float
     """Mean Kullback-Leibler divergence from the first model to the second, nats a token."""
     same: float
-    """Share of tokens where both models find the same token likeliest."""
+    """Share of tokens for which both models predict the same most likely token."""
     largest: float
     """The largest divergence of a single token, nats."""
 

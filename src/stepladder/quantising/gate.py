@@ -12,7 +12,7 @@ from stepladder.context import Context
 from stepladder.documents import Direction, Distance, FlippedAnswer, Flips, Measurement, Paired
 from stepladder.records import Example, Prediction, Question
 from stepladder.stats import accuracy_interval, mcnemar
-from stepladder.training.distance import compare, next_tokens, rows_of
+from stepladder.training.distance import compare, next_token_log_probabilities, rows_of
 from stepladder.training.sequences import TokenRow
 
 EXAMPLES = 3
@@ -51,7 +51,7 @@ def distance(context: Context, before: Reference, folder: Path) -> Distance | No
 
 def _next_tokens(context: Context, folder: Path, rows: Sequence[TokenRow]) -> Any:
     """What a model folder gives on ``rows``, computed as it answers; None where there are none."""
-    return next_tokens(models.load(folder, context.config.predict.dtype), rows) if rows else None
+    return next_token_log_probabilities(models.load(folder, context.config.predict.dtype), rows) if rows else None
 
 
 def measure(context: Context, member: str, before: Reference, folder: Path, rounding: Distance | None) -> Measurement:

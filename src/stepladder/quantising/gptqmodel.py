@@ -17,7 +17,7 @@ from stepladder.errors import UserError
 from stepladder.models import template
 from stepladder.quantising.gptq import group_size, linears
 from stepladder.supervise import supervised
-from stepladder.training.data import last_words
+from stepladder.training.data import log_tail
 from stepladder.training.swift import OFFLINE, python, refuse_code
 
 _QUANTISE = """
@@ -57,7 +57,7 @@ def quantise(
     with supervised([str(word) for word in words], log, os.environ | OFFLINE | workers, work) as child:
         child.wait()
     if child.returncode:
-        raise UserError(f"gptqmodel ended with {child.returncode}: ... {last_words(log)}")
+        raise UserError(f"gptqmodel ended with {child.returncode}: ... {log_tail(log)}")
     for path in out.iterdir():
         if path.suffix in {".json", ".safetensors"} and not path.name.startswith(("tokenizer", "quant_log")):
             path.rename(folder / path.name)

@@ -107,7 +107,7 @@ def recover(merged: Path, quantised: Path, rows: Sequence[TokenRow], dtype: Dtyp
     schedule = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.0, total_iters=len(rows))
     for row in rows:
         ids = torch.tensor([row.ids], device=student.device)
-        scored = slice(row.prompt - 1, len(row.ids) - 1)
+        scored = slice(row.prompt_length - 1, len(row.ids) - 1)
         with torch.no_grad():
             wanted = torch.log_softmax(teacher(input_ids=ids, use_cache=False).logits[0, scored].float(), -1)
         got = torch.log_softmax(student(input_ids=ids, use_cache=False).logits[0, scored].float(), -1)
