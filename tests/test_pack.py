@@ -15,9 +15,13 @@ import pytest
 from tiny_run import stepladder
 
 from stepladder import models
+from stepladder.answering.standalone import ModelSettings
+from stepladder.answering.team import PackedEnsemble
+from stepladder.documents import Document
 from stepladder.errors import GateError
 from stepladder.packaging import selftest, wheels
-from stepladder.packaging.build import SCRIPTS
+from stepladder.packaging.build import SCRIPTS, PackageManifest
+from stepladder.packaging.selftest import ExpectedAnswers
 from stepladder.records import Prediction, Question
 
 pytestmark = pytest.mark.dtype
@@ -49,6 +53,15 @@ def test_every_file_is_named_by_its_hash_and_nothing_by_the_clock(package: Path,
         text = (package / name).read_text()
         assert not re.search(r"\b20\d\d-\d\d-\d\d", text)
         assert str(project) not in text
+
+
+@pytest.mark.parametrize(
+    ("document", "place"),
+    [(PackedEnsemble, "."), (PackageManifest, "."), (ExpectedAnswers, "."), (ModelSettings, "model/*")],
+)
+def test_a_document_is_read_as_it_was_written(package: Path, document: type[Document], place: str) -> None:
+    for folder in package.glob(place):
+        assert document.read(folder).to_json() == (folder / document.FILE).read_text(encoding="utf-8")
 
 
 def test_it_holds_what_the_run_chose(package: Path, project: Path) -> None:
@@ -146,8 +159,8 @@ def test_the_self_test_knows_the_machine_that_packed(package: Path, tmp_path: Pa
 
     other = expected["machine"] | {"dtype": "float16"}
     assert "as when it was packed, on this machine" in check(expected["machine"])
-    assert "here float16" in check(other)
-    assert "here a server" in check(None)
+    assert "here in float16" in check(other)
+    assert "here on a server" in check(None)
     wrong = "ABCDEFGH"[("ABCDEFGH".index(str(given[0].answer)) + 1) % len(questions[0].options)]
     given[0] = given[0].model_copy(update={"answer": wrong})
     with pytest.raises(GateError, match=f"1 of .* on this very machine, {re.escape(questions[0].id)} first"):

@@ -169,7 +169,7 @@ def test_how_a_model_is_asked_travels_with_it(student: Path, tmp_path: Path) -> 
     with pytest.raises(InputError, match="give --language zh or en"):
         read_settings(tmp_path, None)
     (student / "stepladder.json").write_text('{"language": "en"}')
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match="field 'seed': Field required; copy it from the run's folder again"):
         read_settings(student, None)
 
 
@@ -237,15 +237,15 @@ def prediction(letters: str) -> list[Prediction]:
 def test_members_of_a_package_answer_by_the_rule_that_was_chosen(base: Path, tmp_path: Path) -> None:
     """What was chosen and fitted on validation travels in a file, and comes out of it the same."""
     known = {"good": prediction("AAAAAB"), "fair": prediction("AAABBB"), "poor": prediction("AABBBB")}
-    learned = team.learned([q.model_copy(update={"answer": "A"}) for q in questions_of(6)], known)
+    validation = team.validation_answers([q.model_copy(update={"answer": "A"}) for q in questions_of(6)], known)
     for name in known:
         shutil.copytree(base, tmp_path / "model" / name)
     members = {name: tmp_path / "model" / name for name in known}
     asked = {"good": prediction("AB-B"), "fair": prediction("BBA-"), "poor": prediction("BAA-")}
     for rule, letters in {"vote": "BBAB", "leader": "BBAB", "weighted": "ABAB"}.items():
-        team.write(tmp_path, Team(members, rule, "good", learned))
+        team.write(tmp_path, Team(members, rule, "good", validation))
         found = team.find(str(tmp_path))
-        assert (found.members, found.rule, found.known) == (members, rule, learned)
+        assert (found.members, found.rule, found.validation) == (members, rule, validation)
         assert "".join(str(one.answer) for one in found.join(asked)) == letters, rule
     silent = {name: prediction("-") for name in known}
     assert found.join(silent)[0].answer is None

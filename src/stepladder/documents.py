@@ -28,19 +28,24 @@ class Document(Record):
     FILE: ClassVar[str]
 
     @classmethod
-    def read(cls, folder: Path) -> Self:
-        """The document in ``folder``.
+    def read(cls, folder: Path, advice: str = "") -> Self:
+        """The document in ``folder``. ``advice`` says what to do where it is damaged; by default, run its stage again.
 
         Raises:
             InputError: naming file and field.
         """
-        path = folder / cls.FILE
+        return cls.read_file(folder / cls.FILE, advice or f"delete {folder} and run its stage again")
+
+    @classmethod
+    def read_file(cls, path: Path, advice: str) -> Self:
+        """The document in a file of any name, as :meth:`read`."""
         try:
             return cls.model_validate_json(read_text(path))
         except ValidationError as error:
             first = error.errors()[0]
             field = ".".join(map(str, first["loc"])) or None
-            raise InputError(path, f"{first['msg']}; delete {folder} and run its stage again", field=field) from None
+            problem = first["msg"].removeprefix("Value error, ")
+            raise InputError(path, f"{problem}; {advice}", field=field) from None
 
     def write(self, folder: Path) -> None:
         """Write the document into ``folder``, atomically."""

@@ -6,11 +6,10 @@ likeliest option by token probability stands, which is said.
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import ClassVar, NamedTuple
 
 from stepladder import models
 from stepladder.answering.client import FolderClient, computed_in
@@ -19,11 +18,10 @@ from stepladder.ask.ledger import Ledger
 from stepladder.ask.request import Request, Response
 from stepladder.config import Config, Predict, Serve
 from stepladder.config import settings as as_settings
+from stepladder.documents import Document
 from stepladder.errors import InputError
 from stepladder.records import LETTERS, Language, Prediction, Question
-from stepladder.workspace import write_atomic
 
-FILE = "stepladder.json"
 PROMPTS = "prompts"
 RETRIES = 2
 """Further answers to a question whose answer nobody could read."""
@@ -43,6 +41,18 @@ class AnswerSettings(NamedTuple):
     """Number format that its validation was computed in; None where a server computed, or nobody knows."""
 
 
+class ModelSettings(Document):
+    """How a finished model is asked, as its folder keeps it."""
+
+    FILE: ClassVar[str] = "stepladder.json"
+
+    language: Language
+    seed: int
+    predict: Predict
+    validated_in: str | None = None
+    serve: Serve = Serve()
+
+
 class Answers(NamedTuple):
     """Predictions in the order of the questions, and which of them are not what the model said."""
 
@@ -55,38 +65,40 @@ class Answers(NamedTuple):
 
 def write_settings(config: Config, folder: Path) -> None:
     """Write into a model folder how it is asked, with the user's prompts, if there are any."""
-    content: dict[str, Any] = {"language": config.language, "seed": config.seed, "predict": as_settings(config.predict)}
-    if config.predict.engine == "local":
-        content["validated_in"] = models.dtype_name(config.predict.dtype)
-    # Where vLLM is, each machine knows for itself.
-    content["serve"] = as_settings(config.serve, without=("environment", "base_url", "model"))
-    write_atomic(folder / FILE, json.dumps(content, indent=1) + "\n")
+    local = config.predict.engine == "local"
+    ModelSettings(
+        language=config.language,
+        seed=config.seed,
+        predict=Predict.model_validate(as_settings(config.predict)),
+        **({"validated_in": models.dtype_name(config.predict.dtype)} if local else {}),
+        # Where vLLM is, each machine knows for itself.
+        serve=Serve.model_validate(as_settings(config.serve, without=("environment", "base_url", "model"))),
+    ).write(folder)
     if config.prompts is not None:
         shutil.copytree(config.prompts, folder / PROMPTS, dirs_exist_ok=True)
 
 
 def read_settings(folder: Path, language: Language | None) -> AnswerSettings:
-    """How a model folder is asked; one that was not made here in the usual way, in ``language``.
+    """How a model folder is asked. ``language`` takes precedence over the folder's own.
 
     Raises:
-        InputError: the folder's note cannot be read, or there is none and no language is given.
+        InputError: the folder's file cannot be read, or there is none and no language is given.
     """
-    path = folder / FILE
+    path = folder / ModelSettings.FILE
     if not path.exists():
         if language is None:
             raise InputError(path, "is not there, so nothing tells the prompts' language; give --language zh or en")
         return AnswerSettings(language)
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        predict, serve = Predict.model_validate(content["predict"]), Serve.model_validate(content.get("serve", {}))
-        found = AnswerSettings(
-            content["language"], predict, serve, int(content["seed"]), validated_in=content.get("validated_in")
-        )
-    except (ValueError, LookupError, TypeError) as error:
-        reason = str(error).split("\n", maxsplit=1)[0]
-        raise InputError(path, f"cannot be read ({reason}); take it from the run's folder again") from None
-    own = folder / PROMPTS
-    return found._replace(prompts=own if own.is_dir() else None, language=language or found.language)
+    stored = ModelSettings.read(folder, "copy it from the run's folder again")
+    prompts = folder / PROMPTS
+    return AnswerSettings(
+        language or stored.language,
+        stored.predict,
+        stored.serve,
+        stored.seed,
+        prompts if prompts.is_dir() else None,
+        stored.validated_in,
+    )
 
 
 def answer(

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import shutil
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path, PurePath
-from typing import Any, Literal
+from typing import ClassVar, Literal
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -19,10 +19,10 @@ from stepladder.answering.standalone import PROMPTS, read_settings
 from stepladder.answering.team import Team
 from stepladder.config import Config
 from stepladder.context import Context
-from stepladder.documents import EnsembleChoice
+from stepladder.documents import Document, EnsembleChoice
 from stepladder.errors import UserError
 from stepladder.packaging import papers, selftest, wheels
-from stepladder.records import Prediction, Question
+from stepladder.records import Language, Prediction, Question, Record
 from stepladder.reporting.model_card import base_name, licence_of
 from stepladder.stages.flow import states
 from stepladder.stages.quantised import verdict
@@ -37,6 +37,44 @@ EXTRAS = {"local": "local", "vllm": "serve"}
 """What Stepladder needs of libraries, by who computes."""
 
 Engine = Literal["local", "vllm"]
+
+
+class MemberAccuracy(Record):
+    """A member's accuracy on the ``n`` validation questions, before and after quantising."""
+
+    merged: float
+    quantised: float
+    n: int
+
+
+class PackageManifest(Document):
+    """What a package was made from, and for."""
+
+    FILE: ClassVar[str] = MANIFEST
+
+    name: str
+    """Of the run."""
+    made_by: str
+    language: Language
+    engine: Engine
+    dtype: Mapping[str, str]
+    """The number format that each artifact of the run was computed in."""
+    selftest: bool
+    """Whether the package holds what it answered where it was made."""
+    image: str | None
+    pythons: tuple[str, ...]
+    base: str
+    rule: str
+    leader: str
+    models: Mapping[str, str]
+    """Digest of each member's weights."""
+    prompts: str
+    """Digest of the prompts."""
+    longest: int
+    """Longest prompt and answer together, tokens."""
+    validation: Mapping[str, MemberAccuracy]
+    ensemble: str
+    """Digest of the run's ensemble."""
 
 
 def pack(context: Context, out: Path, engine: Engine | None, image: str | None, pythons: Sequence[str]) -> Path:
@@ -83,11 +121,11 @@ def _team(context: Context) -> Team:
     if alone:
         return Team(members, leader=choice.leader)
     questions = records.read(context.input("questions") / "validation.jsonl", Question)
-    given = {
+    predictions = {
         name: records.read(context.input("predictions", name) / "quantised.validation.jsonl", Prediction)
         for name in names
     }
-    return Team(members, choice.rule, choice.leader, teams.learned(questions, given))
+    return Team(members, choice.rule, choice.leader, teams.validation_answers(questions, predictions))
 
 
 def _fill(
@@ -117,17 +155,17 @@ def _fill(
     _write(folder / "licenses" / "model" / "README", licence_note.encode())
     for path in base.glob("LICEN[CS]E*"):
         _write(folder / "licenses" / "model" / path.name, path.read_bytes())
-    known = [
+    packed_models = [
         papers.PackedModel(name, models.content_digest(weights), parent, licence)
         for name, weights in packed.members.items()
     ]
     (folder / "sbom").mkdir()
-    bill = papers.bill(folder / "wheels", known, config.name, context.digest_of("ensemble")[:12])
+    bill = papers.bill(folder / "wheels", packed_models, config.name, context.digest_of("ensemble")[:12])
     write_atomic(folder / "sbom" / "package.cdx.json", bill)
 
-    package = _manifest(context, folder, packed, engine, image, pythons, known)
-    write_atomic(folder / MANIFEST, json.dumps(package, indent=1, ensure_ascii=False) + "\n")
-    for name, text in _written(folder, packed, package):
+    package = _manifest(context, folder, packed, engine, image, pythons, packed_models)
+    package.write(folder)
+    for name, text in _rendered(folder, packed, package):
         write_atomic(folder / name, text)
         if name in SCRIPTS:
             (folder / name).chmod(0o755)
@@ -175,36 +213,38 @@ def _manifest(
     engine: Engine,
     image: str | None,
     pythons: Sequence[str],
-    known: list[papers.PackedModel],
-) -> dict[str, Any]:
+    packed_models: list[papers.PackedModel],
+) -> PackageManifest:
     config = context.config
-    how = read_settings(team.members[team.leader], None)
-    measured = {name: verdict(context, name).model_dump(include={"n", "quantised", "merged"}) for name in team.members}
-    return {
-        "name": config.name,
-        "made_by": f"stepladder {stepladder.__version__}",
-        "language": config.language,
-        "engine": engine,
-        "dtype": context.number_formats(),
-        "selftest": (folder / selftest.EXPECTED).is_file(),
-        "image": image,
-        "pythons": [*pythons],
-        "base": base_name(config.train.base),
-        "rule": team.rule,
-        "leader": team.leader,
-        "models": {model.name: model.digest for model in known},
-        "prompts": digest({path.name: file_digest(path) for path in _files(team.members[team.leader].parents[1])}),
-        "longest": how.serve.max_length,
-        "validation": measured,
-        "ensemble": context.digest_of("ensemble"),
-    }
+    verdicts = {name: verdict(context, name) for name in team.members}
+    return PackageManifest(
+        name=config.name,
+        made_by=f"stepladder {stepladder.__version__}",
+        language=config.language,
+        engine=engine,
+        dtype=context.number_formats(),
+        selftest=(folder / selftest.ExpectedAnswers.FILE).is_file(),
+        image=image,
+        pythons=tuple(pythons),
+        base=base_name(config.train.base),
+        rule=team.rule,
+        leader=team.leader,
+        models={model.name: model.digest for model in packed_models},
+        prompts=digest({path.name: file_digest(path) for path in _files(team.members[team.leader].parents[1])}),
+        longest=read_settings(team.members[team.leader], None).serve.max_length,
+        validation={
+            name: MemberAccuracy(merged=measured.merged, quantised=measured.quantised, n=measured.n)
+            for name, measured in verdicts.items()
+        },
+        ensemble=context.digest_of("ensemble"),
+    )
 
 
 def _files(package: Path) -> list[Path]:
     return sorted(path for path in (package / PROMPTS).rglob("*") if path.is_file())
 
 
-def _written(folder: Path, team: Team, package: dict[str, Any]) -> Iterator[tuple[str, str]]:
+def _rendered(folder: Path, team: Team, package: PackageManifest) -> Iterator[tuple[str, str]]:
     """The files that are made from templates."""
     templates = Environment(  # not HTML: these are scripts and Markdown
         loader=PackageLoader("stepladder.packaging", "files"),
