@@ -18,7 +18,7 @@ from stepladder import models
 from stepladder.answering import team
 from stepladder.answering.standalone import _likeliest, read_settings, write_settings
 from stepladder.answering.team import Team
-from stepladder.answering.voting import counted, vote
+from stepladder.answering.voting import Poll, count_stored, vote
 from stepladder.ask.ledger import Ledger
 from stepladder.ask.local.engine import Local
 from stepladder.ask.request import Request, Response, TokenLogprob
@@ -138,8 +138,9 @@ def test_what_was_answered_before_the_time_was_up_counts() -> None:
         return given
 
     settings = Predict(votes=2, temperature=1)
-    vote(asked[:1], "m", "model", settings, 7, answer)
-    found = counted(asked, "m", "model", settings, 7, lambda requests: given)
+    poll = Poll(asked, "m", "model", settings, 7)
+    vote(poll._replace(questions=asked[:1]), answer)
+    found = count_stored(poll, lambda requests: given)
     assert [one.answer is not None for one in found] == [True, False, False]
     assert [len(one.votes) for one in found] == [2, 0, 0]
 

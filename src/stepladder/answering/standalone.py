@@ -13,7 +13,7 @@ from typing import ClassVar, NamedTuple
 
 from stepladder import models
 from stepladder.answering.client import FolderClient, computed_in
-from stepladder.answering.voting import begun, counted, letters, vote
+from stepladder.answering.voting import Poll, count_stored, letter_logprobs, letter_request, vote
 from stepladder.ask.ledger import Ledger
 from stepladder.ask.request import Request, Response
 from stepladder.config import Config, Predict, Serve
@@ -24,9 +24,8 @@ from stepladder.records import LETTERS, Language, Prediction, Question
 
 PROMPTS = "prompts"
 RETRIES = 2
-"""Further answers to a question whose answer nobody could read."""
-WARM = 0.7
-"""Temperature of those, at least."""
+"""Further answers to a question for which none could be read."""
+MIN_RETRY_TEMPERATURE = 0.7
 
 
 class AnswerSettings(NamedTuple):
@@ -54,11 +53,11 @@ class ModelSettings(Document):
 
 
 class Answers(NamedTuple):
-    """Predictions in the order of the questions, and which of them are not what the model said."""
+    """Predictions in the order of the questions, and which of them are not from the model's first answers."""
 
     predictions: list[Prediction]
-    mended: list[str]
-    """Ids of questions that were answered when asked again."""
+    read_on_retry: list[str]
+    """Ids of questions whose answer could be read only when they were asked again."""
     likeliest: list[str]
     """Ids of questions whose letter is the likeliest by token probability."""
 
@@ -105,48 +104,50 @@ def answer(
     client: FolderClient, weights: Path, questions: Sequence[Question], settings: AnswerSettings, label: str = "answers"
 ) -> Answers:
     """Answer every question, with a letter each; ``label`` says in the live view what is going on."""
-    name, engine = _identity(weights, settings), settings.predict.engine
+    model, engine = _identity(weights, settings), settings.predict.engine
 
     def votes(group: Sequence[Question], predict: Predict, what: str) -> list[Prediction]:
         def ask(requests: Sequence[Request]) -> Mapping[str, Response]:
             return client.ask(weights, requests, what, engine)
 
-        return vote(group, "model", name, predict, settings.seed, ask, settings.prompts)
+        return vote(Poll(group, "model", model, predict, settings.seed, settings.prompts), ask)
 
-    found = {prediction.question_id: prediction for prediction in votes(questions, settings.predict, label)}
-    unread = [question for question in questions if found[question.id].answer is None]
+    by_id = {prediction.question_id: prediction for prediction in votes(questions, settings.predict, label)}
+    unread = [question for question in questions if by_id[question.id].answer is None]
     if not unread:
-        return Answers([found[question.id] for question in questions], [], [])
-    warmer = {
-        "votes": settings.predict.votes + RETRIES,
-        "temperature": max(WARM, settings.predict.temperature),
-        "adaptive": False,
-    }
-    again = votes(unread, settings.predict.model_copy(update=warmer), f"{label}, again")
-    found |= {prediction.question_id: prediction for prediction in again}
-    mended = [prediction.question_id for prediction in again if prediction.answer is not None]
-    left = [question for question in unread if found[question.id].answer is None]
+        return Answers([by_id[question.id] for question in questions], [], [])
+    retry = settings.predict.model_copy(
+        update={
+            "votes": settings.predict.votes + RETRIES,
+            "temperature": max(MIN_RETRY_TEMPERATURE, settings.predict.temperature),
+            "adaptive": False,
+        }
+    )
+    retried = votes(unread, retry, f"{label}, again")
+    by_id |= {prediction.question_id: prediction for prediction in retried}
+    read_on_retry = [prediction.question_id for prediction in retried if prediction.answer is not None]
+    still_unread = [question for question in unread if by_id[question.id].answer is None]
     requests = {}
-    for question in left:
+    for question in still_unread:
         order = tuple(range(len(question.options)))
-        requests[question.id] = begun(question, order, found[question.id].texts[0], name, settings.prompts)
-    tokens = client.ask(weights, list(requests.values()), f"{label}, likeliest", engine) if left else {}
-    for question in left:
-        letter = _likeliest(question, tokens[requests[question.id].key])
-        found[question.id] = found[question.id].model_copy(update={"answer": letter})
-    return Answers([found[question.id] for question in questions], mended, [question.id for question in left])
+        requests[question.id] = letter_request(question, order, by_id[question.id].texts[0], model, settings.prompts)
+    responses = client.ask(weights, list(requests.values()), f"{label}, likeliest", engine) if requests else {}
+    for question in still_unread:
+        letter = _likeliest(question, responses[requests[question.id].key])
+        by_id[question.id] = by_id[question.id].model_copy(update={"answer": letter})
+    predictions = [by_id[question.id] for question in questions]
+    return Answers(predictions, read_on_retry, [question.id for question in still_unread])
 
 
 def so_far(ledger: Path, weights: Path, questions: Sequence[Question], settings: AnswerSettings) -> list[Prediction]:
-    """What is known of the answers while they are still being given."""
+    """Predictions from what a ledger holds while answers still come in; a question without any has no votes."""
 
-    def known(requests: Sequence[Request]) -> Mapping[str, Response]:
+    def stored(requests: Sequence[Request]) -> Mapping[str, Response]:
         with Ledger(ledger) as opened:
             return opened.find_all(requests)
 
-    return counted(
-        questions, "model", _identity(weights, settings), settings.predict, settings.seed, known, settings.prompts
-    )
+    model = _identity(weights, settings)
+    return count_stored(Poll(questions, "model", model, settings.predict, settings.seed, settings.prompts), stored)
 
 
 def _identity(weights: Path, settings: AnswerSettings) -> str:
@@ -155,5 +156,5 @@ def _identity(weights: Path, settings: AnswerSettings) -> str:
 
 def _likeliest(question: Question, response: Response) -> str:
     """The option whose letter is the likeliest next token; the first one where none is among the likeliest."""
-    chances = letters(response, len(question.options))
-    return max(chances, key=lambda letter: chances[letter], default=LETTERS[0])
+    logprobs = letter_logprobs(response, len(question.options))
+    return max(logprobs, key=lambda letter: logprobs[letter], default=LETTERS[0])

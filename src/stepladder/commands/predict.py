@@ -121,7 +121,7 @@ def predict(
     say(console, f"Wrote {out}: {len(questions):,} questions{labelled}")
     for name, answers in done.items():
         whose = f"{name}: " if len(done) > 1 else ""
-        _count(console, answers.mended, f"{whose}answered when asked again")
+        _count(console, answers.read_on_retry, f"{whose}answered when asked again")
         why = "since nothing that was said could be read"
         _count(console, answers.likeliest, f"{whose}answered by the likeliest option, {why}")
     if expected is not None:
