@@ -329,6 +329,13 @@ def test_a_teacher_s_key_that_is_not_there_is_named(desk: Desk, monkeypatch: pyt
     refused(desk.run("samples", "run.toml"), "'student'", "NO_SUCH_KEY is not set")
 
 
+def test_a_run_refuses_to_start_without_a_key_that_it_will_need(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NO_SUCH_KEY", raising=False)
+    desk.config(PATH, f'engine = "openai"\n{URL}\n{FREE}\napi_key_env = "NO_SUCH_KEY"')
+    refused(desk.run("run", "run.toml"), "'student'", "NO_SUCH_KEY is not set", "samples will ask")
+    assert desk.artifacts() == []
+
+
 def test_a_number_format_forced_on_a_machine_must_be_one(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STEPLADDER_DTYPE", "half")
     refused(desk.run("doctor"), "STEPLADDER_DTYPE='half'", "float32 or bfloat16")

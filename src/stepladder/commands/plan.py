@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import statistics
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -12,7 +11,6 @@ from statistics import fmean
 from stepladder import models, records
 from stepladder.answering.cascade import Cascade, Usage
 from stepladder.ask.ledger import Account, Ledger
-from stepladder.config import Config
 from stepladder.context import Context
 from stepladder.forecast import capacity, cost_tables, fit_tables, memory
 from stepladder.forecast.capacity import Workload
@@ -66,17 +64,13 @@ def plan_cascade(context: Context, pilot: int) -> None:
     console.print(f"\n{len(questions):,} training questions about {problems:,} problems\n", highlight=False)
     cost_tables.show(rows, context.config, console)
     cost_tables.sources(rates, console)
-    for variable in missing_keys(context.config):
-        say(console, f"\n{variable} is not set in this environment; the run will stop where it needs that key.")
-    if _samples_are_done(context):
+    samples_are_done = _samples_are_done(context)
+    if not samples_are_done:
+        missing_keys = flow.missing_keys(context.config, "variants") | flow.missing_keys(context.config, "samples")
+        for variable, model in missing_keys.items():
+            say(console, f"\n{variable} is not set in this environment; the run will need it for model {model!r}.")
+    if samples_are_done:
         cost_tables.compare(rows, _accounts(context), console)
-
-
-def missing_keys(config: Config) -> list[str]:
-    """Environment variables with API keys that models of the cascade need and that are not set."""
-    names = {name for rung in config.rung for name in rung.models}
-    variables = {config.models[name].api_key_env for name in names}
-    return sorted(variable for variable in variables if variable is not None and not os.environ.get(variable))
 
 
 def measure(context: Context, drawn: Sequence[Question], assumed: Mapping[str, Rates]) -> dict[str, Rates]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import os
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Protocol, cast
@@ -11,7 +12,7 @@ from typing import Protocol, cast
 from stepladder import models
 from stepladder.config import Config
 from stepladder.context import STAGES, Context, artifacts, label
-from stepladder.errors import MissingExtra
+from stepladder.errors import AskError, MissingExtra
 from stepladder.workspace import Artifact, State
 
 
@@ -47,18 +48,49 @@ def run(context: Context, names: Collection[str] = STAGES) -> None:
 def computes_in(config: Config, name: str) -> str | None:
     """The number format a stage computes in on this machine; None where it computes nothing in this process, or PyTorch
     is not there, which is not missed where the ledger knows every answer."""
-    models_used: list[str] = []
-    if name == "samples":
-        models_used = [model for rung in config.rung for model in rung.models]
-    elif name == "variants" and config.variants is not None:
-        models_used = [*config.variants.models, *(config.variants.judges or config.models)]
-    local = any(config.models[model].engine == "local" for model in models_used)
+    local = any(config.models[model].engine == "local" for model in models_asked(config, name))
     with contextlib.suppress(MissingExtra):
         if name in ("adapter", "merged", "quantised"):
             return models.dtype_name(config.train.dtype)
         if local or (name == "predictions" and config.predict.engine == "local"):
             return models.dtype_name(config.predict.dtype)
     return None
+
+
+def models_asked(config: Config, name: str) -> list[str]:
+    """The models, by their names under ``[models]``, that a stage asks."""
+    if name == "samples":
+        return [model for rung in config.rung for model in rung.models]
+    if name == "variants" and config.variants is not None:
+        return [*config.variants.models, *(config.variants.judges or config.models)]
+    return []
+
+
+def missing_keys(config: Config, name: str) -> dict[str, str]:
+    """Environment variables with API keys that a stage needs and that are not set, each with a model that needs it."""
+    models_by_variable: dict[str, str] = {}
+    for model in models_asked(config, name):
+        variable = config.models[model].api_key_env
+        if variable is not None and not os.environ.get(variable):
+            models_by_variable.setdefault(variable, model)
+    return models_by_variable
+
+
+def check_keys(context: Context) -> None:
+    """Check that the API keys are set of all models that a run still has to ask.
+
+    Raises:
+        AskError: naming the first variable that is not set, and its model.
+    """
+    to_do = [(artifact, state) for artifact, state in states(context) if state != "done"]
+    for position, (artifact, state) in enumerate(to_do):
+        if state == "stale" and position > 0:
+            continue  # once the artifacts before it are made again, it may prove to be up to date
+        for variable, model in missing_keys(context.config, artifact).items():
+            raise AskError(
+                f"model {model!r}: environment variable {variable} is not set, and {artifact} will ask this model; put "
+                "the key there"
+            )
 
 
 def _say_what_differs(context: Context, artifact: str, dtype: str) -> None:
