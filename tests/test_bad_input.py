@@ -317,7 +317,8 @@ def test_bad_data_leaves_the_artifact_made_from_good_data(desk: Desk) -> None:
 
 def test_a_stage_before_its_time_says_what_is_missing(desk: Desk) -> None:
     for stage in STAGES[1:]:
-        refused(desk.run(stage, "run.toml"), "runs/demo/", "not there yet", "run the stages before", "stepladder run")
+        refused(desk.run(stage, "run.toml"), "runs/demo/", "not there yet", "('stepladder run run.toml')")
+    refused(desk.run("samples", "run.toml", "--runs", "all"), "('stepladder run run.toml --runs all')")
     assert desk.artifacts() == []
     assert desk.leftovers() == []
 

@@ -181,7 +181,7 @@ def test_what_goes_wrong_is_one_line(package: Path, project: Path, tmp_path: Pat
     assert "is there already" in said("tiny.toml", "package")
     assert "has no digest" in said("tiny.toml", "other", "--image", "vllm/vllm-openai:latest")
     (project / "stale.toml").write_text((project / "tiny.toml").read_text().replace("max_tokens = 8", "max_tokens = 9"))
-    assert "'stepladder run' brings it up to date" in said("stale.toml", "other")
+    assert "'stepladder run stale.toml' brings it up to date" in said("stale.toml", "other")
     assert not (project / "other").exists()
     run = subprocess.run([package / "run.sh", "/nowhere", tmp_path / "a"], capture_output=True, text=True, check=False)
     assert (run.returncode, run.stderr.count("\n")) == (2, 1)

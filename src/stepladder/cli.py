@@ -15,6 +15,7 @@ import typer
 from rich.console import Console
 
 from stepladder.errors import StepladderError, UserError
+from stepladder.workspace import RUNS
 
 app = typer.Typer(
     help="A few hundred labelled questions in, a small model that reasons step by step out, proved with numbers.",
@@ -26,7 +27,6 @@ app = typer.Typer(
 
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="The run's TOML file.", show_default=False)]
 Runs = Annotated[Path, typer.Option(help="Folder that holds all runs and their ledger.")]
-RUNS = Path("runs")
 ENGINES = ("local", "vllm")
 LANGUAGES = ("zh", "en")
 DTYPES = ("float32", "bfloat16")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from stepladder.config import BASE, Config, load
 from stepladder.errors import UserError
 from stepladder.mcq import prompts
 from stepladder.progress import Progress
-from stepladder.workspace import Artifact, Workspace
+from stepladder.workspace import RUNS, Artifact, Workspace
 
 STAGES = (
     "questions", "samples", "variants", "trainset", "adapter", "merged", "quantised", "predictions", "ensemble",
@@ -29,6 +30,8 @@ class Context:
     config: Config
     workspace: Workspace
     progress: Progress
+    file: Path | None = None
+    """The TOML file, as the user named it."""
 
     @classmethod
     def open(cls, config: Path, runs: Path) -> Context:
@@ -41,7 +44,7 @@ class Context:
         loaded = load(config)
         if runs.exists() and not runs.is_dir():
             raise UserError(f"{runs}: is not a folder; give --runs a folder, which is made if it is not there")
-        return cls(loaded, Workspace(runs, loaded.name), Progress(Console()))
+        return cls(loaded, Workspace(runs, loaded.name), Progress(Console()), config)
 
     def input(self, stage: str, part: str | None = None) -> Path:
         """Folder of a finished artifact to read from."""
@@ -53,7 +56,17 @@ class Context:
         Raises:
             UserError: it is not there yet.
         """
-        return Artifact(self.input(stage, part), {}, {}).digest()
+        return Artifact(self.input(stage, part), {}, {}).digest(self.run_command)
+
+    @property
+    def run_command(self) -> str:
+        """The command that brings the run up to date, for messages."""
+        words = ["stepladder", "run"]
+        if self.file is not None:
+            words.append(str(self.file))
+            if self.workspace.runs != RUNS:
+                words += ["--runs", str(self.workspace.runs)]
+        return shlex.join(words)
 
     def prompts_digest(self) -> dict[str, str]:
         """The user's prompts, for the inputs of a stage that asks or trains with them."""

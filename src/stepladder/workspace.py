@@ -22,6 +22,8 @@ from typing import Any, Literal, NotRequired, TypedDict, cast
 from stepladder.errors import UserError
 
 MANIFEST = "manifest.json"
+RUNS = Path("runs")
+"""Folder of all runs, unless the user names another."""
 State = Literal["done", "stale", "missing"]
 
 
@@ -117,15 +119,15 @@ class Artifact:
             return "missing"
         return "done" if manifest["fingerprint"] == self.fingerprint else "stale"
 
-    def digest(self) -> str:
-        """Digest of the finished files: what a later stage puts among its inputs.
+    def digest(self, run: str = "stepladder run") -> str:
+        """Digest of the finished files, for the inputs of a later stage. ``run`` is the command that makes them.
 
         Raises:
             UserError: the artifact is not there yet.
         """
         manifest = self.manifest()
         if manifest is None:
-            raise UserError(f"{self.folder}: not there yet; run the stages before this one ('stepladder run')")
+            raise UserError(f"{self.folder}: not there yet; run the stages before this one ('{run}')")
         return digest({name: entry["sha256"] for name, entry in manifest["files"].items()})
 
     def scratch(self, dtype: str) -> Path:

@@ -23,7 +23,7 @@ def ledger(config: Path, runs: Path, export: Path | None) -> None:
     context = Context.open(config, runs)
     path = context.workspace.ledger
     if not path.exists():
-        raise UserError(f"{path}: there is no ledger yet; 'stepladder run {config}' starts one")
+        raise UserError(f"{path}: there is no ledger yet; '{context.run_command}' starts one")
     with Ledger(path) as opened:
         show(opened.accounts(context.workspace.name), context.progress.console)
         if export is not None:

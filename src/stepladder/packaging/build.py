@@ -113,7 +113,9 @@ def _team(context: Context) -> Team:
     """The members that the run chose, and their rule with what it was fitted on."""
     for label, state in states(context):
         if state != "done" and label != "report":
-            raise UserError(f"{context.workspace.folder}: {label} is {state}; 'stepladder run' brings it up to date")
+            raise UserError(
+                f"{context.workspace.folder}: {label} is {state}; '{context.run_command}' brings it up to date"
+            )
     choice = EnsembleChoice.read(context.input("ensemble"))
     alone = choice.rule == "single"
     names = [choice.leader] if alone else [*choice.members]
