@@ -417,7 +417,8 @@ def test_init_overwrites_nothing(desk: Desk) -> None:
 
 
 def test_init_refuses_what_it_cannot_do(desk: Desk) -> None:
-    refused(desk.run("init", "new", "--language", "fr"), "'fr'", "zh or en")
+    refused(desk.run("init", "new", "--language", "fr"), "--language 'fr'", "zh or en")
+    refused(desk.run("init", "new", "--teacher", "guru", "--base", "b"), "--teacher 'guru'", "openai or self-hosted")
     assert not (desk.folder / "new").exists()
     refused(desk.run("init", "run.toml"), "run.toml: cannot be made", "another folder")
 

@@ -261,6 +261,8 @@ def init(
     """Write stepladder.toml: with generated questions to try, or with --teacher and --base for your own."""
     from stepladder.commands import init as command
 
+    _check_choice("--language", language, LANGUAGES)
+    _check_choice("--teacher", teacher, tuple(command.MODELS))
     command.init(folder, language, teacher, base, Console())
 
 
