@@ -18,6 +18,7 @@ import pytest
 from rich.console import Console
 
 from stepladder import cli
+from stepladder.closedworld import FAMILIES
 from stepladder.commands import doctor
 
 SOURCE = Path(__file__).parent.parent / "src"
@@ -431,9 +432,21 @@ def test_init_makes_a_run_of_any_folder_name(desk: Desk) -> None:
     assert desk.run("status", f"{name}/stepladder.toml").code == 0
 
 
+def test_worlds_are_of_the_named_families_or_of_all(desk: Desk) -> None:
+    def made(*words: str) -> str:
+        assert desk.run("worlds", "out.jsonl", "--problems", "8", *words).code == 0
+        return (desk.folder / "out.jsonl").read_text(encoding="utf-8")
+
+    assert made() == made(*(word for name in FAMILIES for word in ("--family", name)))
+    some = made("--family", "table", "--family", "chaining", "--family", "table")
+    assert [json.loads(line)["source"].split("/")[1] for line in some.splitlines()] == ["table", "chaining"] * 4
+    assert all(name in desk.run("worlds", "--help").out for name in FAMILIES)
+
+
 def test_worlds_refuses_what_it_cannot_do(desk: Desk) -> None:
     refused(desk.run("worlds", "out.jsonl", "--split", "dev"), "'dev'", "train, test")
     refused(desk.run("worlds", "out.jsonl", "--language", "fr"), "'fr'", "en, zh")
+    refused(desk.run("worlds", "out.jsonl", "--family", "riddle"), "'riddle'", ", ".join(FAMILIES))
     refused(desk.run("worlds", "none/out.jsonl"), "none/out.jsonl", "no folder none", "make it")
     refused(desk.run("worlds", "student", "--problems", "1"), "student: cannot be written", "folder")
     assert not (desk.folder / "out.jsonl").exists()

@@ -273,11 +273,15 @@ def worlds(
     seed: Annotated[int, typer.Option(help="Same seed, same bytes.")] = 2024,
     language: Annotated[str, typer.Option(help="zh or en")] = "en",
     split: Annotated[str, typer.Option(help="train or test; the two never share a problem.")] = "train",
+    family: Annotated[
+        list[str] | None,
+        typer.Option(help="chaining, ordering, table or arithmetic; may be repeated; by default all of them in turn."),
+    ] = None,
 ) -> None:
     """Generate closed-world problems whose answers are proved, with worked solutions."""
     from stepladder.commands import worlds as command
 
-    command.worlds(out, problems, seed, language, split)
+    command.worlds(out, problems, seed, language, split, family or ())
 
 
 def _names(text: str) -> tuple[str, ...]:
