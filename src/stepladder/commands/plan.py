@@ -69,8 +69,10 @@ def plan_cascade(context: Context, pilot: int) -> None:
         missing_keys = flow.missing_keys(context.config, "variants") | flow.missing_keys(context.config, "samples")
         for variable, model in missing_keys.items():
             say(console, f"\n{variable} is not set in this environment; the run will need it for model {model!r}.")
-    if samples_are_done:
-        cost_tables.compare(rows, _accounts(context), console)
+    # The ledger keeps no account of weights in this process, so there is nothing to compare.
+    with_account = [row for row in rows if context.config.models[row.model].engine != "local"]
+    if samples_are_done and with_account:
+        cost_tables.compare(with_account, _accounts(context), console)
 
 
 def measure(context: Context, drawn: Sequence[Question], assumed: Mapping[str, Rates]) -> dict[str, Rates]:
