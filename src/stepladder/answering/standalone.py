@@ -1,7 +1,7 @@
-"""What a model folder needs to know to answer questions on its own, and answering them: ``stepladder predict``.
+"""How a finished model folder answers questions without its run (``stepladder predict``), and the settings it carries.
 
-Every question gets a letter: where an answer cannot be read the model is asked again, and where that does not help the
-likeliest option by token probability stands, which is said.
+Every question gets a letter: where an answer cannot be read the model is asked again, and where that does not help
+either, the likeliest option by token probability is taken; :class:`Answers` lists both.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ MIN_RETRY_TEMPERATURE = 0.7
 
 
 class AnswerSettings(NamedTuple):
-    """How a model is asked: as it was when it was validated."""
+    """How a model is asked: by default as it was validated."""
 
     language: Language
     predict: Predict = Predict()
@@ -37,7 +37,7 @@ class AnswerSettings(NamedTuple):
     seed: int = 0
     prompts: Path | None = None
     validated_in: str | None = None
-    """Number format that its validation was computed in; None where a server computed, or nobody knows."""
+    """Number format that its validation was computed in; None where a server computed, or it is not recorded."""
 
 
 class ModelSettings(Document):
@@ -63,14 +63,14 @@ class Answers(NamedTuple):
 
 
 def write_settings(config: Config, folder: Path) -> None:
-    """Write into a model folder how it is asked, with the user's prompts, if there are any."""
+    """Write a run's settings, and the user's prompts if there are any, into a model folder."""
     local = config.predict.engine == "local"
     ModelSettings(
         language=config.language,
         seed=config.seed,
         predict=Predict.model_validate(as_settings(config.predict)),
         **({"validated_in": models.dtype_name(config.predict.dtype)} if local else {}),
-        # Where vLLM is, each machine knows for itself.
+        # Where vLLM is installed or served differs between machines.
         serve=Serve.model_validate(as_settings(config.serve, without=("environment", "base_url", "model"))),
     ).write(folder)
     if config.prompts is not None:
@@ -103,12 +103,12 @@ def read_settings(folder: Path, language: Language | None) -> AnswerSettings:
 def answer(
     client: FolderClient, weights: Path, questions: Sequence[Question], settings: AnswerSettings, label: str = "answers"
 ) -> Answers:
-    """Answer every question, with a letter each; ``label`` says in the live view what is going on."""
+    """Answer every question, with a letter each; ``label`` names the work in the live view."""
     model, engine = _identity(weights, settings), settings.predict.engine
 
-    def votes(group: Sequence[Question], predict: Predict, what: str) -> list[Prediction]:
+    def votes(group: Sequence[Question], predict: Predict, stage_label: str) -> list[Prediction]:
         def ask(requests: Sequence[Request]) -> Mapping[str, Response]:
-            return client.ask(weights, requests, what, engine)
+            return client.ask(weights, requests, stage_label, engine)
 
         return vote(Poll(group, "model", model, predict, settings.seed, settings.prompts), ask)
 

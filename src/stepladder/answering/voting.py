@@ -1,6 +1,6 @@
-"""How a student answers questions: asked through the ledger like any model, at price 0, then voted.
+"""How a student answers questions: asked through the ledger like any model, at price 0, then by majority vote.
 
-Used by ``quantised`` (to measure) and by ``predictions`` (to keep); the second finds the first's answers stored.
+Used by the stages ``quantised`` and ``predictions``; the second finds the first's answers in the ledger.
 """
 
 from __future__ import annotations
@@ -78,14 +78,14 @@ Ask = Callable[[Sequence[Request]], Mapping[str, Response]]
 """Gives responses by request key."""
 
 
-def predict(context: Context, member: str, weights: Path, questions: list[Question], what: str) -> list[Prediction]:
-    """Answer every question of a run with a model folder (:func:`vote`), as any model is asked, through the ledger."""
+def predict(context: Context, member: str, weights: Path, questions: list[Question], label: str) -> list[Prediction]:
+    """Answer every question of a run with a model folder (:func:`vote`), through the ledger as any model."""
     config = context.config
     model = models.identity(weights, computed_in(config.predict.engine, config.predict, config.serve))
     with folder_client(context) as client:
 
         def ask(requests: Sequence[Request]) -> Mapping[str, Response]:
-            return client.ask(weights, requests, what, config.predict.engine)
+            return client.ask(weights, requests, label, config.predict.engine)
 
         return vote(Poll(questions, member, model, config.predict, config.seed, config.prompts), ask)
 
