@@ -187,7 +187,7 @@ def test_what_goes_wrong_is_one_line(package: Path, project: Path, tmp_path: Pat
 
 
 def test_wheels_are_what_is_installed_here() -> None:
-    found = wheels.needed("serve", "3.12")
-    assert found["transformers"] == "5.17.0"
-    assert "torch" not in found
+    versions = wheels.needed("serve", "3.12")
+    assert versions["transformers"] == "5.17.0"
+    assert "torch" not in versions
     assert wheels.needed("local", "3.11")["torch"] == importlib.metadata.version("torch")

@@ -1,7 +1,8 @@
-"""A package's self-test: what it answered on the machine that packed it, and what that says about another machine.
+"""A package's self-test: the answers it gave on the machine that packed it, and the comparison with those given later.
 
-On the very machine, in the same number format, answers are the same bytes. Elsewhere kernels differ, and a near tie may
-fall the other way: then a share of the letters must be the same, of questions whose letters even quantising left alone.
+On the same machine and in the same number format all letters must be the same. Elsewhere kernels differ and a near tie
+may fall the other way, so only a share of the letters must agree, preferably on questions whose letters did not change
+by quantising either.
 """
 
 from __future__ import annotations
