@@ -402,7 +402,7 @@ def test_libraries_read_utf8_whatever_the_locale_is(monkeypatch: pytest.MonkeyPa
 
 
 def test_doctor_says_what_to_install(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "TRAIN", ("a-library-that-is-not-there",))
+    monkeypatch.setattr(doctor, "TRAIN_LIBRARIES", ("a-library-that-is-not-there",))
     assert not doctor.doctor(Console(width=200))
     assert "pip install 'stepladder[train]'" in capsys.readouterr().out
 

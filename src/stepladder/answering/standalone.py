@@ -106,9 +106,9 @@ def answer(
     """Answer every question, with a letter each; ``label`` names the work in the live view."""
     model, engine = _identity(weights, settings), settings.predict.engine
 
-    def votes(group: Sequence[Question], predict: Predict, stage_label: str) -> list[Prediction]:
+    def votes(group: Sequence[Question], predict: Predict, round_label: str) -> list[Prediction]:
         def ask(requests: Sequence[Request]) -> Mapping[str, Response]:
-            return client.ask(weights, requests, stage_label, engine)
+            return client.ask(weights, requests, round_label, engine)
 
         return vote(Poll(group, "model", model, predict, settings.seed, settings.prompts), ask)
 

@@ -1,4 +1,4 @@
-"""``stepladder plan``: the pilot if one is wanted, the forecast as tables, and how it turned out."""
+"""``stepladder plan``: an optional pilot, the forecast as tables, and once the cascade is done, the comparison."""
 
 from __future__ import annotations
 
@@ -35,22 +35,22 @@ from stepladder.terminal import say
 
 
 def plan(config: Path, runs: Path, pilot: int, card: str, hours: float, rate: float | None) -> None:
-    """Show what the cascade will ask, take and cost, and whether the members fit a card. ``pilot`` questions are really
-    sent first, if it is not 0; they stand in the ledger then and are not paid for again.
+    """Print what the cascade will ask, take and cost, and whether the members fit a card. First, so many ``pilot``
+    questions are really asked; the ledger keeps their answers, so the run does not pay for them again.
 
     Raises:
         UserError, AskError, BudgetError: as the stages ``questions`` and ``samples`` do.
     """
-    on = capacity.card(card)
+    target = capacity.card(card)
     context = Context.open(config, runs)
     with context.workspace.locked():
         plan_cascade(context, pilot)
         shape, work = shape_of(context.config.train.base), work_of(context)
-        fit_tables.show(context.config, shape, work, on, hours, rate, context.progress.console)
+        fit_tables.show(context.config, shape, work, target, hours, rate, context.progress.console)
 
 
 def plan_cascade(context: Context, pilot: int) -> None:
-    """Show what the cascade will ask, take and cost; once it is done, beside what it did."""
+    """Print what the cascade will ask, take and cost; once it is done, also what it did."""
     flow.run(context, ("questions",))
     questions = records.read(context.input("questions") / "train.jsonl", Question)
     rates = assume(context.config, questions)
@@ -76,7 +76,7 @@ def plan_cascade(context: Context, pilot: int) -> None:
 
 
 def measure(context: Context, drawn: Sequence[Question], assumed: Mapping[str, Rates]) -> dict[str, Rates]:
-    """Rates by rung from asking some questions; a rung that none of them reached keeps what was assumed."""
+    """Rates by rung, measured by asking some questions; rungs that none of them reached are left out."""
     steps = [step for step in Cascade(context).climb(drawn) if step.reached and step.rung.kind == "ask"]
     medians = {(a.rung, a.model): statistics.median(a.seconds) for a in _accounts(context) if a.seconds}
     return {
@@ -95,7 +95,8 @@ def measure(context: Context, drawn: Sequence[Question], assumed: Mapping[str, R
 
 
 def _model_rates(usage: Usage, questions: int, assumed: ModelRates, median: float | None) -> ModelRates:
-    """What a pilot says of one model. Weights in this process keep no times, so theirs is how long the pilot took."""
+    """One model's rates as measured by a pilot. ``median`` is of the seconds a call in the ledger, which has none for
+    weights in this process; there the pilot's wall time a call is taken."""
     calls = ONE.times(usage.calls / questions)
     if not usage.calls:
         return assumed
@@ -116,22 +117,23 @@ def _accounts(context: Context) -> list[Account]:
 
 
 def shape_of(base: str) -> Shape | None:
-    """The shape of the student's base, without downloading anything; None where it is not known."""
+    """The shape of the student's base; None where it is neither on this machine nor a model of known shape. Nothing is
+    downloaded."""
     folder = Path(base).expanduser()
     if base == models.BUNDLED or folder.is_dir():
         return memory.read(models.locate(base))
-    here = hubs.cached(base)
-    return memory.known(base) if here is None else memory.read(here)
+    cached = hubs.cached(base)
+    return memory.known(base) if cached is None else memory.read(cached)
 
 
 def work_of(context: Context) -> Workload:
-    """What the members will have to answer: the test, or without one the validation questions. Answers are as long as
-    the accepted chains, where there are some."""
+    """What the members will have to answer: the test questions, or without a test those of validation. The length of
+    answers is the mean of the accepted chains, once there are some."""
     config = context.config
     split = "validation" if config.questions.test is None else "test"
     questions = records.read(context.input("questions") / f"{split}.jsonl", Question)
     prompts = [prompt_tokens(config, question) for question in questions] or [0.0]
-    again = sum(
+    shared_tokens = sum(
         tokens(later.problem) for earlier, later in pairwise(questions) if earlier.problem_id == later.problem_id
     )
     answer = ANSWER_TOKENS.likely
@@ -144,7 +146,7 @@ def work_of(context: Context) -> Workload:
         votes=config.predict.votes,
         members=len(config.member),
         prompt=fmean(prompts),
-        read=fmean(prompts) - again / max(1, len(questions)),
+        read=fmean(prompts) - shared_tokens / max(1, len(questions)),
         answer=min(answer, config.predict.max_tokens),
         length=round(max(prompts)) + config.predict.max_tokens,
         bits=config.quantise.bits,
@@ -154,6 +156,6 @@ def work_of(context: Context) -> Workload:
 
 
 def _samples_are_done(context: Context) -> bool:
-    """Whether the cascade was climbed. Where its folder is not there nothing more is looked at: its fingerprint is made
-    of the models' weights, which may not be downloaded yet."""
+    """Whether the samples are up to date. Without their folder the fingerprint is not computed, since it needs the
+    models' weights, which may not be downloaded yet."""
     return context.input("samples").exists() and flow.stage("samples").artifact(context, None).state() == "done"

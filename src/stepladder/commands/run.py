@@ -1,4 +1,4 @@
-"""``stepladder run``: every stage that is not up to date, then the result; and one stage alone."""
+"""``stepladder run``: run every stage that is not up to date and show the result; or run one stage alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``stepladder worlds``: closed-world problems whose answers are proved, as a question file."""
+"""``stepladder worlds``: generate closed-world problems whose answers are proved, as a question file."""
 
 from __future__ import annotations
 
