@@ -1,4 +1,4 @@
-"""The loop that runs what is not done."""
+"""The loop that builds every artifact that is not up to date."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from stepladder.workspace import Artifact, State
 
 
 class Stage(Protocol):
-    """What the module of a stage offers."""
+    """The functions that the module of a stage has."""
 
     def artifact(self, context: Context, part: str | None) -> Artifact: ...
 
@@ -40,14 +40,14 @@ def run(context: Context, names: Collection[str] = STAGES) -> None:
             continue
         dtype = computes_in(context.config, name)
         if dtype is not None:
-            _say_what_differs(context, label(name, part), dtype)
+            _note_other_formats(context, label(name, part), dtype)
         with context.progress.stage(label(name, part)), artifact.writing(dtype) as folder:
             stage(name).build(context, part, folder)
 
 
 def computes_in(config: Config, name: str) -> str | None:
-    """The number format a stage computes in on this machine; None where it computes nothing in this process, or PyTorch
-    is not there, which is not missed where the ledger knows every answer."""
+    """The number format that a stage computes in on this machine; None where it computes nothing in this process, or
+    PyTorch is not installed, which is no error where the ledger has every answer."""
     local = any(config.models[model].engine == "local" for model in models_asked(config, name))
     with contextlib.suppress(MissingExtra):
         if name in ("adapter", "merged", "quantised"):
@@ -93,25 +93,26 @@ def check_keys(context: Context) -> None:
             )
 
 
-def _say_what_differs(context: Context, artifact: str, dtype: str) -> None:
-    """Say that a run goes on in another number format than it was made in."""
+def _note_other_formats(context: Context, artifact: str, dtype: str) -> None:
+    """Note that artifacts made before were computed in another number format."""
     formats = context.number_formats()
-    others = {other: before for other, before in formats.items() if before != dtype and other != artifact}
+    others = {name: other for name, other in formats.items() if other != dtype and name != artifact}
     if others:
         table = "predict" if artifact.startswith(("samples", "variants", "predictions")) else "train"
         context.progress.say(
             f"{artifact} is computed in {dtype}, and {', '.join(others)} {'were' if len(others) > 1 else 'was'} in "
-            f"{' and '.join(sorted({*others.values()}))}; dtype in [{table}] holds a run to one"
+            f"{' and '.join(sorted({*others.values()}))}; set dtype in [{table}] to use one for the whole run"
         )
 
 
 def states(context: Context) -> Iterator[tuple[str, State]]:
-    """Every artifact of the run with its state. An artifact whose input is not there is missing or stale itself."""
-    broken = False
+    """Every artifact of the run with its state. All after the first that is not done are stale, or missing where there
+    is no folder: their fingerprints need its digest."""
+    unfinished = False
     for name, part in artifacts(context.config):
-        if broken:
+        if unfinished:
             yield label(name, part), "stale" if context.input(name, part).exists() else "missing"
             continue
         state = stage(name).artifact(context, part).state()
-        broken = state != "done"
+        unfinished = state != "done"
         yield label(name, part), state
