@@ -122,7 +122,7 @@ def generate(asked: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
     how = standalone.read_settings(asked.model, asked.language)
     tokenizer, model = models.load_tokenizer(asked.model), models.load(asked.model)
-    ends = [template.closing(tokenizer), tokenizer.eos_token_id]
+    ends = [template.closing_token(tokenizer), tokenizer.eos_token_id]
     tokens, begun = 0, time.perf_counter()
     for question in questions_of(asked)[: asked.alone]:
         messages = ask_messages(question, tuple(range(len(question.options))), how.prompts)

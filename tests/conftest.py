@@ -43,7 +43,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if forced == "other":
         forced = {"float32": "bfloat16", "bfloat16": "float32"}[models.dtype_name()]
     if forced:
-        os.environ[models.AUTO] = forced  # for the commands that tests start as well
+        os.environ[models.DTYPE_VARIABLE] = forced  # for the commands that tests start as well
 
 
 class _ByFile(LoadFileScheduling):  # type: ignore[misc]

@@ -18,6 +18,7 @@ import pytest
 from rich.console import Console
 
 from stepladder import cli
+from stepladder.closedworld import FAMILIES
 from stepladder.commands import doctor
 
 SOURCE = Path(__file__).parent.parent / "src"
@@ -317,7 +318,8 @@ def test_bad_data_leaves_the_artifact_made_from_good_data(desk: Desk) -> None:
 
 def test_a_stage_before_its_time_says_what_is_missing(desk: Desk) -> None:
     for stage in STAGES[1:]:
-        refused(desk.run(stage, "run.toml"), "runs/demo/", "not there yet", "run the stages before", "stepladder run")
+        refused(desk.run(stage, "run.toml"), "runs/demo/", "not there yet", "('stepladder run run.toml')")
+    refused(desk.run("samples", "run.toml", "--runs", "all"), "('stepladder run run.toml --runs all')")
     assert desk.artifacts() == []
     assert desk.leftovers() == []
 
@@ -327,6 +329,13 @@ def test_a_teacher_s_key_that_is_not_there_is_named(desk: Desk, monkeypatch: pyt
     desk.config(PATH, f'engine = "openai"\n{URL}\n{FREE}\napi_key_env = "NO_SUCH_KEY"')
     assert desk.run("questions", "run.toml").code == 0
     refused(desk.run("samples", "run.toml"), "'student'", "NO_SUCH_KEY is not set")
+
+
+def test_a_run_refuses_to_start_without_a_key_that_it_will_need(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NO_SUCH_KEY", raising=False)
+    desk.config(PATH, f'engine = "openai"\n{URL}\n{FREE}\napi_key_env = "NO_SUCH_KEY"')
+    refused(desk.run("run", "run.toml"), "'student'", "NO_SUCH_KEY is not set", "samples will ask")
+    assert desk.artifacts() == []
 
 
 def test_a_number_format_forced_on_a_machine_must_be_one(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -393,7 +402,7 @@ def test_libraries_read_utf8_whatever_the_locale_is(monkeypatch: pytest.MonkeyPa
 
 
 def test_doctor_says_what_to_install(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "TRAIN", ("a-library-that-is-not-there",))
+    monkeypatch.setattr(doctor, "TRAIN_LIBRARIES", ("a-library-that-is-not-there",))
     assert not doctor.doctor(Console(width=200))
     assert "pip install 'stepladder[train]'" in capsys.readouterr().out
 
@@ -409,7 +418,8 @@ def test_init_overwrites_nothing(desk: Desk) -> None:
 
 
 def test_init_refuses_what_it_cannot_do(desk: Desk) -> None:
-    refused(desk.run("init", "new", "--language", "fr"), "'fr'", "zh or en")
+    refused(desk.run("init", "new", "--language", "fr"), "--language 'fr'", "zh or en")
+    refused(desk.run("init", "new", "--teacher", "guru", "--base", "b"), "--teacher 'guru'", "openai or self-hosted")
     assert not (desk.folder / "new").exists()
     refused(desk.run("init", "run.toml"), "run.toml: cannot be made", "another folder")
 
@@ -422,9 +432,21 @@ def test_init_makes_a_run_of_any_folder_name(desk: Desk) -> None:
     assert desk.run("status", f"{name}/stepladder.toml").code == 0
 
 
+def test_worlds_are_of_the_named_families_or_of_all(desk: Desk) -> None:
+    def made(*words: str) -> str:
+        assert desk.run("worlds", "out.jsonl", "--problems", "8", *words).code == 0
+        return (desk.folder / "out.jsonl").read_text(encoding="utf-8")
+
+    assert made() == made(*(word for name in FAMILIES for word in ("--family", name)))
+    some = made("--family", "table", "--family", "chaining", "--family", "table")
+    assert [json.loads(line)["source"].split("/")[1] for line in some.splitlines()] == ["table", "chaining"] * 4
+    assert all(name in desk.run("worlds", "--help").out for name in FAMILIES)
+
+
 def test_worlds_refuses_what_it_cannot_do(desk: Desk) -> None:
     refused(desk.run("worlds", "out.jsonl", "--split", "dev"), "'dev'", "train, test")
     refused(desk.run("worlds", "out.jsonl", "--language", "fr"), "'fr'", "en, zh")
+    refused(desk.run("worlds", "out.jsonl", "--family", "riddle"), "'riddle'", ", ".join(FAMILIES))
     refused(desk.run("worlds", "none/out.jsonl"), "none/out.jsonl", "no folder none", "make it")
     refused(desk.run("worlds", "student", "--problems", "1"), "student: cannot be written", "folder")
     assert not (desk.folder / "out.jsonl").exists()

@@ -14,7 +14,10 @@ from api_server import ApiServer
 from stepladder import cli
 from stepladder.answering.cascade import accepted_of
 from stepladder.config import Rung
+from stepladder.context import Context
+from stepladder.errors import AskError
 from stepladder.records import Question, Sample
+from stepladder.stages import flow
 from stepladder.stages.samples import Votes
 
 TOML = """
@@ -189,6 +192,21 @@ class Project:
 @pytest.fixture
 def project(tmp_path: Path, api: ApiServer, monkeypatch: pytest.MonkeyPatch) -> Project:
     return Project(tmp_path, api, monkeypatch)
+
+
+def test_a_key_is_needed_only_for_what_is_still_to_be_asked(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert project.run("questions", "samples") == 0
+    monkeypatch.delenv("TEACHER_KEY")
+    context = Context.open(Path("run.toml"), Path("runs"))
+    flow.check_keys(context)
+    manifest = context.input("questions") / "manifest.json"
+    written = manifest.read_bytes()
+    manifest.unlink()  # questions come out the same again, and then samples are up to date
+    flow.check_keys(context)
+    manifest.write_bytes(written)
+    project.write('accept = "majority"\nsamples = 3\ntemperature = 1.0')
+    with pytest.raises(AskError, match="model 'one': environment variable TEACHER_KEY is not set, and samples"):
+        flow.check_keys(Context.open(Path("run.toml"), Path("runs")))
 
 
 def test_doubted_labels_train_nobody_until_somebody_has_looked(project: Project) -> None:

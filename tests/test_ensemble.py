@@ -13,7 +13,7 @@ import pytest
 from made import verdict
 from rich.console import Console
 
-from stepladder.commands.choose_rule import pool, show, to_json
+from stepladder.commands.choose_rule import cross_validate, show, to_json
 from stepladder.config import Config, Ensemble, Member, Model, Price, Questions, Rung, Variants, load
 from stepladder.context import STAGES, Context, parts
 from stepladder.documents import CrossValidation
@@ -337,7 +337,7 @@ def recorded(folder: Path, count: int = 60) -> Path:
 
 
 def test_recorded_votes_are_judged_like_a_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    found, questions = pool(recorded(tmp_path), ["x", "good", "y", "mute"], seed=0)
+    found, questions = cross_validate(recorded(tmp_path), ["x", "good", "y", "mute"], seed=0)
     assert (questions, found.choice, found.leader, found.oracle) == (60, "single", "good", 1.0)
     assert found.rules["single"].accuracy == 1
     assert found.rules["vote"].accuracy < 1
@@ -359,12 +359,12 @@ def test_recorded_votes_are_judged_like_a_runs(tmp_path: Path, capsys: pytest.Ca
 )
 def test_members_that_cannot_be_judged(tmp_path: Path, members: list[str], said: str) -> None:
     with pytest.raises(UserError, match=said):
-        pool(recorded(tmp_path), members, seed=0)
+        cross_validate(recorded(tmp_path), members, seed=0)
 
 
 def test_questions_of_one_problem_cannot_be_held_out(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="one problem only"):
-        pool(recorded(tmp_path, 2), ["x", "y"], seed=0)
+        cross_validate(recorded(tmp_path, 2), ["x", "y"], seed=0)
 
 
 TOML = """

@@ -15,9 +15,13 @@ import pytest
 from tiny_run import stepladder
 
 from stepladder import models
+from stepladder.answering.standalone import ModelSettings
+from stepladder.answering.team import PackedEnsemble
+from stepladder.documents import Document
 from stepladder.errors import GateError
 from stepladder.packaging import selftest, wheels
-from stepladder.packaging.build import SCRIPTS
+from stepladder.packaging.build import SCRIPTS, PackageManifest
+from stepladder.packaging.selftest import ExpectedAnswers
 from stepladder.records import Prediction, Question
 
 pytestmark = pytest.mark.dtype
@@ -49,6 +53,14 @@ def test_every_file_is_named_by_its_hash_and_nothing_by_the_clock(package: Path,
         text = (package / name).read_text()
         assert not re.search(r"\b20\d\d-\d\d-\d\d", text)
         assert str(project) not in text
+
+
+@pytest.mark.parametrize("document", [PackedEnsemble, PackageManifest, ExpectedAnswers, ModelSettings])
+def test_a_document_is_read_as_it_was_written(package: Path, document: type[Document]) -> None:
+    paths = [*package.rglob(document.FILE)]
+    assert paths
+    for path in paths:
+        assert document.read(path.parent).to_json() == path.read_text(encoding="utf-8")
 
 
 def test_it_holds_what_the_run_chose(package: Path, project: Path) -> None:
@@ -115,7 +127,7 @@ def test_it_answers_as_the_run_did(package: Path, tmp_path: Path) -> None:
     moved = tmp_path / "elsewhere"
     shutil.copytree(package, moved)
     where = {"PATH": os.environ["PATH"], "STEPLADDER_ENV": sys.prefix, "ENGINE": "local", "HOME": ""}
-    where |= {name: os.environ[name] for name in (models.AUTO, "OMP_NUM_THREADS") if name in os.environ}
+    where |= {name: os.environ[name] for name in (models.DTYPE_VARIABLE, "OMP_NUM_THREADS") if name in os.environ}
     (tmp_path / "out").mkdir()
     command = [*UNSHARED, f"{moved}/selftest.sh {tmp_path}/out"]
     done = subprocess.run(command, env=where, capture_output=True, text=True, check=False)
@@ -146,8 +158,8 @@ def test_the_self_test_knows_the_machine_that_packed(package: Path, tmp_path: Pa
 
     other = expected["machine"] | {"dtype": "float16"}
     assert "as when it was packed, on this machine" in check(expected["machine"])
-    assert "here float16" in check(other)
-    assert "here a server" in check(None)
+    assert "here in float16" in check(other)
+    assert "here on a server" in check(None)
     wrong = "ABCDEFGH"[("ABCDEFGH".index(str(given[0].answer)) + 1) % len(questions[0].options)]
     given[0] = given[0].model_copy(update={"answer": wrong})
     with pytest.raises(GateError, match=f"1 of .* on this very machine, {re.escape(questions[0].id)} first"):
@@ -168,14 +180,14 @@ def test_what_goes_wrong_is_one_line(package: Path, project: Path, tmp_path: Pat
     assert "is there already" in said("tiny.toml", "package")
     assert "has no digest" in said("tiny.toml", "other", "--image", "vllm/vllm-openai:latest")
     (project / "stale.toml").write_text((project / "tiny.toml").read_text().replace("max_tokens = 8", "max_tokens = 9"))
-    assert "'stepladder run' brings it up to date" in said("stale.toml", "other")
+    assert "'stepladder run stale.toml' brings it up to date" in said("stale.toml", "other")
     assert not (project / "other").exists()
     run = subprocess.run([package / "run.sh", "/nowhere", tmp_path / "a"], capture_output=True, text=True, check=False)
     assert (run.returncode, run.stderr.count("\n")) == (2, 1)
 
 
 def test_wheels_are_what_is_installed_here() -> None:
-    found = wheels.needed("serve", "3.12")
-    assert found["transformers"] == "5.17.0"
-    assert "torch" not in found
+    versions = wheels.needed("serve", "3.12")
+    assert versions["transformers"] == "5.17.0"
+    assert "torch" not in versions
     assert wheels.needed("local", "3.11")["torch"] == importlib.metadata.version("torch")

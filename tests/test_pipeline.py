@@ -92,6 +92,13 @@ def test_the_cascade_solves_what_its_rungs_say(project: Path) -> None:
     assert summary["unsolved"] == 0
 
 
+def test_a_plan_is_compared_only_with_what_the_ledger_has_accounts_of(project: Path) -> None:
+    told = stepladder(project, "plan", "tiny.toml")
+    assert told.returncode == 0, told.stderr
+    assert "student" in told.stdout
+    assert "Plan against actual" not in told.stdout, "weights in this process have no account"
+
+
 def test_a_second_run_has_nothing_to_do(project: Path) -> None:
     before = files(project / "runs" / "tiny")
     again = stepladder(project, "run", "tiny.toml")

@@ -12,11 +12,11 @@ import pytest
 from replay_server import ANSWERS, KEY_ENV, QUESTIONS, ReplayServer, configuration, tokens
 
 from stepladder import cli
-from stepladder.commands.plan import missing_keys
 from stepladder.config import Config
 from stepladder.forecast.cost import Guess, assume, forecast, prompt_tokens, share
 from stepladder.mcq.prompts import ask_messages
 from stepladder.records import Question
+from stepladder.stages.flow import missing_keys
 
 LADDER = {"easy": ("qwen2-7b",), "hard": ("llama-405b",)}
 COUNT = 40
@@ -92,9 +92,10 @@ def test_a_missing_key_is_said_before_the_run(monkeypatch: pytest.MonkeyPatch) -
     run = config([{"name": "e", "models": ["m"]}])
     keyed = run.model_copy(update={"models": {"m": run.models["m"].model_copy(update={"api_key_env": KEY_ENV})}})
     monkeypatch.delenv(KEY_ENV, raising=False)
-    assert (missing_keys(run), missing_keys(keyed)) == ([], [KEY_ENV])
+    assert (missing_keys(run, "samples"), missing_keys(keyed, "samples")) == ({}, {KEY_ENV: "m"})
+    assert missing_keys(keyed, "variants") == missing_keys(keyed, "report") == {}
     monkeypatch.setenv(KEY_ENV, "test-key")
-    assert missing_keys(keyed) == []
+    assert missing_keys(keyed, "samples") == {}
 
 
 def test_variants_are_planned_too() -> None:

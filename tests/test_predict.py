@@ -18,7 +18,7 @@ from stepladder import models
 from stepladder.answering import team
 from stepladder.answering.standalone import _likeliest, read_settings, write_settings
 from stepladder.answering.team import Team
-from stepladder.answering.voting import counted, vote
+from stepladder.answering.voting import Poll, count_stored, vote
 from stepladder.ask.ledger import Ledger
 from stepladder.ask.local.engine import Local
 from stepladder.ask.request import Request, Response, TokenLogprob
@@ -66,7 +66,7 @@ def test_every_question_gets_a_letter_and_it_is_said_where_it_comes_from(
     for row, problem in zip(given, asked, strict=True):
         for answer, question in zip(row["questions"], problem["questions"], strict=True):
             assert answer["answer"] in "ABCDEFG"[: len(question["options"])]
-    assert "answered by the likeliest option, since nothing that was said could be read" in said
+    assert "answered by the likeliest option, since no answer could be read" in said
 
 
 def test_the_same_again_from_the_ledger(student: Path, questions: Path, tmp_path: Path) -> None:
@@ -138,8 +138,9 @@ def test_what_was_answered_before_the_time_was_up_counts() -> None:
         return given
 
     settings = Predict(votes=2, temperature=1)
-    vote(asked[:1], "m", "model", settings, 7, answer)
-    found = counted(asked, "m", "model", settings, 7, lambda requests: given)
+    poll = Poll(asked, "m", "model", settings, 7)
+    vote(poll._replace(questions=asked[:1]), answer)
+    found = count_stored(poll, lambda requests: given)
     assert [one.answer is not None for one in found] == [True, False, False]
     assert [len(one.votes) for one in found] == [2, 0, 0]
 
@@ -169,7 +170,7 @@ def test_how_a_model_is_asked_travels_with_it(student: Path, tmp_path: Path) -> 
     with pytest.raises(InputError, match="give --language zh or en"):
         read_settings(tmp_path, None)
     (student / "stepladder.json").write_text('{"language": "en"}')
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match="field 'seed': Field required; copy it from the run's folder again"):
         read_settings(student, None)
 
 
@@ -237,15 +238,15 @@ def prediction(letters: str) -> list[Prediction]:
 def test_members_of_a_package_answer_by_the_rule_that_was_chosen(base: Path, tmp_path: Path) -> None:
     """What was chosen and fitted on validation travels in a file, and comes out of it the same."""
     known = {"good": prediction("AAAAAB"), "fair": prediction("AAABBB"), "poor": prediction("AABBBB")}
-    learned = team.learned([q.model_copy(update={"answer": "A"}) for q in questions_of(6)], known)
+    validation = team.validation_answers([q.model_copy(update={"answer": "A"}) for q in questions_of(6)], known)
     for name in known:
         shutil.copytree(base, tmp_path / "model" / name)
     members = {name: tmp_path / "model" / name for name in known}
     asked = {"good": prediction("AB-B"), "fair": prediction("BBA-"), "poor": prediction("BAA-")}
     for rule, letters in {"vote": "BBAB", "leader": "BBAB", "weighted": "ABAB"}.items():
-        team.write(tmp_path, Team(members, rule, "good", learned))
+        team.write(tmp_path, Team(members, rule, "good", validation))
         found = team.find(str(tmp_path))
-        assert (found.members, found.rule, found.known) == (members, rule, learned)
+        assert (found.members, found.rule, found.validation) == (members, rule, validation)
         assert "".join(str(one.answer) for one in found.join(asked)) == letters, rule
     silent = {name: prediction("-") for name in known}
     assert found.join(silent)[0].answer is None

@@ -25,7 +25,7 @@ from stepladder.quantising import calibration, gptq, repair
 from stepladder.records import Example, Message
 from stepladder.stages import flow
 from stepladder.training import merging
-from stepladder.training.distance import compare, next_tokens, rows_of
+from stepladder.training.distance import compare, next_token_log_probabilities, rows_of
 from stepladder.training.sequences import tokenise
 from stepladder.workspace import Workspace
 
@@ -81,7 +81,9 @@ def four_bit(merged: Path, rows: list[list[int]], tmp_path_factory: pytest.TempP
 
 def apart(one: Path, other: Path) -> Distance:
     chats = rows_of(models.load_tokenizer(one), EXAMPLES, 200)
-    return compare(next_tokens(models.load(one), chats), next_tokens(models.load(other), chats))
+    return compare(
+        next_token_log_probabilities(models.load(one), chats), next_token_log_probabilities(models.load(other), chats)
+    )
 
 
 def test_merging_folds_in_what_peft_would_shard_by_shard(base: Path, adapter: Path, tmp_path: Path) -> None:
@@ -349,7 +351,7 @@ def test_the_number_format_is_on_record_and_a_change_is_said(
     assert verdict(project)["dtype"] == {"trained": here, "quantised": here, "measured": here}
     assert f"the base in {here}" in (project / "runs/tiny/quantised/all/README.md").read_text()
 
-    monkeypatch.setenv(models.AUTO, other)
+    monkeypatch.setenv(models.DTYPE_VARIABLE, other)
     (project / "run.toml").write_text(TOML.format(base=merged, max_kl=2.0, repairs="[]"))
     shown = run(project)
     assert "adapter/all              up to date" in shown, "auto is no setting: what another machine made stays"

@@ -21,7 +21,7 @@ from stepladder.mcq.repair import Note, clean, repair
 from stepladder.mcq.shuffle import fixed, orders, shown, to_original, to_shown
 from stepladder.mcq.verify import judge
 from stepladder.records import LETTERS, Question
-from stepladder.stages.questions import LISTED, validation_ids
+from stepladder.stages.questions import MAX_FINDINGS_LISTED, validation_ids
 
 
 def question(*options: str, text: str = "Which?", answer: str | None = "A") -> Question:
@@ -355,15 +355,15 @@ def test_every_worked_solution_of_the_example_is_used(stage: Stage) -> None:
 
 
 def test_of_a_kind_found_everywhere_only_the_first_are_listed(stage: Stage) -> None:
-    train = [problem(f"p{n}", line(answer="AB"[n % 2]), text="Same.") for n in range(LISTED + 6)]
+    train = [problem(f"p{n}", line(answer="AB"[n % 2]), text="Same.") for n in range(MAX_FINDINGS_LISTED + 6)]
     train[-1] = problem("last", line(options=["Ann", "Ann"], answer="B"))
     stage.write(train=train)
     assert stage.run() == 0
     found = stage.audit()
-    assert found["counts"] == {"repeated problem": LISTED + 4, "repeated option": 1}
+    assert found["counts"] == {"repeated problem": MAX_FINDINGS_LISTED + 4, "repeated option": 1}
     assert found["not_listed"] == {"repeated problem": 4}
     listed = [finding["line"] for finding in found["findings"] if finding["kind"] == "repeated problem"]
-    assert listed == [*range(2, LISTED + 2)]
+    assert listed == [*range(2, MAX_FINDINGS_LISTED + 2)]
     assert found["findings"][0]["kind"] == "repeated option"
 
 
@@ -406,7 +406,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(stage: Stage) -> None:
     command = [sys.executable, "-c", little, "questions", "run.toml"]
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
     assert ended.returncode == 2
-    assert "cannot be written (File too large); make room, or use another --runs" in ended.stderr
+    assert "cannot be written (File too large); free some space, or use another --runs" in ended.stderr
     assert "Traceback" not in ended.stderr
     assert not stage.made.exists()
 

@@ -19,7 +19,7 @@ from stepladder.config import Train
 from stepladder.errors import MissingExtra
 from stepladder.records import Example, Message
 from stepladder.training import trl
-from stepladder.training.data import Data, last_whole
+from stepladder.training.data import Data, last_complete_checkpoint
 
 pytestmark = pytest.mark.dtype
 
@@ -85,12 +85,12 @@ def test_a_training_killed_again_and_again_ends_with_the_same_adapter(base: Path
 
 
 def test_a_checkpoint_that_was_being_written_is_passed_over(tmp_path: Path) -> None:
-    assert last_whole(tmp_path) is None
+    assert last_complete_checkpoint(tmp_path) is None
     for name, state in (("checkpoint-5", "{}"), ("checkpoint-10", "{}"), ("checkpoint-15", '{"half')):
         (tmp_path / name).mkdir()
         (tmp_path / name / "trainer_state.json").write_text(state)
     (tmp_path / "checkpoint-20").mkdir()
-    assert last_whole(tmp_path) == tmp_path / "checkpoint-10"
+    assert last_complete_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
     assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-5", "checkpoint-10"}
 
 
@@ -129,7 +129,7 @@ def test_curves_for_tensorboard_need_it(base: Path, tmp_path: Path) -> None:
     settings = Train(tensorboard=tmp_path / "curves")
     if importlib.util.find_spec("tensorboard") is None:
         with pytest.raises(MissingExtra, match="tensorboard is not installed: pip install tensorboard"):
-            trl.board(settings, tmp_path / ".all.scratch")
+            trl.tensorboard_writer(settings, tmp_path / ".all.scratch")
     else:
-        trl.board(settings, tmp_path / ".all.scratch").add_scalar("loss", 1.0, 1)
+        trl.tensorboard_writer(settings, tmp_path / ".all.scratch").add_scalar("loss", 1.0, 1)
         assert list((tmp_path / "curves" / "all").iterdir())

@@ -170,7 +170,7 @@ def members(base: Path, folder: Path, **says: str) -> dict[str, Path]:
     question = Question(
         id="q", problem_id="p", problem="", question="", options=("x", "y"), answer="A", language="en", source="s"
     )
-    team.write(folder, Team(found, "vote", "a", team.learned([question] * 3, known)))
+    team.write(folder, Team(found, "vote", "a", team.validation_answers([question] * 3, known)))
     return found
 
 

@@ -59,7 +59,7 @@ def test_it_trains_an_adapter_like_ours(trained: Path, base: Path) -> None:
     assert [row["step"] for row in rows] == list(range(1, 16))
     assert rows[-1]["loss"] < rows[0]["loss"]
     assert str(trained) not in "".join(p.read_text() for p in adapter.glob("*.json*"))
-    assert (adapter / template.FILE).exists()
+    assert (adapter / template.FINGERPRINT_FILE).exists()
 
 
 def test_both_merges_give_the_same_weights(trained: Path, base: Path) -> None:
@@ -133,7 +133,7 @@ def test_gptqmodel_writes_the_classic_format_and_it_is_read_back_without_it(
         gptqmodel.quantise(settings, ENVIRONMENT, merged, rows, folder)
         gptq.inspect(folder, settings, merged)
         assert gptq.claims(folder) == [(bits, 32)]
-        assert (folder / template.FILE).exists()
+        assert (folder / template.FINGERPRINT_FILE).exists()
         assert str(tmp_path) not in "".join(path.read_text() for path in folder.glob("*.json"))
         layers, packed = (gptq.linears(models.load(one)) for one in (merged, folder))
         changes = [(packed[name].weight - layer.weight).detach() for name, layer in layers.items()]

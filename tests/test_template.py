@@ -110,13 +110,13 @@ MISMATCHES: dict[str, Callable[[Path], None]] = {
 
 def test_a_turn_may_be_closed_by_another_token_than_the_end_of_text(base: Path, tmp_path: Path) -> None:
     """As in bases of the Qwen2.5 family, whose tokenizers end a text with <|endoftext|> and a turn with <|im_end|>."""
-    usual = template.conversation_tokens(models.load_tokenizer(base), template.SAMPLES[0])
+    usual = template.conversation_tokens(models.load_tokenizer(base), template.CONVERSATIONS[0])
     folder = tmp_path / "model"
     shutil.copytree(base, folder)
     edit_json(folder, "tokenizer_config.json", lambda value: value.update({"eos_token": "<|endoftext|>"}))
     tokenizer = models.load_tokenizer(folder)
     assert tokenizer.eos_token == "<|endoftext|>"  # noqa: S105
-    assert template.conversation_tokens(tokenizer, template.SAMPLES[0]) == usual
+    assert template.conversation_tokens(tokenizer, template.CONVERSATIONS[0]) == usual
     template.write(tokenizer, folder)
     Local.load(folder)
 
@@ -147,15 +147,15 @@ def test_a_folder_whose_rendering_changed_is_never_asked(name: str, base: Path, 
 
 def test_the_two_sequences_are_shown_around_the_first_difference(tokenizer: PreTrainedTokenizerBase) -> None:
     with pytest.raises(TemplateError) as stopped:
-        template.same(tokenizer, "prompt", [1, 9690, 198], [1, 9690], "here")
+        template.check_same(tokenizer, "prompt", [1, 9690, 198], [1, 9690], "here")
     assert "prompt token 2 of 3" in str(stopped.value)
     assert str(stopped.value).endswith("was: 1 '<|im_start|>' | 9690 'system' | [198 '\\n']\n"
                                        "  now: 1 '<|im_start|>' | 9690 'system' | [end]")  # fmt: skip
 
 
 def test_a_contract_of_an_earlier_version_is_said(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
-    (tmp_path / template.FILE).write_text('{"sha256": "0", "prompt": [], "completion": []}')
-    with pytest.raises(TemplateError, match="is of an earlier version of Stepladder; delete"):
+    (tmp_path / template.FINGERPRINT_FILE).write_text('{"sha256": "0", "prompt": [], "completion": []}')
+    with pytest.raises(TemplateError, match="is from an earlier version of Stepladder; delete"):
         template.check(tokenizer, tmp_path)
 
 
@@ -164,5 +164,5 @@ def test_an_example_that_does_not_fit_is_left_out_whole(tokenizer: PreTrainedTok
     (row,) = tokenise(tokenizer, [example], max_length=400)
     prompt, completion = template.conversation_tokens(tokenizer, CHAT)
     assert row.ids == prompt + completion
-    assert row.prompt == len(prompt)
+    assert row.prompt_length == len(prompt)
     assert tokenise(tokenizer, [example], max_length=len(row.ids) - 1) == []

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stepladder.training.sequences import IGNORED, Batched, Pack, TokenRow, pack, singly
+from stepladder.training.sequences import IGNORED, LengthGroupedSampler, Pack, TokenRow, pack, singly
 
 pytestmark = pytest.mark.dtype
 
@@ -30,7 +30,7 @@ def test_packs_hold_every_row_once_in_no_more_tokens_than_the_rows_have(drawn: l
     rows = [TokenRow(ids, min(prompt, len(ids) - 1)) for ids, prompt in drawn]
     packs = pack(rows, max_length=20)
     packed = Counter(tuple(map(tuple, row)) for one in packs for row in rows_of(one))
-    assert packed == Counter((tuple(row.ids), tuple(row.ids[row.prompt :])) for row in rows)
+    assert packed == Counter((tuple(row.ids), tuple(row.ids[row.prompt_length :])) for row in rows)
     assert sum(len(one.input_ids) for one in packs) <= sum(len(row.ids) for row in rows)
     assert all(len(one.input_ids) <= 20 for one in packs)
 
@@ -74,7 +74,7 @@ def test_a_pack_gives_the_loss_and_the_gradients_of_its_rows() -> None:
 def test_an_epoch_holds_every_example_once_and_each_epoch_has_its_own_order(
     lengths: list[int], batch_size: int, seed: int
 ) -> None:
-    sampler = Batched(lengths, batch_size, seed)
+    sampler = LengthGroupedSampler(lengths, batch_size, seed)
     first = list(sampler)
     assert sorted(first) == list(range(len(lengths)))
     assert list(sampler) == first
@@ -84,7 +84,7 @@ def test_an_epoch_holds_every_example_once_and_each_epoch_has_its_own_order(
 
 def test_batches_hold_like_lengths_in_random_order() -> None:
     lengths = [100 + i % 4 * 50 for i in range(64)]
-    order = list(Batched(lengths, 4, seed=1))
+    order = list(LengthGroupedSampler(lengths, 4, seed=1))
     batches = [[lengths[i] for i in order[at : at + 4]] for at in range(0, 64, 4)]
     assert sum(max(batch) - min(batch) for batch in batches) / len(batches) < 50
     assert [batch[0] for batch in batches] != sorted(batch[0] for batch in batches)

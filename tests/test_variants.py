@@ -75,7 +75,7 @@ def written(stem: str, options: tuple[str, ...], reasoning: str) -> str:
 
 
 UNFIT: tuple[tuple[str, str], ...] = (
-    ("I cannot think of one.", "no question and reasoning in the form wanted"),
+    ("I cannot think of one.", "no question and reasoning in the requested form"),
     ("Question: Who is the youngest?\nReasoning: Ann is.\nAnswer: A", "options are not lettered"),
     (written("Who?", ("Ann", "Bob", "ann."), "Ann.\nAnswer: A"), "two options are the same"),
     (written("Who?", ("Ann", "Bob", "All of the above"), "Ann.\nAnswer: A"), "options speak of each other"),

@@ -152,7 +152,7 @@ def test_the_student_is_the_student_and_its_template_is_the_runs(url: str, ledge
 
 def test_it_renders_the_contracts_conversations_and_the_demos_prompts_into_our_tokens(url: str) -> None:
     tokenizer = models.load_tokenizer(models.locate(models.BUNDLED))
-    chats = [chat[:-1] for chat in template.SAMPLES] + [list(messages) for messages in varied(100)]
+    chats = [chat[:-1] for chat in template.CONVERSATIONS] + [list(messages) for messages in varied(100)]
     for chat in chats:
         asked = {"model": "student", "messages": [message.model_dump() for message in chat]}
         data = json.dumps(asked | {"add_generation_prompt": True}).encode()
@@ -160,7 +160,7 @@ def test_it_renders_the_contracts_conversations_and_the_demos_prompts_into_our_t
         sent = urllib.request.Request(f"http://{url.split('/')[2]}/tokenize", data, headers)
         with urllib.request.urlopen(sent, timeout=30) as reply:  # noqa: S310
             theirs = json.load(reply)["tokens"]
-        template.same(tokenizer, "prompt", template.prompt_tokens(tokenizer, chat), theirs, "vLLM")
+        template.check_same(tokenizer, "prompt", template.prompt_tokens(tokenizer, chat), theirs, "vLLM")
 
 
 def test_no_prompt_has_more_tokens_than_its_bound(url: str, ledger: Ledger) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from stepladder.answering.voting import vote
+from stepladder.answering.voting import Poll, vote
 from stepladder.ask.request import Request, Response, TokenLogprob
 from stepladder.config import Predict
 from stepladder.mcq.answer import ANSWER_LINE, majority
@@ -81,7 +81,7 @@ class Script:
 
 def asked(script: Script, **settings: object) -> list[Prediction]:
     chosen = Predict.model_validate({"votes": 5, "temperature": 0.7} | settings)
-    return vote(questions(len(script.said)), "m", "model", chosen, 1, script)
+    return vote(Poll(questions(len(script.said)), "m", "model", chosen, 1), script)
 
 
 def test_adaptive_votes_are_spent_where_they_disagree() -> None:

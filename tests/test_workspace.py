@@ -91,5 +91,5 @@ def test_digests_are_remembered_by_many_at_once(tmp_path: Path, monkeypatch: pyt
     assert len(set(digests)) == 16
     monkeypatch.setenv("XDG_CACHE_HOME", str(folders[0] / "config.json"))  # where nothing can be written
     assert models.content_digest(folders[0]) == digests[0]
-    kept = json.loads((tmp_path / "cache" / "stepladder" / models.DIGESTS).read_text())
+    kept = json.loads((tmp_path / "cache" / "stepladder" / models.DIGESTS_FILE).read_text())
     assert {*kept} == {str(folder / "config.json") for folder in folders}

@@ -15,6 +15,7 @@ import typer
 from rich.console import Console
 
 from stepladder.errors import StepladderError, UserError
+from stepladder.workspace import RUNS
 
 app = typer.Typer(
     help="A few hundred labelled questions in, a small model that reasons step by step out, proved with numbers.",
@@ -26,7 +27,6 @@ app = typer.Typer(
 
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="The run's TOML file.", show_default=False)]
 Runs = Annotated[Path, typer.Option(help="Folder that holds all runs and their ledger.")]
-RUNS = Path("runs")
 ENGINES = ("local", "vllm")
 LANGUAGES = ("zh", "en")
 DTYPES = ("float32", "bfloat16")
@@ -261,6 +261,8 @@ def init(
     """Write stepladder.toml: with generated questions to try, or with --teacher and --base for your own."""
     from stepladder.commands import init as command
 
+    _check_choice("--language", language, LANGUAGES)
+    _check_choice("--teacher", teacher, tuple(command.MODELS))
     command.init(folder, language, teacher, base, Console())
 
 
@@ -271,11 +273,15 @@ def worlds(
     seed: Annotated[int, typer.Option(help="Same seed, same bytes.")] = 2024,
     language: Annotated[str, typer.Option(help="zh or en")] = "en",
     split: Annotated[str, typer.Option(help="train or test; the two never share a problem.")] = "train",
+    family: Annotated[
+        list[str] | None,
+        typer.Option(help="chaining, ordering, table or arithmetic; may be repeated; by default all of them in turn."),
+    ] = None,
 ) -> None:
     """Generate closed-world problems whose answers are proved, with worked solutions."""
     from stepladder.commands import worlds as command
 
-    command.worlds(out, problems, seed, language, split)
+    command.worlds(out, problems, seed, language, split, family or ())
 
 
 def _names(text: str) -> tuple[str, ...]:

@@ -1,7 +1,8 @@
-"""One run at work, and which artifacts it has. Every stage is given a context; none imports the flow."""
+"""A run's configuration, folder and progress, which every stage is given; and which artifacts a run has."""
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from stepladder.config import BASE, Config, load
 from stepladder.errors import UserError
 from stepladder.mcq import prompts
 from stepladder.progress import Progress
-from stepladder.workspace import Artifact, Workspace
+from stepladder.workspace import RUNS, Artifact, Workspace
 
 STAGES = (
     "questions", "samples", "variants", "trainset", "adapter", "merged", "quantised", "predictions", "ensemble",
@@ -19,29 +20,31 @@ STAGES = (
 )  # fmt: skip
 """The stages in the order of the flow; each is the module of that name in ``stages/``."""
 PER_MEMBER = {"trainset", "adapter", "merged", "quantised", "predictions"}
-"""Stages that make one artifact for each member; all others make one for the run."""
+"""Stages that make an artifact for each member; the others make one for the run."""
 
 
 @dataclass(frozen=True)
 class Context:
-    """One run at work."""
+    """A run: its configuration, folder and progress."""
 
     config: Config
     workspace: Workspace
     progress: Progress
+    file: Path | None = None
+    """The TOML file, as the user named it."""
 
     @classmethod
     def open(cls, config: Path, runs: Path) -> Context:
-        """The run of a TOML file, shown on standard output.
+        """The run of a TOML file, with its progress on standard output.
 
         Raises:
-            ConfigError: the file cannot be read, or says something wrong.
-            UserError: ``runs`` is no folder.
+            ConfigError: the file cannot be read or is not valid.
+            UserError: ``runs`` is not a folder.
         """
         loaded = load(config)
         if runs.exists() and not runs.is_dir():
-            raise UserError(f"{runs}: is not a folder; give --runs a folder, which is made if it is not there")
-        return cls(loaded, Workspace(runs, loaded.name), Progress(Console()))
+            raise UserError(f"{runs}: is not a folder; give --runs a folder; it is made if it does not exist")
+        return cls(loaded, Workspace(runs, loaded.name), Progress(Console()), config)
 
     def input(self, stage: str, part: str | None = None) -> Path:
         """Folder of a finished artifact to read from."""
@@ -53,15 +56,25 @@ class Context:
         Raises:
             UserError: it is not there yet.
         """
-        return Artifact(self.input(stage, part), {}, {}).digest()
+        return Artifact(self.input(stage, part), {}, {}).digest(self.run_command)
+
+    @property
+    def run_command(self) -> str:
+        """The command that brings the run up to date, for messages."""
+        words = ["stepladder", "run"]
+        if self.file is not None:
+            words.append(str(self.file))
+            if self.workspace.runs != RUNS:
+                words += ["--runs", str(self.workspace.runs)]
+        return shlex.join(words)
 
     def prompts_digest(self) -> dict[str, str]:
-        """The user's prompts, for the inputs of a stage that asks or trains with them."""
+        """Digest of the user's prompts, for the inputs of a stage that uses them; empty where there are none."""
         folder = self.config.prompts
         return {} if folder is None else {"prompts": prompts.fingerprint(folder)}
 
     def number_formats(self) -> dict[str, str]:
-        """The number format that each finished artifact was computed in, as far as it was computed in this process."""
+        """The number format that each finished artifact was computed in; without those that servers computed."""
         formats = {}
         for stage, part in artifacts(self.config):
             manifest = Artifact(self.input(stage, part), {}, {}).manifest()
@@ -71,7 +84,7 @@ class Context:
 
 
 def parts(config: Config, stage: str) -> tuple[str | None, ...]:
-    """The artifacts that a stage makes in a run: folders below the stage's, or None for that folder itself."""
+    """The parts of a stage in a run: names of folders below the stage's, or None for the stage's folder itself."""
     if stage == "variants" and config.variants is None:
         return ()
     if stage not in PER_MEMBER:

@@ -1,4 +1,4 @@
-"""The JSON documents that cross a stage: one object a file, each with the name of its file beside it.
+"""JSON documents that stages hand on: one object a file, with the file's name in the class.
 
 Rows, of which a file has many, are in :mod:`stepladder.records`.
 """
@@ -19,7 +19,7 @@ from stepladder.workspace import write_atomic
 
 T = TypeVar("T")
 Direction = Literal["right_to_wrong", "wrong_to_right"]
-"""Of an answer, by quantising."""
+"""How quantising changed an answer."""
 
 
 class Document(Record):
@@ -28,19 +28,24 @@ class Document(Record):
     FILE: ClassVar[str]
 
     @classmethod
-    def read(cls, folder: Path) -> Self:
-        """The document in ``folder``.
+    def read(cls, folder: Path, advice: str = "") -> Self:
+        """The document in ``folder``. ``advice`` says what to do where it is damaged; by default, run its stage again.
 
         Raises:
             InputError: naming file and field.
         """
-        path = folder / cls.FILE
+        return cls.read_file(folder / cls.FILE, advice or f"delete {folder} and run its stage again")
+
+    @classmethod
+    def read_file(cls, path: Path, advice: str) -> Self:
+        """The document in a file of any name, as :meth:`read`."""
         try:
             return cls.model_validate_json(read_text(path))
         except ValidationError as error:
             first = error.errors()[0]
             field = ".".join(map(str, first["loc"])) or None
-            raise InputError(path, f"{first['msg']}; delete {folder} and run its stage again", field=field) from None
+            problem = first["msg"].removeprefix("Value error, ")
+            raise InputError(path, f"{problem}; {advice}", field=field) from None
 
     def write(self, folder: Path) -> None:
         """Write the document into ``folder``, atomically."""
@@ -51,7 +56,7 @@ class Document(Record):
 
 
 class Oddity(Record):
-    """Something odd in the input that stops nothing but that the user should know."""
+    """Something in the input that is no error but that the user should know."""
 
     kind: str
     file: str
@@ -60,23 +65,23 @@ class Oddity(Record):
 
 
 class QuestionAudit(Document):
-    """What is in the user's question files, and what is odd about it."""
+    """What is in the user's question files, and what is odd about them."""
 
     FILE: ClassVar[str] = "audit.json"
 
     problems: int
     questions: Mapping[Split, int]
     reviewed: Mapping[str, int] = {}
-    """Labels that somebody has reviewed, by what was decided."""
+    """Number of reviewed labels, by decision."""
     counts: Mapping[str, int]
     """Oddities of each kind, the most frequent first."""
     not_listed: Mapping[str, int] = {}
-    """How many more there are of kinds with too many to list."""
+    """Number of oddities that ``findings`` leaves out, by kind."""
     findings: tuple[Oddity, ...]
 
 
 class RungSummary(Record):
-    """How the samples of a rung were judged."""
+    """How the samples of a rung were judged. ``asked`` and ``solved`` count questions, the other fields samples."""
 
     name: str
     kind: str
@@ -84,31 +89,30 @@ class RungSummary(Record):
     """Questions that reached the rung."""
     solved: int
     wrong: int
-    """Samples, as the next three."""
     unparsed: int
     truncated: int
     lenient: int = 0
-    """Samples that only the lenient rule can read; they are rejected all the same."""
+    """Samples that only the lenient rule can read; they are rejected like other unreadable ones."""
 
 
 class PositionBias(Record):
-    """One model's answers by letter."""
+    """One model's answers by the letter of the option."""
 
     model: str
     answers: int
     recall: Mapping[str, float]
-    """For each letter at which the right option was shown, the share of right answers among all."""
+    """Share of right answers, by the letter at which the right option was shown; an unreadable answer is not right."""
     chosen: Mapping[str, float]
     """Share of the readable answers that chose each letter."""
     shown: Mapping[str, float]
     """Share of the answers to which the right option was shown at each letter."""
     consistency: float | None
-    """Share of the pairs of readable answers to one question in different orders that choose the same option; None
-    without such pairs."""
+    """Share of pairs of readable answers to one question in two orders that name the same option; None without such
+    pairs."""
 
 
 class SampleSummary(Document):
-    """What the cascade came to. Runs that were sampled by an earlier version lack ``suspect`` and ``positions``."""
+    """The result of the cascade. Runs of an earlier version lack ``suspect`` and ``positions``."""
 
     FILE: ClassVar[str] = "summary.json"
 
@@ -116,27 +120,27 @@ class SampleSummary(Document):
     questions: int
     unsolved: int
     suspect: int = 0
-    """Labels that are excluded from training because models contradict them."""
+    """Number of labels that are excluded from training because models contradict them."""
     positions: tuple[PositionBias, ...] = ()
 
 
 class VariantSummary(Document):
-    """What became of the questions that models wrote."""
+    """How many questions models wrote, and how many were accepted or refused."""
 
     FILE: ClassVar[str] = "summary.json"
 
     problems: int
     written: int
     accepted: Mapping[str, int]
-    """By proof."""
+    """Number of questions by proof."""
     refused: Mapping[str, int]
-    """By reason."""
+    """Number of questions by reason."""
     writers: Mapping[str, int]
     """Accepted questions by the model that wrote them."""
 
 
 class Twin(Record):
-    """A training problem that is one of validation or test, wholly or nearly."""
+    """A training problem that is also in validation or test, in the same or nearly the same words."""
 
     problem: str
     of: str
@@ -164,13 +168,15 @@ class TrainsetCard(Document):
     teachers: Mapping[str, int]
     sources: Mapping[str, int]
     letters: Mapping[str, int]
-    """Examples by the letter of the right answer, as the four below: left out and why."""
+    """Examples by the letter of the right answer."""
     left_out: int
-    """Longer than ``max_length`` tokens."""
+    """Chains longer than ``max_length`` tokens; they are not in the set, nor are those of the next four counts."""
     leaked: int
-    """Their problem is one of validation or test."""
+    """Chains for problems that are also in validation or test."""
     other_language: int
+    """Chains in another language than their question."""
     same_chain: int
+    """Chains much like others for the same question, or beyond the member's number of them."""
     duplicates: int
     twins: tuple[Twin, ...]
 
@@ -184,7 +190,7 @@ class Distance(Document):
     kl: float
     """Mean Kullback-Leibler divergence from the first model to the second, nats a token."""
     same: float
-    """Share of tokens where both models find the same token likeliest."""
+    """Share of tokens for which both models predict the same most likely token."""
     largest: float
     """The largest divergence of a single token, nats."""
 
@@ -197,7 +203,7 @@ class Paired(Record, Generic[T]):
 
 
 class FlipCounts(Record):
-    """Validation questions that quantising turned."""
+    """Numbers of validation questions whose answer changed sides by quantising."""
 
     right_to_wrong: int
     wrong_to_right: int
@@ -206,7 +212,7 @@ class FlipCounts(Record):
 
 
 class FlippedAnswer(Record):
-    """A question that quantising turned, with the answers before and after."""
+    """A question whose answer changed sides by quantising, with the answers before and after."""
 
     question_id: str
     direction: Direction
@@ -226,12 +232,12 @@ class QuantisedForm(Record):
     bits: int
     group_size: int
     samples: int
-    """Own conversations that calibrated, at most."""
+    """Most of the member's own conversations that calibrated."""
     layers_in_8_bits: tuple[str, ...]
 
 
 class AttemptSummary(QuantisedForm):
-    """A form that was tried, and in short what it cost."""
+    """A form that was tried, with its main measurements."""
 
     quantised: float
     flips: FlipCounts
@@ -243,7 +249,7 @@ class AttemptSummary(QuantisedForm):
 
 
 class NumberFormats(Record):
-    """What was computed in; None where it is not recorded."""
+    """The number formats of training, quantising and measuring; None where it is not recorded."""
 
     trained: str | None
     quantised: str
@@ -276,11 +282,11 @@ class Measurement(Record):
     """KL divergence, nats a token, that plain rounding into the same form costs."""
     bytes: Paired[int]
     why: tuple[str, ...]
-    """The limits of [quantise] that are exceeded; empty where the form passes."""
+    """The limits of ``[quantise]`` that are exceeded, as sentences; empty where the form passes."""
 
 
 class Verdict(Measurement, VerdictHead, Document):
-    """What quantising a member cost, and every attempt at it."""
+    """What quantising a member cost, with all attempts."""
 
     FILE: ClassVar[str] = "verdict.json"
 
@@ -310,11 +316,11 @@ class CrossValidation(Record):
     oracle: float
     """Share of the questions that at least one member answers rightly: no rule can do better."""
     correlation: tuple[tuple[str, str, float | None], ...]
-    """How alike the members of a pair err: Pearson correlation of being wrong. None where one never or always is."""
+    """Pearson correlation of the errors of each pair of members; None where one of them is never or always wrong."""
 
 
 class EnsembleChoice(Document):
-    """The rule that gives the final answers."""
+    """The ensemble rule of the run, and the members it uses."""
 
     FILE: ClassVar[str] = "choice.json"
 

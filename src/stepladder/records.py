@@ -1,4 +1,4 @@
-"""The rows that cross a stage, one JSON line each, and how lines are read and written."""
+"""Rows that stages hand on, one JSON line each, and reading and writing JSONL files."""
 
 from __future__ import annotations
 
@@ -87,10 +87,10 @@ class Prediction(Record):
     answer: str | None
     texts: tuple[str, ...]
     tokens: tuple[int, ...] = ()
-    """Tokens written for each vote; none where nobody counted."""
+    """Completion tokens of each vote; empty where they were not counted."""
     likely: dict[str, float] = {}
-    """How likely each letter was where the answers' letters stand, given all before it; sums to 1. Empty where nobody
-    asked, or no answer could be read."""
+    """Probability of each letter at the place of the answer's letter, given the text before it, a mean over votes; sums
+    to 1. Empty where it was not measured, or no answer could be read."""
 
 
 R = TypeVar("R", bound=Record)
@@ -124,9 +124,10 @@ def parse_lines(path: Path) -> Iterator[tuple[int, Any]]:
     """Yield ``(line number, JSON value)`` of every non-empty line.
 
     Raises:
-        InputError: the file is missing, not UTF-8, or a line is not JSON (or nested or long beyond reason).
+        InputError: the file is missing or not UTF-8, or a line is not JSON or cannot be parsed (nested too deeply, for
+            example).
     """
-    with _opened(path) as file:
+    with _open_bytes(path) as file:
         start = 0
         for number, raw in enumerate(file, start=1):  # bytes: only "\n" ends a line, not U+2028 inside a JSON string
             try:
@@ -135,7 +136,7 @@ def parse_lines(path: Path) -> Iterator[tuple[int, Any]]:
                 raise _not_utf8(path, start + error.start) from None
             start += len(raw)
             if line.strip():
-                yield number, _value(path, number, line)
+                yield number, _parse(path, number, line)
 
 
 def read_text(path: Path) -> str:
@@ -144,7 +145,7 @@ def read_text(path: Path) -> str:
     Raises:
         InputError: the file is missing, cannot be read or is not UTF-8.
     """
-    with _opened(path) as file:
+    with _open_bytes(path) as file:
         try:
             return file.read().decode("utf-8-sig")
         except UnicodeDecodeError as error:
@@ -152,8 +153,8 @@ def read_text(path: Path) -> str:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[BinaryIO]:
-    """A file to read from, as bytes.
+def _open_bytes(path: Path) -> Iterator[BinaryIO]:
+    """Open a file to read bytes.
 
     Raises:
         InputError: the file is missing or cannot be read.
@@ -173,7 +174,7 @@ def _not_utf8(path: Path, byte: int) -> InputError:
     return InputError(path, f"not UTF-8 at byte {byte}; save the file as UTF-8")
 
 
-def _value(path: Path, number: int, line: str) -> Any:
+def _parse(path: Path, number: int, line: str) -> Any:
     try:
         value = json.loads(line)
         if "\\ud" in line.lower():
@@ -190,5 +191,5 @@ def _value(path: Path, number: int, line: str) -> Any:
 
 
 def lines(rows: Iterable[Record]) -> Iterator[str]:
-    """The rows as lines of JSONL, in the order given (stages sort by id)."""
+    """The rows as lines of JSONL, in the same order (stages sort by id)."""
     return (row.model_dump_json() + "\n" for row in rows)

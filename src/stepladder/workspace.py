@@ -1,9 +1,9 @@
-"""The run folder: which artifacts are done, stale or missing, and how one is written so that a kill cannot hurt it.
+"""The run folder: which artifacts are done, stale or missing, and writing them so that a kill leaves no half of one.
 
-An artifact is a folder ``runs/<name>/<stage>[/<part>]``. It is built in a hidden folder beside it and renamed into
-place with its ``manifest.json`` written last, so a folder with a manifest is whole and one without is not there.
-The fingerprint in the manifest covers the settings and the digests of everything the stage read; when it still
-matches, there is nothing to do.
+An artifact is a folder ``runs/<name>/<stage>[/<part>]``. It is built in a hidden folder beside it, its
+``manifest.json`` written last, and then renamed into place. A folder without a manifest counts as missing. The
+fingerprint in the manifest covers the settings and the digests of everything the stage read; while it matches, the
+artifact is up to date.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from typing import Any, Literal, NotRequired, TypedDict, cast
 from stepladder.errors import UserError
 
 MANIFEST = "manifest.json"
+RUNS = Path("runs")
+"""Folder of all runs, unless the user names another."""
 State = Literal["done", "stale", "missing"]
 
 
@@ -68,13 +70,13 @@ def file_digest(path: Path) -> str:
 
 
 def write_atomic(path: Path, text: str | Iterable[str]) -> None:
-    """Write a text file, whole or piece by piece, so that readers see the old one or the new one, never half of it.
+    """Write a text file, whole or piece by piece, so that readers see the old content or the new, never a part.
 
-    What a killed writer leaves is overwritten by the next one. Two at once are the caller's to keep apart, as the lock
-    of a run does.
+    A temporary file that a killed writer leaves is overwritten by the next. The caller must keep two writers of one
+    file apart, as the lock of a run does.
 
     Raises:
-        UserError: the folder is not there or cannot be written, or the disk is full.
+        UserError: the folder is missing or cannot be written, or the disk is full.
     """
     partial = path.with_name(f".{path.name}.partial")
     try:
@@ -91,19 +93,19 @@ def write_atomic(path: Path, text: str | Iterable[str]) -> None:
 
 @dataclass(frozen=True)
 class Artifact:
-    """One folder of a run and what it is to be made from."""
+    """One folder of a run and what it is made from."""
 
     folder: Path
     settings: Mapping[str, Any]
     inputs: Mapping[str, str]
-    """What it reads: name -> digest."""
+    """Digest of everything it reads, by name."""
 
     @property
     def fingerprint(self) -> str:
         return digest({"settings": self.settings, "inputs": self.inputs})
 
     def manifest(self) -> Manifest | None:
-        """The manifest, or None while the artifact is not whole (a listed file is gone or has another size)."""
+        """The manifest; None while the artifact is not complete (a listed file is missing or has another size)."""
         try:
             manifest = read_manifest(self.folder)
             sizes = {name: (self.folder / name).stat().st_size for name in manifest["files"]}
@@ -117,26 +119,26 @@ class Artifact:
             return "missing"
         return "done" if manifest["fingerprint"] == self.fingerprint else "stale"
 
-    def digest(self) -> str:
-        """Digest of the finished files: what a later stage puts among its inputs.
+    def digest(self, run: str = "stepladder run") -> str:
+        """Digest of the finished files, for the inputs of a later stage. ``run`` is the command that makes them.
 
         Raises:
             UserError: the artifact is not there yet.
         """
         manifest = self.manifest()
         if manifest is None:
-            raise UserError(f"{self.folder}: not there yet; run the stages before this one ('stepladder run')")
+            raise UserError(f"{self.folder}: not there yet; run the stages before this one ('{run}')")
         return digest({name: entry["sha256"] for name, entry in manifest["files"].items()})
 
     def scratch(self, dtype: str) -> Path:
-        """A folder for what a killed build goes on from. It vanishes when the artifact is there, and starts empty when
-        the artifact is to be made from something else, or in another number format."""
+        """A folder for what a build that was killed continues from. It is deleted once the artifact is finished, and
+        emptied when the artifact is made from something else or in another number format."""
         folder = self._scratch
-        mark, made_from = folder / "fingerprint", f"{self.fingerprint} in {dtype}"
-        if not mark.exists() or mark.read_text(encoding="utf-8") != made_from:
+        file, made_from = folder / "fingerprint", f"{self.fingerprint} in {dtype}"
+        if not file.exists() or file.read_text(encoding="utf-8") != made_from:
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
-            write_atomic(mark, made_from)
+            write_atomic(file, made_from)
         return folder
 
     @property
@@ -145,9 +147,9 @@ class Artifact:
 
     @contextlib.contextmanager
     def writing(self, dtype: str | None = None) -> Iterator[Path]:
-        """Give a fresh folder to write into; on success it replaces the artifact, on failure it vanishes.
+        """Yield an empty folder to write into; on success it replaces the artifact, on failure it is deleted.
 
-        ``dtype``, the number format that is computed in, is named in the manifest and is no part of the fingerprint.
+        ``dtype``, the number format that is computed in, is recorded in the manifest but not in the fingerprint.
         """
         partial = self.folder.with_name(f".{self.folder.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
@@ -179,7 +181,7 @@ class Artifact:
 
 @dataclass(frozen=True)
 class Workspace:
-    """``runs/<name>``: where artifacts live, and the ledger beside them."""
+    """``runs/<name>``: the folder of the run's artifacts, with the ledger of all runs beside it."""
 
     runs: Path
     name: str
@@ -197,7 +199,7 @@ class Workspace:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the run for this process; a second process gets an error instead of racing.
+        """Lock the run for this process.
 
         Raises:
             UserError: another process works on this run, or its folder cannot be made.
@@ -212,7 +214,9 @@ class Workspace:
         try:
             lock.acquire()
         except Timeout:
-            raise UserError(f"{self.folder}: another stepladder works on this run; wait for it to end") from None
+            raise UserError(
+                f"{self.folder}: another stepladder process is working on this run; wait for it to end"
+            ) from None
         try:
             yield
         finally:

@@ -1,4 +1,5 @@
-"""The rungs of a run: who is asked what, in which order, and which chains count. Used by ``samples`` and ``plan``."""
+"""The rungs of a run: which models are asked what, in which order, and which chains count. Used by ``samples`` and
+``plan``."""
 
 from __future__ import annotations
 
@@ -23,47 +24,47 @@ WORKED = "worked"
 
 
 class Usage(NamedTuple):
-    """What one model was asked on a rung, whether it was asked now or stood in the ledger."""
+    """What one model was asked on a rung; answers that came from the ledger count too."""
 
     calls: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
     seconds: float = 0.0
-    """How long that took now."""
+    """Wall time; answers from the ledger take next to none."""
 
 
 class Step(NamedTuple):
-    """What one rung came to."""
+    """The result of one rung."""
 
     rung: Rung
     reached: int
-    """Questions that it was asked about."""
+    """Number of questions that it was asked."""
     samples: list[Sample]
     accepted: list[Sample]
     usage: dict[str, Usage]
 
     @property
     def solved(self) -> set[str]:
-        """Ids of the questions that left the ladder here."""
+        """Ids of the questions that the rung solved."""
         return {sample.question_id for sample in self.accepted}
 
 
 class Cascade:
-    """The rungs of a run, ready to be climbed as often as one likes; weights are loaded once each time."""
+    """The rungs of a run. It can be climbed more than once; weights are loaded once each time."""
 
     def __init__(self, context: Context) -> None:
         self._seed = context.config.seed
         self._prompts = context.config.prompts
         self._rungs = [
-            (rung, [(name, ModelClient(context, name, _account(rung))) for name in rung.models])
+            (rung, [(name, ModelClient(context, name, _billing(rung))) for name in rung.models])
             for rung in context.config.rung
         ]
 
     def climb(self, questions: Sequence[Question]) -> Iterator[Step]:
-        """Ask each rung about the questions that no rung before it solved."""
+        """Ask each rung the questions that no rung before it solved."""
         unsolved = list(questions)
         for rung, clients in self._rungs:
-            judged = OFFERS[rung.kind](rung, unsolved, self._seed) if rung.kind in OFFERS else []
+            judged = MODEL_FREE_KINDS[rung.kind](rung, unsolved, self._seed) if rung.kind in MODEL_FREE_KINDS else []
             usage = {}
             for name, client in clients:
                 with client:
@@ -77,28 +78,27 @@ class Cascade:
     def _ask(
         self, rung: Rung, model: str, client: ModelClient, questions: Sequence[Question]
     ) -> tuple[list[Sample], Usage]:
-        """Ask one model of a rung. Where all answers must be right they are asked one after the other, and only while
-        all before were, since one wrong answer already keeps the question on the ladder; a majority is asked for at
-        once."""
+        """Ask one model of a rung. With ``accept = "all"`` a further answer is requested only while all before it were
+        right, since one wrong answer already sends the question up; for a majority all are requested at once."""
         rounds = [[index] for index in range(rung.answers)] if rung.accept == "all" else [list(range(rung.answers))]
         samples: list[Sample] = []
         usage, start = Usage(), time.monotonic()
-        hopeful = {question.id: question for question in questions}
+        candidates = {question.id: question for question in questions}
         for indices in rounds:
-            round_ = [
+            planned = [
                 (question, order, request)
-                for question in hopeful.values()
+                for question in candidates.values()
                 for index in indices
                 for order, request in self._request(rung, client.identity, question, index)
             ]
-            progress = f"{indices[0] + 1} of {rung.answers}" if len(indices) == 1 else f"{len(indices)} each"
-            answers = client.ask([request for _, _, request in round_], f"{model}, {progress}")
+            label = f"{indices[0] + 1} of {rung.answers}" if len(indices) == 1 else f"{len(indices)} each"
+            answers = client.ask([request for _, _, request in planned], f"{model}, {label}")
             usage = Usage(
-                usage.calls + len(round_),
-                usage.prompt_tokens + sum(answers[request.key].prompt_tokens for _, _, request in round_),
-                usage.completion_tokens + sum(answers[request.key].completion_tokens for _, _, request in round_),
+                usage.calls + len(planned),
+                usage.prompt_tokens + sum(answers[request.key].prompt_tokens for _, _, request in planned),
+                usage.completion_tokens + sum(answers[request.key].completion_tokens for _, _, request in planned),
             )
-            for question, order, request in round_:
+            for question, order, request in planned:
                 answer = answers[request.key]
                 letter, verdict = judge(question, order, answer.text, finished=answer.finished)
                 samples.append(
@@ -116,17 +116,17 @@ class Cascade:
                     )
                 )
                 if verdict != "accepted":
-                    hopeful.pop(question.id, None)
+                    candidates.pop(question.id, None)
         return samples, usage._replace(seconds=time.monotonic() - start)
 
     def _request(
         self, rung: Rung, identity: str, question: Question, index: int
     ) -> Iterator[tuple[Permutation, Request]]:
-        """The answer with this index, unless it would be word for word one before it."""
-        drawn = _orders(rung.orders, question, self._seed, rung)
-        place = index % rung.orders
-        order = drawn[place]
-        if rung.temperature > 0 or order not in drawn[:place]:
+        """The request for the answer with this index; none where it would repeat an earlier request word for word."""
+        drawn_orders = _orders(rung.orders, question, self._seed, rung)
+        position = index % rung.orders
+        order = drawn_orders[position]
+        if rung.temperature > 0 or order not in drawn_orders[:position]:
             yield (
                 order,
                 Request(
@@ -139,16 +139,16 @@ class Cascade:
             )
 
 
-def _account(rung: Rung) -> Billing:
+def _billing(rung: Rung) -> Billing:
     return Billing(rung.name, rung.dollars, rung.batch)
 
 
 def accepted_of(rung: Rung, judged: list[Sample]) -> list[Sample]:
-    """The chains of a rung that count, by its rule. With ``trust_majority`` one that contradicts the label may."""
+    """The samples of a rung that it accepts, by its rule. With ``trust_majority`` they may contradict the label."""
     groups: dict[tuple[str, str], list[Sample]] = {}
     for sample in judged:
         groups.setdefault((sample.model, sample.question_id), []).append(sample)
-    counted: dict[str, list[Sample]] = {}
+    accepted: dict[str, list[Sample]] = {}
     for (_, question), group in groups.items():
         right = [sample for sample in group if sample.verdict == "accepted"]
         if rung.accept == "all":
@@ -157,16 +157,16 @@ def accepted_of(rung: Rung, judged: list[Sample]) -> list[Sample]:
             leader = leading(sample.answer for sample in group)
             voted = [sample for sample in group if leader is not None and sample.answer == leader]
             chosen = voted if rung.trust_majority else [sample for sample in voted if sample.verdict == "accepted"]
-        counted.setdefault(question, []).extend(chosen)
+        accepted.setdefault(question, []).extend(chosen)
     if rung.keep is None:
-        return [sample for chains in counted.values() for sample in chains]
+        return [sample for chains in accepted.values() for sample in chains]
     return [
-        chains[index] for chains in counted.values() for index in most_different([s.text for s in chains], rung.keep)
+        chains[index] for chains in accepted.values() for index in most_different([s.text for s in chains], rung.keep)
     ]
 
 
 def worked(rung: Rung, questions: Sequence[Question], seed: int) -> list[Sample]:
-    """Offer the worked solutions that came with the questions, each in one shuffled order, judged like any answer."""
+    """Samples from the questions' own worked solutions, each in one shuffled order, judged as any answer."""
     samples = []
     for question in questions:
         order = _orders(1, question, seed, rung)[0]
@@ -190,8 +190,8 @@ def worked(rung: Rung, questions: Sequence[Question], seed: int) -> list[Sample]
     return samples
 
 
-OFFERS: dict[str, Callable[[Rung, Sequence[Question], int], list[Sample]]] = {"worked": worked}
-"""What rungs offer that ask no model, by their kind."""
+MODEL_FREE_KINDS: dict[str, Callable[[Rung, Sequence[Question], int], list[Sample]]] = {"worked": worked}
+"""The kinds of rung that ask no model, with what makes their samples."""
 
 
 def _orders(count: int, question: Question, seed: int, rung: Rung) -> list[Permutation]:

@@ -1,4 +1,4 @@
-"""Asking a model of the configuration, whatever its engine: the one place where a stage meets ask/."""
+"""Asking a model of the configuration, whatever its engine: the only place where stages call ask/."""
 
 from __future__ import annotations
 
@@ -23,19 +23,21 @@ from stepladder.models import template
 from stepladder.progress import Lane, Progress
 from stepladder.serving.vllm import Fleet
 
-PATIENCE = 12 * 3600.0
-"""Seconds that a server which was started for a run may take for an answer, of which it writes many at once."""
+ANSWER_TIMEOUT_SECONDS = 12 * 3600.0
+"""For one answer of a server that was started for a run: it writes many at once, so each may take long."""
 
 
 def identity(config: Config, name: str) -> str:
-    """Who answers to a name under ``[models]``: the hash of its weights where they are at hand, else its address."""
+    """The identity of a model under ``[models]``: a digest of its weights where they are on this machine, else its
+    address and name there."""
     model = config.models[name]
     if model.engine != "openai":
         return models.identity(_weights(model), computed_in(model.engine, config.predict, config.serve))
     if model.path is not None:
         return models.content_digest(_weights(model))
     served = model.served_as(name)
-    # Servers that come and go are known by what they serve, and must show that they serve it (ask/remote/admission.py).
+    # Where addresses change during a run, the identity is the model's name; each server must prove that it serves it
+    # (ask/remote/admission.py).
     return f"{model.base_url[0].rstrip('/')} {served}" if model.base_url else f"own servers of {served}"
 
 
@@ -45,28 +47,29 @@ def computed_in(engine: Literal["local", "vllm"], predict: Predict, serve: Serve
 
 
 class Billing(NamedTuple):
-    """On whose account a model is asked, and how."""
+    """The account that a model's requests count towards, and how they are sent."""
 
     name: str
     """A rung's name, or the stage's."""
     dollars: float | None = None
-    """Cap within the run's."""
+    """Cap of the account, within the run's."""
     batch: bool = False
+    """Whether through the provider's batch API."""
 
 
 class FolderClient:
     """Asks model folders, one at a time. Use as a context manager: the last folder stays loaded, or its servers
-    running, until another one is asked or the block is left. Nothing is loaded or started where the ledger knows every
+    running, until another one is asked or the block is left. Nothing is loaded or started where the ledger has every
     answer.
 
     Args:
-        ledger: what keeps the answers.
+        ledger: file of the ledger that keeps the answers.
         name: the run that answers are counted for.
-        scratch: folder for what servers write.
+        scratch: folder for the servers' logs and address files.
         serve: ``[serve]``.
-        dtype: what weights in this process are computed in.
-        progress: where it is shown.
-        stop: once it is set, servers end and nothing more is asked of them.
+        dtype: number format of weights in this process.
+        progress: the live view.
+        stop: once it is set, servers are stopped and nothing more is asked.
     """
 
     def __init__(
@@ -84,7 +87,7 @@ class FolderClient:
         self._weights: Path | None = None
         self._loaded: Local | None = None
         self._fleet: Fleet | None = None
-        self._open = ExitStack()
+        self._servers = ExitStack()
 
     def __enter__(self) -> Self:
         return self
@@ -96,11 +99,12 @@ class FolderClient:
         self,
         weights: Path,
         requests: Sequence[Request],
-        what: str,
+        label: str,
         engine: Literal["local", "vllm"],
         scope: Scope | None = None,
     ) -> dict[str, Response]:
-        """Responses of a model folder by request key, computed in this process or by vLLM.
+        """Responses of a model folder by request key, computed in this process or by vLLM. ``label`` names the work in
+        the live view, and the account where there is no ``scope``.
 
         Raises:
             ServeError: the server does not start, or ended too often.
@@ -108,22 +112,22 @@ class FolderClient:
         """
 
         def report(done: int, total: int) -> None:
-            self._progress.update(what, done, total)
+            self._progress.update(label, done, total)
 
         with Ledger(self._ledger) as ledger:
             if engine == "local":
                 return ask_embedded(requests, lambda: self._load(weights), ledger, self._name, report)
-            known = ledger.find_all(requests)
-            if all(request.key in known and known[request.key].settles(request) for request in requests):
+            stored = ledger.find_all(requests)
+            if all(request.key in stored and stored[request.key].settles(request) for request in requests):
                 report(len(requests), len(requests))
-                return known
-            served = self._served(weights, what)
+                return stored
+            served = self._served_model(weights, label)
             try:
                 return ask_remote(
                     requests,
                     RemoteModel(self._serve.model, served, dedicated=not self._serve.base_url),
                     ledger,
-                    scope or Scope(self._name, what),
+                    scope or Scope(self._name, label),
                     Listener(lambda done, _: report(done, len(requests)), self._progress.say),
                     self._stop,
                 )
@@ -138,65 +142,69 @@ class FolderClient:
             self._loaded, self._weights = Local.load(weights, self._dtype), weights
         return self._loaded
 
-    def _served(self, weights: Path, what: str) -> Model:
-        """The model at the servers that run, or are started."""
-        whose: dict[str, Any] = {"engine": "openai", "model": self._serve.model, "path": str(weights), "price": FREE}
+    def _served_model(self, weights: Path, label: str) -> Model:
+        """The model as its servers offer it; they are started if need be."""
+        fields: dict[str, Any] = {"engine": "openai", "model": self._serve.model, "path": str(weights), "price": FREE}
         if self._serve.base_url:
             template.check_folder(models.load_tokenizer(weights), weights)
-            return Model(base_url=self._serve.base_url, **whose)
+            return Model(base_url=self._serve.base_url, **fields)
         if self._fleet is None or self._weights != weights:
             self._clear()
             template.check_folder(models.load_tokenizer(weights), weights)
-            self._progress.update(f"{what}: vLLM starts", 0, 1)
+            self._progress.update(f"{label}: vLLM starts", 0, 1)
             fleet = Fleet(weights, self._serve.model, self._serve, self._scratch, self._progress.say, self._stop)
-            self._fleet, self._weights = self._open.enter_context(fleet), weights
-            self._progress.update(f"{what}: vLLM starts", 1, 1)
-        # Nobody else asks them, and their keepers see them die: an answer may wait for as long as it takes.
-        return Model(base_url_file=self._fleet.addresses, concurrency=SEQUENCES, timeout=PATIENCE, **whose)
+            self._fleet, self._weights = self._servers.enter_context(fleet), weights
+            self._progress.update(f"{label}: vLLM starts", 1, 1)
+        # Only this client asks these servers, and the fleet notices when one dies: a long wait is no fault.
+        return Model(
+            base_url_file=self._fleet.addresses, concurrency=SEQUENCES, timeout=ANSWER_TIMEOUT_SECONDS, **fields
+        )
 
     def _clear(self) -> None:
         self._loaded = self._fleet = None
-        self._open.close()
+        self._servers.close()
 
 
 def folder_client(context: Context) -> FolderClient:
-    """The client of a run."""
+    """A client that answers for a run."""
     workspace, config = context.workspace, context.config
     scratch = workspace.folder / ".serve"
     return FolderClient(workspace.ledger, workspace.name, scratch, config.serve, config.predict.dtype, context.progress)
 
 
 class ModelClient:
-    """A model under ``[models]``, asked on one account as often as one likes. Use as a context manager; until it is
+    """A model under ``[models]``, asked on one account. Use as a context manager; until it is
     left, weights stay loaded and servers running (:class:`FolderClient`)."""
 
-    def __init__(self, context: Context, name: str, account: Billing) -> None:
+    def __init__(self, context: Context, name: str, billing: Billing) -> None:
         self._context, self._name, self._client = context, name, folder_client(context)
         self.identity = identity(context.config, name)
         self._model = context.config.models[name]
-        self._batch = account.batch
+        self._batch = billing.batch
         dollars = context.config.limits.dollars
-        self._scope = Scope(context.workspace.name, account.name, _micro(dollars), _micro(account.dollars))
+        self._scope = Scope(
+            context.workspace.name, billing.name, _micro_dollars(dollars), _micro_dollars(billing.dollars)
+        )
 
     def __enter__(self) -> Self:
         self._client.__enter__()
         return self
 
-    def __exit__(self, *given: object) -> None:
-        self._client.__exit__(*given)
+    def __exit__(self, *exception: object) -> None:
+        self._client.__exit__(*exception)
 
-    def ask(self, requests: Sequence[Request], what: str) -> dict[str, Response]:
-        """Responses by request key; ``what`` says in the live view what is going on.
+    def ask(self, requests: Sequence[Request], label: str) -> dict[str, Response]:
+        """Responses by request key; ``label`` names the work in the live view.
 
         Raises:
             AskError: the model cannot be asked, or did not answer some requests.
             BudgetError: a cap is reached.
         """
         if self._model.engine != "openai":
-            return self._client.ask(_weights(self._model), requests, what, self._model.engine, self._scope)
+            return self._client.ask(_weights(self._model), requests, label, self._model.engine, self._scope)
 
         def report(done: int, micro_dollars: int) -> None:
-            self._context.progress.update(what, done, len(requests), f"${micro_dollars / 1e6:.4f}")
+            self._context.progress.update(label, done, len(requests), f"${micro_dollars / 1e6:.4f}")
 
         with Ledger(self._context.workspace.ledger) as ledger:
             return ask_remote(
@@ -212,5 +220,5 @@ def _weights(model: Model) -> Path:
     return models.locate(model.path or models.BUNDLED)
 
 
-def _micro(dollars: float | None) -> int | None:
+def _micro_dollars(dollars: float | None) -> int | None:
     return None if dollars is None else round(dollars * 1_000_000)

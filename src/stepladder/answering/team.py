@@ -2,35 +2,56 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import ClassVar, NamedTuple, Self
 
 import numpy as np
+from pydantic import model_validator
 
 from stepladder import models
+from stepladder.documents import Document
 from stepladder.ensembling.rules import RULES, ballot, ballot_of
-from stepladder.errors import InputError
-from stepladder.records import LETTERS, Prediction, Question
-from stepladder.workspace import write_atomic
+from stepladder.records import LETTERS, Prediction, Question, Record
 
-FILE = "ensemble.json"
 WEIGHTS = "model"
 """Folder of a package that has one folder a member."""
 
 Votes = tuple[str | None, ...]
 
 
-class Known(NamedTuple):
-    """What members answered to questions whose letters are known: a rule is fitted on it."""
+class ValidationAnswers(Record):
+    """What the members answered to the validation questions: a rule is fitted on it."""
 
     right: tuple[str, ...]
-    """The letter of each question."""
-    votes: Mapping[str, Sequence[Votes]]
+    """The label of each question."""
+    votes: Mapping[str, tuple[Votes, ...]]
     """Each member's votes on each question."""
-    likely: Mapping[str, Sequence[Mapping[str, float]]]
+    likely: Mapping[str, tuple[Mapping[str, float], ...]]
     """How likely each member found each letter (:class:`stepladder.records.Prediction`)."""
+
+
+class PackedEnsemble(Document):
+    """A package's members, and the rule that makes one answer of theirs."""
+
+    FILE: ClassVar[str] = "ensemble.json"
+
+    rule: str
+    leader: str
+    members: tuple[str, ...]
+    known: ValidationAnswers | None = None
+    """None for a single member."""
+
+    @model_validator(mode="after")
+    def _is_complete(self) -> Self:
+        if self.rule not in RULES:
+            raise ValueError(f"no rule is called {self.rule!r}")
+        if self.leader not in self.members:
+            raise ValueError(f"the leader {self.leader!r} is no member")
+        for member in self.members if len(self.members) > 1 else ():
+            if self.known is None or member not in self.known.votes or member not in self.known.likely:
+                raise ValueError(f"the validation answers of member {member!r} are missing")
+        return self
 
 
 class Team(NamedTuple):
@@ -40,21 +61,23 @@ class Team(NamedTuple):
     rule: str = "single"
     leader: str = ""
     """Whose answer stands where the rule finds none."""
-    known: Known | None = None
+    validation: ValidationAnswers | None = None
+    """None where the leader answers alone."""
     prompts: Path | None = None
     """A package's prompts, which take precedence over those of its members."""
 
-    def join(self, given: Mapping[str, Sequence[Prediction]]) -> list[Prediction]:
+    def join(self, predictions: Mapping[str, Sequence[Prediction]]) -> list[Prediction]:
         """One prediction a question from the members' predictions, all in the same order."""
-        if self.known is None:
-            return [*given[self.leader]]
-        votes = [self.known.votes[name] for name in self.members]
-        known = ballot([*self.members], votes, LETTERS, [self.known.likely[name] for name in self.members])
-        right = np.array([LETTERS.index(letter) for letter in self.known.right])
-        chosen = RULES[self.rule](known, right)(ballot_of({name: given[name] for name in self.members}))
+        if self.validation is None:
+            return [*predictions[self.leader]]
+        votes = [self.validation.votes[name] for name in self.members]
+        likely = [self.validation.likely[name] for name in self.members]
+        right = np.array([LETTERS.index(letter) for letter in self.validation.right])
+        fitted = RULES[self.rule](ballot([*self.members], votes, LETTERS, likely), right)
+        letters = fitted(ballot_of({name: predictions[name] for name in self.members}))
         return [
             own if letter < 0 else own.model_copy(update={"answer": LETTERS[letter]})
-            for letter, own in zip(chosen, given[self.leader], strict=True)
+            for letter, own in zip(letters, predictions[self.leader], strict=True)
         ]
 
 
@@ -66,39 +89,32 @@ def find(name: str) -> Team:
         ModelError: a member's folder is not there or not a model.
     """
     folder = Path(name).expanduser()
-    path = folder / FILE
-    if not path.is_file():
+    if not (folder / PackedEnsemble.FILE).is_file():
         return Team({WEIGHTS: models.locate(name)}, leader=WEIGHTS)
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        members = {str(member): folder / WEIGHTS / member for member in content["members"]}
-        known = None
-        if len(members) > 1:
-            kept = content["known"]
-            votes = {name: [*map(tuple, kept["votes"][name])] for name in members}
-            known = Known(tuple(kept["right"]), votes, {name: kept["likely"][name] for name in members})
-        team = Team(members, content["rule"], content["leader"], known, folder / "prompts")
-        if team.rule not in RULES or team.leader not in members:
-            raise ValueError(f"no rule {team.rule!r}, or no member {team.leader!r}")
-    except (ValueError, LookupError, TypeError) as error:
-        raise InputError(path, f"cannot be read ({error}); make the package again with 'stepladder pack'") from None
+    packed = PackedEnsemble.read(folder, "make the package again with 'stepladder pack'")
+    members = {member: folder / WEIGHTS / member for member in packed.members}
     for weights in members.values():
         models.locate(str(weights))
-    return team
+    return Team(members, packed.rule, packed.leader, packed.known if len(members) > 1 else None, folder / "prompts")
 
 
 def write(folder: Path, team: Team) -> None:
     """Write what :func:`find` reads."""
-    content: dict[str, Any] = {"rule": team.rule, "leader": team.leader, "members": [*team.members]}
-    if team.known is not None:
-        content["known"] = team.known._asdict()
-    write_atomic(folder / FILE, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    packed = PackedEnsemble(
+        rule=team.rule,
+        leader=team.leader,
+        members=tuple(team.members),
+        **({} if team.validation is None else {"known": team.validation}),
+    )
+    packed.write(folder)
 
 
-def learned(questions: Sequence[Question], given: Mapping[str, Sequence[Prediction]]) -> Known:
-    """What a rule is fitted on: labelled questions and the members' predictions for them."""
-    return Known(
-        tuple(str(question.answer) for question in questions),
-        {name: [row.votes for row in rows] for name, rows in given.items()},
-        {name: [row.likely for row in rows] for name, rows in given.items()},
+def validation_answers(
+    questions: Sequence[Question], predictions: Mapping[str, Sequence[Prediction]]
+) -> ValidationAnswers:
+    """What a rule is fitted on, from labelled questions and each member's predictions for them."""
+    return ValidationAnswers(
+        right=tuple(str(question.answer) for question in questions),
+        votes={name: tuple(row.votes for row in rows) for name, rows in predictions.items()},
+        likely={name: tuple(row.likely for row in rows) for name, rows in predictions.items()},
     )

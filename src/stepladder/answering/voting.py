@@ -1,6 +1,6 @@
-"""How a student answers questions: asked through the ledger like any model, at price 0, then voted.
+"""How a student answers questions: asked through the ledger like any model, at price 0, then by majority vote.
 
-Used by ``quantised`` (to measure) and by ``predictions`` (to keep); the second finds the first's answers stored.
+Used by the stages ``quantised`` and ``predictions``; the second finds the first's answers in the ledger.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-TOP = 20
-"""Likeliest tokens among which options' letters are looked for: as many as servers tell."""
+TOP_LOGPROBS = 20
+"""Likeliest tokens among which options' letters are looked for: the most that servers give."""
 
 
 class Vote(NamedTuple):
@@ -38,43 +38,65 @@ class Vote(NamedTuple):
     request: Request
 
 
-def predict(context: Context, member: str, weights: Path, questions: list[Question], what: str) -> list[Prediction]:
-    """Answer every question of a run with a model folder (:func:`vote`), as any model is asked, through the ledger."""
+class Poll(NamedTuple):
+    """Questions that a model votes on, and how it is asked."""
+
+    questions: Sequence[Question]
+    """In the order of the predictions."""
+    member: str
+    """Who answers, as predictions name it."""
+    model: str
+    """Who answers, as requests name it."""
+    settings: Predict
+    """Number of votes, sampling and caps."""
+    seed: int
+    """Of the shuffled orders."""
+    prompts: Path | None = None
+    """Folder with the user's prompts."""
+
+    def ballot(self, question: Question) -> list[Vote]:
+        """All votes that may be asked for on a question: the options in their own order first, then shuffled."""
+        size, votes = len(question.options), self.settings.votes
+        shuffled = orders(votes - 1, size, self.seed, question.id, "predict", places=fixed(question).places)
+        return [
+            Vote(
+                order,
+                Request(
+                    model=self.model,
+                    messages=ask_messages(question, order, self.prompts),
+                    temperature=self.settings.temperature,
+                    sample_index=index,
+                    max_tokens=self.settings.max_tokens,
+                    final=True,
+                ),
+            )
+            for index, order in enumerate([tuple(range(size)), *shuffled])
+        ]
+
+
+Ask = Callable[[Sequence[Request]], Mapping[str, Response]]
+"""Gives responses by request key."""
+
+
+def predict(context: Context, member: str, weights: Path, questions: list[Question], label: str) -> list[Prediction]:
+    """Answer every question of a run with a model folder (:func:`vote`), through the ledger as any model."""
     config = context.config
-    name = models.identity(weights, computed_in(config.predict.engine, config.predict, config.serve))
+    model = models.identity(weights, computed_in(config.predict.engine, config.predict, config.serve))
     with folder_client(context) as client:
 
         def ask(requests: Sequence[Request]) -> Mapping[str, Response]:
-            return client.ask(weights, requests, what, config.predict.engine)
+            return client.ask(weights, requests, label, config.predict.engine)
 
-        return vote(questions, member, name, config.predict, config.seed, ask, config.prompts)
+        return vote(Poll(questions, member, model, config.predict, config.seed, config.prompts), ask)
 
 
-def vote(
-    questions: Sequence[Question],
-    member: str,
-    model: str,
-    settings: Predict,
-    seed: int,
-    ask: Callable[[Sequence[Request]], Mapping[str, Response]],
-    prompts: Path | None = None,
-) -> list[Prediction]:
-    """Answer every question ``[predict] votes`` times, the first time in the options' own order, then shuffled; with
-    ``adaptive`` only while the vote is open, in rounds.
+def vote(poll: Poll, ask: Ask) -> list[Prediction]:
+    """Ask for ``[predict] votes`` answers to every question; with ``adaptive`` only while the vote is open, in rounds.
 
-    Args:
-        questions: what is asked, in the order of what is returned.
-        member: who answers, as predictions name it.
-        model: who answers, as requests name it.
-        settings: votes, sampling and caps.
-        seed: of the shuffled orders.
-        ask: gives responses by request key.
-        prompts: folder of prompts of one's own.
-
-    Returns:
-        Predictions; letters are in the original option order.
+    Letters of the predictions are in the original option order.
     """
-    ballots = [_ballot(question, model, settings, seed, prompts) for question in questions]
+    settings, questions = poll.settings, poll.questions
+    ballots = [poll.ballot(question) for question in questions]
     responses: list[list[Response]] = [[] for _ in questions]
     count = first_round(settings.votes) if settings.adaptive else settings.votes
     undecided = [*range(len(questions))]
@@ -87,47 +109,41 @@ def vote(
             i for i in undecided if not is_decided(_letters(questions[i], ballots[i], responses[i]), settings.votes)
         ]
         count = 1
-    return _predictions(questions, member, ballots, responses, settings, ask, prompts)
+    return _predictions(poll, ballots, responses, ask)
 
 
-def counted(
-    questions: Sequence[Question],
-    member: str,
-    model: str,
-    settings: Predict,
-    seed: int,
-    known: Callable[[Sequence[Request]], Mapping[str, Response]],
-    prompts: Path | None = None,
-) -> list[Prediction]:
-    """What :func:`vote` makes of the answers that are known already; nobody is asked. A question that nobody answered
-    has no votes."""
-    ballots = [_ballot(question, model, settings, seed, prompts) for question in questions]
-    answers = known([vote.request for ballot in ballots for vote in ballot])
+def count_stored(poll: Poll, stored: Ask) -> list[Prediction]:
+    """The predictions of :func:`vote` from the responses that ``stored`` gives, of which some may be missing; nobody is
+    asked. A question without any has no votes."""
+    ballots = [poll.ballot(question) for question in poll.questions]
+    answers = stored([vote.request for ballot in ballots for vote in ballot])
     ballots = [[vote for vote in ballot if vote.request.key in answers] for ballot in ballots]
     responses = [[answers[vote.request.key] for vote in ballot] for ballot in ballots]
-    return _predictions(questions, member, ballots, responses, settings, known, prompts)
+    return _predictions(poll, ballots, responses, stored)
 
 
-def begun(question: Question, order: Permutation, text: str, model: str, prompts: Path | None = None) -> Request:
-    """A request to go on with what a model said to a question, its options in ``order``, right where the letter
-    stands."""
+def letter_request(
+    question: Question, order: Permutation, text: str, model: str, prompts: Path | None = None
+) -> Request:
+    """A request for one token: that which follows an answer up to its letter, where the options are in ``order``."""
     so_far = up_to_letter(text, shown(question.options, order), question.language)
     messages = (*ask_messages(question, order, prompts), Message(role="assistant", content=so_far))
-    return Request(model=model, messages=messages, max_tokens=1, top_logprobs=TOP, final=True)
+    return Request(model=model, messages=messages, max_tokens=1, top_logprobs=TOP_LOGPROBS, final=True)
 
 
-def letters(response: Response, count: int) -> dict[str, float]:
-    """How likely the first ``count`` letters are as the next token, by log-probability; those among its likeliest."""
-    found: dict[str, float] = {}
+def letter_logprobs(response: Response, count: int) -> dict[str, float]:
+    """Log-probability of each of the first ``count`` letters as the next token, as far as they are among its
+    likeliest."""
+    logprobs: dict[str, float] = {}
     for token in response.logprobs[:1]:
         for text, logprob in token.top.items():
             if len(letter := text.strip()) == 1 and letter in LETTERS[:count]:
-                found[letter] = max(logprob, found.get(letter, -math.inf))
-    return found
+                logprobs[letter] = max(logprob, logprobs.get(letter, -math.inf))
+    return logprobs
 
 
 def _letters(question: Question, ballot: Sequence[Vote], responses: Sequence[Response]) -> tuple[str | None, ...]:
-    """The letters of as many answers as there are, in the original option order."""
+    """The letter of every response so far, in the original option order."""
     read = []
     for (order, _), response in zip(ballot, responses, strict=False):
         letter = strict(response.text, shown(question.options, order)).letter
@@ -136,28 +152,24 @@ def _letters(question: Question, ballot: Sequence[Vote], responses: Sequence[Res
 
 
 def _predictions(
-    questions: Sequence[Question],
-    member: str,
-    ballots: Sequence[Sequence[Vote]],
-    responses: Sequence[Sequence[Response]],
-    settings: Predict,
-    ask: Callable[[Sequence[Request]], Mapping[str, Response]],
-    prompts: Path | None,
+    poll: Poll, ballots: Sequence[Sequence[Vote]], responses: Sequence[Sequence[Response]], ask: Ask
 ) -> list[Prediction]:
-    """What questions' first answers come to, however many of them there are."""
+    """One prediction a question, from its responses: those to the first votes of its ballot."""
+    questions = poll.questions
     votes = [_letters(*each) for each in zip(questions, ballots, responses, strict=True)]
     follow_ups: list[list[Vote]] = [[] for _ in questions]
-    if settings.probabilities:
+    if poll.settings.probabilities:
         rows = zip(follow_ups, questions, ballots, responses, votes, strict=True)
         for follow_up, question, ballot, answers, read in rows:
             for (order, request), response, letter in zip(ballot, answers, read, strict=False):
                 if letter is not None:
-                    follow_up.append(Vote(order, begun(question, order, response.text, request.model, prompts)))
+                    next_token = letter_request(question, order, response.text, request.model, poll.prompts)
+                    follow_up.append(Vote(order, next_token))
     tokens = ask([vote.request for group in follow_ups for vote in group]) if any(follow_ups) else {}
     return [
         Prediction(
             question_id=question.id,
-            member=member,
+            member=poll.member,
             votes=read,
             answer=majority(read),
             texts=tuple(response.text for response in answers),
@@ -170,39 +182,20 @@ def _predictions(
 
 def _likely(letter_tokens: Sequence[tuple[Permutation, Response]]) -> dict[str, float]:
     """The letters' mean probability over answers, in the original option order."""
-    chances: defaultdict[str, float] = defaultdict(float)
+    sums: defaultdict[str, float] = defaultdict(float)
     for order, response in letter_tokens:
-        found = {letter: math.exp(logprob) for letter, logprob in letters(response, len(order)).items()}
-        whole = sum(found.values())
-        for letter, chance in found.items():
-            if chance > 0:  # a server's log-probability may stand for none
-                chances[to_original(letter, order)] += chance / whole
-    whole = sum(chances.values())
-    return {letter: chance / whole for letter, chance in sorted(chances.items())}
-
-
-def _ballot(question: Question, model: str, settings: Predict, seed: int, prompts: Path | None) -> list[Vote]:
-    """All votes that may be asked for on a question."""
-    size = len(question.options)
-    shuffled = orders(settings.votes - 1, size, seed, question.id, "predict", places=fixed(question).places)
-    return [
-        Vote(
-            order,
-            Request(
-                model=model,
-                messages=ask_messages(question, order, prompts),
-                temperature=settings.temperature,
-                sample_index=index,
-                max_tokens=settings.max_tokens,
-                final=True,
-            ),
-        )
-        for index, order in enumerate([tuple(range(size)), *shuffled])
-    ]
+        logprobs = letter_logprobs(response, len(order))
+        probabilities = {letter: math.exp(logprob) for letter, logprob in logprobs.items()}
+        total = sum(probabilities.values())
+        for letter, probability in probabilities.items():
+            if probability > 0:  # a server may report log-probabilities so low that exp gives 0
+                sums[to_original(letter, order)] += probability / total
+    total = sum(sums.values())
+    return {letter: probability / total for letter, probability in sorted(sums.items())}
 
 
 def conversation(context: Context, question: Question, text: str, teacher: str) -> Example:
-    """A question with its options in their own order, and what somebody says to it."""
+    """A question with its options in their own order, answered with ``text``."""
     messages = ask_messages(question, tuple(range(len(question.options))), context.config.prompts)
     answer = Message(role="assistant", content=text)
     return Example(messages=(*messages, answer), question_id=question.id, teacher=teacher)
@@ -216,8 +209,8 @@ def correct(questions: list[Question], predictions: list[Prediction]) -> list[bo
 def examine(
     context: Context, questions: list[Question], tokenizer: PreTrainedTokenizerBase, student: PreTrainedModel
 ) -> float:
-    """Share of the questions that a student in training answers rightly, greedily, in the options' own order. Nothing
-    is kept: tomorrow it is another."""
+    """Share of the questions that a student in training answers rightly, greedily, in the options' own order. The
+    answers are not kept in the ledger, since the weights still change."""
     engine = Local(tokenizer, student)
     requests = {
         question.id: Request(

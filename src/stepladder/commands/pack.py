@@ -14,8 +14,8 @@ def pack(config: Path, runs: Path, out: Path, engine: str | None, image: str | N
     """Make the package of a run (:func:`stepladder.packaging.build.pack`).
 
     Raises:
-        MissingExtra: what packs is not installed.
-        UserError: the folder is there, the run is not finished, or wheels cannot be had.
+        MissingExtra: a library that packing needs is not installed.
+        UserError: the folder is there, the run is not finished, or wheels cannot be downloaded or built.
     """
     try:
         from stepladder.packaging import build, wheels
@@ -23,5 +23,5 @@ def pack(config: Path, runs: Path, out: Path, engine: str | None, image: str | N
         raise MissingExtra(str(error.name), "'stepladder[pack]'") from None
     context = Context.open(config, runs)
     with context.workspace.locked(), context.progress.stage("package"):
-        build.pack(context, out, engine, image, pythons or [wheels.HERE])  # type: ignore[arg-type]  # the CLI has checked
+        build.pack(context, out, engine, image, pythons or [wheels.THIS_PYTHON])  # type: ignore[arg-type]  # the CLI has checked
     say(context.progress.console, f"Wrote {out}")

@@ -1,8 +1,7 @@
-"""``stepladder plan``: the pilot if one is wanted, the forecast as tables, and how it turned out."""
+"""``stepladder plan``: an optional pilot, the forecast as tables, and once the cascade is done, the comparison."""
 
 from __future__ import annotations
 
-import os
 import statistics
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -12,7 +11,6 @@ from statistics import fmean
 from stepladder import models, records
 from stepladder.answering.cascade import Cascade, Usage
 from stepladder.ask.ledger import Account, Ledger
-from stepladder.config import Config
 from stepladder.context import Context
 from stepladder.forecast import capacity, cost_tables, fit_tables, memory
 from stepladder.forecast.capacity import Workload
@@ -37,22 +35,22 @@ from stepladder.terminal import say
 
 
 def plan(config: Path, runs: Path, pilot: int, card: str, hours: float, rate: float | None) -> None:
-    """Show what the cascade will ask, take and cost, and whether the members fit a card. ``pilot`` questions are really
-    sent first, if it is not 0; they stand in the ledger then and are not paid for again.
+    """Print what the cascade will ask, take and cost, and whether the members fit a card. First, so many ``pilot``
+    questions are really asked; the ledger keeps their answers, so the run does not pay for them again.
 
     Raises:
         UserError, AskError, BudgetError: as the stages ``questions`` and ``samples`` do.
     """
-    on = capacity.card(card)
+    target = capacity.card(card)
     context = Context.open(config, runs)
     with context.workspace.locked():
         plan_cascade(context, pilot)
         shape, work = shape_of(context.config.train.base), work_of(context)
-        fit_tables.show(context.config, shape, work, on, hours, rate, context.progress.console)
+        fit_tables.show(context.config, shape, work, target, hours, rate, context.progress.console)
 
 
 def plan_cascade(context: Context, pilot: int) -> None:
-    """Show what the cascade will ask, take and cost; once it is done, beside what it did."""
+    """Print what the cascade will ask, take and cost; once it is done, also what it did."""
     flow.run(context, ("questions",))
     questions = records.read(context.input("questions") / "train.jsonl", Question)
     rates = assume(context.config, questions)
@@ -66,21 +64,19 @@ def plan_cascade(context: Context, pilot: int) -> None:
     console.print(f"\n{len(questions):,} training questions about {problems:,} problems\n", highlight=False)
     cost_tables.show(rows, context.config, console)
     cost_tables.sources(rates, console)
-    for variable in missing_keys(context.config):
-        say(console, f"\n{variable} is not set in this environment; the run will stop where it needs that key.")
-    if _samples_are_done(context):
-        cost_tables.compare(rows, _accounts(context), console)
-
-
-def missing_keys(config: Config) -> list[str]:
-    """Environment variables with API keys that models of the cascade need and that are not set."""
-    names = {name for rung in config.rung for name in rung.models}
-    variables = {config.models[name].api_key_env for name in names}
-    return sorted(variable for variable in variables if variable is not None and not os.environ.get(variable))
+    samples_are_done = _samples_are_done(context)
+    if not samples_are_done:
+        missing_keys = flow.missing_keys(context.config, "variants") | flow.missing_keys(context.config, "samples")
+        for variable, model in missing_keys.items():
+            say(console, f"\n{variable} is not set in this environment; the run will need it for model {model!r}.")
+    # The ledger keeps no account of weights in this process, so there is nothing to compare.
+    with_account = [row for row in rows if context.config.models[row.model].engine != "local"]
+    if samples_are_done and with_account:
+        cost_tables.compare(with_account, _accounts(context), console)
 
 
 def measure(context: Context, drawn: Sequence[Question], assumed: Mapping[str, Rates]) -> dict[str, Rates]:
-    """Rates by rung from asking some questions; a rung that none of them reached keeps what was assumed."""
+    """Rates by rung, measured by asking some questions; rungs that none of them reached are left out."""
     steps = [step for step in Cascade(context).climb(drawn) if step.reached and step.rung.kind == "ask"]
     medians = {(a.rung, a.model): statistics.median(a.seconds) for a in _accounts(context) if a.seconds}
     return {
@@ -99,7 +95,8 @@ def measure(context: Context, drawn: Sequence[Question], assumed: Mapping[str, R
 
 
 def _model_rates(usage: Usage, questions: int, assumed: ModelRates, median: float | None) -> ModelRates:
-    """What a pilot says of one model. Weights in this process keep no times, so theirs is how long the pilot took."""
+    """One model's rates as measured by a pilot. ``median`` is of the seconds a call in the ledger, which has none for
+    weights in this process; there the pilot's wall time a call is taken."""
     calls = ONE.times(usage.calls / questions)
     if not usage.calls:
         return assumed
@@ -120,22 +117,23 @@ def _accounts(context: Context) -> list[Account]:
 
 
 def shape_of(base: str) -> Shape | None:
-    """The shape of the student's base, without downloading anything; None where it is not known."""
+    """The shape of the student's base; None where it is neither on this machine nor a model of known shape. Nothing is
+    downloaded."""
     folder = Path(base).expanduser()
     if base == models.BUNDLED or folder.is_dir():
         return memory.read(models.locate(base))
-    here = hubs.cached(base)
-    return memory.known(base) if here is None else memory.read(here)
+    cached = hubs.cached(base)
+    return memory.known(base) if cached is None else memory.read(cached)
 
 
 def work_of(context: Context) -> Workload:
-    """What the members will have to answer: the test, or without one the validation questions. Answers are as long as
-    the accepted chains, where there are some."""
+    """What the members will have to answer: the test questions, or without a test those of validation. The length of
+    answers is the mean of the accepted chains, once there are some."""
     config = context.config
     split = "validation" if config.questions.test is None else "test"
     questions = records.read(context.input("questions") / f"{split}.jsonl", Question)
     prompts = [prompt_tokens(config, question) for question in questions] or [0.0]
-    again = sum(
+    shared_tokens = sum(
         tokens(later.problem) for earlier, later in pairwise(questions) if earlier.problem_id == later.problem_id
     )
     answer = ANSWER_TOKENS.likely
@@ -148,7 +146,7 @@ def work_of(context: Context) -> Workload:
         votes=config.predict.votes,
         members=len(config.member),
         prompt=fmean(prompts),
-        read=fmean(prompts) - again / max(1, len(questions)),
+        read=fmean(prompts) - shared_tokens / max(1, len(questions)),
         answer=min(answer, config.predict.max_tokens),
         length=round(max(prompts)) + config.predict.max_tokens,
         bits=config.quantise.bits,
@@ -158,6 +156,6 @@ def work_of(context: Context) -> Workload:
 
 
 def _samples_are_done(context: Context) -> bool:
-    """Whether the cascade was climbed. Where its folder is not there nothing more is looked at: its fingerprint is made
-    of the models' weights, which may not be downloaded yet."""
+    """Whether the samples are up to date. Without their folder the fingerprint is not computed, since it needs the
+    models' weights, which may not be downloaded yet."""
     return context.input("samples").exists() and flow.stage("samples").artifact(context, None).state() == "done"

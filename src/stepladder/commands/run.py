@@ -1,4 +1,4 @@
-"""``stepladder run``: every stage that is not up to date, then the result; and one stage alone."""
+"""``stepladder run``: run every stage that is not up to date and show the result; or run one stage alone."""
 
 from __future__ import annotations
 
@@ -13,11 +13,16 @@ from stepladder.stages.report import HTML, summary
 
 
 def run(config: Path, runs: Path) -> None:
-    """Run every stage that is not up to date, then show the result."""
+    """Run every stage that is not up to date, then show the result.
+
+    Raises:
+        AskError: an API key that the run needs is not set; nothing has been run.
+    """
     context = Context.open(config, runs)
     console = context.progress.console
     console.print(f"[bold]{context.config.name}[/bold]  [dim]{escape(str(context.workspace.folder))}[/dim]")
     with context.workspace.locked():
+        flow.check_keys(context)
         flow.run(context)
     folder = context.input("report")
     summary(Report.read(folder), console)

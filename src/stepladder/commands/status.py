@@ -1,4 +1,4 @@
-"""``stepladder status``: which artifacts of a run are done, stale or missing, and what it has spent."""
+"""``stepladder status``: which artifacts of a run are done, stale or missing, and what the run has spent."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MARKS = {"done": "[green]✓[/green]", "stale": "[yellow]~[/yellow]", "missing":
 
 
 def status(config: Path, runs: Path) -> None:
-    """Show the artifacts of a run, and what of its money is spent or set aside."""
+    """Print the state of each artifact of a run, and the money that is spent or reserved."""
     context = Context.open(config, runs)
     console = context.progress.console
     for label, state in flow.states(context):
@@ -25,9 +25,9 @@ def status(config: Path, runs: Path) -> None:
     with Ledger(context.workspace.ledger) as ledger:
         console.print(f"\n{ledger.calls(name)} model calls, ${ledger.spent(name) / 1e6:.2f} spent")
         for batch in ledger.waiting(name):
-            what = f"batch {batch.remote}: " if batch.remote else "batch: "
-            what += f"{batch.requests:,} requests at the provider; the next run collects them"
-            console.print(f"  ${batch.reserved / 1e6:.4f}  {escape(what)}", highlight=False)
+            line = f"batch {batch.remote}: " if batch.remote else "batch: "
+            line += f"{batch.requests:,} requests at the provider; the next run collects them"
+            console.print(f"  ${batch.reserved / 1e6:.4f}  {escape(line)}", highlight=False)
         for attempt in ledger.unsettled(name):
-            fate = "in flight" if attempt.alive else "in flight when its process ended, so charged at the worst"
-            console.print(f"  ${attempt.reserved / 1e6:.4f}  {escape(attempt.model)}: {fate}", highlight=False)
+            outcome = "in flight" if attempt.alive else "in flight when its process ended, so charged at the worst case"
+            console.print(f"  ${attempt.reserved / 1e6:.4f}  {escape(attempt.model)}: {outcome}", highlight=False)

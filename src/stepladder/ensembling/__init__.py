@@ -1,1 +1,1 @@
-"""How several members' answers become one, and whether that is worth it."""
+"""How several members' answers become one, and whether that beats the best member alone."""

@@ -1,8 +1,8 @@
-"""Which rule to trust: nested cross-validation, grouped by problem, with one model as the answer to beat.
+"""Choice of an ensemble rule: nested cross-validation, grouped by problem, with the best single model as baseline.
 
-Choosing the best of several rules and then quoting its score on the same questions flatters it. So the choice is made
-again inside every outer fold, from that fold's other questions alone (Varma and Simon 2006), and what is quoted is the
-score on questions that neither the choice nor the fit has seen.
+The score of the best of several rules is biased upwards on the questions that it was chosen on. So the choice is
+repeated inside every outer fold, on the questions of the other folds alone (Varma and Simon 2006), and the score
+reported is that on questions which neither the choice nor the fit has seen.
 """
 
 from __future__ import annotations
@@ -17,26 +17,25 @@ from stepladder.documents import CrossValidation, RuleScore
 from stepladder.ensembling.rules import RULES, Ballot, Letters, leader
 from stepladder.stats import Interval, accuracy_interval
 
-OUTER, INNER = 10, 5
-"""Folds."""
-ERRORS = 1.0
-"""Standard errors by which a rule must beat one model, since it costs as many times the compute as it has members."""
+OUTER_FOLDS, INNER_FOLDS = 10, 5
+MIN_STANDARD_ERRORS = 1.0
+"""By which a rule must beat the best single model, since an ensemble costs its number of members times the compute."""
 
 
 class Scored(NamedTuple):
-    """How a way to answer does on questions it was not fitted on."""
+    """Score of a rule, or of the choice among them, on questions it was not fitted on."""
 
     accuracy: float
     interval: Interval
     right: tuple[bool, ...]
-    """By question."""
+    """Whether each question was answered rightly."""
 
     def document(self) -> RuleScore:
         return RuleScore(accuracy=self.accuracy, low=self.interval.low, high=self.interval.high)
 
 
 class Selection(NamedTuple):
-    """What cross-validation found."""
+    """The result of cross-validation."""
 
     rules: dict[str, Scored]
     """Each rule by itself."""
@@ -49,10 +48,10 @@ class Selection(NamedTuple):
     oracle: float
     """Share of the questions that at least one member answers rightly: no rule can do better."""
     correlation: dict[tuple[str, str], float | None]
-    """How alike the members of a pair err: Pearson correlation of being wrong. None where one never or always is."""
+    """Pearson correlation of the errors of each pair of members; None where one of them is never or always wrong."""
 
     def document(self) -> CrossValidation:
-        """The same as it is written down: without the answers of single questions."""
+        """As it is written to a file: without the answers to single questions."""
         return CrossValidation(
             rules={name: scored.document() for name, scored in self.rules.items()},
             chosen=self.chosen.document(),
@@ -76,20 +75,20 @@ def select(ballot: Ballot, right: Letters, problems: Sequence[str], seed: int) -
         ValueError: fewer than two problems.
     """
     groups = np.unique(np.asarray(problems), return_inverse=True)[1]
-    outer = folds(groups, OUTER, seed)
+    outer = folds(groups, OUTER_FOLDS, seed)
     names = rules(ballot)
     answers = {name: np.full(len(right), -1, dtype=np.int64) for name in names}
     chosen = np.full(len(right), -1, dtype=np.int64)
     for held in outer:
         rest = np.setdiff1d(np.arange(len(right)), held)
-        known, truth, held_out = ballot.take(rest), right[rest], ballot.take(held)
+        training, training_right, held_out = ballot.take(rest), right[rest], ballot.take(held)
         for name in names:
-            answers[name][held] = RULES[name](known, truth)(held_out)
-        choice = choose(known, truth, groups[rest], seed)
+            answers[name][held] = RULES[name](training, training_right)(held_out)
+        choice = choose(training, training_right, groups[rest], seed)
         chosen[held] = answers[choice][held]
     wrong = ballot.answers != right
     return Selection(
-        rules={name: _scored(found, right, problems, seed) for name, found in answers.items()},
+        rules={name: _scored(letters, right, problems, seed) for name, letters in answers.items()},
         chosen=_scored(chosen, right, problems, seed),
         choice=choose(ballot, right, groups, seed),
         leader=ballot.members[leader(ballot, right)],
@@ -99,35 +98,35 @@ def select(ballot: Ballot, right: Letters, problems: Sequence[str], seed: int) -
 
 
 def rules(ballot: Ballot) -> tuple[str, ...]:
-    """The rules that can answer a ballot: probabilities are averaged only where there are some."""
+    """The rules that apply to a ballot: ``average`` only where it is graded, ``single`` alone for one member."""
     if len(ballot.members) == 1:
         return ("single",)
     return tuple(name for name in RULES if name != "average" or ballot.graded)
 
 
 def choose(ballot: Ballot, right: Letters, groups: NDArray[np.int64], seed: int) -> str:
-    """The rule that does best in cross-validation, if it beats the best member alone by :data:`ERRORS` standard errors
-    of their difference (over problems); else ``single``. Of equals the simplest."""
+    """The rule that does best in cross-validation, if it beats the best member alone by :data:`MIN_STANDARD_ERRORS`
+    standard errors of their difference (over problems); else ``single``. Of equals, the simplest."""
     names = rules(ballot)
     hits = {name: np.zeros(len(right)) for name in names}
     if len(np.unique(groups)) > 1:
-        for held in folds(groups, INNER, seed):
+        for held in folds(groups, INNER_FOLDS, seed):
             rest = np.setdiff1d(np.arange(len(right)), held)
-            known, truth, held_out = ballot.take(rest), right[rest], ballot.take(held)
+            training, training_right, held_out = ballot.take(rest), right[rest], ballot.take(held)
             for name in names:
-                hits[name][held] = RULES[name](known, truth)(held_out) == right[held]
+                hits[name][held] = RULES[name](training, training_right)(held_out) == right[held]
     best = max(names, key=lambda name: hits[name].sum())
     return best if _beats(hits[best] - hits["single"], groups) else "single"
 
 
 def _beats(gains: NDArray[np.float64], groups: NDArray[np.int64]) -> bool:
-    """Whether the sum of gains exceeds its standard error, problems being independent of each other."""
+    """Whether the sum of gains exceeds :data:`MIN_STANDARD_ERRORS`, taking problems as independent."""
     by_problem = np.bincount(groups, weights=gains)
-    return bool(gains.sum() > ERRORS * np.sqrt((by_problem**2).sum()))
+    return bool(gains.sum() > MIN_STANDARD_ERRORS * np.sqrt((by_problem**2).sum()))
 
 
 def folds(groups: NDArray[np.int64], count: int, seed: int) -> list[NDArray[np.int64]]:
-    """Questions by fold, as many problems in each as can be.
+    """Indices of the questions in each fold; problems are dealt out evenly and none is in two folds.
 
     Raises:
         ValueError: fewer than two problems.
@@ -135,8 +134,8 @@ def folds(groups: NDArray[np.int64], count: int, seed: int) -> list[NDArray[np.i
     problems = np.unique(groups)
     if len(problems) < 2:
         raise ValueError("cross-validation needs at least two problems")
-    dealt = np.random.default_rng(seed).permutation(problems)
-    parts = [dealt[index::count] for index in range(min(count, len(problems)))]
+    shuffled = np.random.default_rng(seed).permutation(problems)
+    parts = [shuffled[index::count] for index in range(min(count, len(problems)))]
     return [np.flatnonzero(np.isin(groups, part)) for part in parts]
 
 
@@ -146,9 +145,9 @@ def _scored(answers: Letters, right: Letters, problems: Sequence[str], seed: int
 
 
 def _correlation(members: Sequence[str], wrong: NDArray[np.bool_]) -> dict[tuple[str, str], float | None]:
-    found: dict[tuple[str, str], float | None] = {}
+    correlation: dict[tuple[str, str], float | None] = {}
     for i, first in enumerate(members):
         for j, second in enumerate(members[i + 1 :], i + 1):
             varied = wrong[i].any() and wrong[j].any() and not wrong[i].all() and not wrong[j].all()
-            found[first, second] = float(np.corrcoef(wrong[i], wrong[j])[0, 1]) if varied else None
-    return found
+            correlation[first, second] = float(np.corrcoef(wrong[i], wrong[j])[0, 1]) if varied else None
+    return correlation

@@ -15,7 +15,7 @@ from stepladder.records import LETTERS, Language, Question
 
 PROBLEM_FIELDS = ("id", "problem", "questions", "source")
 QUESTION_FIELDS = ("question", "options", "answer", "worked", "program")
-MISSPELT = 0.82
+MISSPELT_SIMILARITY = 0.82
 """Similarity (difflib) from which an unknown field is taken for a misspelt one."""
 
 
@@ -86,7 +86,7 @@ def _misspelt(row: Iterable[str], fields: tuple[str, ...]) -> Iterator[tuple[str
 
 @lru_cache(maxsize=1000)
 def _closest(name: str, fields: tuple[str, ...]) -> str | None:
-    return next(iter(get_close_matches(name, fields, 1, MISSPELT)), None)
+    return next(iter(get_close_matches(name, fields, 1, MISSPELT_SIMILARITY)), None)
 
 
 def _problem(path: Path, number: int, row: dict[str, Any], language: Language, labelled: bool) -> Problem:

@@ -52,7 +52,7 @@ def read(text: str, source: Question, name: str) -> Draft:
     """
     opening, reasoning = _QUESTION.search(text), _REASONING.search(text)
     if opening is None or reasoning is None or reasoning.start() < opening.end():
-        raise Unfit("no question and reasoning in the form wanted")
+        raise Unfit("no question and reasoning in the requested form")
     program = _PROGRAM.search(text, reasoning.end())
     chain = text[reasoning.end() : program.start() if program else None].strip()
     rules = text[program.end() :].partition("```")[0].strip() if program else ""

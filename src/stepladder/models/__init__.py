@@ -6,14 +6,14 @@ from stepladder.models.location import (
     BUNDLED,
     BUNDLED_FILE,
     BUNDLED_PACKAGE,
-    DIGESTS,
+    DIGESTS_FILE,
     cache_folder,
     content_digest,
     identity,
     locate,
 )
 from stepladder.models.number_format import (
-    AUTO,
+    DTYPE_VARIABLE,
     compute_dtype,
     dtype_name,
     has_cuda,
@@ -23,11 +23,11 @@ from stepladder.models.number_format import (
 )
 
 __all__ = [
-    "AUTO",
     "BUNDLED",
     "BUNDLED_FILE",
     "BUNDLED_PACKAGE",
-    "DIGESTS",
+    "DIGESTS_FILE",
+    "DTYPE_VARIABLE",
     "cache_folder",
     "compute_dtype",
     "content_digest",

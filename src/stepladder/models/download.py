@@ -1,6 +1,6 @@
-"""A download in a process of its own, online: ``python -m stepladder.models.download NAME`` (see ``fetching``).
+"""Download a model in a process of its own, online: ``python -m stepladder.models.download NAME`` (see ``fetching``).
 
-Says on standard output where the files are, or why they are not; shows its progress on standard error.
+Prints the folder of the files, or why there is none, on standard output, and its progress on standard error.
 """
 
 from __future__ import annotations
@@ -12,23 +12,23 @@ from stepladder.models.hubs import parse
 
 
 def main() -> int:
-    wanted = parse(sys.argv[1])
-    if wanted is None:
+    model_id = parse(sys.argv[1])
+    if model_id is None:
         return 2
-    with contextlib.redirect_stdout(sys.stderr):  # the last word on standard output is ours
-        print(f"downloading {sys.argv[1]} from {wanted.hub.title}", flush=True)
+    with contextlib.redirect_stdout(sys.stderr):  # so that the line below is alone on standard output
+        print(f"downloading {sys.argv[1]} from {model_id.hub.title}", flush=True)
         try:
-            said, code = str(wanted.snapshot(local=False)), 0
+            result, code = str(model_id.snapshot(local=False)), 0
         except KeyboardInterrupt:
             return 130
         except Exception as error:  # noqa: BLE001 (the libraries raise anything, from connection errors to their own)
-            said, code = _reason(error), 1
-    print(said)
+            result, code = _reason(error), 1
+    print(result)
     return code
 
 
 def _reason(error: Exception) -> str:
-    """The first line of what a library says; the second too where the first is no more than a status."""
+    """The first line of an error of a hub's library; the second too where the first is only an HTTP status."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     return " ".join(lines[: 2 if "Client Error" in lines[0] else 1]).rstrip(" .:")
 

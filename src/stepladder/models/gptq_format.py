@@ -1,7 +1,7 @@
-"""Model folders in the classic ``gptq`` format, unpacked for computing with torch alone.
+"""Load model folders in the ``gptq`` format, with their weights unpacked so that PyTorch alone computes with them.
 
-Rows of ``qweight`` and columns of ``qzeros`` hold 32 / bits values each, the first in the lowest bits; zero points are
-stored less one, except where the format calls itself ``gptq_v2``.
+Each 32-bit word holds 32 / bits values, the first in the lowest bits: consecutive inputs of a weight in ``qweight``,
+consecutive outputs of the zero points in ``qzeros``. Zero points are stored minus one, except in ``gptq_v2``.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def load_gptq(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
     """A causal language model from a folder whose config.json says ``"quant_method": "gptq"``.
 
     Raises:
-        ValueError: tensors are missing, or are not the model's.
+        ValueError: tensors are missing, or do not belong to the model.
     """
     from safetensors.torch import load_file
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -37,10 +37,10 @@ def load_gptq(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
         del weights[name]
         layer = name.removesuffix(".qweight")
         weights[f"{layer}.weight"] = _weight(packed, layer, settings).to(dtype)
-    missing, unknown = model.load_state_dict(weights, strict=False)
+    missing, unexpected = model.load_state_dict(weights, strict=False)
     tied = set(getattr(model, "_tied_weights_keys", None) or ()) if config.tie_word_embeddings else set()
-    if lost := [*unknown, *(set(missing) - tied)]:
-        raise ValueError(f"tensor {sorted(lost)[0]} is missing or not the model's")
+    if mismatched := [*unexpected, *(set(missing) - tied)]:
+        raise ValueError(f"tensor {sorted(mismatched)[0]} is missing or does not belong to the model")
     model.tie_weights()
     return model
 
@@ -48,8 +48,8 @@ def load_gptq(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
 def _weight(packed: Mapping[str, torch.Tensor], layer: str, settings: Mapping[str, Any]) -> torch.Tensor:
     """One layer's weights, shape (outputs, inputs), float32."""
     bits = int(settings["bits"])
-    values = _spread(packed[f"{layer}.qweight"].T, bits).T  # (inputs, outputs)
-    zeros = _spread(packed[f"{layer}.qzeros"], bits)  # (groups, outputs)
+    values = _unpack_words(packed[f"{layer}.qweight"].T, bits).T  # (inputs, outputs)
+    zeros = _unpack_words(packed[f"{layer}.qzeros"], bits)  # (groups, outputs)
     if settings.get("checkpoint_format", "gptq") != "gptq_v2":
         zeros = zeros + 1
     group = packed[f"{layer}.g_idx"].long()  # (inputs,)
@@ -57,10 +57,10 @@ def _weight(packed: Mapping[str, torch.Tensor], layer: str, settings: Mapping[st
     return (scales[group] * (values - zeros[group])).T.contiguous()
 
 
-def _spread(words: torch.Tensor, bits: int) -> torch.Tensor:
-    """Shape (rows, words) to (rows, words * 32 / bits)."""
+def _unpack_words(words: torch.Tensor, bits: int) -> torch.Tensor:
+    """Unpack words of shape (rows, words) into values of shape (rows, words * 32 / bits)."""
     import torch
 
     shifts = torch.arange(0, 32, bits, dtype=torch.int32)
-    spread: torch.Tensor = (words.unsqueeze(-1) >> shifts) & (2**bits - 1)
-    return spread.flatten(-2)
+    values: torch.Tensor = (words.unsqueeze(-1) >> shifts) & (2**bits - 1)
+    return values.flatten(-2)

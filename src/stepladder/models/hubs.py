@@ -1,8 +1,7 @@
-"""Models named by an id, on the Hugging Face hub or on ModelScope: looked up in the hub's cache, downloaded once.
+"""Models named by an id, on the Hugging Face hub or on ModelScope: looked up in the hub's cache, or downloaded.
 
-In this process the hubs' libraries stay offline (see ``models.require``; they read their settings when imported). So a
-download is a process of its own, ``python -m stepladder.models.download NAME``: it says on standard output where the
-files are, or why they are not, and shows its progress on standard error.
+In this process the hubs' libraries stay offline (see ``models.require``; they read their settings when imported). A
+download is therefore a process of its own (``download``).
 """
 
 from __future__ import annotations
@@ -22,42 +21,42 @@ class Hub(NamedTuple):
 
     title: str
     module: str
-    """Has ``snapshot_download``, which looks in the cache, or downloads."""
+    """The Python module whose ``snapshot_download`` looks in the cache, or downloads."""
     command: str
-    """What a person types to download a model."""
+    """The shell command that downloads a model."""
     install: tuple[str, ...]
-    """What pip installs it, if not the training extra."""
+    """The pip package of the module; empty: the training extra installs it."""
 
 
 HUGGING_FACE = Hub("Hugging Face", "huggingface_hub", "hf download", ())
 MODELSCOPE = Hub("ModelScope", "modelscope.hub.snapshot_download", "modelscope download --model", ("modelscope",))
-ID = re.compile(r"(modelscope:)?(\w[\w.-]*/\w[\w.-]*)(?:@(\w[\w./-]*))?", re.ASCII)
-WANTED = (
+ID_PATTERN = re.compile(r"(modelscope:)?(\w[\w.-]*/\w[\w.-]*)(?:@(\w[\w./-]*))?", re.ASCII)
+ALLOW_PATTERNS = (
     "*.safetensors", "*.json", "*.jinja", "tokenizer*", "*.model", "*.tiktoken", "vocab*", "merges.txt", "README.md",
     "LICENSE*",
 )  # fmt: skip
-UNWANTED = ("*.bin", "*.pt", "*.py", "*/*")
-"""Pickles and programs, which run what somebody else wrote; folders, which hold other forms of the same weights."""
-OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
-GIVEN = {key: os.environ.get(key) for key in (*OFFLINE, "TQDM_DISABLE")}
-"""What the user had set before ``models.require`` did."""
+IGNORE_PATTERNS = ("*.bin", "*.pt", "*.py", "*/*")
+"""Pickles and programs, which could run foreign code; subfolders, which hold other formats of the same weights."""
+OFFLINE_VARIABLES = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+USER_ENVIRONMENT = {key: os.environ.get(key) for key in (*OFFLINE_VARIABLES, "TQDM_DISABLE")}
+"""The user's own values, read before ``models.require`` sets some."""
 
 
-class Wanted(NamedTuple):
-    """What an id says."""
+class ModelId(NamedTuple):
+    """A parsed model id."""
 
     hub: Hub
     repo: str
     revision: str | None
 
     def snapshot(self, *, local: bool) -> Path:
-        """The folder of its files: ``local``, as the cache has it, else downloaded as far as it is not there.
+        """The folder of its files: if ``local``, from the cache only; otherwise what is missing is downloaded.
 
         Raises:
             MissingExtra: the hub's library is not installed.
-            Exception: whatever the library raises where it cannot.
+            Exception: whatever the library raises if the files are not in the cache or cannot be downloaded.
         """
-        os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before the import: the rest of this process is to stay offline
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before the import, so that this process stays offline
         try:
             module = importlib.import_module(self.hub.module)
         except ModuleNotFoundError as error:
@@ -66,40 +65,45 @@ class Wanted(NamedTuple):
             module.snapshot_download(
                 self.repo,
                 revision=self.revision,
-                allow_patterns=list(WANTED),
-                ignore_patterns=list(UNWANTED),
+                allow_patterns=list(ALLOW_PATTERNS),
+                ignore_patterns=list(IGNORE_PATTERNS),
                 local_files_only=local,
             )
         )
 
     def cached(self) -> Path | None:
-        """Its folder if all of it is in the cache."""
+        """Its folder if the cache holds all of its files, else None.
+
+        Raises:
+            MissingExtra: the hub's library is not installed.
+        """
         try:
             folder = self.snapshot(local=True)
         except MissingExtra:
             raise
-        except Exception:  # noqa: BLE001 (each library has its own ways to say that it is not there)
+        except Exception:  # noqa: BLE001 (each library raises other errors for files that are not there)
             return None
-        # The layout of older ModelScopes does not say which revision it holds.
+        # In the layout of older ModelScopes the path does not name the revision.
         is_pinned = self.revision is None or folder.as_posix().endswith(f"/snapshots/{self.revision}")
         return folder if _is_whole(folder) and (self.hub is HUGGING_FACE or is_pinned) else None
 
 
 def cached(name: str) -> Path | None:
-    """Folder of the model with an id if it is on this machine already, whole; nothing is downloaded."""
-    wanted = parse(name)
-    return None if wanted is None else wanted.cached()
+    """Folder of the model with an id if the cache holds all of it; None if not, or if ``name`` is no id."""
+    model_id = parse(name)
+    return None if model_id is None else model_id.cached()
 
 
-def parse(name: str) -> Wanted | None:
-    match = ID.fullmatch(name)
+def parse(name: str) -> ModelId | None:
+    """The parts of an id ``[modelscope:]OWNER/NAME[@REVISION]``; None if ``name`` is not one."""
+    match = ID_PATTERN.fullmatch(name)
     if match is None or ".." in name:
         return None
-    return Wanted(HUGGING_FACE if match[1] is None else MODELSCOPE, match[2], match[3])
+    return ModelId(HUGGING_FACE if match[1] is None else MODELSCOPE, match[2], match[3])
 
 
 def _is_whole(folder: Path) -> bool:
-    """Whether config, tokenizer and all shards are there: a cache may hold a download that was killed."""
+    """Whether config, tokenizer and all shards exist; a cache may hold an interrupted download."""
     if not (folder / "config.json").is_file() or not any(folder.glob("tokenizer*")) or any(folder.glob("*.incomplete")):
         return False
     try:

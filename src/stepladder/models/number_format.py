@@ -1,4 +1,4 @@
-"""The number format that is computed in: what a setting comes to on this machine, and what the hardware is best at."""
+"""The number format to compute in: what a setting means on this machine, and what the hardware supports."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from stepladder.workspace import digest
 if TYPE_CHECKING:
     import torch
 
-AUTO = "STEPLADDER_DTYPE"
-"""Environment variable that says which number format ``auto`` stands for, instead of what the hardware is best at."""
+DTYPE_VARIABLE = "STEPLADDER_DTYPE"
+"""Environment variable that sets the number format for ``auto``, whatever the hardware supports."""
 
 
 def own_dtype(folder: Path) -> torch.dtype:
@@ -32,7 +32,7 @@ def own_dtype(folder: Path) -> torch.dtype:
 
 
 def has_cuda() -> bool:
-    """Whether there is a card to compute on."""
+    """Whether there is a CUDA device."""
     require()
     import torch
 
@@ -40,19 +40,21 @@ def has_cuda() -> bool:
 
 
 def compute_dtype(dtype: Dtype = "auto") -> torch.dtype:
-    """What is computed in; ``auto`` is bfloat16 where the hardware multiplies it, float32 elsewhere: a CPU without
-    AVX512-BF16 or AMX has to emulate it (``emulation``).
+    """The number format to compute in. ``auto`` is bfloat16 where the hardware multiplies it and float32 elsewhere, as
+    a CPU without AVX512-BF16 or AMX has to emulate bfloat16 (``emulation``).
 
     Raises:
-        UserError: the environment variable :data:`AUTO` names no number format.
+        UserError: the environment variable :data:`DTYPE_VARIABLE` does not name a number format.
     """
     require()
     import torch
 
     formats = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-    if dtype == "auto" and (forced := os.environ.get(AUTO)):
+    if dtype == "auto" and (forced := os.environ.get(DTYPE_VARIABLE)):
         if forced not in formats:
-            raise UserError(f"{AUTO}={forced!r}: is no number format; take {' or '.join(formats)}, or leave it out")
+            raise UserError(
+                f"{DTYPE_VARIABLE}={forced!r}: not a number format; set it to {' or '.join(formats)}, or unset it"
+            )
         return formats[forced]
     if dtype != "auto":
         return formats[dtype]
@@ -60,7 +62,7 @@ def compute_dtype(dtype: Dtype = "auto") -> torch.dtype:
 
 
 def multiplies_bfloat16() -> bool:
-    """Whether a card or this CPU has instructions for products in bfloat16."""
+    """Whether a CUDA device or this CPU has instructions for products in bfloat16."""
     require()
     import torch
 
@@ -68,12 +70,12 @@ def multiplies_bfloat16() -> bool:
 
 
 def dtype_name(dtype: Dtype = "auto") -> str:
-    """The number format that a setting comes to on this machine, as settings name it."""
+    """The name of the number format that a setting means on this machine."""
     return str(compute_dtype(dtype)).removeprefix("torch.")
 
 
 def machine(dtype: Dtype = "auto") -> dict[str, str]:
-    """What results of computing here depend on to the bit: number format, hardware, libraries, threads."""
+    """Everything that the exact bits of results depend on: number format, hardware, libraries, threads."""
     require()
     import torch
 
@@ -88,9 +90,10 @@ def machine(dtype: Dtype = "auto") -> dict[str, str]:
     return {"dtype": dtype_name(dtype), "hardware": hardware, "libraries": libraries, "threads": threads}
 
 
-def ready_for(dtype: Dtype) -> torch.dtype:
-    """The number format that a setting comes to, in which this process can compute from now on."""
-    found = compute_dtype(dtype)
-    if found.itemsize == 2 and not multiplies_bfloat16():
+def prepare_dtype(dtype: Dtype) -> torch.dtype:
+    """The number format that a setting means on this machine. This process can compute in it afterwards, emulating
+    bfloat16 where the hardware lacks it."""
+    compute_format = compute_dtype(dtype)
+    if compute_format.itemsize == 2 and not multiplies_bfloat16():
         emulate_bfloat16()
-    return found
+    return compute_format

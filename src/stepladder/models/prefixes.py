@@ -1,4 +1,4 @@
-"""What token sequences have in common, so that it is computed once."""
+"""Split token sequences by common prefixes, so that each prefix is computed once."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from typing import NamedTuple
 
 
 class Level(NamedTuple):
-    """One generation of a family of prompts: token segments, and for each the segment before it (its parent's index in
-    the level above; 0 for the first level, which has none)."""
+    """One level of a tree of token segments; ``parents[i]`` is the index of the segment before segment ``i`` in the
+    level above, and 0 in the first level."""
 
     segments: list[tuple[int, ...]]
     parents: list[int]
 
 
 def share_prefixes(prompts: Sequence[tuple[int, ...]]) -> list[Level]:
-    """Split prompts into what all of them begin with, what neighbours begin with, and what is each one's own.
+    """Split prompts into three levels: the prefix of all, the prefix of each group, and the rest of each prompt.
 
-    Three levels; following the parents from segment ``i`` of the last level spells prompt ``i``. Every prompt keeps at
-    least one token of its own to continue from. Neighbours are prompts that share a quarter of what is left behind the
-    common beginning: the text of a problem, not the first words of its sentence.
+    Prompt ``i`` is segment ``i`` of the last level after its parents. Its rest has at least one token, to continue
+    from. A group is of prompts that share at least a quarter of their tokens after the prefix of all: the text of a
+    problem, not just the first words of a sentence.
     """
     order = sorted(range(len(prompts)), key=lambda i: prompts[i])
     first, last = prompts[order[0]], prompts[order[-1]]
@@ -36,12 +36,12 @@ def share_prefixes(prompts: Sequence[tuple[int, ...]]) -> list[Level]:
                 continue
         groups.append([i])
         shared.append(len(prompt) - 1)
-    # A prompt without neighbours puts all but the length of the others' own parts into its prefix: own parts are padded
-    # to one length, and a long one would make everybody's block wide.
-    pairs = [(i, length) for group, length in zip(groups, shared, strict=True) if len(group) > 1 for i in group]
-    own = max((len(prompts[i]) - length for i, length in pairs), default=1)
+    # Rests are padded to one length. A prompt alone in its group moves into its prefix what exceeds the longest rest of
+    # the others, so that it does not widen the whole block.
+    grouped = [(i, length) for group, length in zip(groups, shared, strict=True) if len(group) > 1 for i in group]
+    longest_rest = max((len(prompts[i]) - length for i, length in grouped), default=1)
     shared = [
-        length if len(group) > 1 else max(common, length + 1 - own)
+        length if len(group) > 1 else max(common, length + 1 - longest_rest)
         for group, length in zip(groups, shared, strict=True)
     ]
     group_of = {i: number for number, group in enumerate(groups) for i in group}
@@ -56,7 +56,7 @@ def share_prefixes(prompts: Sequence[tuple[int, ...]]) -> list[Level]:
 
 
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
-    """How many tokens both begin with."""
+    """Length of the common prefix of two sequences."""
     for i, (x, y) in enumerate(zip(a, b, strict=False)):
         if x != y:
             return i

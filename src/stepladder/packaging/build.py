@@ -1,14 +1,14 @@
-"""The package of a run: what is copied, what is written from templates, what names it all."""
+"""Making the package of a run: copies of models and prompts, wheels, self-test, and files rendered from templates."""
 
 from __future__ import annotations
 
 import json
 import shutil
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path, PurePath
-from typing import Any, Literal
+from typing import ClassVar, Literal
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -19,24 +19,61 @@ from stepladder.answering.standalone import PROMPTS, read_settings
 from stepladder.answering.team import Team
 from stepladder.config import Config
 from stepladder.context import Context
-from stepladder.documents import EnsembleChoice
+from stepladder.documents import Document, EnsembleChoice
 from stepladder.errors import UserError
 from stepladder.packaging import papers, selftest, wheels
-from stepladder.records import Prediction, Question
+from stepladder.records import Language, Prediction, Question, Record
 from stepladder.reporting.model_card import base_name, licence_of
 from stepladder.stages.flow import states
 from stepladder.stages.quantised import verdict
 from stepladder.workspace import MANIFEST, digest, file_digest, write_atomic
 
-SELFTEST = 8
-"""Problems of the self-test."""
+MAX_SELFTEST_PROBLEMS = 8
 SCRIPTS = ("run.sh", "serve.sh", "selftest.sh", "install.sh", "healthcheck")
-PAPERS = ("README.md", "Dockerfile", "compose.yaml", ".dockerignore")
-SUMS = "SHA256SUMS"
+OTHER_FILES = ("README.md", "Dockerfile", "compose.yaml", ".dockerignore")
+CHECKSUMS = "SHA256SUMS"
 EXTRAS = {"local": "local", "vllm": "serve"}
-"""What Stepladder needs of libraries, by who computes."""
+"""The extra of Stepladder that is installed, by engine."""
 
 Engine = Literal["local", "vllm"]
+
+
+class MemberAccuracy(Record):
+    """A member's accuracy on the ``n`` validation questions, before and after quantising."""
+
+    merged: float
+    quantised: float
+    n: int
+
+
+class PackageManifest(Document):
+    """What a package was made from, and for."""
+
+    FILE: ClassVar[str] = MANIFEST
+
+    name: str
+    """Of the run."""
+    made_by: str
+    language: Language
+    engine: Engine
+    dtype: Mapping[str, str]
+    """The number format that each artifact of the run was computed in."""
+    selftest: bool
+    """Whether the package holds what it answered where it was made."""
+    image: str | None
+    pythons: tuple[str, ...]
+    base: str
+    rule: str
+    leader: str
+    models: Mapping[str, str]
+    """Digest of each member's weights."""
+    prompts: str
+    """Digest of the prompts."""
+    longest: int
+    """Longest prompt and answer together, tokens."""
+    validation: Mapping[str, MemberAccuracy]
+    ensemble: str
+    """Digest of the run's ensemble."""
 
 
 def pack(context: Context, out: Path, engine: Engine | None, image: str | None, pythons: Sequence[str]) -> Path:
@@ -45,26 +82,26 @@ def pack(context: Context, out: Path, engine: Engine | None, image: str | None, 
     Args:
         context: the run.
         out: the folder to make; it must not be there.
-        engine: who computes; by default what the run was validated with.
-        image: the base of the Docker image, pinned by its digest; without one, whoever builds must name it.
-        pythons: versions that wheels are brought for: of the machine, and of the image.
+        engine: what computes there; by default what the run was validated with.
+        image: base of the Docker image, pinned by its digest; without one, ``docker build`` needs it as an argument.
+        pythons: versions of Python that wheels are included for, such as ``"3.12"``.
 
     Raises:
-        UserError: the folder is there, the run is not finished, or wheels cannot be had.
+        UserError: the folder is there, the run is not finished, or wheels cannot be downloaded or built.
     """
     if out.exists():
         raise UserError(f"{out}: is there already; name another folder, or move it away")
     if not out.parent.is_dir():
         raise UserError(f"{out}: there is no folder {out.parent}; make it, or name another one")
     if image is not None and "@sha256:" not in image:
-        raise UserError(f"--image {image!r}: has no digest; name it as NAME@sha256:..., which is the same tomorrow")
+        raise UserError(f"--image {image!r}: has no digest; name it as NAME@sha256:..., which pins one image")
     team = _team(context)
-    computes = engine or context.config.predict.engine
+    chosen_engine = engine or context.config.predict.engine
     partial = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     try:
-        _fill(context, partial, team, computes, image, pythons)
+        _fill(context, partial, team, chosen_engine, image, pythons)
         partial.rename(out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -72,10 +109,12 @@ def pack(context: Context, out: Path, engine: Engine | None, image: str | None, 
 
 
 def _team(context: Context) -> Team:
-    """The members that the run chose, and their rule with what it was fitted on."""
+    """The members that the run chose, their rule, and the answers it is fitted on."""
     for label, state in states(context):
         if state != "done" and label != "report":
-            raise UserError(f"{context.workspace.folder}: {label} is {state}; 'stepladder run' brings it up to date")
+            raise UserError(
+                f"{context.workspace.folder}: {label} is {state}; '{context.run_command}' brings it up to date"
+            )
     choice = EnsembleChoice.read(context.input("ensemble"))
     alone = choice.rule == "single"
     names = [choice.leader] if alone else [*choice.members]
@@ -83,62 +122,64 @@ def _team(context: Context) -> Team:
     if alone:
         return Team(members, leader=choice.leader)
     questions = records.read(context.input("questions") / "validation.jsonl", Question)
-    given = {
+    predictions = {
         name: records.read(context.input("predictions", name) / "quantised.validation.jsonl", Prediction)
         for name in names
     }
-    return Team(members, choice.rule, choice.leader, teams.learned(questions, given))
+    return Team(members, choice.rule, choice.leader, teams.validation_answers(questions, predictions))
 
 
 def _fill(
     context: Context, folder: Path, team: Team, engine: Engine, image: str | None, pythons: Sequence[str]
 ) -> None:
-    config, say = context.config, context.progress
+    config, progress = context.config, context.progress
     base = models.locate(config.train.base)
     for name, weights in team.members.items():
-        say.update(f"copies {name}", 0, 1)
+        progress.update(f"copies {name}", 0, 1)
         shutil.copytree(weights, folder / teams.WEIGHTS / name, ignore=lambda _, names: {MANIFEST} & {*names})
     packed = team._replace(members={name: folder / teams.WEIGHTS / name for name in team.members})
     teams.write(folder, packed)
     _prompts(config, folder / PROMPTS)
     write_atomic(folder / selftest.QUESTIONS, _selftest(context, team))
-    if config.predict.engine == "local":  # a server's answers hang on what it computes beside them
-        say.update("self-test", 0, 1)
-        selftest.record(folder, say)
+    if config.predict.engine == "local":  # a server's answers depend on what else is in its batch
+        progress.update("self-test", 0, 1)
+        selftest.record(folder, progress)
 
-    say.update("wheels", 0, 1)
+    progress.update("wheels", 0, 1)
     (folder / "wheels").mkdir()
     wheels.collect(folder / "wheels", EXTRAS[engine], pythons)
     write_atomic(folder / "requirements.lock", wheels.lock(folder / "wheels"))
     for short, content in papers.licences(folder / "wheels"):
         _write(folder / "licenses" / short, content)
     parent, licence = base_name(config.train.base), licence_of(config, base)
-    licence_note = f"{parent}: {licence or 'its folder names no licence'}; what was made of it is under the same.\n"
+    licence_note = (
+        f"{parent}: {licence or 'its folder names no licence'}; the models derived from it are under the same.\n"
+    )
     _write(folder / "licenses" / "model" / "README", licence_note.encode())
     for path in base.glob("LICEN[CS]E*"):
         _write(folder / "licenses" / "model" / path.name, path.read_bytes())
-    known = [
+    packed_models = [
         papers.PackedModel(name, models.content_digest(weights), parent, licence)
         for name, weights in packed.members.items()
     ]
     (folder / "sbom").mkdir()
-    bill = papers.bill(folder / "wheels", known, config.name, context.digest_of("ensemble")[:12])
+    bill = papers.bill(folder / "wheels", packed_models, config.name, context.digest_of("ensemble")[:12])
     write_atomic(folder / "sbom" / "package.cdx.json", bill)
 
-    package = _manifest(context, folder, packed, engine, image, pythons, known)
-    write_atomic(folder / MANIFEST, json.dumps(package, indent=1, ensure_ascii=False) + "\n")
-    for name, text in _written(folder, packed, package):
+    package = _manifest(context, folder, packed, engine, image, pythons, packed_models)
+    package.write(folder)
+    for name, text in _rendered(folder, packed, package):
         write_atomic(folder / name, text)
         if name in SCRIPTS:
             (folder / name).chmod(0o755)
     files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    write_atomic(folder / SUMS, "".join(f"{file_digest(folder / name)}  {name}\n" for name in files))
-    for path in (folder, *folder.rglob("*")):  # another user runs it
+    write_atomic(folder / CHECKSUMS, "".join(f"{file_digest(folder / name)}  {name}\n" for name in files))
+    for path in (folder, *folder.rglob("*")):  # other users may run it
         path.chmod(path.stat().st_mode | stat.S_IRGRP | stat.S_IROTH | (0o11 if path.is_dir() else 0))
 
 
 def _prompts(config: Config, folder: Path) -> None:
-    """The templates that questions are asked with: the packaged ones, and over them the user's."""
+    """Copy the prompt templates: the packaged ones, overwritten by the user's."""
     packaged = Path(stepladder.__file__).parent / "mcq" / "prompts" / config.language
     shutil.copytree(packaged, folder)
     if config.prompts is not None:
@@ -146,26 +187,25 @@ def _prompts(config: Config, folder: Path) -> None:
 
 
 def _selftest(context: Context, team: Team) -> str:
-    """Problems of validation in the contest's form, with the run's own answers as their labels; those first that all
-    members answered with the same letters before and after quantising, which another machine's rounding will hardly
-    change."""
+    """Validation problems in the contest's form, with the run's answers as labels. Problems that all members answered
+    alike, before and after quantising, come first: another machine's rounding will hardly change those."""
     questions = records.read(context.input("questions") / "validation.jsonl", Question)
-    given = records.read(context.input("ensemble") / "validation.jsonl", Prediction)
-    predictions = [given] + [
+    final = records.read(context.input("ensemble") / "validation.jsonl", Prediction)
+    predictions = [final] + [
         records.read(context.input("predictions", name) / f"{system}.validation.jsonl", Prediction)
         for name in team.members
         for system in ("merged", "quantised")
     ]
-    firm: dict[bool, list[str]] = {True: [], False: []}
+    lines: dict[bool, list[str]] = {True: [], False: []}
     rows = zip(questions, *predictions, strict=True)
     for name, group in groupby(rows, key=lambda row: row[0].problem_id):
         readable = [(question, answers) for question, *answers in group if answers[0].answer is not None]
         kept = [{"question": q.question, "options": q.options, "answer": a[0].answer} for q, a in readable]
         if kept:
             row = {"id": name, "problem": readable[0][0].problem, "questions": kept}
-            same = all(len({answer.answer for answer in answers}) == 1 for _, answers in readable)
-            firm[same].append(json.dumps(row, ensure_ascii=False) + "\n")
-    return "".join([*firm[True], *firm[False]][:SELFTEST])
+            unanimous = all(len({answer.answer for answer in answers}) == 1 for _, answers in readable)
+            lines[unanimous].append(json.dumps(row, ensure_ascii=False) + "\n")
+    return "".join([*lines[True], *lines[False]][:MAX_SELFTEST_PROBLEMS])
 
 
 def _manifest(
@@ -175,37 +215,39 @@ def _manifest(
     engine: Engine,
     image: str | None,
     pythons: Sequence[str],
-    known: list[papers.PackedModel],
-) -> dict[str, Any]:
+    packed_models: list[papers.PackedModel],
+) -> PackageManifest:
     config = context.config
-    how = read_settings(team.members[team.leader], None)
-    measured = {name: verdict(context, name).model_dump(include={"n", "quantised", "merged"}) for name in team.members}
-    return {
-        "name": config.name,
-        "made_by": f"stepladder {stepladder.__version__}",
-        "language": config.language,
-        "engine": engine,
-        "dtype": context.number_formats(),
-        "selftest": (folder / selftest.EXPECTED).is_file(),
-        "image": image,
-        "pythons": [*pythons],
-        "base": base_name(config.train.base),
-        "rule": team.rule,
-        "leader": team.leader,
-        "models": {model.name: model.digest for model in known},
-        "prompts": digest({path.name: file_digest(path) for path in _files(team.members[team.leader].parents[1])}),
-        "longest": how.serve.max_length,
-        "validation": measured,
-        "ensemble": context.digest_of("ensemble"),
-    }
+    verdicts = {name: verdict(context, name) for name in team.members}
+    return PackageManifest(
+        name=config.name,
+        made_by=f"stepladder {stepladder.__version__}",
+        language=config.language,
+        engine=engine,
+        dtype=context.number_formats(),
+        selftest=(folder / selftest.ExpectedAnswers.FILE).is_file(),
+        image=image,
+        pythons=tuple(pythons),
+        base=base_name(config.train.base),
+        rule=team.rule,
+        leader=team.leader,
+        models={model.name: model.digest for model in packed_models},
+        prompts=digest({path.name: file_digest(path) for path in _files(team.members[team.leader].parents[1])}),
+        longest=read_settings(team.members[team.leader], None).serve.max_length,
+        validation={
+            name: MemberAccuracy(merged=measured.merged, quantised=measured.quantised, n=measured.n)
+            for name, measured in verdicts.items()
+        },
+        ensemble=context.digest_of("ensemble"),
+    )
 
 
 def _files(package: Path) -> list[Path]:
     return sorted(path for path in (package / PROMPTS).rglob("*") if path.is_file())
 
 
-def _written(folder: Path, team: Team, package: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """The files that are made from templates."""
+def _rendered(folder: Path, team: Team, package: PackageManifest) -> Iterator[tuple[str, str]]:
+    """Name and text of each file that is made from a template."""
     templates = Environment(  # not HTML: these are scripts and Markdown
         loader=PackageLoader("stepladder.packaging", "files"),
         undefined=StrictUndefined,
@@ -215,12 +257,12 @@ def _written(folder: Path, team: Team, package: dict[str, Any]) -> Iterator[tupl
         autoescape=False,  # noqa: S701
     )
     layers = {name: _layers(folder, weights) for name, weights in team.members.items()}
-    for name in (*SCRIPTS, *PAPERS):
+    for name in (*SCRIPTS, *OTHER_FILES):
         yield name, templates.get_template(f"{name.removeprefix('.')}.j2").render(package=package, layers=layers)
 
 
 def _layers(folder: Path, weights: Path) -> list[list[str]]:
-    """A member's files by the layer of the image they are in: what is small together, then each shard of weights."""
+    """A member's files by layer of the Docker image: each shard of weights alone, then all small files together."""
     files = sorted(path for path in weights.rglob("*") if path.is_file() and PurePath(PROMPTS).name not in path.parts)
     small = [path.relative_to(folder).as_posix() for path in files if path.suffix != ".safetensors"]
     shards = [path.relative_to(folder).as_posix() for path in files if path.suffix == ".safetensors"]

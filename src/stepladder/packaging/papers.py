@@ -1,11 +1,11 @@
-"""What a package is made of, for whoever must answer for it: a CycloneDX bill of materials, and licences."""
+"""What a package is made of: a CycloneDX bill of materials, and the licences of its wheels."""
 
 from __future__ import annotations
 
 import json
 import re
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from email.message import Message
 from email.parser import HeaderParser
 from pathlib import Path, PurePosixPath
@@ -22,12 +22,12 @@ from packaging.utils import parse_wheel_filename
 
 from stepladder.workspace import file_digest
 
-OWN_TEXT = re.compile(r"(?i)(licen[cs]e|copying|notice|authors)")
-"""How files with a licence are called."""
+LICENCE_FILE = re.compile(r"(?i)(licen[cs]e|copying|notice|authors)")
+"""In the names of files with a licence."""
 
 
 class PackedModel(NamedTuple):
-    """A member's weights, for the bill."""
+    """A member's weights, for the bill of materials."""
 
     name: str
     digest: str
@@ -36,20 +36,20 @@ class PackedModel(NamedTuple):
 
 
 def bill(wheels: Path, models: list[PackedModel], name: str, version: str) -> str:
-    """The CycloneDX 1.6 bill of materials, JSON, of a package's wheels and models. It has no clock: the same package
-    has the same bill."""
+    """The CycloneDX 1.6 bill of materials, JSON, of a package's wheels and models. It holds no timestamp: the same
+    package has the same bill."""
     licences = LicenseFactory()
     parts = []
     for wheel in sorted(wheels.glob("*.whl")):
         metadata = _metadata(wheel)
-        called, version_of = str(metadata["Name"]), str(metadata["Version"])
-        text = metadata["License-Expression"] or _classified(metadata) or metadata["License"]
+        library, library_version = str(metadata["Name"]), str(metadata["Version"])
+        text = metadata["License-Expression"] or _licence_classifier(metadata) or metadata["License"]
         parts.append(
             Component(
                 type=ComponentType.LIBRARY,
-                name=called,
-                version=version_of,
-                purl=PackageURL("pypi", None, called.lower(), version_of, {"file_name": wheel.name}),
+                name=library,
+                version=library_version,
+                purl=PackageURL("pypi", None, library.lower(), library_version, {"file_name": wheel.name}),
                 bom_ref=wheel.name,
                 licenses=[licences.make_from_string(text.splitlines()[0])] if text else [],
                 hashes=[HashType(alg=HashAlgorithm.SHA_256, content=file_digest(wheel))],
@@ -68,28 +68,27 @@ def bill(wheels: Path, models: list[PackedModel], name: str, version: str) -> st
         )
     serial = uuid5(NAMESPACE_URL, ",".join(str(part.bom_ref.value) for part in parts))
     root = Component(type=ComponentType.APPLICATION, name=name, version=version, bom_ref="package")
-    whole = Bom(components=parts, serial_number=serial)
-    whole.metadata.component = root
-    whole.register_dependency(root, parts)
-    written: dict[str, Any] = json.loads(JsonV1Dot6(whole).output_as_string())
-    del written["metadata"]["timestamp"]
-    return json.dumps(written, indent=1, ensure_ascii=False) + "\n"
+    bom = Bom(components=parts, serial_number=serial)
+    bom.metadata.component = root
+    bom.register_dependency(root, parts)
+    content: dict[str, Any] = json.loads(JsonV1Dot6(bom).output_as_string())
+    del content["metadata"]["timestamp"]
+    return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
 
 
 def licences(wheels: Path) -> Iterator[tuple[str, bytes]]:
-    """The licence files that wheels bring: name under ``licenses/``, content."""
+    """The licence files inside wheels: path below ``licenses/``, content."""
     for wheel in sorted(wheels.glob("*.whl")):
         name, version, *_ = parse_wheel_filename(wheel.name)
-        found: Mapping[str, bytes] = {}
+        contents: dict[str, bytes] = {}
         with zipfile.ZipFile(wheel) as archive:
             for entry in archive.namelist():
                 path = PurePosixPath(entry)
-                inside = [*path.parts[1:]]
-                if not entry.endswith("/") and path.parts[0].endswith(".dist-info") and OWN_TEXT.search(path.name):
-                    short = "/".join(inside[1:] if inside[0] == "licenses" else inside)
-                    found = {**found, short: archive.read(entry)}
-        for short, content in found.items():
-            yield f"{name}-{version}/{short}", content
+                inner = path.parts[1:]
+                if not entry.endswith("/") and path.parts[0].endswith(".dist-info") and LICENCE_FILE.search(path.name):
+                    contents["/".join(inner[1:] if inner[0] == "licenses" else inner)] = archive.read(entry)
+        for file, content in contents.items():
+            yield f"{name}-{version}/{file}", content
 
 
 def _metadata(wheel: Path) -> Message:
@@ -98,7 +97,7 @@ def _metadata(wheel: Path) -> Message:
         return HeaderParser().parsestr(archive.read(name).decode())
 
 
-def _classified(metadata: Message) -> str | None:
+def _licence_classifier(metadata: Message) -> str | None:
     """The licence that a trove classifier names."""
-    found = [line for line in metadata.get_all("Classifier", []) if line.startswith("License :: OSI Approved :: ")]
-    return str(found[0]).rpartition(" :: ")[2] if found else None
+    lines = [line for line in metadata.get_all("Classifier", []) if line.startswith("License :: OSI Approved :: ")]
+    return str(lines[0]).rpartition(" :: ")[2] if lines else None

@@ -1,4 +1,4 @@
-"""The wheels that a package is installed from, exactly what is installed here, and the lock that names their hashes."""
+"""The wheels that a package is installed from, in the versions installed here, and the lock file with their hashes."""
 
 from __future__ import annotations
 
@@ -20,65 +20,66 @@ from packaging.utils import canonicalize_name, parse_wheel_filename
 from stepladder.errors import MissingExtra, UserError
 from stepladder.workspace import file_digest
 
-OWN = "stepladder"
+STEPLADDER = "stepladder"
 PIP = "pip"
-"""It installs the others from its own wheel, since many a base image has none."""
-HERE = f"{sys.version_info.major}.{sys.version_info.minor}"
-"""The Python that packs."""
-GLIBC = range(39, 4, -1)
-"""Minor versions of the GNU C library 2 that wheels are built for; a base image has one of the newer ones."""
+"""Included and run from its wheel, since a base image may lack it."""
+THIS_PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
+"""Version of the Python that packs."""
+GLIBC_MINORS = range(39, 4, -1)
+"""Versions 2.x of the GNU C library whose wheels are accepted, the newest first."""
 
 
 def collect(folder: Path, extra: str, pythons: Sequence[str]) -> None:
-    """Download Stepladder's wheel, and those of all it needs with an extra, for each of the Pythons (``"3.12"``).
+    """Put the wheels of Stepladder, of all it needs with an extra, and of pip into a folder, for each of the Pythons
+    (``"3.12"``).
 
     Raises:
-        MissingExtra: something that is needed is not installed here, so nothing says in which version.
+        MissingExtra: a library that is needed is not installed here, so its version is not known.
         UserError: pip cannot download or build a wheel.
     """
-    into = ("download", "--no-deps", "--only-binary=:all:", "--dest", str(folder))
+    download = ("download", "--no-deps", "--only-binary=:all:", "--dest", str(folder))
     for python in pythons:
-        pinned = needed(extra, python)
-        with tempfile.NamedTemporaryFile("w", suffix=".txt", encoding="utf-8") as listed:
-            listed.writelines(f"{name}=={version}\n" for name, version in sorted(pinned.items()))
-            listed.flush()
-            _pip(*into, "-r", listed.name, *_for(python))
-    _pip(*into, f"{PIP}=={importlib.metadata.version(PIP)}")
+        versions = needed(extra, python)
+        with tempfile.NamedTemporaryFile("w", suffix=".txt", encoding="utf-8") as requirements:
+            requirements.writelines(f"{name}=={version}\n" for name, version in sorted(versions.items()))
+            requirements.flush()
+            _pip(*download, "-r", requirements.name, *_target_options(python))
+    _pip(*download, f"{PIP}=={importlib.metadata.version(PIP)}")
     _pip("wheel", "--no-deps", "--wheel-dir", str(folder), _source())
 
 
 def needed(extra: str, python: str) -> dict[str, str]:
-    """Versions by name of all that Stepladder with an extra needs under a Python, as they are installed here.
+    """Installed versions, by name, of all libraries that Stepladder with an extra needs under a Python.
 
     Raises:
-        MissingExtra: one of them is not installed.
+        MissingExtra: one of them is not installed here.
     """
-    place = {key: str(value) for key, value in default_environment().items()}
-    place |= {"python_version": python, "python_full_version": f"{python}.0"}
-    found: dict[str, str] = {}
+    environment = {key: str(value) for key, value in default_environment().items()}
+    environment |= {"python_version": python, "python_full_version": f"{python}.0"}
+    versions: dict[str, str] = {}
     seen: set[tuple[str, frozenset[str]]] = set()
-    todo = [(OWN, frozenset({extra}))]
+    todo = [(STEPLADDER, frozenset({extra}))]
     while todo:
         name, extras = todo.pop()
         if (name, extras) in seen:
             continue
         seen.add((name, extras))
         try:
-            wanted = importlib.metadata.requires(name) or []
+            requirements = importlib.metadata.requires(name) or []
         except importlib.metadata.PackageNotFoundError:
-            raise MissingExtra(name, f"'{OWN}[{extra}]'") from None
-        if name != OWN:
-            found[name] = importlib.metadata.version(name)
-        for requirement in map(Requirement, wanted):
+            raise MissingExtra(name, f"'{STEPLADDER}[{extra}]'") from None
+        if name != STEPLADDER:
+            versions[name] = importlib.metadata.version(name)
+        for requirement in map(Requirement, requirements):
             if requirement.marker is None or any(
-                requirement.marker.evaluate({**place, "extra": e}) for e in {"", *extras}
+                requirement.marker.evaluate({**environment, "extra": e}) for e in {"", *extras}
             ):
                 todo.append((canonicalize_name(requirement.name), frozenset(requirement.extras)))
-    return found
+    return versions
 
 
 def lock(folder: Path) -> str:
-    """A requirements file with every wheel of a folder but pip's, by hash, for ``pip install --require-hashes``."""
+    """A requirements file with the hash of every wheel of a folder but pip's, for ``pip install --require-hashes``."""
     hashes: dict[str, list[str]] = defaultdict(list)
     for wheel in sorted(folder.glob("*.whl")):
         name, version, *_ = parse_wheel_filename(wheel.name)
@@ -92,33 +93,34 @@ def lock(folder: Path) -> str:
     return "".join(f"{line}\n" for line in lines)
 
 
-def _for(python: str) -> Iterator[str]:
-    """What tells pip to download for another Python than its own."""
-    if python == HERE:
+def _target_options(python: str) -> Iterator[str]:
+    """Options for pip to download for another Python than the one it runs in."""
+    if python == THIS_PYTHON:
         return
     yield from ("--python-version", python, "--implementation", "cp")
-    for minor in GLIBC:
+    for minor in GLIBC_MINORS:
         yield from ("--platform", f"manylinux_2_{minor}_{platform.machine()}")
     yield from ("--platform", f"manylinux2014_{platform.machine()}")
 
 
 def _source() -> str:
-    """What pip builds Stepladder's own wheel from: the folder it was installed from, or its version."""
-    origin = importlib.metadata.distribution(OWN).read_text("direct_url.json")
+    """The source of Stepladder's own wheel, for pip: the folder it was installed from, else its version."""
+    origin = importlib.metadata.distribution(STEPLADDER).read_text("direct_url.json")
     url = urlparse(json.loads(origin)["url"]) if origin else None
     if url is not None and url.scheme == "file":
         return unquote(url.path)
-    return f"{OWN}=={importlib.metadata.version(OWN)}"
+    return f"{STEPLADDER}=={importlib.metadata.version(STEPLADDER)}"
 
 
-def _pip(*words: str) -> None:
+def _pip(*arguments: str) -> None:
     done = subprocess.run(  # noqa: S603
-        [sys.executable, "-m", "pip", *words, "--quiet", "--disable-pip-version-check"],
+        [sys.executable, "-m", "pip", *arguments, "--quiet", "--disable-pip-version-check"],
         capture_output=True,
         text=True,
         check=False,
     )
     if done.returncode:
-        said = [line for line in done.stderr.splitlines() if line.startswith("ERROR") or "No module named" in line]
-        reason = (said or done.stderr.splitlines() or ["it says no reason"])[-1].removeprefix("ERROR: ")
-        raise UserError(f"pip {words[0]}: {reason[:300]}; wheels are fetched when packing, so that nothing is later")
+        lines = done.stderr.splitlines()
+        errors = [line for line in lines if line.startswith("ERROR") or "No module named" in line]
+        reason = (errors or lines or ["it gave no reason"])[-1].removeprefix("ERROR: ")
+        raise UserError(f"pip {arguments[0]}: {reason[:300]}; packing needs the network, so that installing does not")

@@ -1,4 +1,4 @@
-"""What quantising cost, measured in pairs: the same validation questions to the merged and the quantised model."""
+"""What quantising costs, measured in pairs: merged and quantised model answer the same validation questions."""
 
 from __future__ import annotations
 
@@ -12,57 +12,58 @@ from stepladder.context import Context
 from stepladder.documents import Direction, Distance, FlippedAnswer, Flips, Measurement, Paired
 from stepladder.records import Example, Prediction, Question
 from stepladder.stats import accuracy_interval, mcnemar
-from stepladder.training.distance import compare, next_tokens, rows_of
+from stepladder.training.distance import compare, next_token_log_probabilities, rows_of
 from stepladder.training.sequences import TokenRow
 
-EXAMPLES = 3
-"""Flipped questions of either direction that a verdict shows."""
+MAX_EXAMPLES = 3
+"""Flipped questions of each direction that a verdict shows."""
 
 
 class Reference(NamedTuple):
-    """The merged model, which every attempt at quantising is held against."""
+    """The merged model, with which every attempt at quantising is compared."""
 
     weights: Path
     questions: list[Question]
     answers: list[Prediction]
-    own: list[Example]
-    """Its readable answers to validation questions, as conversations."""
+    conversations: list[Example]
+    """Its readable answers to validation questions; all of them if none is readable."""
     next_tokens: Any
-    """Its distributions on them (training/distance.py)."""
+    """Its next-token distributions on ``conversations`` (training/distance.py); None where none fits."""
 
 
 def reference(context: Context, member: str, merged: Path, questions: list[Question]) -> Reference:
     """Ask the merged model, once for all attempts."""
     answers = predict(context, member, merged, questions, "validation, merged")
     pairs = zip(questions, answers, strict=True)
-    own = [conversation(context, question, answer.texts[0], "merged") for question, answer in pairs]
-    readable = [chat for chat, answer in zip(own, answers, strict=True) if answer.votes[0] is not None]
-    chosen = readable or own
+    conversations = [conversation(context, question, answer.texts[0], "merged") for question, answer in pairs]
+    readable = [chat for chat, answer in zip(conversations, answers, strict=True) if answer.votes[0] is not None]
+    chosen = readable or conversations
     rows = rows_of(models.load_tokenizer(merged), chosen, context.config.train.max_length)
     return Reference(merged, questions, answers, chosen, _next_tokens(context, merged, rows))
 
 
 def distance(context: Context, before: Reference, folder: Path) -> Distance | None:
-    """How far a quantised form is from the merged weights, on the answers of the latter; None where there are none."""
-    rows = rows_of(models.load_tokenizer(folder), before.own, context.config.train.max_length)
-    found = _next_tokens(context, folder, rows)
-    return None if found is None else compare(before.next_tokens, found)
+    """How far a quantised form is from the merged weights, on the answers of the latter; None where none fits into
+    ``max_length``."""
+    rows = rows_of(models.load_tokenizer(folder), before.conversations, context.config.train.max_length)
+    after = _next_tokens(context, folder, rows)
+    return None if after is None else compare(before.next_tokens, after)
 
 
 def _next_tokens(context: Context, folder: Path, rows: Sequence[TokenRow]) -> Any:
-    """What a model folder gives on ``rows``, computed as it answers; None where there are none."""
-    return next_tokens(models.load(folder, context.config.predict.dtype), rows) if rows else None
+    """A model folder's next-token distributions on ``rows``, in the number format it answers in; None without rows."""
+    return next_token_log_probabilities(models.load(folder, context.config.predict.dtype), rows) if rows else None
 
 
 def measure(context: Context, member: str, before: Reference, folder: Path, rounding: Distance | None) -> Measurement:
-    """What one attempt costs, and which limits that exceeds.
+    """Measure one attempt against the merged model, and list the limits of ``[quantise]`` that it exceeds.
 
     Args:
         context: the run.
-        member: whose weights they are.
+        member: name of the member.
         before: the merged model.
-        folder: the attempt.
-        rounding: how far plain rounding into the same form is from the merged weights, where that is worth knowing.
+        folder: of the quantised weights.
+        rounding: how far plain rounding into the same form is from the merged weights; None where that is no limit.
     """
     settings, questions = context.config.quantise, before.questions
     bits = f"{settings.bits}-bit"
@@ -71,7 +72,7 @@ def measure(context: Context, member: str, before: Reference, folder: Path, roun
     problems, n = [question.problem_id for question in questions], len(questions)
     flips = mcnemar(right, right_after)
     tokenizer = models.load_tokenizer(folder)
-    apart = distance(context, before, folder)
+    divergence = distance(context, before, folder)
     loss = (sum(right) - sum(right_after)) / n
     unparsed = Paired(merged=_unparsed(before.answers), quantised=_unparsed(answers))
     rounding_kl = None if rounding is None else rounding.kl
@@ -81,15 +82,15 @@ def measure(context: Context, member: str, before: Reference, folder: Path, roun
             f"validation accuracy fell by {loss:.3f} (from {sum(right)} to {sum(right_after)} of {n}), more than "
             f"max_loss = {settings.max_loss}"
         )
-    if (grown := unparsed.quantised - unparsed.merged) > settings.max_unparsed:
+    if (growth := unparsed.quantised - unparsed.merged) > settings.max_unparsed:
         exceeded.append(
-            f"answers without a readable letter grew by {grown:.3f}, more than max_unparsed = {settings.max_unparsed}"
+            f"answers without a readable letter grew by {growth:.3f}, more than max_unparsed = {settings.max_unparsed}"
         )
-    if apart is not None and apart.kl > settings.max_kl:
-        exceeded.append(f"KL divergence is {apart.kl:.3f} nats a token, more than max_kl = {settings.max_kl}")
-    if apart is not None and rounding_kl is not None and apart.kl > rounding_kl:
+    if divergence is not None and divergence.kl > settings.max_kl:
+        exceeded.append(f"KL divergence is {divergence.kl:.3f} nats a token, more than max_kl = {settings.max_kl}")
+    if divergence is not None and rounding_kl is not None and divergence.kl > rounding_kl:
         exceeded.append(
-            f"KL divergence is {apart.kl:.4f} nats a token where plain rounding costs {rounding_kl:.4f}, so the "
+            f"KL divergence is {divergence.kl:.4f} nats a token where plain rounding costs {rounding_kl:.4f}, so the "
             "calibration did harm"
         )
     return Measurement(
@@ -108,8 +109,8 @@ def measure(context: Context, member: str, before: Reference, folder: Path, roun
             examples=_examples(questions, before.answers, answers),
         ),
         unparsed=unparsed,
-        tokens=Paired(merged=_tokens(tokenizer, before.answers), quantised=_tokens(tokenizer, answers)),
-        distance=apart,
+        tokens=Paired(merged=_mean_tokens(tokenizer, before.answers), quantised=_mean_tokens(tokenizer, answers)),
+        distance=divergence,
         rounding_kl=rounding_kl,
         bytes=Paired(merged=_weight_bytes(before.weights), quantised=_weight_bytes(folder)),
         why=tuple(exceeded),
@@ -119,24 +120,30 @@ def measure(context: Context, member: str, before: Reference, folder: Path, roun
 def _examples(
     questions: Sequence[Question], before: Sequence[Prediction], after: Sequence[Prediction]
 ) -> tuple[FlippedAnswer, ...]:
-    """The first flipped questions of either direction, with the answers before and after."""
+    """The first flipped questions of each direction, with the answers before and after."""
     flipped: dict[Direction, list[FlippedAnswer]] = {"right_to_wrong": [], "wrong_to_right": []}
-    for question, old, new in zip(questions, before, after, strict=True):
-        was_right, is_right = old.answer == question.answer, new.answer == question.answer
+    for question, merged, quantised in zip(questions, before, after, strict=True):
+        was_right, is_right = merged.answer == question.answer, quantised.answer == question.answer
         if was_right != is_right:
             direction: Direction = "right_to_wrong" if was_right else "wrong_to_right"
             flipped[direction].append(
-                FlippedAnswer(question_id=question.id, direction=direction, before=old.texts[0], after=new.texts[0])
+                FlippedAnswer(
+                    question_id=question.id,
+                    direction=direction,
+                    before=merged.texts[0],
+                    after=quantised.texts[0],
+                )
             )
-    return tuple(answer for answers in flipped.values() for answer in answers[:EXAMPLES])
+    return tuple(answer for answers in flipped.values() for answer in answers[:MAX_EXAMPLES])
 
 
 def _unparsed(answers: Sequence[Prediction]) -> float:
+    """Share of the votes without a readable letter."""
     return sum(vote is None for answer in answers for vote in answer.votes) / sum(len(a.votes) for a in answers)
 
 
-def _tokens(tokenizer: Any, answers: Sequence[Prediction]) -> float:
-    """Mean length of an answer."""
+def _mean_tokens(tokenizer: Any, answers: Sequence[Prediction]) -> float:
+    """Mean length of an answer, tokens."""
     texts = [text for answer in answers for text in answer.texts]
     return float(sum(len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]) / len(texts))
 

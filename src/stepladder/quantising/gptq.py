@@ -23,13 +23,13 @@ if TYPE_CHECKING:
     import torch
     from compressed_tensors.quantization import QuantizationScheme
 
-GROUPS = (128, 64, 32, 16)
-"""Group sizes that are tried where none is asked for."""
-MISFIT = 0.1
+GROUP_SIZES = (128, 64, 32, 16)
+"""Tried in this order where the configuration names none."""
+MAX_MISFIT = 0.1
 """How far off the scales of a layer may be on average (:func:`misfits`)."""
-OTHER = 0.5
-"""How far off those that are may be, as a share of how far off the scales of other rows would be: GPTQ moves weights on
-purpose, in Qwen2.5's value projections by more than :data:`MISFIT`."""
+MAX_RELATIVE_MISFIT = 0.5
+"""A larger misfit may still be this share of what the scales of other rows would give: GPTQ moves weights on purpose,
+in Qwen2.5's value projections by more than :data:`MAX_MISFIT`."""
 
 
 def quantise(
@@ -37,7 +37,7 @@ def quantise(
     merged: Path,
     calibration: Sequence[list[int]],
     folder: Path,
-    eight: Collection[str] = (),
+    layers_in_8_bits: Collection[str] = (),
     dtype: Dtype = "auto",
 ) -> None:
     """Quantise every linear layer but the head and write a model folder.
@@ -47,14 +47,14 @@ def quantise(
         merged: the folder with the weights.
         calibration: token ids of whole texts; rounding ignores them.
         folder: what is written.
-        eight: names of layers that get 8 bits whatever the others have.
-        dtype: what is computed in.
+        layers_in_8_bits: names of layers that get 8 bits whatever the others have.
+        dtype: number format that is computed in.
 
     Raises:
         ModelError: ``group_size`` does not divide a layer's input width.
         TemplateError: ``merged`` has another template than it was trained with.
     """
-    # Remarks meant for these libraries' own developers, some at import, in the middle of our live view.
+    # Silences these libraries' debugging messages, some of them at import, which would disturb the live view.
     os.environ.setdefault("LLM_COMPRESSOR_LOG_LEVEL", "CRITICAL")
     os.environ.setdefault("COMPRESSED_TENSORS_LOG_DISABLED", "true")
     models.require("compressed_tensors", "datasets", "llmcompressor")
@@ -70,10 +70,10 @@ def quantise(
     model = models.load(merged, dtype)
     layers = linears(model)
     size = group_size(settings, layers)
-    others = [name for name in layers if name not in eight]
-    groups = {"weights": _scheme(settings, size, settings.bits, others if eight else ["Linear"])}
-    if eight:
-        groups["worst"] = _scheme(settings, size, 8, sorted(eight))
+    others = [name for name in layers if name not in layers_in_8_bits]
+    groups = {"weights": _scheme(settings, size, settings.bits, others if layers_in_8_bits else ["Linear"])}
+    if layers_in_8_bits:
+        groups["worst"] = _scheme(settings, size, 8, sorted(layers_in_8_bits))
     with models.quiet():
         if settings.method == "gptq":
             rows = [{"input_ids": ids, "attention_mask": [1] * len(ids)} for ids in calibration]
@@ -106,17 +106,17 @@ def linears(model: torch.nn.Module) -> dict[str, torch.nn.Linear]:
     """The layers that are quantised: every linear one but the head."""
     import torch
 
-    found = {name: module for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
-    return {name: module for name, module in found.items() if name != "lm_head"}
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
+    return {name: layer for name, layer in layers.items() if name != "lm_head"}
 
 
 def group_size(settings: Quantise, layers: dict[str, torch.nn.Linear]) -> int:
-    """The group size asked for, else the largest of :data:`GROUPS` that divides every layer's input width.
+    """The group size asked for, else the largest of :data:`GROUP_SIZES` that divides every layer's input width.
 
     Raises:
         ModelError: it does not divide one, naming it.
     """
-    usual = GROUPS if settings.backend == "llmcompressor" else GROUPS[:-1]
+    usual = GROUP_SIZES if settings.backend == "llmcompressor" else GROUP_SIZES[:-1]
     sizes = usual if settings.group_size is None else (settings.group_size,)
     for size in sizes:
         if all(layer.in_features % size == 0 for layer in layers.values()):
@@ -128,11 +128,11 @@ def group_size(settings: Quantise, layers: dict[str, torch.nn.Linear]) -> int:
 
 
 def inspect(folder: Path, settings: Quantise, merged: Path) -> None:
-    """Check an export against itself, what was asked and the weights it came from: bits and group size that its
-    config.json claims, the shapes of its scales, that all of them are numbers, and that they fit.
+    """Check an export: config.json claims the bits and the group size of ``settings``, and the scales have the shapes
+    that these imply, are finite, and fit the merged weights (:func:`misfits`).
 
     Raises:
-        GateError: naming the layer.
+        GateError: one of these does not hold, naming the layer.
     """
     models.require()
     import torch
@@ -167,10 +167,10 @@ def inspect(folder: Path, settings: Quantise, merged: Path) -> None:
                 scales[layer] = scale if name.endswith("weight_scale") else scale.T
     if not scales:
         raise GateError(f"{folder}: no layer has scales, so nothing is quantised; quantise again")
-    for layer, (off, other) in misfits(merged, folder, scales).items():
-        if off > max(MISFIT, OTHER * other):
+    for layer, (own, other) in misfits(merged, folder, scales).items():
+        if own > max(MAX_MISFIT, MAX_RELATIVE_MISFIT * other):
             raise GateError(
-                f"{folder}: the scales of {layer} do not fit its weights (off by {100 * off:.0f} % on average, "
+                f"{folder}: the scales of {layer} do not fit its weights (off by {100 * own:.0f} % on average, "
                 f"those of other rows by {100 * other:.0f} %); the export is damaged: quantise again"
             )
 
@@ -180,40 +180,41 @@ class Misfit(NamedTuple):
 
     own: float
     other: float
-    """With the scales of the row above."""
+    """The same with the scales of the row above."""
 
 
 def misfits(merged: Path, folder: Path, scales: Mapping[str, torch.Tensor]) -> dict[str, Misfit]:
-    """By layer, the mean over its groups of how far the factor that fits the packed weights q best to the merged ones
-    w, <w, q> / <q, q>, is from 1. Rounding and GPTQ leave 0.01 to 0.04 in 4 bits; scales of other rows leave 0.2.
+    """How far the scales of each layer are off. In a group, <w, q> / <q, q> is the factor by which the dequantised
+    weights q fit the merged weights w best; the misfit is its mean distance from 1. Rounding and GPTQ leave 0.01 to
+    0.04 in 4 bits; scales of other rows leave 0.2.
 
     Args:
         merged: folder of the weights that were quantised.
-        folder: of the quantised ones.
+        folder: folder of the quantised weights.
         scales: by layer, shape (outputs, groups).
     """
     import torch
 
-    whole, packed = linears(models.load(merged)), linears(models.load(folder))
-    off = {}
+    layers, quantised_layers = linears(models.load(merged)), linears(models.load(folder))
+    by_layer = {}
     with torch.no_grad():
-        for name, layer in whole.items():
+        for name, layer in layers.items():
             scale = scales[name].float()
             w = layer.weight.float().reshape(*scale.shape, -1)  # (outputs, groups, inputs of a group)
-            q = packed[name].weight.float().reshape(w.shape)
+            q = quantised_layers[name].weight.float().reshape(w.shape)
             factor = (w * q).sum(-1) / (q * q).sum(-1).clamp_min(1e-12)
-            there = q.any(-1)
-            other = (factor * scale / scale.roll(1, 0).clamp_min(1e-12))[there]
-            away = [float((part - 1).abs().mean()) if there.any() else 1.0 for part in (factor[there], other)]
-            off[name] = Misfit(*away)
-    return off
+            nonzero = q.any(-1)
+            other = (factor * scale / scale.roll(1, 0).clamp_min(1e-12))[nonzero]
+            means = [float((part - 1).abs().mean()) if nonzero.any() else 1.0 for part in (factor[nonzero], other)]
+            by_layer[name] = Misfit(*means)
+    return by_layer
 
 
 def claims(folder: Path) -> list[tuple[int, int]]:
-    """(bits, group size) of every kind of layer that an export's config.json tells of.
+    """(bits, group size) of every kind of layer, as the export's config.json has them.
 
     Raises:
-        GateError: it tells of none.
+        GateError: config.json names no quantisation.
     """
     config = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("quantization_config")
     if config is None:

@@ -17,7 +17,7 @@ from stepladder.errors import UserError
 from stepladder.models import template
 from stepladder.quantising.gptq import group_size, linears
 from stepladder.supervise import supervised
-from stepladder.training.data import last_words
+from stepladder.training.data import log_tail
 from stepladder.training.swift import OFFLINE, python, refuse_code
 
 _QUANTISE = """
@@ -37,12 +37,12 @@ model.save(out)
 def quantise(
     settings: Quantise, environment: Path, merged: Path, calibration: Sequence[list[int]], folder: Path
 ) -> None:
-    """The same as :func:`stepladder.quantising.gptq.quantise`, by gptqmodel.
+    """As :func:`stepladder.quantising.gptq.quantise`, but by gptqmodel.
 
     Raises:
         ModelError: ``group_size`` does not divide a layer's input width.
         TemplateError: ``merged`` has another template than it was trained with.
-        UserError: the environment is not there, or gptqmodel failed; its last words are shown.
+        UserError: the environment is not there, or gptqmodel failed; the end of its output is shown.
     """
     refuse_code(merged)
     tokenizer = models.load_tokenizer(merged)
@@ -52,12 +52,12 @@ def quantise(
     work.mkdir()
     rows, out, log = (work / name for name in ("calibration.json", "out", "log"))
     rows.write_text(json.dumps(calibration), encoding="utf-8")
-    words = [python(environment).absolute(), "-c", _QUANTISE, merged.resolve(), rows, out, settings.bits, size]
+    command = [python(environment).absolute(), "-c", _QUANTISE, merged.resolve(), rows, out, settings.bits, size]
     workers = {"GPTQMODEL_CPU_WORKERS": str(os.cpu_count() or 1)}
-    with supervised([str(word) for word in words], log, os.environ | OFFLINE | workers, work) as child:
+    with supervised([str(word) for word in command], log, os.environ | OFFLINE | workers, work) as child:
         child.wait()
     if child.returncode:
-        raise UserError(f"gptqmodel ended with {child.returncode}: ... {last_words(log)}")
+        raise UserError(f"gptqmodel ended with {child.returncode}: ... {log_tail(log)}")
     for path in out.iterdir():
         if path.suffix in {".json", ".safetensors"} and not path.name.startswith(("tokenizer", "quant_log")):
             path.rename(folder / path.name)

@@ -1,4 +1,4 @@
-"""What may save a quantised model that lost too much: better bits for its worst layers, or a short recovery tuning."""
+"""Repairs of a quantised model that lost too much: 8 bits for its worst layers, or a short recovery tuning."""
 
 from __future__ import annotations
 
@@ -15,51 +15,52 @@ from stepladder.training.sequences import TokenRow
 if TYPE_CHECKING:
     import torch
 
-WORST = 0.1
-"""Share of the quantised weights that may get 8 bits."""
-LEARNING_RATE = 3e-4
-"""Of the recovery tuning (AdamW)."""
+MAX_SHARE_IN_8_BITS = 0.1
+"""Of the quantised weights."""
+RECOVERY_LEARNING_RATE = 3e-4
+"""Of AdamW."""
 _FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
-"""Layers that servers compute as one, and that therefore need the same form."""
+"""Layers that servers compute as one, and that therefore need the same number of bits."""
 
 
 def worst_layers(merged: Path, quantised: Path, rows: Sequence[list[int]], dtype: Dtype = "auto") -> list[str]:
-    """Names of the layers whose output suffered most, up to a :data:`WORST` share of all weights.
+    """Names of the layers whose output suffered most, up to :data:`MAX_SHARE_IN_8_BITS` of all weights.
 
     The error of a layer is the mean square change of its output relative to the output's own, with inputs taken as
     uncorrelated: sum E[x_j^2] (w_ij - q_ij)^2 / sum E[x_j^2] w_ij^2, with E[x_j^2] measured on ``rows`` of token ids.
     """
-    model, other = models.load(merged, dtype), linears(models.load(quantised, dtype))
-    energy = _energies(model, rows)
+    model, quantised_layers = models.load(merged, dtype), linears(models.load(quantised, dtype))
+    energies = _energies(model, rows)
     errors: dict[str, list[float]] = {}
     sizes: dict[str, int] = {}
     members: dict[str, list[str]] = {}
     for name, layer in linears(model).items():
         weight = layer.weight.detach().float()
-        change = weight - other[name].weight.detach().float().to(weight.device)
-        group = _together(name)
-        found = errors.setdefault(group, [0.0, 0.0])
-        found[0] += float((energy[name] * change**2).sum())
-        found[1] += float((energy[name] * weight**2).sum())
+        change = weight - quantised_layers[name].weight.detach().float().to(weight.device)
+        group = _fused_name(name)
+        sums = errors.setdefault(group, [0.0, 0.0])
+        sums[0] += float((energies[name] * change**2).sum())
+        sums[1] += float((energies[name] * weight**2).sum())
         sizes[group] = sizes.get(group, 0) + weight.numel()
         members.setdefault(group, []).append(name)
-    left = WORST * sum(sizes.values())
+    budget = MAX_SHARE_IN_8_BITS * sum(sizes.values())
     chosen: list[str] = []
     for group in sorted(errors, key=lambda g: -errors[g][0] / max(errors[g][1], 1e-30)):
-        if sizes[group] <= left or not chosen:
-            left -= sizes[group]
+        if sizes[group] <= budget or not chosen:
+            budget -= sizes[group]
             chosen += members[group]
     return sorted(chosen)
 
 
-def _together(name: str) -> str:
+def _fused_name(name: str) -> str:
+    """A layer's name; the same for all layers that servers fuse into one."""
     for fused in _FUSED:
         name = re.sub(rf"\b({'|'.join(fused)})$", "+".join(fused), name)
     return name
 
 
 def _energies(model: torch.nn.Module, rows: Sequence[list[int]]) -> dict[str, torch.Tensor]:
-    """Mean square of every input of every quantised layer, shape (inputs,) each."""
+    """Mean square of each input of each quantised layer over ``rows``; by layer, shape (inputs,)."""
     import torch
 
     sums: dict[str, torch.Tensor] = {}
@@ -82,12 +83,12 @@ def _energies(model: torch.nn.Module, rows: Sequence[list[int]]) -> dict[str, to
 
 
 def recover(merged: Path, quantised: Path, rows: Sequence[TokenRow], dtype: Dtype = "auto") -> None:
-    """Tune the norms of a quantised model, in place, until its next-token distributions are nearer those of the merged
-    one: one pass over ``rows``, KL divergence at their completion tokens. Nothing that is packed changes.
+    """Tune the norms of a quantised model, in place, towards the merged model's next-token distributions: one pass over
+    ``rows``, with the KL divergence at their completion tokens as loss. Quantised weights do not change.
 
-    The norms that are stepped, and the optimiser's state, are float32. Each step is measured with these rounded to the
-    format they are stored in, so that what is learned is what is written. After Li et al. 2023, Norm Tweaking,
-    arXiv:2309.02784.
+    The norms' master copies and the optimiser's state are float32. The loss of each step is computed with the norms
+    rounded to the format they are stored in, so that what is tuned is what is written. After Li et al. 2023, Norm
+    Tweaking, arXiv:2309.02784.
     """
     models.require()
     import torch
@@ -103,15 +104,15 @@ def recover(merged: Path, quantised: Path, rows: Sequence[TokenRow], dtype: Dtyp
     masters = {name: weight.detach().float().clone().requires_grad_(True) for name, weight in tuned.items()}
     for weight in tuned.values():
         weight.requires_grad_(True)
-    optimiser = torch.optim.AdamW(masters.values(), lr=LEARNING_RATE, weight_decay=0.0)
+    optimiser = torch.optim.AdamW(masters.values(), lr=RECOVERY_LEARNING_RATE, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.0, total_iters=len(rows))
     for row in rows:
         ids = torch.tensor([row.ids], device=student.device)
-        scored = slice(row.prompt - 1, len(row.ids) - 1)
+        scored = slice(row.prompt_length - 1, len(row.ids) - 1)
         with torch.no_grad():
-            wanted = torch.log_softmax(teacher(input_ids=ids, use_cache=False).logits[0, scored].float(), -1)
-        got = torch.log_softmax(student(input_ids=ids, use_cache=False).logits[0, scored].float(), -1)
-        loss = torch.nn.functional.kl_div(got, wanted, reduction="batchmean", log_target=True)
+            teacher_log_probs = torch.log_softmax(teacher(input_ids=ids, use_cache=False).logits[0, scored].float(), -1)
+        student_log_probs = torch.log_softmax(student(input_ids=ids, use_cache=False).logits[0, scored].float(), -1)
+        loss = torch.nn.functional.kl_div(student_log_probs, teacher_log_probs, reduction="batchmean", log_target=True)
         loss.backward()  # type: ignore[no-untyped-call]
         for name, weight in tuned.items():
             masters[name].grad = None if weight.grad is None else weight.grad.float()
@@ -131,11 +132,11 @@ def recover(merged: Path, quantised: Path, rows: Sequence[TokenRow], dtype: Dtyp
 
 
 def _stored_as(folder: Path, names: Collection[str]) -> dict[str, torch.dtype]:
-    """The number formats that tensors have in a folder's files."""
+    """The number formats of tensors in a folder's files, by name."""
     from safetensors import safe_open
 
-    found: dict[str, torch.dtype] = {}
+    dtypes: dict[str, torch.dtype] = {}
     for shard in sorted(folder.glob("*.safetensors")):
         with safe_open(shard, framework="pt") as file:
-            found |= {name: file.get_tensor(name).dtype for name in file.keys() if name in names}  # noqa: SIM118
-    return found
+            dtypes |= {name: file.get_tensor(name).dtype for name in file.keys() if name in names}  # noqa: SIM118
+    return dtypes

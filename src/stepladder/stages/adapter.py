@@ -21,13 +21,16 @@ from stepladder.workspace import Artifact
 
 def artifact(context: Context, part: str | None) -> Artifact:
     config = context.config
-    # The base is known by its content below; where it lies changes nothing.
-    chosen = {"train": settings(config.train, without=("base", "tensorboard")), "seed": member(config, part).seed}
+    # The digest of the base is among the inputs; its path changes nothing.
+    chosen_settings = {
+        "train": settings(config.train, without=("base", "tensorboard")),
+        "seed": member(config, part).seed,
+    }
     inputs = {
         "trainset": context.digest_of("trainset", part),
         "base": models.content_digest(models.locate(config.train.base)),
     }
-    return Artifact(context.workspace.path("adapter", part), chosen, inputs)
+    return Artifact(context.workspace.path("adapter", part), chosen_settings, inputs)
 
 
 def build(context: Context, part: str | None, folder: Path) -> None:
@@ -43,14 +46,14 @@ def build(context: Context, part: str | None, folder: Path) -> None:
     questions = records.read(context.input("questions") / "validation.jsonl", Question)
     exam = functools.partial(examine, context, questions) if settings.metric == "accuracy" else None
     data = Data(examples, _held_out(context, questions), exam)
-    alone = trl.train if settings.devices == 1 else distributed.train
-    trainer = swift.train if settings.backend == "swift" else alone
+    train_by_trl = trl.train if settings.devices == 1 else distributed.train
+    train = swift.train if settings.backend == "swift" else train_by_trl
     scratch = artifact(context, part).scratch(models.dtype_name(settings.dtype))
-    trainer(settings, seed, base, data, folder, scratch, report)
+    train(settings, seed, base, data, folder, scratch, report)
 
 
 def _held_out(context: Context, questions: list[Question]) -> list[Example]:
-    """What validation loss is measured on: the worked solutions of validation questions, which nobody trains on."""
+    """The examples that validation loss is measured on: worked solutions of validation questions."""
     orders = ((question, tuple(range(len(question.options)))) for question in questions)
     texts = ((question, worked_solution(question, order)) for question, order in orders)
     return [conversation(context, question, text, WORKED) for question, text in texts if text is not None]

@@ -29,7 +29,7 @@ def artifact(context: Context, part: str | None) -> Artifact:
 
 
 def build(context: Context, part: str | None, folder: Path) -> None:
-    config, allowed = context.config, eligible(context)
+    config, eligible_members = context.config, eligible(context)
     questions = {s: records.read(context.input("questions") / f"{s}.jsonl", Question) for s in splits(config)}
     answers = {
         split: {
@@ -37,39 +37,39 @@ def build(context: Context, part: str | None, folder: Path) -> None:
                 context.input("predictions", member.name) / f"quantised.{split}.jsonl", Prediction
             )
             for member in config.member
-            if member.name in allowed
+            if member.name in eligible_members
         }
         for split in questions
     }
-    ballots = {split: ballot_of(given) for split, given in answers.items()}
+    ballots = {split: ballot_of(by_member) for split, by_member in answers.items()}
     validation = questions["validation"]
     right = np.array([LETTERS.index(str(question.answer)) for question in validation])
-    found = None
+    selection = None
     if len({question.problem_id for question in validation}) > 1:
         problems = [question.problem_id for question in validation]
-        found = select(ballots["validation"], right, problems, config.seed)
-    auto = "single" if found is None else found.choice
-    rule = auto if config.ensemble.rule == "auto" or len(allowed) == 1 else config.ensemble.rule
-    apply = RULES[rule](ballots["validation"], right)
-    for split, given in answers.items():
-        combined = combine(given, apply(ballots[split]))
+        selection = select(ballots["validation"], right, problems, config.seed)
+    auto = "single" if selection is None else selection.choice
+    rule = auto if config.ensemble.rule == "auto" or len(eligible_members) == 1 else config.ensemble.rule
+    fitted = RULES[rule](ballots["validation"], right)
+    for split, by_member in answers.items():
+        combined = combine(by_member, fitted(ballots[split]))
         write_atomic(folder / f"{split}.jsonl", records.lines(combined))
         write_atomic(folder / f"answers.{split}.jsonl", submission(questions[split], combined))
-    refused = [member.name for member in config.member if member.name not in allowed]
-    if refused:
-        context.progress.say(f"without {', '.join(refused)}: the variants did not help on validation")
+    excluded = [member.name for member in config.member if member.name not in eligible_members]
+    if excluded:
+        context.progress.say(f"without {', '.join(excluded)}: the variants did not help on validation")
     EnsembleChoice(
         rule=rule,
         leader=leader(context),
-        members=tuple(allowed),
-        validation=None if found is None else found.document(),
+        members=tuple(eligible_members),
+        validation=None if selection is None else selection.document(),
     ).write(folder)
 
 
-def combine(given: Mapping[str, Sequence[Prediction]], letters: Letters) -> list[Prediction]:
+def combine(predictions: Mapping[str, Sequence[Prediction]], letters: Letters) -> list[Prediction]:
     """One prediction a question from the members' predictions, all in the same order, and the letters chosen."""
     combined = []
-    for letter, *rows in zip(letters, *given.values(), strict=True):
+    for letter, *rows in zip(letters, *predictions.values(), strict=True):
         votes = tuple(row.answer for row in rows)
         answer = None if letter < 0 else LETTERS[letter]
         texts = tuple(text for row in rows for text in row.texts[:1])

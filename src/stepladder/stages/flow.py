@@ -1,9 +1,10 @@
-"""The loop that runs what is not done."""
+"""The loop that builds every artifact that is not up to date."""
 
 from __future__ import annotations
 
 import contextlib
 import importlib
+import os
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Protocol, cast
@@ -11,12 +12,12 @@ from typing import Protocol, cast
 from stepladder import models
 from stepladder.config import Config
 from stepladder.context import STAGES, Context, artifacts, label
-from stepladder.errors import MissingExtra
+from stepladder.errors import AskError, MissingExtra
 from stepladder.workspace import Artifact, State
 
 
 class Stage(Protocol):
-    """What the module of a stage offers."""
+    """The functions that the module of a stage has."""
 
     def artifact(self, context: Context, part: str | None) -> Artifact: ...
 
@@ -39,20 +40,15 @@ def run(context: Context, names: Collection[str] = STAGES) -> None:
             continue
         dtype = computes_in(context.config, name)
         if dtype is not None:
-            _say_what_differs(context, label(name, part), dtype)
+            _note_other_formats(context, label(name, part), dtype)
         with context.progress.stage(label(name, part)), artifact.writing(dtype) as folder:
             stage(name).build(context, part, folder)
 
 
 def computes_in(config: Config, name: str) -> str | None:
-    """The number format a stage computes in on this machine; None where it computes nothing in this process, or PyTorch
-    is not there, which is not missed where the ledger knows every answer."""
-    models_used: list[str] = []
-    if name == "samples":
-        models_used = [model for rung in config.rung for model in rung.models]
-    elif name == "variants" and config.variants is not None:
-        models_used = [*config.variants.models, *(config.variants.judges or config.models)]
-    local = any(config.models[model].engine == "local" for model in models_used)
+    """The number format that a stage computes in on this machine; None where it computes nothing in this process, or
+    PyTorch is not installed, which is no error where the ledger has every answer."""
+    local = any(config.models[model].engine == "local" for model in models_asked(config, name))
     with contextlib.suppress(MissingExtra):
         if name in ("adapter", "merged", "quantised"):
             return models.dtype_name(config.train.dtype)
@@ -61,25 +57,62 @@ def computes_in(config: Config, name: str) -> str | None:
     return None
 
 
-def _say_what_differs(context: Context, artifact: str, dtype: str) -> None:
-    """Say that a run goes on in another number format than it was made in."""
+def models_asked(config: Config, name: str) -> list[str]:
+    """The models, by their names under ``[models]``, that a stage asks."""
+    if name == "samples":
+        return [model for rung in config.rung for model in rung.models]
+    if name == "variants" and config.variants is not None:
+        return [*config.variants.models, *(config.variants.judges or config.models)]
+    return []
+
+
+def missing_keys(config: Config, name: str) -> dict[str, str]:
+    """Environment variables with API keys that a stage needs and that are not set, each with a model that needs it."""
+    models_by_variable: dict[str, str] = {}
+    for model in models_asked(config, name):
+        variable = config.models[model].api_key_env
+        if variable is not None and not os.environ.get(variable):
+            models_by_variable.setdefault(variable, model)
+    return models_by_variable
+
+
+def check_keys(context: Context) -> None:
+    """Check that the API keys are set of all models that a run still has to ask.
+
+    Raises:
+        AskError: naming the first variable that is not set, and its model.
+    """
+    to_do = [(artifact, state) for artifact, state in states(context) if state != "done"]
+    for position, (artifact, state) in enumerate(to_do):
+        if state == "stale" and position > 0:
+            continue  # once the artifacts before it are made again, it may prove to be up to date
+        for variable, model in missing_keys(context.config, artifact).items():
+            raise AskError(
+                f"model {model!r}: environment variable {variable} is not set, and {artifact} will ask this model; put "
+                "the key there"
+            )
+
+
+def _note_other_formats(context: Context, artifact: str, dtype: str) -> None:
+    """Note that artifacts made before were computed in another number format."""
     formats = context.number_formats()
-    others = {other: before for other, before in formats.items() if before != dtype and other != artifact}
+    others = {name: other for name, other in formats.items() if other != dtype and name != artifact}
     if others:
         table = "predict" if artifact.startswith(("samples", "variants", "predictions")) else "train"
         context.progress.say(
             f"{artifact} is computed in {dtype}, and {', '.join(others)} {'were' if len(others) > 1 else 'was'} in "
-            f"{' and '.join(sorted({*others.values()}))}; dtype in [{table}] holds a run to one"
+            f"{' and '.join(sorted({*others.values()}))}; set dtype in [{table}] to use one for the whole run"
         )
 
 
 def states(context: Context) -> Iterator[tuple[str, State]]:
-    """Every artifact of the run with its state. An artifact whose input is not there is missing or stale itself."""
-    broken = False
+    """Every artifact of the run with its state. All after the first that is not done are stale, or missing where there
+    is no folder: their fingerprints need its digest."""
+    unfinished = False
     for name, part in artifacts(context.config):
-        if broken:
+        if unfinished:
             yield label(name, part), "stale" if context.input(name, part).exists() else "missing"
             continue
         state = stage(name).artifact(context, part).state()
-        broken = state != "done"
+        unfinished = state != "done"
         yield label(name, part), state

@@ -1,4 +1,4 @@
-"""merged: each member's adapter folded into the base, and how far the result is from base and adapter side by side."""
+"""merged: fold each member's adapter into the base, and measure how far the result is from base plus adapter."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def artifact(context: Context, part: str | None) -> Artifact:
         "base": models.content_digest(models.locate(context.config.train.base)),
     }
     backend = context.config.train.backend
-    # The default is not named, so that what was merged before there was another stays fresh.
+    # The default backend is left out of the fingerprint, so that folders merged before there was a choice stay valid.
     return Artifact(context.workspace.path("merged", part), {} if backend == "trl" else {"backend": backend}, inputs)
 
 

@@ -22,8 +22,8 @@ def artifact(context: Context, part: str | None) -> Artifact:
         inputs |= {system: context.digest_of(system, part) for system in ("merged", "quantised")}
     if part != BASE and config.predict.merged_test == "leader":
         inputs["leader"] = leader(context)
-    chosen = {"predict": settings(config.predict), "seed": config.seed}
-    return Artifact(context.workspace.path("predictions", part), chosen, inputs)
+    chosen_settings = {"predict": settings(config.predict), "seed": config.seed}
+    return Artifact(context.workspace.path("predictions", part), chosen_settings, inputs)
 
 
 def build(context: Context, part: str | None, folder: Path) -> None:
@@ -33,8 +33,8 @@ def build(context: Context, part: str | None, folder: Path) -> None:
             for split in splits(context.config)
             if system != "merged" or split != "test" or _merged_answers_test(context, part)
         }
-        together = [question for questions in by_split.values() for question in questions]
-        answers = iter(predict(context, str(part), weights, together, system))
+        all_questions = [question for questions in by_split.values() for question in questions]
+        answers = iter(predict(context, str(part), weights, all_questions, system))
         for split, questions in by_split.items():
             write_atomic(folder / f"{system}.{split}.jsonl", records.lines(next(answers) for _ in questions))
 
@@ -45,14 +45,14 @@ def splits(config: Config) -> tuple[str, ...]:
 
 
 def leader(context: Context) -> str:
-    """The member whose quantised form was right most often on validation; the first of equals."""
+    """The eligible member with the highest validation accuracy after quantising; the first of equals."""
     scores = {name: verdict(context, name).quantised for name in eligible(context)}
     return max(scores, key=lambda name: scores[name])
 
 
 def eligible(context: Context) -> list[str]:
-    """The members that may stay: one that learned from variants only if it does at least as well on validation as its
-    control, the member that is the same without."""
+    """The members that may be in the ensemble. One with a control (the same member without variants) must be at least
+    as accurate as its control on validation."""
     scores = {member.name: verdict(context, member.name).quantised for member in context.config.member}
     return [
         member.name
@@ -62,7 +62,7 @@ def eligible(context: Context) -> list[str]:
 
 
 def _systems(context: Context, part: str | None) -> dict[str, Path]:
-    """The models that answer under one part: system -> weights."""
+    """The models that answer for one part, as system -> folder of weights."""
     if part == BASE:
         return {BASE: models.locate(context.config.train.base)}
     return {system: context.input(system, part) for system in ("merged", "quantised")}

@@ -1,8 +1,8 @@
-"""questions: the user's files -> one record per sub-question, split by problem, with an audit of the input.
+"""questions: the user's files as one record per sub-question, split by problem, with an audit of the input.
 
-Files may hold millions of problems, so none is held: training problems pass by once for their ids, which the draw of
-the validation split needs, once to be compared with the test, if there is one, and once to be repaired, audited and
-written. What stays is an id and a digest each.
+Files may hold millions of problems, so they are streamed. Training problems are read once for their ids, from which the
+validation split is drawn, once to be compared with the test, if there is one, and once to be repaired, audited and
+written. Only an id and a digest of each are kept in memory.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from stepladder.mcq.shuffle import fixed, rng
 from stepladder.records import Question, Split
 from stepladder.workspace import Artifact, file_digest
 
-LISTED = 1000
-"""Findings of one kind that the audit lists; it counts them all."""
+MAX_FINDINGS_LISTED = 1000
+"""Of one kind, in the audit; it counts all."""
 
 
 def artifact(context: Context, part: str | None) -> Artifact:
@@ -48,16 +48,16 @@ def build(context: Context, part: str | None, folder: Path) -> None:
     files = config.questions
     reviews = read_reviews(files.reviewed, files.train, config.language) if files.reviewed is not None else {}
     audit = Audit()
-    audit.twins.add(_twins(config))  # first: what it needs is gone before digests gather
-    written = _write(folder, _splits(config, held_out, reviews, audit))
-    audit.document(written, Counter(review.action for review in reviews.values())).write(folder)
+    audit.twins.add(_twins(config))  # first, so that its memory is free before the digests need some
+    question_counts = _write(folder, _splits(config, held_out, reviews, audit))
+    audit.document(question_counts, Counter(review.action for review in reviews.values())).write(folder)
     if counts := audit.counts():
         kinds = ", ".join(f"{count} {kind}" for kind, count in counts.items())
         context.progress.say(f"odd in the input: {kinds}; see {context.input('questions') / QuestionAudit.FILE}")
 
 
 def _held_out(config: Config) -> set[str]:
-    """The first pass over the training problems: which of them are for validation."""
+    """The first pass over the training problems: ids of those held out for validation."""
     train = config.questions.train
     ids = [row["id"] for _, row in rows(train)]
     if len(ids) < 2:
@@ -76,7 +76,7 @@ def validation_ids(problems: list[str], share: float, seed: int) -> list[str]:
 def _splits(
     config: Config, held_out: set[str], reviews: dict[str, Review], audit: Audit
 ) -> Iterator[tuple[Split, list[Question]]]:
-    """The last pass: the questions of each problem as reviewed, and where they go."""
+    """The last pass: each problem's split and questions, with reviews applied."""
     for problem in audit.watch(config.questions.train, _train(config)):
         yield "validation" if problem.id in held_out else "train", _as_reviewed(problem.questions, reviews)
     if config.questions.test is not None:
@@ -85,10 +85,10 @@ def _splits(
 
 
 def _write(folder: Path, splits: Iterable[tuple[Split, list[Question]]]) -> dict[Split, int]:
-    """Write all splits in one pass, as they come; how many questions each has.
+    """Write all splits in one pass; returns the number of questions in each.
 
     Raises:
-        UserError: the disk is full.
+        UserError: the folder cannot be written, or the disk is full.
     """
     counts: dict[Split, int] = dict.fromkeys(get_args(Split), 0)
     try:
@@ -104,7 +104,9 @@ def _write(folder: Path, splits: Iterable[tuple[Split, list[Question]]]) -> dict
                 file.flush()
                 os.fsync(file.fileno())
     except OSError as error:
-        raise UserError(f"{folder}: cannot be written ({error.strerror}); make room, or use another --runs") from None
+        raise UserError(
+            f"{folder}: cannot be written ({error.strerror}); free some space, or use another --runs"
+        ) from None
     return counts
 
 
@@ -113,13 +115,13 @@ def _train(config: Config) -> Iterator[Problem]:
 
 
 def _test(config: Config) -> Iterator[Problem]:
-    """Nothing where there is no test."""
+    """The problems of the test; none without one."""
     test = config.questions.test
     return iter(()) if test is None else stream_problems(test, config.language, labelled=False)
 
 
 def _as_reviewed(questions: list[Question], reviews: dict[str, Review]) -> list[Question]:
-    """What is left of a problem's questions, with the labels as decided."""
+    """A problem's questions with their reviewed labels, without those that a review drops."""
     kept = []
     for question in questions:
         review = reviews.get(question.id)
@@ -132,7 +134,7 @@ def _as_reviewed(questions: list[Question], reviews: dict[str, Review]) -> list[
 
 
 class Findings:
-    """All that was found of some kinds, counted, and the first of each kind."""
+    """Findings of an audit: the count of each kind, and the first of each to list."""
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
@@ -141,12 +143,12 @@ class Findings:
     def add(self, findings: Iterable[Oddity]) -> None:
         for finding in findings:
             self.counts[finding.kind] += 1
-            if self.counts[finding.kind] <= LISTED:
+            if self.counts[finding.kind] <= MAX_FINDINGS_LISTED:
                 self.first.append(finding)
 
 
 class Audit:
-    """What is odd about the problems that pass by. Of a text that may come again only a digest is kept."""
+    """Audits problems as they are streamed. Of each text only a digest is kept, to find repetitions."""
 
     def __init__(self) -> None:
         self.problems = 0
@@ -154,7 +156,7 @@ class Audit:
         self._first: dict[bytes, str] = {}
 
     def watch(self, path: Path, problems: Iterable[Problem]) -> Iterator[Problem]:
-        """The problems of a file, looked at on their way."""
+        """Pass a file's problems on, and audit each."""
         file, letters = path.name, Counter[str]()
         for problem in problems:
             self.problems += 1
@@ -165,7 +167,7 @@ class Audit:
         self.odd.add(_skew(file, letters))
 
     def _repeats(self, file: str, problem: Problem) -> Iterator[Oddity]:
-        """Twins inside a file, and leaks from test into training."""
+        """A problem whose text came before, in this file or in the training file."""
         text = hashlib.blake2b(problem_text(problem.questions).encode(), digest_size=16).digest()
         if text in self._first:
             yield _oddity("repeated problem", file, problem.line, f"{problem.id} repeats {self._first[text]}")
@@ -173,13 +175,13 @@ class Audit:
             self._first[text] = problem.id
 
     def counts(self) -> dict[str, int]:
-        """How many findings of each kind, the most frequent first."""
+        """The number of findings of each kind, the most frequent first."""
         return dict((self.odd.counts + self.repeated.counts + self.twins.counts).most_common())
 
     def document(self, questions: Mapping[Split, int], reviewed: Mapping[str, int]) -> QuestionAudit:
-        """All of it, with the number of questions in each split and of reviews by what was decided."""
+        """The audit as a document, with the number of questions in each split and of reviews by decision."""
         counts = self.counts()
-        unlisted = {kind: count - LISTED for kind, count in counts.items() if count > LISTED}
+        unlisted = {kind: count - MAX_FINDINGS_LISTED for kind, count in counts.items() if count > MAX_FINDINGS_LISTED}
         return QuestionAudit(
             problems=self.problems,
             questions=questions,
@@ -195,38 +197,39 @@ def _oddity(kind: str, file: str, line: int, message: str) -> Oddity:
 
 
 def _oddities(file: str, problem: Problem) -> Iterator[Oddity]:
-    for about, note in problem.notes:
-        yield _oddity(note.kind, file, problem.line, f"{about} {note.message}")
+    for subject, note in problem.notes:
+        yield _oddity(note.kind, file, problem.line, f"{subject} {note.message}")
     for question in problem.questions:
-        if (stays := fixed(question)).places:
-            shown = "the order of its options" if len(stays.places) == len(question.options) else "its place"
-            yield _oddity("fixed options", file, problem.line, f"{question.id} keeps {shown}: {stays.reason}")
+        if (fixed_options := fixed(question)).places:
+            all_fixed = len(fixed_options.places) == len(question.options)
+            kept = "the order of its options" if all_fixed else "its place"
+            yield _oddity("fixed options", file, problem.line, f"{question.id} keeps {kept}: {fixed_options.reason}")
         if (question.worked or "").strip() and worked_parts(question) is None:
             message = f"{question.id} has a worked solution that is not used: its last line must be one option's text"
             yield _oddity("unused worked solution", file, problem.line, message)
 
 
 def _skew(file: str, letters: Counter[str]) -> Iterator[Oddity]:
-    """A letter that is the label of more than half of the questions, where they are enough to tell."""
+    """A letter that is the label of more than half of a file's questions, where there are at least 30."""
     if letters and max(letters.values()) > 0.5 * letters.total() >= 15:
         letter, count = letters.most_common(1)[0]
         yield _oddity("letter skew", file, 0, f"{count} of {letters.total()} labels are {letter}")
 
 
 def _twins(config: Config) -> Iterator[Oddity]:
-    """Training problems that stand in the test in other words; the trainset leaves them out."""
-    mine: list[tuple[str, int]] = []
-    theirs: list[tuple[str, int]] = []
-    for pair in near_duplicates(_texts(_train(config), mine), _texts(_test(config), theirs), TWIN_SIMILARITY):
-        (name, line), (other, _) = mine[pair.left], theirs[pair.right]
+    """Training problems that are in the test in nearly the same words; the trainset leaves them out."""
+    training: list[tuple[str, int]] = []
+    test: list[tuple[str, int]] = []
+    for pair in near_duplicates(_texts(_train(config), training), _texts(_test(config), test), TWIN_SIMILARITY):
+        (name, line), (other, _) = training[pair.left], test[pair.right]
         message = f"{name} is nearly {other} of the test (similarity {pair.similarity:.2f})"
         yield _oddity("near-duplicate of a test problem", config.questions.train.name, line, message)
 
 
-def _texts(problems: Iterable[Problem], passed: list[tuple[str, int]]) -> Iterator[str]:
-    """The text of each problem with its questions; its id and line are added to ``passed``."""
+def _texts(problems: Iterable[Problem], places: list[tuple[str, int]]) -> Iterator[str]:
+    """The whole text of each problem; its id and line are appended to ``places``."""
     for problem in problems:
-        passed.append((problem.id, problem.line))
+        places.append((problem.id, problem.line))
         yield problem_text(problem.questions)
 
 

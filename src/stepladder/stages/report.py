@@ -1,4 +1,4 @@
-"""The report: what every step gained, as ``report.json`` for programs and ``report.html`` for people."""
+"""report: what every step gained, as ``report.json`` for programs and ``report.html`` for people."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def artifact(context: Context, part: str | None) -> Artifact:
         UserError: one of them is not there yet.
     """
     inputs = {label(stage, part): context.digest_of(stage, part) for stage, part in _earlier(context.config)}
-    # Nearly every setting appears in some sentence of the page; where files lie on this machine does not.
+    # Nearly every setting appears in some sentence of the page, but no path of this machine.
     settings = context.config.model_dump(mode="json", exclude={"questions", "models"})
     return Artifact(context.workspace.path("report"), settings, inputs)
 
@@ -33,9 +33,9 @@ def build(context: Context, part: str | None, folder: Path) -> None:
 
     Raises:
         UserError: no validation question is labelled.
-        InputError: a system left a labelled question unanswered.
+        InputError: predictions lack a labelled question.
     """
-    # SciPy takes a second to import, which 'stepladder status' should not wait for.
+    # Imports SciPy, which takes a second; 'stepladder status' imports this module and should be fast.
     from stepladder.reporting import numbers, page
 
     folders = [numbers.Folder(stage, part) for stage, part in _earlier(context.config)]
@@ -45,7 +45,7 @@ def build(context: Context, part: str | None, folder: Path) -> None:
 
 
 def summary(report: Report, console: Console) -> None:
-    """Print what a person wants to know at the end of a run."""
+    """Print the results of a run."""
     from stepladder.reporting import words
 
     run = report.run

@@ -1,4 +1,4 @@
-"""samples: the cascade. Each rung answers what is still unsolved; accepted chains and rejected ones are both kept."""
+"""samples: the cascade. Each rung answers what is still unsolved; accepted and rejected chains are both kept."""
 
 from __future__ import annotations
 
@@ -21,10 +21,11 @@ from stepladder.mcq.shuffle import shown
 from stepladder.records import Question, Sample
 from stepladder.workspace import Artifact, write_atomic
 
-CHUNK = 10_000
-"""Questions that climb the ladder together: more are taken in turn, so that memory does not grow with them."""
+CHUNK_QUESTIONS = 10_000
+"""Questions that climb the ladder together; a limit, so that memory does not grow with the number of questions."""
 JUDGED = ".judged.jsonl"
-"""All samples while it is not yet known which labels are doubted: a sign, + where the rung accepts it, and the row."""
+"""Temporary file of all samples, until it is known which labels are suspect. A line is + (the rung accepts it) or -,
+then the sample."""
 COUNTS = ("asked", "solved", "wrong", "unparsed", "truncated", "lenient")
 
 
@@ -41,15 +42,15 @@ def build(context: Context, part: str | None, folder: Path) -> None:
     counts, votes = RungCounts(context.config.rung), Votes()
     cascade = Cascade(context)
     questions = records.stream(context.input("questions") / "train.jsonl", Question)
-    total = _count(context)
+    total = _training_questions(context)
     done = 0
     with (folder / JUDGED).open("w", encoding="utf-8") as file:
-        while chunk := sorted(islice(questions, CHUNK), key=lambda question: question.id):
+        while chunk := sorted(islice(questions, CHUNK_QUESTIONS), key=lambda question: question.id):
             by_id = {question.id: question for question in chunk}
             judged: list[tuple[Sample, bool]] = []
             for step in cascade.climb(chunk):
-                kept = {_name(sample) for sample in step.accepted}
-                judged += ((sample, _name(sample) in kept) for sample in step.samples)
+                accepted = {_identity(sample) for sample in step.accepted}
+                judged += ((sample, _identity(sample) in accepted) for sample in step.samples)
                 row = counts.add(step, by_id)
                 if done + len(chunk) == total:
                     context.progress.say(f"rung {row.name}: {row.solved:,} of {row.asked:,} questions solved")
@@ -57,22 +58,25 @@ def build(context: Context, part: str | None, folder: Path) -> None:
                     context.progress.update(f"rung {row.name}, question", done, total)
             done += len(chunk)
             votes.add(by_id, [sample for sample, _ in judged])
-            judged.sort(key=lambda pair: _name(pair[0]))
-            file.writelines(f"{'+' if kept else '-'}{sample.model_dump_json()}\n" for sample, kept in judged)
+            judged.sort(key=lambda pair: _identity(pair[0]))
+            file.writelines(
+                f"{'+' if is_accepted else '-'}{sample.model_dump_json()}\n" for sample, is_accepted in judged
+            )
     suspects = votes.suspects()
     if suspects:
-        place = context.input("samples") / "audit.jsonl"
-        context.progress.say(f"{len(suspects)} disputed labels excluded from training: {place}")
+        path = context.input("samples") / "audit.jsonl"
+        context.progress.say(f"{len(suspects)} disputed labels excluded from training: {path}")
     write_atomic(folder / "audit.jsonl", _audit(suspects, (sample for sample, _ in _judged(folder))))
-    trusted = {rung.name for rung in context.config.rung if rung.trust_majority}
-    doubted = {suspect.id for suspect in suspects}
-    for name, wanted in (("accepted", True), ("rejected", False)):
-        chosen = (
+    trusted_rungs = {rung.name for rung in context.config.rung if rung.trust_majority}
+    suspect_ids = {suspect.id for suspect in suspects}
+    for name, accepted_ones in (("accepted", True), ("rejected", False)):
+        samples = (
             sample
-            for sample, kept in _judged(folder)
-            if (kept and (sample.rung in trusted or sample.question_id not in doubted)) == wanted
+            for sample, is_accepted in _judged(folder)
+            if (is_accepted and (sample.rung in trusted_rungs or sample.question_id not in suspect_ids))
+            == accepted_ones
         )
-        write_atomic(folder / f"{name}.jsonl", records.lines(chosen))
+        write_atomic(folder / f"{name}.jsonl", records.lines(samples))
     (folder / JUDGED).unlink()
     rows = counts.rows()
     SampleSummary(
@@ -84,23 +88,24 @@ def build(context: Context, part: str | None, folder: Path) -> None:
     ).write(folder)
 
 
-def _count(context: Context) -> int:
-    """How many training questions there are, as their stage has counted."""
+def _training_questions(context: Context) -> int:
+    """The number of training questions, from the audit of their stage."""
     return QuestionAudit.read(context.input("questions")).questions["train"]
 
 
-def _name(sample: Sample) -> tuple[str, str, str, int]:
+def _identity(sample: Sample) -> tuple[str, str, str, int]:
     return sample.question_id, sample.rung, sample.model, sample.sample_index
 
 
 def _judged(folder: Path) -> Iterator[tuple[Sample, bool]]:
+    """The samples of the temporary file, and whether their rung accepts them."""
     with (folder / JUDGED).open(encoding="utf-8", newline="\n") as file:
         for line in file:
             yield Sample.model_validate_json(line[1:]), line[0] == "+"
 
 
 class RungCounts:
-    """What the rungs came to, in numbers."""
+    """Counts of questions and samples by rung, and of answers by position."""
 
     def __init__(self, rungs: Sequence[Rung]) -> None:
         self.positions: dict[str, Positions] = {}
@@ -133,22 +138,22 @@ class RungCounts:
 
 
 class Votes:
-    """Who named which letter, for as long as it may matter to a label."""
+    """The models' votes on the training questions, for finding suspect labels."""
 
     def __init__(self) -> None:
         self._votes: dict[str, dict[str, list[str | None]]] = {}
         self._labels: dict[str, str] = {}
         self._right: dict[str, set[str | None]] = {}
-        """Letters that were judged right: the label, and any other option of the same text."""
+        """Letters that were judged right: the label, and any other option with the same text."""
         self._certain: set[str] = set()
-        """Confirmed by somebody, or proved by a worked solution."""
+        """Questions whose label somebody has confirmed, or a worked solution proves."""
 
     def add(self, questions: dict[str, Question], samples: Iterable[Sample]) -> None:
-        """Remember the answers to some questions, but not where a worked solution that agrees with its label is all."""
-        of: dict[str, list[Sample]] = {}
+        """Add the answers to some questions, except where there are only worked solutions that agree with the label."""
+        by_question: dict[str, list[Sample]] = {}
         for sample in samples:
-            of.setdefault(sample.question_id, []).append(sample)
-        for question_id, answers in of.items():
+            by_question.setdefault(sample.question_id, []).append(sample)
+        for question_id, answers in by_question.items():
             if all(sample.model == WORKED and sample.verdict == "accepted" for sample in answers):
                 continue
             self._labels[question_id] = str(questions[question_id].answer)
@@ -161,19 +166,19 @@ class Votes:
                 self._certain.add(question_id)
 
     def suspects(self) -> list[Suspect]:
-        """Labels that at least two models contradict with the same letter and that the evidence speaks against
+        """Labels that at least two models contradict with the same letter and that the evidence is against
         (mcq/labels.py), the most suspect first."""
-        found = weigh(self._votes, self._labels).suspects
-        return [suspect for suspect in found if suspect.score > 0 and self._is_doubted(suspect)]
+        contested = weigh(self._votes, self._labels).suspects
+        return [suspect for suspect in contested if suspect.score > 0 and self._is_suspect(suspect)]
 
-    def _is_doubted(self, suspect: Suspect) -> bool:
-        against = sum(suspect.suggested in letters for letters in self._votes[suspect.id].values())
+    def _is_suspect(self, suspect: Suspect) -> bool:
+        models_against = sum(suspect.suggested in letters for letters in self._votes[suspect.id].values())
         is_right = suspect.suggested in self._right[suspect.id]
-        return against > 1 and not is_right and suspect.id not in self._certain
+        return models_against > 1 and not is_right and suspect.id not in self._certain
 
 
 def _audit(suspects: Sequence[Suspect], samples: Iterable[Sample]) -> Iterator[str]:
-    """One line per suspect label, with the chains on either side."""
+    """A line of JSON for each suspect label, with the chains for and against it."""
     rows = {suspect.id: {**suspect._asdict(), "for": [], "against": []} for suspect in suspects}
     for sample in samples:
         if sample.question_id in rows:

@@ -1,4 +1,4 @@
-"""trainset: choose each member's chains, remove duplicates and what leaks from validation or test."""
+"""trainset: choose each member's chains; remove duplicates, and problems that are also in validation or test."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def artifact(context: Context, part: str | None) -> Artifact:
     config = context.config
     mix = member(config, part)
     student = models.locate(config.train.base)
-    chosen = {"member": settings(mix), "max_length": config.train.max_length}
+    chosen_settings = {"member": settings(mix), "max_length": config.train.max_length}
     inputs = {
         "questions": context.digest_of("questions"),
         "samples": context.digest_of("samples"),
@@ -38,7 +38,7 @@ def artifact(context: Context, part: str | None) -> Artifact:
     } | context.prompts_digest()
     if mix.variants:
         inputs["variants"] = context.digest_of("variants")
-    return Artifact(context.workspace.path("trainset", part), chosen, inputs)
+    return Artifact(context.workspace.path("trainset", part), chosen_settings, inputs)
 
 
 def build(context: Context, part: str | None, folder: Path) -> None:
@@ -47,7 +47,7 @@ def build(context: Context, part: str | None, folder: Path) -> None:
     questions = {q.id: q for q in records.read(source / "train.jsonl", Question)}
     held_out = [q for name in ("validation", "test") for q in records.read(source / f"{name}.jsonl", Question)]
     twins = _twins(questions.values(), held_out)
-    mine = _share(mix, sorted({q.problem_id for q in questions.values()}))
+    share = _draw_problems(mix, sorted({q.problem_id for q in questions.values()}))
     samples = [
         sample
         for sample in records.read(context.input("samples") / "accepted.jsonl", Sample)
@@ -56,43 +56,43 @@ def build(context: Context, part: str | None, folder: Path) -> None:
     if mix.variants:
         questions |= {q.id: q for q in records.read(context.input("variants") / "questions.jsonl", Question)}
         samples += records.read(context.input("variants") / "accepted.jsonl", Sample)
-    chosen = [sample for sample in samples if questions[sample.question_id].problem_id in mine]
+    chosen = [sample for sample in samples if questions[sample.question_id].problem_id in share]
 
-    out: Counter[str] = Counter()
-    leaks = {twin.problem for twin in twins}
+    removed: Counter[str] = Counter()
+    leaked_problems = {twin.problem for twin in twins}
     clean: list[Sample] = []
     for sample in chosen:
         question = questions[sample.question_id]
-        if question.problem_id in leaks:
-            out["leaked"] += 1
+        if question.problem_id in leaked_problems:
+            removed["leaked"] += 1
         elif not is_written_in(sample.text, question.language):
-            out["other_language"] += 1
+            removed["other_language"] += 1
         else:
             clean.append(sample)
     distinct = clean if mix.chains is None else _distinct(clean, mix.chains)
-    out["same_chain"] = len(clean) - len(distinct)
+    removed["same_chain"] = len(clean) - len(distinct)
     if mix.balance:
         distinct = balanced([(questions[sample.question_id], sample) for sample in distinct])
     kept: dict[tuple[Message, ...], Example] = {}
     for sample in distinct:
         example = _example(config, questions[sample.question_id], sample)
         kept.setdefault(example.messages, example)
-    out["duplicates"] = len(distinct) - len(kept)
+    removed["duplicates"] = len(distinct) - len(kept)
 
     tokenizer = models.load_tokenizer(models.locate(config.train.base))
     lengths, examples = [], []
     for example in kept.values():
-        for row in tokenise(tokenizer, [example], config.train.max_length):  # none where it does not fit
+        for row in tokenise(tokenizer, [example], config.train.max_length):  # no row where it is too long
             lengths.append(len(row.ids))
             examples.append(example)
-    out["left_out"] = len(kept) - len(examples)
+    removed["left_out"] = len(kept) - len(examples)
     if not examples:
-        reasons = "".join(f"; {out[key]:,} left out {why}" for key, why in LEFT_OUT.items() if out[key])
+        reasons = "".join(f"; {removed[key]:,} left out {why}" for key, why in LEFT_OUT.items() if removed[key])
         raise UserError(
             f"member {part!r} has nothing to learn from: {len(chosen):,} of {len(samples):,} accepted chains are in "
             f"its mix{reasons}; widen its teachers or share, or add a rung that solves more"
         )
-    card = _card(examples, lengths, out, twins, [questions[example.question_id] for example in examples])
+    card = _card(examples, lengths, removed, twins, [questions[example.question_id] for example in examples])
     write_atomic(folder / "train.jsonl", records.lines(examples))
     card.write(folder)
     write_atomic(folder / "README.md", markdown(config, mix, card))
@@ -100,41 +100,44 @@ def build(context: Context, part: str | None, folder: Path) -> None:
 
 
 def member(config: Config, part: str | None) -> Member:
-    """The member a part is named after."""
+    """The member of this name."""
     return next(member for member in config.member if member.name == part)
 
 
-def _share(mix: Member, problems: list[str]) -> set[str]:
+def _draw_problems(mix: Member, problems: list[str]) -> set[str]:
+    """The share of the problems that a member sees."""
     count = max(1, round(mix.share * len(problems)))
     return set(rng("share", mix.seed).sample(problems, count))
 
 
 def _twins(questions: Iterable[Question], held_out: Iterable[Question]) -> list[Twin]:
-    """Training problems that are one of validation or test: the same text, or nearly."""
-    ours, theirs = _by_problem(questions), _by_problem(held_out)
-    pairs = near_duplicates([*map(problem_text, ours.values())], [*map(problem_text, theirs.values())], TWIN_SIMILARITY)
-    mine, others = [*ours], [*theirs]
-    found = {
-        mine[index]: Twin(problem=mine[index], of=others[twin], similarity=round(similarity, 4))
-        for index, twin, similarity in reversed(pairs)
+    """Training problems that are also in validation or test, in the same or nearly the same words."""
+    training, evaluation = _by_problem(questions), _by_problem(held_out)
+    pairs = near_duplicates(
+        [*map(problem_text, training.values())], [*map(problem_text, evaluation.values())], TWIN_SIMILARITY
+    )
+    training_ids, evaluation_ids = [*training], [*evaluation]
+    twins = {
+        training_ids[left]: Twin(problem=training_ids[left], of=evaluation_ids[right], similarity=round(similarity, 4))
+        for left, right, similarity in reversed(pairs)
     }
-    problem_of = {_text(question): question.problem_id for group in theirs.values() for question in group}
-    for problem, group in ours.items():
+    problem_of = {_canonical(question): question.problem_id for group in evaluation.values() for question in group}
+    for problem, group in training.items():
         for question in group:
-            if _text(question) in problem_of:
-                found[problem] = Twin(problem=problem, of=problem_of[_text(question)], similarity=1.0)
-    return [found[problem] for problem in sorted(found)]
+            if _canonical(question) in problem_of:
+                twins[problem] = Twin(problem=problem, of=problem_of[_canonical(question)], similarity=1.0)
+    return [twins[problem] for problem in sorted(twins)]
 
 
 def _by_problem(questions: Iterable[Question]) -> dict[str, list[Question]]:
-    found: dict[str, list[Question]] = {}
+    by_problem: dict[str, list[Question]] = {}
     for question in questions:
-        found.setdefault(question.problem_id, []).append(question)
-    return found
+        by_problem.setdefault(question.problem_id, []).append(question)
+    return by_problem
 
 
-def _text(question: Question) -> tuple[str, str, tuple[str, ...]]:
-    """What makes two questions the same to a reader: spaces and the order of the options do not."""
+def _canonical(question: Question) -> tuple[str, str, tuple[str, ...]]:
+    """A question's texts without differences in white space or the order of the options."""
     return (
         " ".join(question.problem.split()),
         " ".join(question.question.split()),
@@ -143,7 +146,7 @@ def _text(question: Question) -> tuple[str, str, tuple[str, ...]]:
 
 
 def _distinct(samples: Sequence[Sample], most: int) -> list[Sample]:
-    """Of the chains for one question at most so many, the most different ones."""
+    """At most ``most`` chains of each question, the most different ones."""
     by_question: dict[str, list[Sample]] = {}
     for sample in samples:
         by_question.setdefault(sample.question_id, []).append(sample)
@@ -162,7 +165,7 @@ def _example(config: Config, question: Question, sample: Sample) -> Example:
 
 
 def _card(
-    examples: Sequence[Example], lengths: list[int], out: Counter[str], twins: list[Twin], questions: list[Question]
+    examples: Sequence[Example], lengths: list[int], removed: Counter[str], twins: list[Twin], questions: list[Question]
 ) -> TrainsetCard:
     letters = Counter(example.messages[-1].content[-1] for example in examples)
     quantiles = statistics.quantiles(lengths, n=20, method="inclusive") if len(lengths) > 1 else lengths * 19
@@ -175,10 +178,10 @@ def _card(
         teachers=dict(sorted(Counter(example.teacher for example in examples).items())),
         sources=dict(sorted(Counter(question.source for question in questions).items())),
         letters=dict(sorted(letters.items())),
-        left_out=out["left_out"],
-        leaked=out["leaked"],
-        other_language=out["other_language"],
-        same_chain=out["same_chain"],
-        duplicates=out["duplicates"],
+        left_out=removed["left_out"],
+        leaked=removed["leaked"],
+        other_language=removed["other_language"],
+        same_chain=removed["same_chain"],
+        duplicates=removed["duplicates"],
         twins=tuple(twins),
     )

@@ -1,4 +1,5 @@
-"""variants: new questions about the training problems, written by models, whose answers others must prove."""
+"""variants: new questions about the training problems, written by models, with answers proved by other models or by a
+program."""
 
 from __future__ import annotations
 
@@ -23,14 +24,14 @@ from stepladder.mcq.verify import judge
 from stepladder.records import LETTERS, Question, Sample
 from stepladder.workspace import Artifact, write_atomic
 
-SECONDS, MEBIBYTES = 10, 512
-"""What the solver may use for one program that a model wrote."""
+MAX_SOLVER_SECONDS, MAX_SOLVER_MIB = 10, 512
+"""For one program that a model wrote."""
 
 Proof = Literal["agreed", "program"]
 
 
 class Written(NamedTuple):
-    """A draft and who wrote it."""
+    """A draft, its writer, and the key of the request that it answers."""
 
     draft: Draft
     writer: str
@@ -40,9 +41,9 @@ class Written(NamedTuple):
 def artifact(context: Context, part: str | None) -> Artifact:
     config = context.config
     inputs = {name: context.digest_of(name) for name in ("questions", "samples")} | context.prompts_digest()
-    inputs |= {f"model {name}": identity(config, name) for name in sorted({*_wanted(config).models, *judges(config)})}
-    chosen = {"variants": settings(_wanted(config)), "seed": config.seed}
-    return Artifact(context.workspace.path("variants"), chosen, inputs)
+    inputs |= {f"model {name}": identity(config, name) for name in sorted({*_table(config).models, *judges(config)})}
+    chosen_settings = {"variants": settings(_table(config)), "seed": config.seed}
+    return Artifact(context.workspace.path("variants"), chosen_settings, inputs)
 
 
 def build(context: Context, part: str | None, folder: Path) -> None:
@@ -74,8 +75,8 @@ def build(context: Context, part: str | None, folder: Path) -> None:
 
 
 def judges(config: Config) -> tuple[str, ...]:
-    """Who answers the new questions."""
-    return _wanted(config).judges or tuple(config.models)
+    """The models that answer the new questions."""
+    return _table(config).judges or tuple(config.models)
 
 
 def write(
@@ -84,28 +85,28 @@ def write(
     chains: Sequence[Sample],
     refused: list[dict[str, object]],
 ) -> list[Written]:
-    """What the writers wrote that can be asked; the rest goes to ``refused`` with the reason."""
-    config, wanted = context.config, _wanted(context.config)
+    """Let the writers write; returns the drafts that can be asked, and appends the others to ``refused``."""
+    config, table = context.config, _table(context.config)
     prompts = {
         problem: variant_messages(questions, examples, _program(questions), config.prompts)
         for (problem, questions), examples in zip(
-            problems.items(), _examples(problems, chains, wanted.examples, config.seed), strict=True
+            problems.items(), _examples(problems, chains, table.examples, config.seed), strict=True
         )
     }
     drafts: list[Written] = []
-    known = {problem: list(questions) for problem, questions in problems.items()}
-    for writer in wanted.models:
-        client = ModelClient(context, writer, _account(wanted))
+    existing = {problem: list(questions) for problem, questions in problems.items()}
+    for writer in table.models:
+        client = ModelClient(context, writer, _billing(table))
         requests = {
             (problem, index): Request(
                 model=client.identity,
                 messages=messages,
-                temperature=wanted.temperature,
+                temperature=table.temperature,
                 sample_index=index,
-                max_tokens=wanted.max_tokens,
+                max_tokens=table.max_tokens,
             )
             for problem, messages in prompts.items()
-            for index in range(wanted.per_problem)
+            for index in range(table.per_problem)
         }
         with client:
             answers = client.ask(list(requests.values()), f"{writer} writes")
@@ -115,70 +116,71 @@ def write(
                 if not answer.finished:
                     raise Unfit("cut off")
                 draft = read(answer.text, problems[problem][0], name)
-                if is_repeated(draft.question, known[problem]):
+                if is_repeated(draft.question, existing[problem]):
                     raise Unfit("repeats a question")
             except Unfit as reason:
                 refused.append(_row(name, writer, str(reason)) | {"text": answer.text})
                 continue
             source = f"variant/{writer}"
             draft = draft._replace(question=draft.question.model_copy(update={"source": source}))
-            known[problem].append(draft.question)
+            existing[problem].append(draft.question)
             drafts.append(Written(draft, writer, request.key))
     return drafts
 
 
 def prove(context: Context, drafts: Sequence[Written], problems: Mapping[str, Sequence[Question]]) -> dict[str, Proof]:
-    """Which drafts are proved, and how: by a program on the problem's own facts, or by enough judges who name the
-    writer's answer under shuffled options without having seen it. Two names of one model are one."""
-    config, wanted = context.config, _wanted(context.config)
+    """The proof of each draft that has one, by question id: a program on the problem's own facts, or enough judges that
+    give the writer's answer under shuffled options without having seen it. Several names of one model count once."""
+    config, table = context.config, _table(context.config)
     proofs: dict[str, Proof] = {}
     for written in drafts:
         question, base = written.draft.question, _program(problems[written.draft.question.problem_id])
         if base is not None and written.draft.rules and _follows(base, written.draft):
             proofs[question.id] = "program"
-    who = {written.writer: identity(config, written.writer) for written in drafts}
+    identities = {written.writer: identity(config, written.writer) for written in drafts}
     agreed: dict[str, set[str]] = {}
     for name in judges(config):
-        client = ModelClient(context, name, _account(wanted))
-        judged = []
+        client = ModelClient(context, name, _billing(table))
+        asked = []
         for written in drafts:
             question = written.draft.question
-            if who[written.writer] != client.identity and question.id not in proofs:
+            if identities[written.writer] != client.identity and question.id not in proofs:
                 (order,) = orders(1, len(question.options), config.seed, question.id, name)
                 messages = ask_messages(question, order, config.prompts)
-                request = Request(model=client.identity, messages=messages, max_tokens=wanted.max_tokens)
-                judged.append((question, order, request))
+                request = Request(model=client.identity, messages=messages, max_tokens=table.max_tokens)
+                asked.append((question, order, request))
         with client:
-            answers = client.ask([request for _, _, request in judged], f"{name} judges")
-        for question, order, request in judged:
+            answers = client.ask([request for _, _, request in asked], f"{name} judges")
+        for question, order, request in asked:
             answer = answers[request.key]
             verdict = judge(question, order, answer.text, finished=answer.finished).verdict
             if answer.finished and verdict == "accepted":
                 agreed.setdefault(question.id, set()).add(client.identity)
-    return proofs | {name: "agreed" for name, judges in agreed.items() if len(judges) >= wanted.agree}
+    return proofs | {name: "agreed" for name, judges in agreed.items() if len(judges) >= table.agree}
 
 
 def _follows(base: str, draft: Draft) -> bool:
+    """Whether the draft's rules, on the problem's program, prove its answer."""
     if not only_asks(base, draft.rules, len(draft.question.options)):
         return False
     try:
-        option = prove_untrusted(complete(base, draft.rules), SECONDS, MEBIBYTES)
+        option = prove_untrusted(complete(base, draft.rules), MAX_SOLVER_SECONDS, MAX_SOLVER_MIB)
     except Unproved:
         return False
     return LETTERS[option : option + 1] == draft.question.answer
 
 
 def _program(questions: Sequence[Question]) -> str | None:
-    """The problem itself as a program, where its questions carry one and agree on it: what one of them adds, such as
-    "suppose that", is not the problem's."""
-    found = {facts(question.program) for question in questions if question.program}
-    return found.pop() or None if len(found) == 1 else None
+    """The problem's facts as a program, without what single questions add, such as "suppose that"; None where its
+    questions carry no program or do not agree on the facts."""
+    programs = {facts(question.program) for question in questions if question.program}
+    return programs.pop() or None if len(programs) == 1 else None
 
 
 def _examples(
     problems: Mapping[str, Sequence[Question]], chains: Sequence[Sample], count: int, seed: int
 ) -> list[list[Solved]]:
-    """For every problem, solved questions about the problems most like it."""
+    """For every problem, ``count`` solved questions about the most similar other problems."""
     questions = {question.id: question for group in problems.values() for question in group}
     solved: dict[str, Solved] = {}
     for sample in chains:
@@ -186,10 +188,10 @@ def _examples(
         solved.setdefault(question.problem_id, Solved(question, sample.permutation, sample.text))
     pool = [*solved]
     texts = [group[0].problem for group in problems.values()]
-    found = nearest(texts, [problems[name][0].problem for name in pool], count + 1, rng("examples", seed))
+    neighbours = nearest(texts, [problems[name][0].problem for name in pool], count + 1, rng("examples", seed))
     return [
-        [solved[pool[place]] for place in places if pool[place] != problem][:count]
-        for problem, places in zip(problems, found, strict=True)
+        [solved[pool[index]] for index in indices if pool[index] != problem][:count]
+        for problem, indices in zip(problems, neighbours, strict=True)
     ]
 
 
@@ -213,11 +215,11 @@ def _row(name: str, writer: str, reason: str, draft: Draft | None = None) -> dic
     return row if draft is None else row | {"question": draft.question.model_dump(mode="json"), "chain": draft.chain}
 
 
-def _account(wanted: Variants) -> Billing:
-    return Billing(VARIANTS, wanted.dollars)
+def _billing(table: Variants) -> Billing:
+    return Billing(VARIANTS, table.dollars)
 
 
-def _wanted(config: Config) -> Variants:
+def _table(config: Config) -> Variants:
     if config.variants is None:
-        raise LookupError("without the table [variants] the stage has no parts")
+        raise LookupError("the stage has no parts without the table [variants]")
     return config.variants

@@ -1,1 +1,1 @@
-"""From examples to weights: template, LoRA fine-tuning, merging, quantisation."""
+"""From training examples to merged weights: LoRA fine-tuning, merging, and comparing models."""

@@ -1,4 +1,4 @@
-"""What trainers share: what they are given, whom they tell, and where a killed training goes on."""
+"""What the trainers share: their data, the progress callback, and the checkpoint to resume a killed training from."""
 
 from __future__ import annotations
 
@@ -15,46 +15,46 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Report = Callable[[int, int, float], None]
-"""Called with (optimiser steps done, steps in all, last loss)."""
+"""Called with (optimiser steps done, total steps, last loss)."""
 
-TAIL = 2000
-"""Characters of another program's log that an error shows."""
+MAX_LOG_CHARACTERS = 2000
+"""Length of the end of another program's log that an error message shows."""
 
 
 class Data(NamedTuple):
-    """What a member learns from, and what it is measured on after each epoch."""
+    """What a member is trained on, and what it is measured on after each epoch."""
 
     examples: Sequence[Example]
     held_out: Sequence[Example] = ()
-    """For the validation loss; nothing: it is not measured."""
+    """Examples for the validation loss; empty: it is not measured."""
     exam: Callable[[PreTrainedTokenizerBase, PreTrainedModel], float] | None = None
-    """Gives the validation accuracy of the student as it is now; None: it is not measured."""
+    """Computes the student's validation accuracy; None: it is not measured."""
 
 
-def checkpointing(settings: Train, *, cuda: bool) -> bool:
-    """Whether activations are computed again: as asked, by default on a card."""
+def uses_checkpointing(settings: Train, *, cuda: bool) -> bool:
+    """Whether to use gradient checkpointing: as set, by default only on CUDA."""
     return cuda if settings.gradient_checkpointing is None else settings.gradient_checkpointing
 
 
 def scheduler(settings: Train) -> str:
-    """transformers' name of the learning-rate schedule."""
+    """The learning-rate schedule by its name in transformers."""
     return "constant_with_warmup" if settings.schedule == "constant" else settings.schedule
 
 
-def last_words(log: Path) -> str:
+def log_tail(log: Path) -> str:
     """The end of another program's log."""
-    return log.read_text(encoding="utf-8", errors="replace").strip()[-TAIL:]
+    return log.read_text(encoding="utf-8", errors="replace").strip()[-MAX_LOG_CHARACTERS:]
 
 
-def last_whole(scratch: Path) -> Path | None:
-    """The last whole checkpoint of a training that was killed. Trainers write their state last, so a checkpoint without
-    one was being written; it is removed."""
-    whole = []
+def last_complete_checkpoint(scratch: Path) -> Path | None:
+    """The last complete checkpoint of a killed training. A trainer writes its state last, so a checkpoint without a
+    readable state is incomplete; it is removed."""
+    complete = []
     for folder in scratch.glob("checkpoint-*"):
         try:
             json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
             shutil.rmtree(folder)
         else:
-            whole.append(folder)
-    return max(whole, key=lambda folder: int(folder.name.rpartition("-")[2])) if whole else None
+            complete.append(folder)
+    return max(complete, key=lambda folder: int(folder.name.rpartition("-")[2])) if complete else None

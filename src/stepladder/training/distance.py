@@ -1,4 +1,4 @@
-"""How far two models are from each other, by the next-token distributions they give on the same conversations."""
+"""The KL divergence between two models' next-token distributions on the same conversations."""
 
 from __future__ import annotations
 
@@ -13,39 +13,39 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerBase
 
-TOKENS = 1024
-"""Completion tokens compared at most; with a vocabulary of 150,000 their distributions take 0.6 GB."""
+MAX_COMPARED_TOKENS = 1024
+"""Limit on compared completion tokens; with a vocabulary of 150,000 their distributions take 0.6 GB."""
 
 
 def rows_of(tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], max_length: int) -> list[TokenRow]:
-    """Conversations as tokens, as many as :data:`TOKENS` allows, at least one."""
+    """The first conversations, tokenised: at least one, and at most :data:`MAX_COMPARED_TOKENS` completion tokens."""
     rows: list[TokenRow] = []
-    left = TOKENS
+    remaining = MAX_COMPARED_TOKENS
     for row in tokenise(tokenizer, examples, max_length):
-        left -= len(row.ids) - row.prompt
-        if rows and left < 0:
+        remaining -= len(row.ids) - row.prompt_length
+        if rows and remaining < 0:
             break
         rows.append(row)
     return rows
 
 
-def next_tokens(model: torch.nn.Module, rows: Sequence[TokenRow]) -> torch.Tensor:
+def next_token_log_probabilities(model: torch.nn.Module, rows: Sequence[TokenRow]) -> torch.Tensor:
     """Log-probabilities over the vocabulary at every completion token of the rows, shape (tokens, vocabulary),
     float32 on the CPU."""
     import torch
 
     model.train(False)
-    found = []
+    log_probabilities = []
     with torch.no_grad():
         for row in rows:
             ids = torch.tensor([row.ids], device=next(model.parameters()).device)
-            logits = model(input_ids=ids, use_cache=False).logits[0, row.prompt - 1 : len(row.ids) - 1]
-            found.append(torch.log_softmax(logits.float(), -1).cpu())
-    return torch.cat(found)
+            logits = model(input_ids=ids, use_cache=False).logits[0, row.prompt_length - 1 : len(row.ids) - 1]
+            log_probabilities.append(torch.log_softmax(logits.float(), -1).cpu())
+    return torch.cat(log_probabilities)
 
 
 def compare(first: torch.Tensor, second: torch.Tensor) -> Distance:
-    """The distance between two results of :func:`next_tokens` on the same rows."""
+    """The distance between two results of :func:`next_token_log_probabilities` on the same rows."""
     import torch
 
     divergences, same = [], 0

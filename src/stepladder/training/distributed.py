@@ -1,4 +1,4 @@
-"""The default trainer on several devices: one process each under torchrun, which meet in files.
+"""The default trainer on several devices: one process per device under torchrun; this process reads their files.
 
 ``python -m stepladder.training.distributed JOB.json`` is one of those processes.
 """
@@ -17,53 +17,55 @@ from stepladder.errors import UserError
 from stepladder.records import Example
 from stepladder.supervise import supervised
 from stepladder.training import trl
-from stepladder.training.data import TAIL, Data, Report
+from stepladder.training.data import MAX_LOG_CHARACTERS, Data, Report
 
-PROGRESS, ERROR = "progress.json", "error.txt"
-POLL = 0.5
-"""Seconds between two looks at how far the processes are."""
+PROGRESS_FILE, ERROR_FILE = "progress.json", "error.txt"
+POLL_SECONDS = 0.5
+"""Time between two reads of the progress file."""
 
 
 def train(settings: Train, seed: int, base: Path, data: Data, folder: Path, scratch: Path, report: Report) -> None:
-    """The same as :func:`stepladder.training.trl.train`, on ``settings.devices`` devices.
+    """Train as :func:`stepladder.training.trl.train`, on ``settings.devices`` devices.
 
     Raises:
-        UserError: a process failed; what it raised is shown.
+        UserError: a process failed; the message holds its exception.
     """
     if settings.sharding == "zero3":
         models.require("deepspeed")
-    for name, rows in (("examples", data.examples), ("held_out", data.held_out)):
-        (scratch / f"{name}.jsonl").write_text("".join(records.lines(rows)), encoding="utf-8")
-    job, progress, log = scratch / "job.json", scratch / PROGRESS, scratch / "torchrun.log"
+    for name, examples in (("examples", data.examples), ("held_out", data.held_out)):
+        (scratch / f"{name}.jsonl").write_text("".join(records.lines(examples)), encoding="utf-8")
+    job, progress, log = scratch / "job.json", scratch / PROGRESS_FILE, scratch / "torchrun.log"
     paths = {"base": base, "folder": folder, "scratch": scratch}
-    named = {name: str(path.resolve()) for name, path in paths.items()}
-    job.write_text(json.dumps({"settings": settings.model_dump(mode="json"), "seed": seed, **named}), encoding="utf-8")
-    for path in (progress, scratch / ERROR):
+    absolute_paths = {name: str(path.resolve()) for name, path in paths.items()}
+    job.write_text(
+        json.dumps({"settings": settings.model_dump(mode="json"), "seed": seed, **absolute_paths}), encoding="utf-8"
+    )
+    for path in (progress, scratch / ERROR_FILE):
         path.unlink(missing_ok=True)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={settings.devices}"]
     with supervised([*command, "-m", "stepladder.training.distributed", str(job)], log, os.environ) as child:
         reported = ""
         while child.poll() is None:
-            time.sleep(POLL)
+            time.sleep(POLL_SECONDS)
             progress_line = progress.read_text(encoding="utf-8") if progress.exists() else ""
             if progress_line != reported:
                 reported = progress_line
                 report(*json.loads(progress_line))
     if child.returncode:
-        error = scratch / ERROR
-        said = error.read_text(encoding="utf-8") if error.exists() else "nothing"
+        error = scratch / ERROR_FILE
+        reason = error.read_text(encoding="utf-8") if error.exists() else "no exception was recorded"
         raise UserError(
-            f"training on {settings.devices} devices ended with {child.returncode}; {log} says more: {said}"
+            f"training on {settings.devices} devices ended with code {child.returncode} (log: {log}): {reason}"
         )
 
 
 def main(path: Path) -> None:
-    """One of the processes."""
+    """Train in one of the processes, from its job file."""
     import torch
 
     job = json.loads(path.read_text(encoding="utf-8"))
     scratch, settings = Path(job["scratch"]), Train.model_validate(job["settings"])
-    progress = scratch / PROGRESS
+    progress = scratch / PROGRESS_FILE
 
     def report(step: int, steps: int, loss: float) -> None:
         if os.environ["RANK"] == "0":
@@ -75,10 +77,12 @@ def main(path: Path) -> None:
     data = Data(examples, held_out)
     try:
         trl.train(settings, job["seed"], Path(job["base"]), data, Path(job["folder"]), scratch, report)
-        # A process that ends while its group still has threads at work may be aborted, and would pass for a failure.
+        # A process that exits while threads of its group still run may be aborted, which would count as a failure.
         torch.distributed.destroy_process_group()
     except Exception as error:
-        (scratch / ERROR).write_text(f"{type(error).__name__}: {str(error)[:TAIL]}\n", encoding="utf-8")
+        (scratch / ERROR_FILE).write_text(
+            f"{type(error).__name__}: {str(error)[:MAX_LOG_CHARACTERS]}\n", encoding="utf-8"
+        )
         raise
 
 

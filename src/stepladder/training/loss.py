@@ -1,4 +1,4 @@
-"""The loss of a training step and of the held-out examples: cross-entropy over the completion tokens of packs."""
+"""The loss in training and validation: cross-entropy over the completion tokens of packs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def collate(packs: Sequence[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
-    """Packs side by side, padded on the right with a branch of its own; shapes (packs, longest)."""
+    """A batch of packs, padded on the right; padding is a branch of its own, -1. Shapes (packs, longest)."""
     import torch
 
     width = max(len(p["input_ids"]) for p in packs)
@@ -25,16 +25,16 @@ def completion_loss(
     model: PreTrainedModel, batch: dict[str, torch.Tensor], count: torch.Tensor | int | None = None
 ) -> torch.Tensor:
     """Cross-entropy of the completion tokens of a collated batch, summed and divided by ``count``, by default their
-    number. Only their positions are scored: with a small model the vocabulary is most of a step."""
+    number. Logits are computed for these tokens only: with a small model they are most of the work of a step."""
     import torch
 
     labels, branches = batch["labels"][:, 1:], batch["branches"]
     scored = labels != IGNORED
-    sees = (branches[:, None, :] == 0) | (branches[:, None, :] == branches[:, :, None])
+    is_visible = (branches[:, None, :] == 0) | (branches[:, None, :] == branches[:, :, None])
     hidden = model.base_model(
         input_ids=batch["input_ids"],
         position_ids=batch["position_ids"],
-        attention_mask=sees.tril()[:, None],  # (packs, 1, queries, keys)
+        attention_mask=is_visible.tril()[:, None],  # (packs, 1, queries, keys)
         use_cache=False,
     ).last_hidden_state[:, :-1]
     logits = model.get_output_embeddings()(hidden[scored]).float()  # type: ignore[no-untyped-call]
@@ -43,20 +43,21 @@ def completion_loss(
 
 
 def score_completions(model: PreTrainedModel) -> None:
-    """Let a call of the model with a collated batch give its :func:`completion_loss`. What wraps the model to train it
-    on several devices sees only calls, and has work to do before and after each."""
-    usual = model.forward
+    """Make a call of the model with a collated batch return its :func:`completion_loss`. Wrappers for several devices
+    hook into calls of the model, so the loss must be computed inside one."""
+    original_forward = model.forward
 
     def forward(*args: Any, branches: torch.Tensor | None = None, count: Any = None, **inputs: Any) -> Any:
         if branches is None:
-            return usual(*args, **inputs)
+            return original_forward(*args, **inputs)
         return completion_loss(model, {"branches": branches, **inputs}, count)
 
     model.forward = forward
 
 
 def validation_loss(model: Any, packs: Sequence[Pack], batch_size: int) -> float:
-    """Mean cross-entropy of the completion tokens of held-out packs, in nats a token."""
+    """Mean cross-entropy of the completion tokens of packs, in nats per token. The model must be one that
+    :func:`score_completions` has changed."""
     import torch
 
     was_training = model.training

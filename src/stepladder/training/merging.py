@@ -1,4 +1,4 @@
-"""Folding a LoRA adapter into its base, shard by shard, and the proof that nothing else changed.
+"""Merge a LoRA adapter into its base, shard by shard, and check that the result computes the same.
 
 LoRA: Hu et al. 2021, arXiv:2106.09685; W' = W + (alpha / r) B A.
 """
@@ -17,16 +17,16 @@ from stepladder.documents import Distance
 from stepladder.errors import GateError, ModelError
 from stepladder.models import template
 from stepladder.records import Example
-from stepladder.training.distance import compare, next_tokens, rows_of
+from stepladder.training.distance import compare, next_token_log_probabilities, rows_of
 
 if TYPE_CHECKING:
     import torch
 
-PROMPTS = 8
-"""Conversations on which base with adapter and merged weights are compared."""
-MOST = 0.01
-"""Mean KL divergence, nats a token, that rounding to the base's own dtype may cost; bfloat16 costs about 1e-4."""
-_PLAIN: dict[str, tuple[object, ...]] = {
+COMPARED_CONVERSATIONS = 8
+"""Number of conversations on which the base with its adapter and the merged weights are compared."""
+MAX_KL_NATS = 0.01
+"""Limit on the mean KL divergence per token. Rounding to the base's own dtype causes about 1e-4 in bfloat16."""
+_PLAIN_LORA: dict[str, tuple[object, ...]] = {
     "use_dora": (False, None),
     "use_rslora": (False, None),
     "fan_in_fan_out": (False, None),
@@ -38,7 +38,7 @@ _PLAIN: dict[str, tuple[object, ...]] = {
 
 
 def merge(base: Path, adapter: Path, folder: Path) -> None:
-    """Fold an adapter into its base and write an ordinary model folder with the base's shards, names and dtype.
+    """Merge an adapter into its base and write an ordinary model folder with the base's shards, names and dtype.
 
     Each product is computed in float32 and rounded once. No more than one shard is in memory at a time.
 
@@ -81,18 +81,24 @@ def merge(base: Path, adapter: Path, folder: Path) -> None:
 
 
 def refuse_quantised(base: Path) -> None:
-    """Raises:
-    ModelError: a base's weights are quantised: what is folded into them would be rounded away.
+    """Refuse a base with quantised weights, in which an adapter would be rounded away.
+
+    Raises:
+        ModelError: the base is quantised.
     """
     if "quantization_config" in json.loads((base / "config.json").read_text(encoding="utf-8")):
         raise ModelError(f"{base} is quantised; train on and merge into the unquantised base, then quantise the result")
 
 
 def _scale(adapter: Path) -> float:
-    """What the product of an adapter's matrices is multiplied by."""
+    """The factor of an adapter's product B A, alpha / r.
+
+    Raises:
+        ModelError: the adapter is not plain LoRA.
+    """
     config: dict[str, Any] = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
-    for key, plain in _PLAIN.items():
-        if key in config and config[key] not in plain:
+    for key, plain_values in _PLAIN_LORA.items():
+        if key in config and config[key] not in plain_values:
             raise ModelError(f"{adapter}: {key} = {config[key]!r} is more than plain LoRA; merge it with PEFT")
     return float(config["lora_alpha"]) / float(config["r"])
 
@@ -100,21 +106,21 @@ def _scale(adapter: Path) -> float:
 def prove(
     base: Path, adapter: Path, merged: Path, examples: Sequence[Example], max_length: int, dtype: Dtype = "auto"
 ) -> Distance:
-    """How far merged weights are from base and adapter side by side, on conversations of the training set.
+    """Compare the merged weights with the base and its adapter, on conversations of the training set.
 
     Raises:
-        GateError: farther than rounding explains.
+        GateError: the KL divergence is larger than rounding explains.
     """
     from peft import PeftModel
 
-    rows = rows_of(models.load_tokenizer(base), examples[:PROMPTS], max_length)
-    beside = PeftModel.from_pretrained(models.load(base, dtype), adapter)
-    reference = next_tokens(beside, rows)
-    del beside
-    distance = compare(reference, next_tokens(models.load(merged, dtype), rows))
-    if distance.kl > MOST:
+    rows = rows_of(models.load_tokenizer(base), examples[:COMPARED_CONVERSATIONS], max_length)
+    adapted = PeftModel.from_pretrained(models.load(base, dtype), adapter)
+    reference = next_token_log_probabilities(adapted, rows)
+    del adapted
+    distance = compare(reference, next_token_log_probabilities(models.load(merged, dtype), rows))
+    if distance.kl > MAX_KL_NATS:
         raise GateError(
-            f"{merged}: merged weights are {distance.kl:.4f} nats a token away from base and adapter (limit {MOST}); "
-            "the merge went wrong; delete it and merge again"
+            f"{merged}: merged weights are {distance.kl:.4f} nats a token away from base and adapter (limit "
+            f"{MAX_KL_NATS}); the merge went wrong; delete it and merge again"
         )
     return distance

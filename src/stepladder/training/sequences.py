@@ -1,9 +1,9 @@
-"""Which tokens a training step computes: examples as rows, rows packed by what they share, packs in a good order.
+"""Token sequences for training: examples as token rows, rows packed by common prefix, and the order of packs.
 
-Questions about one problem begin with the same tokens, and several chains of one question share all of its prompt. A
-pack holds that beginning once and the rest of every row behind it, as branches that do not see each other. Positions
-and attention are those of the rows on their own, so loss and gradients are the same, for fewer tokens (a third fewer
-on the demo's questions, three to a problem).
+Questions about one problem begin with the same tokens, and all chains of a question share its prompt. A pack holds the
+common prefix once, followed by the rest of every row as branches that do not attend to each other. Positions and
+attention are those of the separate rows, so that loss and gradients are the same with fewer tokens (a third fewer on
+the demo's questions, three to a problem).
 """
 
 from __future__ import annotations
@@ -24,24 +24,25 @@ IGNORED = -100
 
 
 class TokenRow(NamedTuple):
-    """A tokenised example: ids of the whole conversation, and how many of them are the prompt's (no loss there)."""
+    """A tokenised example: the token ids of a conversation, the first ``prompt_length`` of which carry no loss."""
 
     ids: list[int]
-    prompt: int
+    prompt_length: int
 
 
 class Pack(NamedTuple):
-    """Rows with one beginning. All lists have one entry a token, the beginning first, then row after row."""
+    """Rows with a common prefix. All lists have one entry per token: the prefix first, then the rest of each row."""
 
     input_ids: list[int]
     labels: list[int]
     position_ids: list[int]
     branches: list[int]
-    """0 in the beginning, which every branch sees; in the branches 1, 2, ..., each of which sees itself."""
+    """0 in the prefix, and 1, 2, ... in the branches. A branch attends to the prefix and to itself."""
 
 
 def tokenise(tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], max_length: int) -> list[TokenRow]:
-    """Rows of the examples that fit; one that does not is left out, since a cut chain teaches a cut answer."""
+    """Tokenise the examples of at most ``max_length`` tokens. Longer ones are left out: a truncated chain would teach
+    truncated answers."""
     rows = []
     for example in examples:
         prompt, completion = template.conversation_tokens(tokenizer, example.messages)
@@ -51,14 +52,14 @@ def tokenise(tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], ma
 
 
 def pack(rows: Sequence[TokenRow], max_length: int) -> list[Pack]:
-    """Pack rows that save tokens together, into packs of at most ``max_length`` tokens (a row on its own may be
-    longer)."""
+    """Pack rows where their common prefix saves tokens, into packs of at most ``max_length`` tokens (a single row may
+    be longer)."""
     groups: list[list[TokenRow]] = []
     for row in sorted(rows):
         if groups:
             group, joined = groups[-1], [*groups[-1], row]
-            shared = _beginning(joined)
-            saves = len(group) * shared > (len(group) - 1) * _beginning(group)
+            shared = _common_length(joined)
+            saves = len(group) * shared > (len(group) - 1) * _common_length(group)
             if saves and shared + sum(len(r.ids) - shared for r in joined) <= max_length:
                 groups[-1] = joined
                 continue
@@ -67,22 +68,22 @@ def pack(rows: Sequence[TokenRow], max_length: int) -> list[Pack]:
 
 
 def singly(rows: Sequence[TokenRow]) -> list[Pack]:
-    """Every row by itself."""
+    """A pack for every row."""
     return [_packed([row]) for row in rows]
 
 
-def _beginning(group: Sequence[TokenRow]) -> int:
-    """Tokens that all rows of a group begin with. The last token of a prompt stays in its branch: what it predicts,
-    the first token that carries loss, differs from row to row."""
-    common = common_prefix(group[0].ids, group[-1].ids)  # sorted: the ends differ most
-    return min(common, *(row.prompt - 1 for row in group))
+def _common_length(group: Sequence[TokenRow]) -> int:
+    """Length of the common prefix of a group of sorted rows. It ends before the last token of every prompt, which
+    predicts the first token that carries loss, and that differs from row to row."""
+    common = common_prefix(group[0].ids, group[-1].ids)  # the first and last of sorted rows differ most
+    return min(common, *(row.prompt_length - 1 for row in group))
 
 
 def _packed(group: list[TokenRow]) -> Pack:
-    start = _beginning(group) if len(group) > 1 else 0
+    start = _common_length(group) if len(group) > 1 else 0
     result = Pack(group[0].ids[:start], [IGNORED] * start, list(range(start)), [0] * start)
     for branch, row in enumerate(group, start=1):
-        scored = row.ids[max(row.prompt, start) :]
+        scored = row.ids[max(row.prompt_length, start) :]
         result.input_ids.extend(row.ids[start:])
         result.labels.extend([IGNORED] * (len(row.ids) - start - len(scored)) + scored)
         result.position_ids.extend(range(start, len(row.ids)))
@@ -91,23 +92,23 @@ def _packed(group: list[TokenRow]) -> Pack:
 
 
 def blank() -> Pack:
-    """A pack without loss, for a device that would have nothing to do while others compute their last batch."""
+    """A pack without loss, for a device that has none left while others compute their last batch."""
     return Pack([0, 0], [IGNORED, IGNORED], [0, 1], [0, 0])
 
 
-class Batched:
-    """A sampler whose batches hold packs of like length, in random order.
+class LengthGroupedSampler:
+    """A sampler whose batches hold packs of similar length, in random order.
 
-    Sorting a whole epoch by length, as the Trainer's own strategy does with a few hundred examples, feeds the student
-    one kind of question after another; it forgets the first before the last (docs/experiments.md). Here only
-    the packs of eight random batches are sorted, and their batches are shuffled again. Every epoch draws anew.
+    The Trainer's own strategy sorts the whole epoch by length if there are only a few hundred examples. The student
+    then sees one kind of question after another, and forgets the first before the last (docs/experiments.md). Here only
+    the packs of eight random batches are sorted, and the batches are shuffled again. Every epoch has another order.
 
     Args:
         lengths: tokens of each pack.
-        batch_size: packs a batch.
-        seed: of the order.
-        devices: among how many the batches are dealt out. So that each gets as many, an epoch ends with as many
-            :func:`blank` packs, named by the index after the last, as are missing.
+        batch_size: packs in a batch.
+        seed: seed of the order.
+        devices: number of devices that share the batches. An epoch ends with as many :func:`blank` packs, whose index
+            is ``len(lengths)``, as are needed to give every device the same number.
     """
 
     def __init__(self, lengths: Sequence[int], batch_size: int, seed: int, devices: int = 1) -> None:
@@ -118,7 +119,7 @@ class Batched:
         return len(self.lengths) + self.blanks
 
     def set_epoch(self, epoch: int) -> None:
-        """Called by the data loader before each epoch."""
+        """Called by the data loader before each epoch, with its number."""
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[int]:
@@ -129,7 +130,7 @@ class Batched:
         for start in range(0, len(order), window):
             alike = sorted(order[start : start + window], key=lambda i: self.lengths[i])
             batches += [alike[start : start + size] for start in range(0, len(alike), size)]
-        *full, last = sorted(batches, key=len, reverse=True)  # a short batch anywhere but last would shift the others
+        *full, last = sorted(batches, key=len, reverse=True)  # a short batch must be last, or it would shift the others
         draw.shuffle(full)
         yield from (i for batch in (*full, last) for i in batch)
         yield from [len(self.lengths)] * self.blanks

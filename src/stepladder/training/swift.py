@@ -1,7 +1,7 @@
 """LoRA fine-tuning with ms-swift, the winning entry's trainer, as a subprocess in an environment of its own.
 
-Its requirements and ours exclude each other (constraints/swift.txt), so the two meet in files: rows in, a PEFT adapter
-out. Before anything is trained, its rendering of a conversation must be ours, token for token.
+Its requirements conflict with Stepladder's (constraints/swift.txt), so it gets a file of conversations and returns a
+PEFT adapter. Before training, its rendering of a conversation must match Stepladder's token for token.
 """
 
 from __future__ import annotations
@@ -21,11 +21,19 @@ from stepladder.errors import UserError
 from stepladder.models import template
 from stepladder.records import Example
 from stepladder.supervise import supervised
-from stepladder.training.data import TAIL, Data, Report, checkpointing, last_whole, last_words, scheduler
+from stepladder.training.data import (
+    MAX_LOG_CHARACTERS,
+    Data,
+    Report,
+    last_complete_checkpoint,
+    log_tail,
+    scheduler,
+    uses_checkpointing,
+)
 from stepladder.training.merging import refuse_quantised
 
 OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
-"""It asks the hub for its models at start and waits through retries where there is none; weights are here already."""
+"""Without these variables ms-swift asks the hub at start, and waits through retries where there is no network."""
 
 _RENDER = """
 import json, sys
@@ -39,10 +47,10 @@ print(json.dumps([encoded["input_ids"], encoded["labels"]]))
 
 
 def train(settings: Train, seed: int, base: Path, data: Data, folder: Path, scratch: Path, report: Report) -> None:
-    """The same as :func:`stepladder.training.trl.train`, by ms-swift: no packing, full logits, no validation loss.
+    """Train as :func:`stepladder.training.trl.train`, but by ms-swift: no packing, full logits, no validation loss.
 
     Raises:
-        UserError: the environment is not there, or ms-swift failed; its last words are shown.
+        UserError: the environment does not exist, or ms-swift failed; the message holds the end of its log.
         TemplateError: it renders conversations differently.
     """
     check(settings, base, data.examples[0])
@@ -53,26 +61,26 @@ def train(settings: Train, seed: int, base: Path, data: Data, folder: Path, scra
             file.write(json.dumps({"messages": chat}, ensure_ascii=False) + "\n")
     out = scratch / "swift"
     command = sft(settings, seed, base, rows, out, models.dtype_name(settings.dtype), cuda=models.has_cuda())
-    if (resumed := last_whole(out)) is not None:
+    if (resumed := last_complete_checkpoint(out)) is not None:
         command += ["--resume_from_checkpoint", str(resumed)]
-    several = {} if settings.devices == 1 else {"NPROC_PER_NODE": str(settings.devices)}
-    _run(settings.swift, command, scratch / "swift.log", out / "logging.jsonl", report, several)
-    trained = last_whole(out)
+    device_variables = {} if settings.devices == 1 else {"NPROC_PER_NODE": str(settings.devices)}
+    _run(settings.swift, command, scratch / "swift.log", out / "logging.jsonl", report, device_variables)
+    trained = last_complete_checkpoint(out)
     if trained is None:
         raise UserError(f"ms-swift ended without a checkpoint; see {scratch / 'swift.log'}")
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         shutil.copy(trained / name, folder / name)
-    _own_no_paths(folder / "adapter_config.json", base)
+    _remove_local_paths(folder / "adapter_config.json", base)
     template.write(models.load_tokenizer(base), folder)
     with (folder / "log.jsonl").open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(row) + "\n" for row in _log(out / "logging.jsonl"))
+        file.writelines(json.dumps(row) + "\n" for row in _read_log(out / "logging.jsonl"))
 
 
 def sft(settings: Train, seed: int, base: Path, rows: Path, out: Path, dtype: str, *, cuda: bool) -> list[str]:
-    """The arguments of ``swift sft`` for a configuration, ``dtype`` being what its number format comes to."""
+    """The arguments of ``swift sft`` for a configuration; ``dtype`` is its number format on this machine."""
     flags: dict[str, Any] = {
         "model": base,
-        **_kind(settings.swift),
+        **_model_flags(settings.swift),
         "tuner_type": "lora",
         "dataset": rows,
         "split_dataset_ratio": 0,
@@ -89,7 +97,7 @@ def sft(settings: Train, seed: int, base: Path, rows: Path, out: Path, dtype: st
         "max_grad_norm": settings.clip,
         "per_device_train_batch_size": settings.batch_size,
         "gradient_accumulation_steps": settings.gradient_accumulation // settings.devices,
-        "gradient_checkpointing": checkpointing(settings, cuda=cuda),
+        "gradient_checkpointing": uses_checkpointing(settings, cuda=cuda),
         "max_length": settings.max_length,
         "save_steps": settings.save_steps,
         "save_total_limit": 2,
@@ -106,21 +114,21 @@ def sft(settings: Train, seed: int, base: Path, rows: Path, out: Path, dtype: st
         **({} if dtype == "bfloat16" else {"fp16": False, "bf16": False}),  # float32 would silently become float16
         **({} if cuda else {"use_cpu": True}),
     }
-    return ["sft", *_words(flags)]
+    return ["sft", *_command_line(flags)]
 
 
 def merge(settings: Train, base: Path, adapter: Path, folder: Path) -> None:
-    """The same as :func:`stepladder.training.merging.merge`, by ms-swift.
+    """Merge as :func:`stepladder.training.merging.merge`, but by ms-swift.
 
     Raises:
-        UserError: the environment is not there, or ms-swift failed; its last words are shown.
+        UserError: the environment does not exist, or ms-swift failed; the message holds the end of its log.
         TemplateError: the adapter was trained with another chat template.
     """
     refuse_code(base)
     refuse_quantised(base)
     tokenizer = models.load_tokenizer(base)
     template.check(tokenizer, adapter)
-    out = folder / "swift"  # must not be there
+    out = folder / "swift"  # ms-swift makes it; it must not exist
     log = folder / "swift.log"
     _run(settings.swift, export(settings, base, adapter, out), log, out / "logging.jsonl", lambda *_: None, {})
     for path in out.iterdir():
@@ -133,95 +141,107 @@ def merge(settings: Train, base: Path, adapter: Path, folder: Path) -> None:
 
 
 def export(settings: Train, base: Path, adapter: Path, out: Path) -> list[str]:
-    """The arguments of ``swift export`` that fold an adapter into its base, in the base's own dtype."""
+    """The arguments of ``swift export`` that merge an adapter into its base, in the base's own dtype."""
     flags = {
         "model": base,
-        **_kind(settings.swift),
+        **_model_flags(settings.swift),
         "adapters": adapter,
         "merge_lora": True,
         "torch_dtype": str(models.own_dtype(base)).removeprefix("torch."),
         "output_dir": out,
     }
-    return ["export", *_words(flags)]
+    return ["export", *_command_line(flags)]
 
 
 def check(settings: Train, base: Path, example: Example) -> None:
-    """Compare ms-swift's rendering of a conversation with ours.
+    """Compare ms-swift's rendering of a conversation with Stepladder's.
 
-    A newline behind the closing token, which ChatML templates write and no student ever says, is no difference.
+    The newline after the closing token, which ChatML templates write but a student never generates, is ignored.
 
     Raises:
         TemplateError: naming the first token that differs.
-        UserError: ms-swift cannot render it, or the base brings code of its own.
+        UserError: ms-swift cannot render it, or the base's folder brings code.
     """
     refuse_code(base)
     swift = settings.swift
     tokenizer = models.load_tokenizer(base)
     prompt, completion = template.conversation_tokens(tokenizer, example.messages)
     row = json.dumps({"messages": [message.model_dump() for message in example.messages]})
-    words = [python(swift.environment), "-c", _RENDER, base, swift.model_type or "", swift.template or "", row]
+    arguments = [python(swift.environment), "-c", _RENDER, base, swift.model_type or "", swift.template or "", row]
     done = subprocess.run(  # noqa: S603
-        [str(word) for word in words], capture_output=True, text=True, check=False, env=os.environ | OFFLINE
+        [str(word) for word in arguments], capture_output=True, text=True, check=False, env=os.environ | OFFLINE
     )
     if done.returncode:
-        raise UserError(f"ms-swift cannot render a conversation with {base}: {done.stderr.strip()[-TAIL:]}")
+        raise UserError(
+            f"ms-swift cannot render a conversation with {base}: {done.stderr.strip()[-MAX_LOG_CHARACTERS:]}"
+        )
     ids, labels = json.loads(done.stdout.strip().splitlines()[-1])
-    template.same(tokenizer, "prompt", prompt, ids[: labels.count(-100)], "ms-swift")
+    template.check_same(tokenizer, "prompt", prompt, ids[: labels.count(-100)], "ms-swift")
     answer = ids[labels.count(-100) :][: len(completion)]
-    template.same(tokenizer, "completion", completion, answer, "ms-swift")
+    template.check_same(tokenizer, "completion", completion, answer, "ms-swift")
 
 
 def refuse_code(base: Path) -> None:
-    """ms-swift would run whatever code comes with a model, and has no flag against it."""
+    """Refuse a model whose folder brings code: ms-swift would run it, and has no flag against that.
+
+    Raises:
+        UserError: it does.
+    """
     for name in ("config.json", "tokenizer_config.json"):
         path = base / name
         if path.exists() and "auto_map" in json.loads(path.read_text(encoding="utf-8")):
             raise UserError(
-                f"{path}: the model brings code of its own (auto_map), which ms-swift would run; use another"
+                f"{path}: the model brings code of its own (auto_map), which ms-swift would run; use another model"
             )
 
 
-def _kind(swift: Swift) -> dict[str, str]:
-    named = {"model_type": swift.model_type, "template": swift.template}
-    return {name: value for name, value in named.items() if value is not None}
+def _model_flags(swift: Swift) -> dict[str, str]:
+    flags = {"model_type": swift.model_type, "template": swift.template}
+    return {name: value for name, value in flags.items() if value is not None}
 
 
 def python(environment: Path) -> Path:
     """The interpreter of ms-swift's environment.
 
     Raises:
-        UserError: it is not there.
+        UserError: it does not exist.
     """
-    found = environment / "bin" / "python"
-    if not found.exists():
-        raise UserError(f"{environment}: ms-swift's environment is not there; 'make swift' makes it")
-    return found
+    interpreter = environment / "bin" / "python"
+    if not interpreter.exists():
+        raise UserError(f"{environment}: ms-swift's environment does not exist; create it with 'make swift'")
+    return interpreter
 
 
-def _run(swift: Swift, command: list[str], log: Path, progress: Path, report: Report, more: Mapping[str, str]) -> None:
-    """Run ``swift`` to its end, telling how far it is by the log it writes."""
-    words = [str(python(swift.environment).with_name("swift")), *command]
-    with supervised(words, log, os.environ | OFFLINE | dict(more)) as child:
+def _run(
+    swift: Swift, command: list[str], log: Path, progress: Path, report: Report, variables: Mapping[str, str]
+) -> None:
+    """Run ``swift`` to its end and report its progress, which is read from its log.
+
+    Raises:
+        UserError: it failed; the message holds the end of its log.
+    """
+    arguments = [str(python(swift.environment).with_name("swift")), *command]
+    with supervised(arguments, log, os.environ | OFFLINE | dict(variables)) as child:
         reported = 0
         while child.poll() is None:
             time.sleep(0.5)
-            rows = _log(progress)
+            rows = _read_log(progress)
             if len(rows) > reported:
                 reported = len(rows)
                 report(rows[-1]["step"], rows[-1]["steps"], rows[-1]["loss"])
     if child.returncode:
-        raise UserError(f"ms-swift ended with {child.returncode}; {log} says: ... {last_words(log)}")
+        raise UserError(f"ms-swift ended with code {child.returncode}; {log} ends with: ... {log_tail(log)}")
 
 
-def _log(path: Path) -> list[dict[str, Any]]:
-    """The steps in ms-swift's log, as :mod:`stepladder.training.trl` writes them, and how many there will be."""
+def _read_log(path: Path) -> list[dict[str, Any]]:
+    """The steps in ms-swift's log as rows of ``log.jsonl``, with the total number of steps in ``steps``."""
     if not path.exists():
         return []
     rows = []
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
             entry = json.loads(line)
-        except ValueError:  # being written
+        except ValueError:  # the line is still being written
             continue
         if "loss" in entry:
             step, _, steps = entry["global_step/max_steps"].partition("/")
@@ -237,8 +257,8 @@ def _log(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _own_no_paths(path: Path, base: Path) -> None:
-    """Name the base by its name and sort what is a set, so that the file is the same wherever it is made."""
+def _remove_local_paths(path: Path, base: Path) -> None:
+    """Replace the base's path by its name, and sort what is a set, so that the file is the same on every machine."""
     config = json.loads(path.read_text(encoding="utf-8"))
     config["base_model_name_or_path"] = base.name
     if isinstance(config.get("target_modules"), list):
@@ -246,7 +266,7 @@ def _own_no_paths(path: Path, base: Path) -> None:
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def _words(flags: Mapping[str, object]) -> Iterator[str]:
-    """Flags as ms-swift wants them: booleans are words."""
+def _command_line(flags: Mapping[str, object]) -> Iterator[str]:
+    """Flags as ms-swift's arguments: booleans are written out."""
     for name, value in flags.items():
         yield from (f"--{name}", str(value).lower() if isinstance(value, bool) else str(value))

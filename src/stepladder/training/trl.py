@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 from stepladder import models
 from stepladder.config import Train
 from stepladder.models import template
-from stepladder.training.data import Data, Report, checkpointing, last_whole, scheduler
+from stepladder.training.data import Data, Report, last_complete_checkpoint, scheduler, uses_checkpointing
 from stepladder.training.loss import collate, score_completions, validation_loss
-from stepladder.training.sequences import Batched, Pack, blank, pack, singly, tokenise
+from stepladder.training.sequences import LengthGroupedSampler, Pack, blank, pack, singly, tokenise
 
 if TYPE_CHECKING:
     import torch
@@ -22,28 +22,28 @@ if TYPE_CHECKING:
 
 
 class Plan(NamedTuple):
-    """What is trained on and measured, and when."""
+    """What is trained on and measured, and how often."""
 
     packs: list[Pack]
     held_out: list[Pack]
     steps_per_epoch: int
     is_measured: bool
-    """Whether anything is held out."""
+    """Whether there is a validation loss or accuracy."""
     stops_early: bool
-    decisive: Literal["eval_loss", "eval_accuracy"]
-    """The figure that early stopping goes by."""
+    metric: Literal["eval_loss", "eval_accuracy"]
+    """The metric that early stopping uses."""
 
 
 def train(settings: Train, seed: int, base: Path, data: Data, folder: Path, scratch: Path, report: Report) -> None:
     """Fine-tune a LoRA adapter on all linear layers and write it, with its log, into ``folder``.
 
-    Only completion tokens carry loss. Examples that share a beginning are packed unless ``packing`` is off
+    Only completion tokens carry loss. Examples with a common prefix are packed unless ``packing`` is off
     (training/sequences.py). The adapter is a standard PEFT folder; ``log.jsonl`` has one line per optimiser step (step,
-    epoch, loss, learning_rate, tokens computed so far) and after each epoch one with the validation loss, and the
-    validation accuracy where that is what decides. ``scratch`` holds checkpoints; what a killed training left there is
-    gone on from: optimiser, schedule, random state and place in the data.
+    epoch, loss, learning_rate, tokens computed so far) and one after each epoch with the validation loss, and with the
+    validation accuracy where ``data.exam`` measures it. ``scratch`` holds checkpoints; a killed training resumes from
+    the last: optimiser, schedule, random state and position in the data.
 
-    Under torchrun every process calls this with the same arguments (training/distributed.py); the first writes.
+    Under torchrun every process calls this with the same arguments (training/distributed.py); the first one writes.
     """
     models.require("datasets", "peft", "trl")
     from transformers import EarlyStoppingCallback, PrinterCallback, set_seed
@@ -54,14 +54,14 @@ def train(settings: Train, seed: int, base: Path, data: Data, folder: Path, scra
     # The adapter's random initialisation happens while the trainer is built, before the trainer seeds anything.
     set_seed(seed)
     trainer = _trainer(settings, seed, base, data, plan, arguments, tokenizer)
-    if settings.sharding != "zero3":  # whose optimiser keeps float32 copies of its own
+    if settings.sharding != "zero3":  # which keeps float32 copies in its optimiser
         train_in_float32(cast("PeftModel", trainer.model))
-    trainer.add_callback(_reporting(report, board(settings, scratch)))
+    trainer.add_callback(_progress_callback(report, tensorboard_writer(settings, scratch)))
     if plan.stops_early:
         trainer.add_callback(EarlyStoppingCallback(int(settings.patience or 1)))
-    # The Trainer prints a summary dictionary of its own; the live view already says it.
+    # It prints a summary that the live view already shows.
     trainer.remove_callback(PrinterCallback)
-    resumed = last_whole(scratch)
+    resumed = last_complete_checkpoint(scratch)
     trainer.train(resume_from_checkpoint=None if resumed is None else str(resumed))
     gathered = trainer.accelerator.get_state_dict(trainer.model_wrapped) if settings.sharding != "none" else None
     if trainer.is_world_process_zero():
@@ -82,7 +82,7 @@ def _plan(settings: Train, data: Data, tokenizer: PreTrainedTokenizerBase) -> Pl
         steps_per_epoch=math.ceil(len(packs) / (settings.batch_size * settings.gradient_accumulation)),
         is_measured=is_measured,
         stops_early=settings.patience is not None and is_measured,
-        decisive="eval_accuracy" if data.exam is not None else "eval_loss",
+        metric="eval_accuracy" if data.exam is not None else "eval_loss",
     )
 
 
@@ -91,7 +91,7 @@ def _arguments(settings: Train, seed: int, plan: Plan, scratch: Path) -> SFTConf
     from trl import SFTConfig
 
     cuda = models.has_cuda()
-    again = checkpointing(settings, cuda=cuda)
+    checkpointing = uses_checkpointing(settings, cuda=cuda)
     return SFTConfig(
         output_dir=str(scratch),
         num_train_epochs=settings.epochs,
@@ -103,10 +103,10 @@ def _arguments(settings: Train, seed: int, plan: Plan, scratch: Path) -> SFTConf
         max_grad_norm=settings.clip,
         per_device_train_batch_size=settings.batch_size,
         gradient_accumulation_steps=settings.gradient_accumulation // settings.devices,
-        gradient_checkpointing=again and settings.sharding != "fsdp",
+        gradient_checkpointing=checkpointing and settings.sharding != "fsdp",
         ddp_backend=("nccl" if cuda else "gloo") if settings.devices > 1 else None,
         ddp_find_unused_parameters=False if settings.devices > 1 else None,
-        **sharding(settings, again),
+        **sharding(settings, checkpointing),
         dataset_kwargs={"skip_prepare_dataset": True},
         max_length=None,
         remove_unused_columns=False,
@@ -124,8 +124,8 @@ def _arguments(settings: Train, seed: int, plan: Plan, scratch: Path) -> SFTConf
         save_steps=plan.steps_per_epoch if plan.stops_early else settings.save_steps,
         save_total_limit=2,
         load_best_model_at_end=plan.stops_early,
-        metric_for_best_model=plan.decisive if plan.stops_early else None,
-        greater_is_better=plan.decisive == "eval_accuracy" if plan.stops_early else None,
+        metric_for_best_model=plan.metric if plan.stops_early else None,
+        greater_is_better=plan.metric == "eval_accuracy" if plan.stops_early else None,
         report_to="none",
         disable_tqdm=True,
     )
@@ -140,19 +140,21 @@ def _trainer(
     arguments: SFTConfig,
     tokenizer: PreTrainedTokenizerBase,
 ) -> SFTTrainer:
-    """TRL's trainer with our sequences, our loss, and our validation."""
+    """TRL's trainer with the sampler, loss and validation of this package."""
     from datasets import Dataset
     from peft import LoraConfig
     from trl import SFTTrainer
 
     class Trainer(SFTTrainer):  # type: ignore[misc, unused-ignore]
         def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-            return Batched([len(p.input_ids) for p in plan.packs], settings.batch_size, seed, settings.devices)
+            return LengthGroupedSampler(
+                [len(p.input_ids) for p in plan.packs], settings.batch_size, seed, settings.devices
+            )
 
         def compute_loss(
             self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
         ) -> Any:
-            # The count is of all devices' tokens, and gradients are averaged over the devices.
+            # The count is of the tokens of all devices, but gradients are averaged over devices.
             return model(**inputs, count=num_items_in_batch) * self.accelerator.num_processes
 
         def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
@@ -192,23 +194,23 @@ def _trainer(
     )
 
 
-def _reporting(report: Report, curves: Any) -> TrainerCallback:
-    """Passes every logged step on, to whoever waits and to TensorBoard's curves, if there are any."""
+def _progress_callback(report: Report, writer: Any) -> TrainerCallback:
+    """A callback that passes every logged step to ``report``, and to ``writer``, a TensorBoard writer or None."""
     from transformers import TrainerCallback
 
-    class Reporting(TrainerCallback):  # type: ignore[misc, unused-ignore]
+    class ProgressCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
             if logs and "loss" in logs:
                 report(state.global_step, state.max_steps, float(logs["loss"]))
-            if curves is not None and state.is_world_process_zero:
+            if writer is not None and state.is_world_process_zero:
                 for name, value in (logs or {}).items():
-                    curves.add_scalar(name, value, state.global_step)
+                    writer.add_scalar(name, value, state.global_step)
 
-    return Reporting()
+    return ProgressCallback()
 
 
 def _write(trainer: SFTTrainer, gathered: dict[str, Any] | None, base: Path, folder: Path) -> None:
-    """The adapter and the log. ``gathered`` are its weights where the devices share them."""
+    """Write the adapter and the log. ``gathered`` are the weights where they are sharded over devices, else None."""
     tuned = cast("PeftModel", trainer.model)
     lora = cast("LoraConfig", tuned.peft_config["default"])
     lora.base_model_name_or_path = base.name  # a name, not a path of this machine
@@ -216,23 +218,23 @@ def _write(trainer: SFTTrainer, gathered: dict[str, Any] | None, base: Path, fol
     tuned.save_pretrained(str(folder), state_dict=gathered)
     # PEFT's model card is an empty form that names folders of this machine.
     (folder / "README.md").unlink(missing_ok=True)
-    logged = (line for entry in trainer.state.log_history if (line := _logged(entry)))
+    rows = (line for entry in trainer.state.log_history if (line := _log_row(entry)))
     with (folder / "log.jsonl").open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(line) + "\n" for line in logged)
+        file.writelines(json.dumps(line) + "\n" for line in rows)
 
 
 def train_in_float32(model: torch.nn.Module) -> None:
-    """Hold what is trained in float32. TRL puts adapters beside a quantised base into bfloat16, where a step shorter
-    than half a unit in the last place is rounded away."""
+    """Convert the trained parameters to float32. TRL keeps adapters of a quantised base in bfloat16, where an update
+    smaller than half a unit in the last place is rounded away."""
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
 
 
-def sharding(settings: Train, again: bool) -> dict[str, Any]:
-    """What the Trainer needs to know to share weights and optimiser among devices; ``again``: with checkpointing."""
+def sharding(settings: Train, checkpointing: bool) -> dict[str, Any]:
+    """The Trainer's arguments for sharding weights and optimiser over devices; ``checkpointing``: of activations."""
     if settings.sharding == "fsdp":
-        return {"fsdp": True, "fsdp_config": {"version": 2, "activation_checkpointing": again}}
+        return {"fsdp": True, "fsdp_config": {"version": 2, "activation_checkpointing": checkpointing}}
     if settings.sharding == "zero3":
         stage = {"stage": 3, "overlap_comm": True, "stage3_gather_16bit_weights_on_model_save": True}
         auto = (
@@ -245,8 +247,8 @@ def sharding(settings: Train, again: bool) -> dict[str, Any]:
     return {}
 
 
-def board(settings: Train, scratch: Path) -> Any:
-    """Where TensorBoard's curves of this member go, if anywhere."""
+def tensorboard_writer(settings: Train, scratch: Path) -> Any:
+    """The TensorBoard writer for this member's curves; None if it is off."""
     if settings.tensorboard is None:
         return None
     models.require("tensorboard")
@@ -256,15 +258,15 @@ def board(settings: Train, scratch: Path) -> Any:
     return SummaryWriter(str(settings.tensorboard / name))
 
 
-def _logged(entry: dict[str, Any]) -> dict[str, Any] | None:
-    """A line of ``log.jsonl`` from one of the trainer's; None for its summary at the end."""
-    place = {"step": entry["step"], "epoch": round(float(entry.get("epoch") or 0), 4)}
+def _log_row(entry: dict[str, Any]) -> dict[str, Any] | None:
+    """The row of ``log.jsonl`` for an entry of the trainer's log; None for the summary at the end."""
+    position = {"step": entry["step"], "epoch": round(float(entry.get("epoch") or 0), 4)}
     validation = {name: entry[f"eval_{name}"] for name in ("loss", "accuracy") if f"eval_{name}" in entry}
     if validation:
-        return place | {f"validation_{name}": round(float(value), 5) for name, value in validation.items()}
+        return position | {f"validation_{name}": round(float(value), 5) for name, value in validation.items()}
     if "loss" not in entry:
         return None
-    return place | {
+    return position | {
         "loss": round(float(entry["loss"]), 5),
         "learning_rate": float(entry["learning_rate"]),
         "tokens": int(entry["num_input_tokens_seen"]),

@@ -49,7 +49,7 @@ class Local:
         self._decode = decoding.decode
         ends = model.generation_config.eos_token_id
         end_tokens = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
-        self._ends = end_tokens | {template.closing(tokenizer)}
+        self._ends = end_tokens | {template.closing_token(tokenizer)}
 
     @classmethod
     def load(cls, folder: Path, dtype: Dtype = "auto") -> Local:
