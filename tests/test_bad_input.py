@@ -18,7 +18,7 @@ import pytest
 from rich.console import Console
 
 from stepladder import cli
-from stepladder.closedworld import FAMILIES
+from stepladder.closedworld.generate import FAMILIES
 from stepladder.commands import doctor
 
 SOURCE = Path(__file__).parent.parent / "src"

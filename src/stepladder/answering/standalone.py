@@ -89,6 +89,10 @@ def read_settings(folder: Path, language: Language | None) -> AnswerSettings:
             raise InputError(path, "is not there, so nothing tells the prompts' language; give --language zh or en")
         return AnswerSettings(language)
     stored = ModelSettings.read(folder, "copy it from the run's folder again")
+    # A folder says how its model is asked, never what is started or where questions are sent.
+    if named := sorted({"environment", "base_url", "model"} & stored.serve.model_fields_set):
+        problem = "names a program or a server; remove it, and give it to the command instead"
+        raise InputError(path, problem, field=f"serve.{named[0]}")
     prompts = folder / PROMPTS
     return AnswerSettings(
         language or stored.language,

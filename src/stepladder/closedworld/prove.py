@@ -20,6 +20,10 @@ class Unproved(Exception):
     """The program does not prove exactly one option; the message says why."""
 
 
+class Stopped(Unproved):
+    """The limits of time or memory were reached."""
+
+
 def prove(program: str) -> int:
     """The number i of the only `opt(i)` that holds in every stable model of a trusted program.
 

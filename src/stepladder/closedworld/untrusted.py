@@ -35,10 +35,11 @@ def prove_rules(base: str, rules: str, options: int, seconds: float, mebibytes: 
         mebibytes: address space of the child.
 
     Raises:
-        Unproved: the rules do not prove exactly one option, an option is impossible, integers may wrap, the limits are
-            reached, or the solver fails.
+        Stopped: the limits are reached.
+        Unproved: the rules do not prove exactly one option, an option is impossible, integers may wrap, or the solver
+            fails.
     """
-    from stepladder.closedworld.prove import Unproved, refuse
+    from stepladder.closedworld.prove import Stopped, Unproved, refuse
 
     refuse(base + rules)
     stopped = f"stopped by its limits of {seconds:g} s and {mebibytes} MiB"
@@ -53,9 +54,9 @@ def prove_rules(base: str, rules: str, options: int, seconds: float, mebibytes: 
             env={},
         )
     except subprocess.TimeoutExpired as error:
-        raise Unproved(stopped) from error
+        raise Stopped(stopped) from error
     if child.returncode < 0:
-        raise Unproved(stopped)
+        raise Stopped(stopped)
     if child.returncode > 0:
         raise Unproved(f"the solver failed: {child.stderr.decode(errors='replace').strip()[-300:]}")
     verdict = json.loads(child.stdout)

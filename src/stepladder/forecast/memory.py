@@ -5,13 +5,13 @@ benchmarks/memory.py holds it against what was measured.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from stepladder.errors import ModelError
+from stepladder.models.files import read_json
 
 GIB = 2**30
 RUNTIME = 1.1 * GIB
@@ -114,7 +114,7 @@ def read(folder: Path) -> Shape:
         ModelError: it is of another kind, naming the field that is not there.
     """
     path = folder / "config.json"
-    config = json.loads(path.read_text(encoding="utf-8"))
+    config = read_json(path)
     try:
         heads, hidden = int(config["num_attention_heads"]), int(config["hidden_size"])
         return Shape(

@@ -6,10 +6,11 @@ consecutive outputs of the zero points in ``qzeros``. Zero points are stored min
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
+
+from stepladder.models.files import read_json
 
 if TYPE_CHECKING:
     import torch
@@ -28,8 +29,8 @@ def load_gptq(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
     packed: dict[str, torch.Tensor] = {}
     for shard in sorted(folder.glob("*.safetensors")):
         packed |= load_file(shard)
-    settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))["quantization_config"]
-    config = AutoConfig.from_pretrained(folder)
+    settings = read_json(folder / "config.json")["quantization_config"]
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     del config.quantization_config
     model = cast("PreTrainedModel", AutoModelForCausalLM.from_config(config, dtype=dtype))  # type: ignore[no-untyped-call]
     weights = {name: tensor for name, tensor in packed.items() if not name.endswith((".g_idx", ".qzeros", ".scales"))}

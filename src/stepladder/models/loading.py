@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from stepladder.config import Dtype
 from stepladder.errors import ModelError
+from stepladder.models.files import read_json
 from stepladder.models.gptq_format import load_gptq
 from stepladder.models.libraries import need, quiet, require
 from stepladder.models.number_format import has_cuda, prepare_dtype
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+SAFE = {"trust_remote_code": False, "use_safetensors": True}
+"""A folder's code is never run, and its pickles are never read."""
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
@@ -28,7 +31,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     with _loading("tokenizer", folder):
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     if tokenizer.chat_template is None:
         raise ModelError(f"{folder}: the tokenizer has no chat template; use the instruct or chat version of the model")
     return tokenizer
@@ -47,14 +50,14 @@ def load(folder: Path, dtype: Dtype = "auto", *, move: bool = True) -> PreTraine
 
     computed_in = prepare_dtype(dtype)
     with _loading("model", folder), quiet():
-        quantization = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("quantization_config")
+        quantization = read_json(folder / "config.json").get("quantization_config")
         if quantization is not None and quantization.get("quant_method") == "gptq":
             model = load_gptq(folder, computed_in)
         else:
             unpack = (
                 {} if quantization is None else {"quantization_config": CompressedTensorsConfig(run_compressed=False)}
             )
-            model = AutoModelForCausalLM.from_pretrained(folder, dtype=computed_in, **unpack)
+            model = AutoModelForCausalLM.from_pretrained(folder, dtype=computed_in, **SAFE, **unpack)
     if move and has_cuda():
         model = model.to("cuda")  # type: ignore[arg-type]
     return model
@@ -67,7 +70,7 @@ def skeleton(folder: Path) -> PreTrainedModel:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     with _loading("model", folder), torch.device("meta"):
-        config = AutoConfig.from_pretrained(folder)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         return cast("PreTrainedModel", AutoModelForCausalLM.from_config(config))  # type: ignore[no-untyped-call]
 
 
@@ -93,7 +96,7 @@ def load_in_4_bits(folder: Path, dtype: Dtype = "auto") -> PreTrainedModel:
         model = cast(
             "PreTrainedModel",
             AutoModelForCausalLM.from_pretrained(
-                folder, quantization_config=packed, dtype=computed_in, device_map={"": place}
+                folder, **SAFE, quantization_config=packed, dtype=computed_in, device_map={"": place}
             ),
         )
     for layer in model.modules():

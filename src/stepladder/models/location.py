@@ -28,6 +28,8 @@ DIGESTED_FILES = {
     "chat_template.json", "adapter_config.json", "quantize_config.json", "quantization_config.json",
 }  # fmt: skip
 """With :data:`DIGESTED_SUFFIXES`, the files of a model folder that its answers depend on."""
+SLOW_TOKENIZER_FILES = {"merges.txt", "vocab.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model"}
+"""What a tokenizer is made of where there is no tokenizer.json; else nobody reads them."""
 
 
 def cache_folder() -> Path:
@@ -57,19 +59,21 @@ def content_digest(folder: Path) -> str:
     """One digest of all files that a model's answers depend on: config, tokenizer, template, weights. It does not
     depend on where the folder is.
 
-    Hashing gigabytes takes a while, so each file's hash is stored in the cache folder with its size and modification
-    time.
+    Hashing gigabytes takes a while, so each file's hash is stored in the cache folder with its size, times and inode;
+    the time of the last change cannot be set by who writes the file.
     """
-    files = sorted(path for path in folder.iterdir() if path.suffix in DIGESTED_SUFFIXES or path.name in DIGESTED_FILES)
+    names = DIGESTED_FILES if (folder / "tokenizer.json").exists() else DIGESTED_FILES | SLOW_TOKENIZER_FILES
+    files = sorted(path for path in folder.iterdir() if path.suffix in DIGESTED_SUFFIXES or path.name in names)
     store = cache_folder() / DIGESTS_FILE
     stored, computed = _stored_digests(store), {}
     hashes = {}
     for path in files:
         stat, location = path.stat(), str(path.resolve())
         entry = stored.get(location)
-        if entry is None or entry[:2] != [stat.st_size, stat.st_mtime_ns]:
-            computed[location] = entry = [stat.st_size, stat.st_mtime_ns, file_digest(path)]
-        hashes[path.name] = entry[2]
+        state = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
+        if entry is None or entry[:-1] != state:
+            computed[location] = entry = [*state, file_digest(path)]
+        hashes[path.name] = entry[-1]
     if computed:
         with contextlib.suppress(OSError, UserError):  # what cannot be stored is hashed again next time
             _store_digests(store, computed)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, cast
 from stepladder.config import Dtype
 from stepladder.errors import UserError
 from stepladder.models.emulation import emulate_bfloat16
+from stepladder.models.files import read_json
 from stepladder.models.libraries import require
 from stepladder.workspace import digest
 
@@ -26,7 +26,7 @@ def own_dtype(folder: Path) -> torch.dtype:
     require()
     import torch
 
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = read_json(folder / "config.json")
     name = str(config.get("dtype") or config.get("torch_dtype") or "float32")
     return cast("torch.dtype", getattr(torch, name))
 

@@ -7,17 +7,22 @@ stage that handles tokens compares its tokenizer with it.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from stepladder.errors import TemplateError
+from stepladder.isolation.templates import TemplateFault, Templates
+from stepladder.models.files import read_json
 from stepladder.records import Message
 from stepladder.workspace import digest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+NAME = "chat template"
 FINGERPRINT_FILE = "template.json"
 CONTEXT_TOKENS = 4
 """Number of tokens that an error shows before and after the first one that differs."""
@@ -74,11 +79,43 @@ def closing_token(tokenizer: PreTrainedTokenizerBase) -> int:
 def _render(
     tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, add_generation_prompt: bool
 ) -> list[int]:
-    chat = [message.model_dump() for message in messages]
-    ids = tokenizer.apply_chat_template(
-        chat, add_generation_prompt=add_generation_prompt, tokenize=True, return_dict=False
-    )
-    return cast("list[int]", ids)
+    """Token ids of a conversation, as ``apply_chat_template`` of transformers gives them; but the template is rendered
+    in a process of its own, and what looks like a control token in a message is text."""
+    chat = [message.model_dump() for message in as_text(tokenizer, messages)]
+    values = {"messages": chat, "tools": None, "documents": None, "add_generation_prompt": add_generation_prompt}
+    try:
+        text = _templates(tokenizer.get_chat_template()).render(NAME, values | tokenizer.special_tokens_map)
+    except TemplateFault as fault:
+        raise TemplateError(
+            f"{tokenizer.name_or_path}: the chat template cannot be rendered ({fault}); use another model or mend it"
+        ) from None
+    return cast("list[int]", tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+@cache
+def _templates(source: str) -> Templates:
+    return Templates({NAME: source}, chat=True)
+
+
+def as_text(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> tuple[Message, ...]:
+    """The messages without the tokenizer's control tokens: in a question or a chain, ``<|im_end|>`` would end the turn.
+    Behind its first character goes a space, which every engine, trainer and server reads as text."""
+    pattern = _control_tokens(tuple(tokenizer.all_special_tokens))
+    if pattern is None or not any(pattern.search(message.content) for message in messages):
+        return tuple(messages)
+    return tuple(message.model_copy(update={"content": _broken(pattern, message.content)}) for message in messages)
+
+
+@cache
+def _control_tokens(tokens: tuple[str, ...]) -> re.Pattern[str] | None:
+    written = sorted({token.strip() for token in tokens} - {""}, key=lambda token: (-len(token), token))
+    return re.compile("|".join(map(re.escape, written))) if written else None
+
+
+def _broken(pattern: re.Pattern[str], text: str) -> str:
+    while (broken := pattern.sub(lambda match: f"{match[0][0]} {match[0][1:]}".rstrip(), text)) != text:
+        text = broken
+    return text
 
 
 def fingerprint(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
@@ -100,7 +137,7 @@ def check(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     Raises:
         TemplateError: they differ; the message shows both token sequences around the first difference.
     """
-    expected = json.loads((folder / FINGERPRINT_FILE).read_text(encoding="utf-8"))
+    expected = read_json(folder / FINGERPRINT_FILE)
     actual = fingerprint(tokenizer)
     if actual["sha256"] == expected["sha256"]:
         return
@@ -124,7 +161,7 @@ def check_folder(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
         return
     check(tokenizer, folder)
     path = folder / "generation_config.json"
-    stops = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id") if path.exists() else None
+    stops = read_json(path).get("eos_token_id") if path.exists() else None
     stops = stops if isinstance(stops, list) else [tokenizer.eos_token_id if stops is None else stops]
     if (closes := closing_token(tokenizer)) not in stops:
         raise TemplateError(

@@ -6,7 +6,6 @@ in the layer's own order ("static"), which every vLLM kernel takes.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import re
@@ -18,6 +17,7 @@ from stepladder import models
 from stepladder.config import Dtype, Quantise
 from stepladder.errors import GateError, ModelError
 from stepladder.models import template
+from stepladder.models.files import read_json
 
 if TYPE_CHECKING:
     import torch
@@ -216,7 +216,7 @@ def claims(folder: Path) -> list[tuple[int, int]]:
     Raises:
         GateError: config.json names no quantisation.
     """
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("quantization_config")
+    config = read_json(folder / "config.json").get("quantization_config")
     if config is None:
         raise GateError(f"{folder}: config.json says nothing of a quantisation; quantise again")
     if config["quant_method"] == "gptq":

@@ -15,10 +15,11 @@ from stepladder import models
 from stepladder.config import Quantise
 from stepladder.errors import UserError
 from stepladder.models import template
+from stepladder.models.files import refuse_code
 from stepladder.quantising.gptq import group_size, linears
 from stepladder.supervise import supervised
 from stepladder.training.data import log_tail
-from stepladder.training.swift import OFFLINE, python, refuse_code
+from stepladder.training.swift import OFFLINE, python
 
 _QUANTISE = """
 import json, sys
@@ -44,7 +45,7 @@ def quantise(
         TemplateError: ``merged`` has another template than it was trained with.
         UserError: the environment is not there, or gptqmodel failed; the end of its output is shown.
     """
-    refuse_code(merged)
+    refuse_code(merged, "gptqmodel")
     tokenizer = models.load_tokenizer(merged)
     template.check(tokenizer, merged)
     size = group_size(settings, linears(models.skeleton(merged)))

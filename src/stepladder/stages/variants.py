@@ -12,20 +12,23 @@ from typing import Literal, NamedTuple
 from stepladder import records
 from stepladder.answering.client import Billing, ModelClient, identity
 from stepladder.ask.request import Request
-from stepladder.closedworld.prove import Unproved, prove_untrusted
+from stepladder.closedworld.prove import Stopped, Unproved
+from stepladder.closedworld.untrusted import prove_rules
 from stepladder.config import VARIANTS, Config, Variants, settings
 from stepladder.context import Context
 from stepladder.documents import VariantSummary
 from stepladder.mcq.prompts import Solved, ask_messages, variant_messages
 from stepladder.mcq.shuffle import orders, rng
 from stepladder.mcq.similar import nearest
-from stepladder.mcq.variant import Draft, Unfit, complete, facts, is_repeated, only_asks, read
+from stepladder.mcq.variant import Draft, Unfit, facts, is_repeated, only_asks, read
 from stepladder.mcq.verify import judge
 from stepladder.records import LETTERS, Question, Sample
 from stepladder.workspace import Artifact, write_atomic
 
 MAX_SOLVER_SECONDS, MAX_SOLVER_MIB = 10, 512
 """For one program that a model wrote."""
+MAX_STOPPED = 20
+"""Programs of one writer that may run into those limits."""
 
 Proof = Literal["agreed", "program"]
 
@@ -129,14 +132,14 @@ def write(
 
 
 def prove(context: Context, drafts: Sequence[Written], problems: Mapping[str, Sequence[Question]]) -> dict[str, Proof]:
-    """The proof of each draft that has one, by question id: a program on the problem's own facts, or enough judges that
-    give the writer's answer under shuffled options without having seen it. Several names of one model count once."""
+    """The proof of each draft that has one, by question id.
+
+    Judges give the writer's answer under shuffled options without having seen it. ``agree`` of them prove it; one is
+    enough beside a program that proves it on the problem's own facts, but a program alone is not, since its rules are
+    the writer's. Several names of one model count once.
+    """
     config, table = context.config, _table(context.config)
-    proofs: dict[str, Proof] = {}
-    for written in drafts:
-        question, base = written.draft.question, _program(problems[written.draft.question.problem_id])
-        if base is not None and written.draft.rules and _follows(base, written.draft):
-            proofs[question.id] = "program"
+    programs = _proved_by_program(drafts, problems)
     identities = {written.writer: identity(config, written.writer) for written in drafts}
     agreed: dict[str, set[str]] = {}
     for name in judges(config):
@@ -144,7 +147,7 @@ def prove(context: Context, drafts: Sequence[Written], problems: Mapping[str, Se
         asked = []
         for written in drafts:
             question = written.draft.question
-            if identities[written.writer] != client.identity and question.id not in proofs:
+            if identities[written.writer] != client.identity:
                 (order,) = orders(1, len(question.options), config.seed, question.id, name)
                 messages = ask_messages(question, order, config.prompts)
                 request = Request(model=client.identity, messages=messages, max_tokens=table.max_tokens)
@@ -156,18 +159,28 @@ def prove(context: Context, drafts: Sequence[Written], problems: Mapping[str, Se
             verdict = judge(question, order, answer.text, finished=answer.finished).verdict
             if answer.finished and verdict == "accepted":
                 agreed.setdefault(question.id, set()).add(client.identity)
-    return proofs | {name: "agreed" for name, judges in agreed.items() if len(judges) >= table.agree}
+    proofs: dict[str, Proof] = {name: "agreed" for name, voices in agreed.items() if len(voices) >= table.agree}
+    return proofs | {name: "program" for name in agreed if name in programs}
 
 
-def _follows(base: str, draft: Draft) -> bool:
-    """Whether the draft's rules, on the problem's program, prove its answer."""
-    if not only_asks(base, draft.rules, len(draft.question.options)):
-        return False
-    try:
-        option = prove_untrusted(complete(base, draft.rules), MAX_SOLVER_SECONDS, MAX_SOLVER_MIB)
-    except Unproved:
-        return False
-    return LETTERS[option : option + 1] == draft.question.answer
+def _proved_by_program(drafts: Sequence[Written], problems: Mapping[str, Sequence[Question]]) -> set[str]:
+    """Ids of the questions whose answer follows from the problem's program and the writer's rules. After
+    :data:`MAX_STOPPED` programs that ran into their limits, no more of that writer's are tried."""
+    proved, stopped = set(), Counter[str]()
+    for draft, writer, _ in drafts:
+        base, options = _program(problems[draft.question.problem_id]), len(draft.question.options)
+        if base is None or not only_asks(base, draft.rules, options) or stopped[writer] >= MAX_STOPPED:
+            continue
+        try:
+            option = prove_rules(base, draft.rules, options, MAX_SOLVER_SECONDS, MAX_SOLVER_MIB)
+        except Stopped:
+            stopped[writer] += 1
+        except Unproved:
+            pass
+        else:
+            if LETTERS[option : option + 1] == draft.question.answer:
+                proved.add(draft.question.id)
+    return proved
 
 
 def _program(questions: Sequence[Question]) -> str | None:

@@ -5,17 +5,17 @@ LoRA: Hu et al. 2021, arXiv:2106.09685; W' = W + (alpha / r) B A.
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from stepladder import models
 from stepladder.config import Dtype
 from stepladder.documents import Distance
 from stepladder.errors import GateError, ModelError
 from stepladder.models import template
+from stepladder.models.files import read_json
 from stepladder.records import Example
 from stepladder.training.distance import compare, next_token_log_probabilities, rows_of
 
@@ -86,7 +86,7 @@ def refuse_quantised(base: Path) -> None:
     Raises:
         ModelError: the base is quantised.
     """
-    if "quantization_config" in json.loads((base / "config.json").read_text(encoding="utf-8")):
+    if "quantization_config" in read_json(base / "config.json"):
         raise ModelError(f"{base} is quantised; train on and merge into the unquantised base, then quantise the result")
 
 
@@ -96,7 +96,7 @@ def _scale(adapter: Path) -> float:
     Raises:
         ModelError: the adapter is not plain LoRA.
     """
-    config: dict[str, Any] = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
+    config = read_json(adapter / "adapter_config.json")
     for key, plain_values in _PLAIN_LORA.items():
         if key in config and config[key] not in plain_values:
             raise ModelError(f"{adapter}: {key} = {config[key]!r} is more than plain LoRA; merge it with PEFT")

@@ -19,6 +19,7 @@ from stepladder import models
 from stepladder.config import Swift, Train
 from stepladder.errors import UserError
 from stepladder.models import template
+from stepladder.models.files import refuse_code
 from stepladder.records import Example
 from stepladder.supervise import supervised
 from stepladder.training.data import (
@@ -124,7 +125,7 @@ def merge(settings: Train, base: Path, adapter: Path, folder: Path) -> None:
         UserError: the environment does not exist, or ms-swift failed; the message holds the end of its log.
         TemplateError: the adapter was trained with another chat template.
     """
-    refuse_code(base)
+    refuse_code(base, "ms-swift")
     refuse_quantised(base)
     tokenizer = models.load_tokenizer(base)
     template.check(tokenizer, adapter)
@@ -162,7 +163,7 @@ def check(settings: Train, base: Path, example: Example) -> None:
         TemplateError: naming the first token that differs.
         UserError: ms-swift cannot render it, or the base's folder brings code.
     """
-    refuse_code(base)
+    refuse_code(base, "ms-swift")
     swift = settings.swift
     tokenizer = models.load_tokenizer(base)
     prompt, completion = template.conversation_tokens(tokenizer, example.messages)
@@ -179,20 +180,6 @@ def check(settings: Train, base: Path, example: Example) -> None:
     template.check_same(tokenizer, "prompt", prompt, ids[: labels.count(-100)], "ms-swift")
     answer = ids[labels.count(-100) :][: len(completion)]
     template.check_same(tokenizer, "completion", completion, answer, "ms-swift")
-
-
-def refuse_code(base: Path) -> None:
-    """Refuse a model whose folder brings code: ms-swift would run it, and has no flag against that.
-
-    Raises:
-        UserError: it does.
-    """
-    for name in ("config.json", "tokenizer_config.json"):
-        path = base / name
-        if path.exists() and "auto_map" in json.loads(path.read_text(encoding="utf-8")):
-            raise UserError(
-                f"{path}: the model brings code of its own (auto_map), which ms-swift would run; use another model"
-            )
 
 
 def _model_flags(swift: Swift) -> dict[str, str]:
