@@ -106,14 +106,15 @@ def judged(prompt: str, off: int = 0) -> str:
     """The answer to a question, in the order its options are shown; with ``off`` that of somebody else."""
     shown = dict(re.findall(r"^([A-Z])\. (.*)$", prompt, re.MULTILINE))
     options = ("one", "two", "three") if "wise" in prompt else NAMES
-    right = "three" if "wise" in prompt else of_rank(prompt, "youngest")
+    wise = "one" if "are kind?" in prompt else "three"
+    right = wise if "wise" in prompt else of_rank(prompt, "youngest")
     named = options[(options.index(right) + off) % len(options)]
     return f"It is {named}.\n" + next(f"Answer: {letter}" for letter, option in shown.items() if option == named)
 
 
 def unsure(prompt: str) -> str:
     mode = (*MODES, *("wrong" for _ in UNFIT + PROGRAMS))[number_of(prompt)]
-    if mode == "mute":
+    if mode == "mute" or "are kind?" in prompt:
         return "Hard to say."
     # Who rambles names the right letter, and is cut off behind it.
     return judged(prompt, {"wrong": 2, "deceived": 1}.get(mode, 0)) + " " * (9999 if mode == "rambling" else 0)
@@ -132,12 +133,17 @@ PROGRAMS: tuple[tuple[str, bool], ...] = (
     (f"{COUNT}{HELD}{DIE}", False),
     (f'{COUNT}{HELD}#include "/etc/passwd".', False),
     ("opt(2).", False),
+    (f"{COUNT}opt(2) :- n(3).\nopt(0) :- n(1), not n(1).\nopt(1) :- n(2), not n(2).", False),  # contradicts itself
+    (f"{COUNT}{HELD}% proves what is not asked", False),
 )
 """Rules on top of the problem about Sam, Ann and Mia, and whether they prove that all three are wise."""
+LYING = CASES + len(PROGRAMS) - 1
+"""The problem whose new question asks something else than its rules do."""
 
 
 def prover(number: int) -> str:
-    asked = written("How many of them are wise?", ("one", "two", "three"), "Sam, Ann and Mia.\nAnswer: C")
+    quality = "kind" if number == LYING else "wise"
+    asked = written(f"How many of them are {quality}?", ("one", "two", "three"), "Sam, Ann and Mia.\nAnswer: C")
     return f"{asked}\nProgram: {PROGRAMS[number - CASES][0]}"
 
 
@@ -396,9 +402,9 @@ def test_a_writer_sees_solved_questions_about_other_problems(done: Done) -> None
 
 def test_a_judge_sees_shuffled_options_and_not_what_the_writer_says(done: Done) -> None:
     rejected, problems = done.project.rejected(), done.project.problems()
-    asked = {question.id: question for question in done.project.questions() if number_of(question.problem) < CASES}
+    asked = {question.id: question for question in done.project.questions()}
     asked |= {name: Question.model_validate(row["question"]) for name, row in rejected.items() if "question" in row}
-    assert len(asked) == len(MODES) + sum(not holds for _, holds in PROGRAMS)  # what a program proves is asked nobody
+    assert len(asked) == len(MODES) + len(PROGRAMS)  # what a program proves is asked as well
     moved = 0
     for judge in ("sure", "unsure"):
         shuffled = {name: orders(1, len(one.options), 2024, name, judge)[0] for name, one in asked.items()}

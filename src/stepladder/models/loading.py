@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 SAFE = {"trust_remote_code": False, "use_safetensors": True}
 """A folder's code is never run, and its pickles are never read."""
+UNREADABLE = (OSError, ValueError, LookupError, TypeError, AttributeError, ImportError, RuntimeError)
+"""What the libraries raise for files that are not what they expect; a RecursionError is a RuntimeError."""
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
@@ -114,8 +116,10 @@ def _loading(kind: str, folder: Path) -> Iterator[None]:
 
     try:
         yield
-    except (OSError, ValueError, SafetensorError) as error:
-        reason = str(error).strip().split("\n")[0].rstrip(" .:")
+    except (*UNREADABLE, SafetensorError) as error:
+        if "out of memory" in str(error).lower():
+            raise
+        reason = (str(error).strip().split("\n")[0].rstrip(" .:") or type(error).__name__)[:300]
         raise ModelError(
             f"{folder}: the {kind} cannot be loaded ({reason}); give a complete, undamaged folder"
         ) from None
