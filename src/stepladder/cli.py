@@ -31,7 +31,7 @@ ENGINES = ("local", "vllm")
 LANGUAGES = ("zh", "en")
 DTYPES = ("float32", "bfloat16")
 
-STAGES = "Stages, in the order of the flow"
+STAGES_PANEL = "Stages, in the order of the flow"
 STAGE_HELP = {
     "questions": "Read, check and split the labelled questions.",
     "samples": "Climb the cascade: collect chains that are proved right.",
@@ -65,7 +65,7 @@ def _stage_command(name: str) -> Callable[[Path, Path], None]:
 
 
 for _name in STAGE_HELP:
-    app.command(_name, rich_help_panel=STAGES)(_stage_command(_name))
+    app.command(_name, rich_help_panel=STAGES_PANEL)(_stage_command(_name))
 
 
 @app.command()

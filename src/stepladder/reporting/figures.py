@@ -15,7 +15,7 @@ from stepladder.reporting.content import GroupResult, Report, Result, TrainingSt
 from stepladder.reporting.svg import Drawing, Scale
 
 WIDTH = 880
-"""Of a chart, as all lengths here in pixels."""
+"""Of every chart; all lengths are in pixels."""
 ROW_HEIGHT = 30
 LANE_HEIGHT = 44
 QUARTERS = (0, 0.25, 0.5, 0.75, 1)
