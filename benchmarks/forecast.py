@@ -26,7 +26,7 @@ from stepladder.ask.local.engine import ROWS
 from stepladder.commands import plan
 from stepladder.config import load
 from stepladder.context import Context
-from stepladder.forecast import capacity, memory
+from stepladder.forecast import capacity, memory, model_shape
 from stepladder.mcq.questionfile import read_problems
 from stepladder.progress import Progress
 from stepladder.stages.predictions import leader
@@ -68,7 +68,7 @@ def main() -> None:
         raise SystemExit(f"{asked.config}: no [questions] test")
     context = Context(config, Workspace(asked.runs, config.name), Progress(Console(stderr=True)))
     model = context.input("quantised", leader(context))
-    work, shape = plan.work_of(context)._replace(members=1), memory.read(model)
+    work, shape = plan.work_of(context)._replace(members=1), model_shape.read(model)
     here = capacity.this_machine()
     print(f"{here.tflops * 1e3:.0f} GFLOP/s, {here.bandwidth:.0f} GB/s, {here.bytes_each} bytes a number")
     print(f"{work.questions} questions, {work.prompt:.0f} tokens in ({work.read:.0f} new), {work.answer:.0f} out")

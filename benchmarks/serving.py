@@ -39,7 +39,8 @@ from stepladder.mcq.prompts import ask_messages
 from stepladder.mcq.questionfile import read_problems
 from stepladder.models import template
 from stepladder.records import Question
-from stepladder.serving.vllm import BATCH, BLOCK, Fleet, devices, surroundings
+from stepladder.serving.cards import cards_by_server
+from stepladder.serving.vllm import BATCH, BLOCK, Fleet, surroundings
 
 ROOM = 0.08
 """GiB of KV cache where prefix caching is measured: what is shared must still be there when it is asked for again."""
@@ -80,7 +81,9 @@ def bare(asked: argparse.Namespace, folder: Path) -> dict[str, Any]:
     (folder / "chat.json").write_text(json.dumps(told), encoding="utf-8")
     program, said = asked.environment / "bin" / "python", folder / "said.json"
     words = [program, Path(__file__).with_name("bare_chat.py"), folder / "chat.json", said]
-    subprocess.run(list(map(str, words)), env=surroundings(devices(Serve())[0]), stdout=subprocess.DEVNULL, check=True)
+    subprocess.run(
+        list(map(str, words)), env=surroundings(cards_by_server(Serve())[0]), stdout=subprocess.DEVNULL, check=True
+    )
     return dict(json.loads(said.read_text(encoding="utf-8")))
 
 

@@ -15,12 +15,13 @@ from stepladder.context import Context
 from stepladder.errors import ModelError, UserError
 from stepladder.forecast import capacity, fit_tables, memory
 from stepladder.forecast.capacity import Card, Workload, card, levers, members_in, serving
-from stepladder.forecast.memory import GIB, KNOWN, SEQUENCES, Shape, known, read, training, weights
+from stepladder.forecast.memory import GIB, SEQUENCES, training, weights
+from stepladder.forecast.model_shape import QWEN25_SHAPES, Shape, qwen25, read
 from stepladder.progress import Progress
 from stepladder.stages import flow
 from stepladder.workspace import Workspace
 
-LARGE = KNOWN["32B"]
+LARGE = QWEN25_SHAPES["32B"]
 WORK = Workload(questions=1328, votes=1, members=4, prompt=200, read=200, answer=400, length=2048, bits=4)
 
 
@@ -36,7 +37,7 @@ def test_a_32b_model_in_4_bits_on_32_gib() -> None:
     [("0.5B", 0.494), ("1.5B", 1.54), ("3B", 3.09), ("7B", 7.62), ("14B", 14.77), ("32B", 32.76), ("72B", 72.7)],
 )
 def test_parameters_of_a_published_family(size: str, billions: float) -> None:
-    assert KNOWN[size].parameters / 1e9 == pytest.approx(billions, rel=0.005)
+    assert QWEN25_SHAPES[size].parameters / 1e9 == pytest.approx(billions, rel=0.005)
 
 
 @pytest.mark.parametrize(
@@ -63,9 +64,9 @@ def test_a_shape_is_read_from_a_folder_or_known_by_its_id(base: Path, tmp_path: 
     config = json.loads((base / "config.json").read_text(encoding="utf-8"))
     shape = read(base)
     assert (shape.layers, shape.hidden) == (config["num_hidden_layers"], config["hidden_size"])
-    assert known("Qwen/Qwen2.5-Coder-0.5B-Instruct@0123") == KNOWN["0.5B"]
-    assert known("Qwen/Qwen2.5-32B-Instruct") == LARGE
-    assert known("Qwen/Qwen3-32B") is None
+    assert qwen25("Qwen/Qwen2.5-Coder-0.5B-Instruct@0123") == QWEN25_SHAPES["0.5B"]
+    assert qwen25("Qwen/Qwen2.5-32B-Instruct") == LARGE
+    assert qwen25("Qwen/Qwen3-32B") is None
     assert plan.shape_of("nobody/nothing") is None
     (tmp_path / "config.json").write_text('{"hidden_size": 8}', encoding="utf-8")
     with pytest.raises(ModelError, match="no 'num_attention_heads'"):
@@ -105,15 +106,15 @@ def test_time_follows_the_work() -> None:
     slow = serving(LARGE, WORK, on, rate=10)
     assert slow.seconds / 4 == pytest.approx(1328 * 400 / 10, rel=0.02)
     assert members_in(LARGE, WORK, on, usual.seconds / 3600 * 1.01) == 4
-    assert serving(KNOWN["0.5B"], WORK, on).rate <= SEQUENCES / capacity.STEP
+    assert serving(QWEN25_SHAPES["0.5B"], WORK, on).rate <= SEQUENCES / capacity.STEP
 
 
 def test_a_machine_without_a_card_unpacks_what_it_computes_with() -> None:
     on = Card("a CPU", 16, 20, 0.1, bytes_each=4)
-    done = serving(KNOWN["0.5B"], WORK._replace(members=1), on)
-    assert done.weights == 4 * KNOWN["0.5B"].parameters
-    assert done.rate == pytest.approx(0.1e12 * capacity.REACHED / (2 * KNOWN["0.5B"].parameters), rel=0.01)
-    assert not serving(KNOWN["7B"], WORK, on).fits
+    done = serving(QWEN25_SHAPES["0.5B"], WORK._replace(members=1), on)
+    assert done.weights == 4 * QWEN25_SHAPES["0.5B"].parameters
+    assert done.rate == pytest.approx(0.1e12 * capacity.REACHED / (2 * QWEN25_SHAPES["0.5B"].parameters), rel=0.01)
+    assert not serving(QWEN25_SHAPES["7B"], WORK, on).fits
     here = card("cpu")
     assert here.bytes_each in (2, 4)
     assert 0.001 < here.tflops < 1000
@@ -182,16 +183,16 @@ def test_a_shape_knows_what_is_shared() -> None:
 
 def test_members_side_by_side_on_a_card() -> None:
     three = WORK._replace(members=3, length=1024)
-    cache = capacity.side_by_side(KNOWN["3B"], three, card("32"))
+    cache = capacity.side_by_side(QWEN25_SHAPES["3B"], three, card("32"))
     assert cache is not None
-    assert cache / GIB == pytest.approx(32 * 0.92 / 3 - weights(KNOWN["3B"], 4) / GIB - 1.5, abs=0.01)
-    assert capacity.side_by_side(KNOWN["3B"], three._replace(members=9), card("32")) is None
+    assert cache / GIB == pytest.approx(32 * 0.92 / 3 - weights(QWEN25_SHAPES["3B"], 4) / GIB - 1.5, abs=0.01)
+    assert capacity.side_by_side(QWEN25_SHAPES["3B"], three._replace(members=9), card("32")) is None
     assert capacity.side_by_side(LARGE, three, card("32")) is None
-    assert capacity.side_by_side(KNOWN["3B"], three, Card("cpu", 32, 20, 0.1, 4)) is None
+    assert capacity.side_by_side(QWEN25_SHAPES["3B"], three, Card("cpu", 32, 20, 0.1, 4)) is None
 
 
 def test_a_card_is_used_as_far_as_serve_says() -> None:
-    whole = serving(KNOWN["7B"], WORK, card("32")).cache
-    half = serving(KNOWN["7B"], WORK._replace(utilisation=0.5), card("32")).cache
+    whole = serving(QWEN25_SHAPES["7B"], WORK, card("32")).cache
+    half = serving(QWEN25_SHAPES["7B"], WORK._replace(utilisation=0.5), card("32")).cache
     assert whole - half == pytest.approx((0.92 - 0.5) * 32 * GIB)
-    assert serving(KNOWN["7B"], WORK._replace(kv_cache_gib=2), card("32")).cache == 2 * GIB
+    assert serving(QWEN25_SHAPES["7B"], WORK._replace(kv_cache_gib=2), card("32")).cache == 2 * GIB

@@ -30,7 +30,8 @@ from stepladder.errors import ServeError
 from stepladder.progress import Progress
 from stepladder.records import Message, Prediction, Question
 from stepladder.serving import vllm
-from stepladder.serving.vllm import Fleet, command, devices, side_by_side
+from stepladder.serving.cards import cards_by_server, side_by_side
+from stepladder.serving.vllm import Fleet, command
 
 PROGRAM = """#!{python}
 import http.server, json, os, subprocess, sys, time
@@ -372,15 +373,15 @@ def test_a_killed_run_leaves_nothing_behind(settings: Serve, tmp_path: Path, sen
 
 def test_cards_are_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,GPU-7,3")
-    assert devices(Serve()) == [("0",), ("1",), ("GPU-7",), ("3",)]
-    assert devices(Serve(tensor_parallel=2)) == [("0", "1"), ("GPU-7", "3")]
-    assert devices(Serve(tensor_parallel=3)) == [("0", "1", "GPU-7")]
+    assert cards_by_server(Serve()) == [("0",), ("1",), ("GPU-7",), ("3",)]
+    assert cards_by_server(Serve(tensor_parallel=2)) == [("0", "1"), ("GPU-7", "3")]
+    assert cards_by_server(Serve(tensor_parallel=3)) == [("0", "1", "GPU-7")]
     with pytest.raises(ServeError, match="there are 4 cards"):
-        devices(Serve(tensor_parallel=5))
+        cards_by_server(Serve(tensor_parallel=5))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
-    assert devices(Serve()) == [()]
+    assert cards_by_server(Serve()) == [()]
     with pytest.raises(ServeError, match="no card"):
-        devices(Serve(tensor_parallel=2))
+        cards_by_server(Serve(tensor_parallel=2))
 
 
 def test_the_command_line(tmp_path: Path) -> None:

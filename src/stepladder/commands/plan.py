@@ -14,7 +14,7 @@ from stepladder.answering.cascade import Cascade, Usage
 from stepladder.ask.ledger import Account, Ledger
 from stepladder.config import Config
 from stepladder.context import Context
-from stepladder.forecast import capacity, cost_tables, fit_tables, memory
+from stepladder.forecast import capacity, cost_tables, fit_tables, model_shape
 from stepladder.forecast.capacity import Workload
 from stepladder.forecast.cost import (
     ANSWER_TOKENS,
@@ -28,7 +28,7 @@ from stepladder.forecast.cost import (
     share,
     tokens,
 )  # fmt: skip
-from stepladder.forecast.memory import Shape
+from stepladder.forecast.model_shape import Shape
 from stepladder.mcq.shuffle import rng
 from stepladder.models import hubs
 from stepladder.records import Question, Sample
@@ -123,9 +123,9 @@ def shape_of(base: str) -> Shape | None:
     """The shape of the student's base, without downloading anything; None where it is not known."""
     folder = Path(base).expanduser()
     if base == models.BUNDLED or folder.is_dir():
-        return memory.read(models.locate(base))
+        return model_shape.read(models.locate(base))
     here = hubs.cached(base)
-    return memory.known(base) if here is None else memory.read(here)
+    return model_shape.qwen25(base) if here is None else model_shape.read(here)
 
 
 def work_of(context: Context) -> Workload:

@@ -22,13 +22,13 @@ from stepladder.answering.team import Team
 from stepladder.ask.local.engine import ROWS
 from stepladder.config import Serve
 from stepladder.errors import GateError, ModelError, ServeError, UserError
-from stepladder.forecast import memory
+from stepladder.forecast import memory, model_shape
 from stepladder.mcq.answerfile import problems_in, submission
 from stepladder.mcq.questionfile import read_problems
 from stepladder.packaging import selftest
 from stepladder.progress import Lane, Progress
 from stepladder.records import Language, Prediction, Question
-from stepladder.serving.vllm import cards, side_by_side
+from stepladder.serving.cards import side_by_side, visible_cards
 from stepladder.terminal import say
 from stepladder.workspace import write_atomic
 
@@ -96,7 +96,7 @@ def predict(
     )
     questions = _read(source, how.language)
     _check_disk(out, len(questions) * how.predict.votes * len(team.members))
-    if how.predict.engine == "local" and not cards():
+    if how.predict.engine == "local" and not visible_cards():
         _check_memory(team.members[team.leader], questions, how)
     progress = Progress(console)
     computed_in = models.dtype_name(how.predict.dtype) if how.predict.engine == "local" else None
@@ -231,7 +231,7 @@ def _check_disk(out: Path, answers: int) -> None:
 def _check_memory(weights: Path, questions: Sequence[Question], how: AnswerSettings) -> None:
     """Raises UserError where the host's memory is surely too small: a process that is killed says nothing."""
     try:
-        shape = memory.read(weights)
+        shape = model_shape.read(weights)
     except ModelError:  # of a kind that nothing is known of
         return
     needed = memory.answering(shape, min(len(questions), ROWS), how.predict.max_tokens).total

@@ -18,7 +18,8 @@ from stepladder.ask.local.engine import ROWS
 from stepladder.config import Serve
 from stepladder.errors import MissingExtra, UserError
 from stepladder.forecast import memory
-from stepladder.forecast.memory import GIB, SEQUENCES, Shape
+from stepladder.forecast.memory import GIB, SEQUENCES
+from stepladder.forecast.model_shape import Shape
 
 REACHED = 0.5
 """Share of a card's bandwidth and matrix products that a server reaches."""

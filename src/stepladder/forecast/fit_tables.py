@@ -11,7 +11,8 @@ from stepladder.config import Config
 from stepladder.errors import MissingExtra
 from stepladder.forecast import capacity, memory
 from stepladder.forecast.capacity import Card, Workload
-from stepladder.forecast.memory import GIB, Shape
+from stepladder.forecast.memory import GIB
+from stepladder.forecast.model_shape import Shape
 from stepladder.progress import duration
 from stepladder.terminal import table
 

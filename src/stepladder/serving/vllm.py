@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import socket
 import subprocess
 import threading
@@ -20,8 +19,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from stepladder.config import Serve
-from stepladder.errors import ModelError, ServeError
+from stepladder.errors import ServeError
 from stepladder.forecast import memory
+from stepladder.serving.cards import cards_by_server
 from stepladder.supervise import supervised
 
 RESTARTS = 3
@@ -99,7 +99,7 @@ class Fleet:
         program = self._settings.environment.absolute() / "bin" / "vllm"
         if not program.is_file():
             raise ServeError(f"[serve] environment {self._settings.environment}: no vllm in it; run 'make serve-env'")
-        groups = devices(self._settings)
+        groups = cards_by_server(self._settings)
         if groups == [()]:
             _check_memory(self._weights, self._settings)
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -193,62 +193,6 @@ class Fleet:
         self._changed.notify_all()
 
 
-def devices(settings: Serve) -> list[tuple[str, ...]]:
-    """Cards by server; one server without a card where there is none.
-
-    Raises:
-        ServeError: fewer cards than one server is to be spread over.
-    """
-    found, each = cards(), settings.tensor_parallel
-    if not found:
-        if each > 1:
-            raise ServeError(f"[serve] tensor_parallel = {each}, but this machine has no card; leave it out")
-        return [()]
-    if each > len(found):
-        raise ServeError(f"[serve] tensor_parallel = {each}, but there are {len(found)} cards; lower it")
-    return [tuple(found[start : start + each]) for start in range(0, len(found) - each + 1, each)]
-
-
-def cards() -> list[str]:
-    """Cards that may be used, by what CUDA calls them."""
-    if (visible := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
-        return [card.strip() for card in visible.split(",") if card.strip() not in {"", "-1"}]
-    return [index for (index,) in _listed("index")]
-
-
-def side_by_side(folders: Sequence[Path], settings: Serve) -> Serve | None:
-    """Settings under which servers of all these models fit beside each other on every card, each with room for a batch
-    worth having; None where they do not fit, nothing tells, or there is no card: on the same cores they would only wait
-    for each other."""
-    if devices(settings) == [()]:
-        return None
-    loaded = [_loaded(folder) for folder in folders]
-    try:
-        each = max(memory.kv_per_token(memory.read(folder)) for folder in folders) / settings.tensor_parallel
-    except ModelError:  # of a kind that nothing is known of
-        return None
-    sizes = _listed("memory.total,memory.free")
-    if not sizes or not all(size.isdigit() for row in sizes for size in row):  # a card may say that it does not know
-        return None
-    # The smallest card decides; all of one machine are mostly alike.
-    usable = min(min(int(free), int(total) * settings.utilisation) for total, free in sizes) * 2**20
-    spread = [size / settings.tensor_parallel for size in loaded]
-    cache, wanted = memory.shared(usable, spread, settings.max_length * each), settings.kv_cache_gib
-    if cache is None or (wanted is not None and wanted * 2**30 > cache):
-        return None
-    share = {"kv_cache_gib": wanted or cache / 2**30, "utilisation": settings.utilisation / len(folders)}
-    return settings.model_copy(update=share)
-
-
-def _listed(what: str) -> list[list[str]]:
-    """What nvidia-smi says of each card; nothing where there is none."""
-    if (tool := shutil.which("nvidia-smi")) is None:
-        return []
-    words = [tool, f"--query-gpu={what}", "--format=csv,noheader,nounits"]
-    said = subprocess.run(words, capture_output=True, text=True, check=False)  # noqa: S603
-    return [line.split(", ") for line in said.stdout.splitlines()] if said.returncode == 0 else []
-
-
 def command(
     weights: Path, name: str, settings: Serve, program: Path, cards: Sequence[str], port: int, stops: Path
 ) -> tuple[list[str], dict[str, str]]:
@@ -296,17 +240,12 @@ def _stops(weights: Path, folder: Path) -> Path:
 def _check_memory(weights: Path, settings: Serve) -> None:
     """Raises ServeError where a CPU's memory is surely too small: a server that is killed says nothing."""
     free = memory.free()
-    needed = _loaded(weights) + (settings.kv_cache_gib or HOST_CACHE) * 2**30 + memory.SERVER
+    needed = memory.weights_on_disk(weights) + (settings.kv_cache_gib or HOST_CACHE) * 2**30 + memory.SERVER
     if free is not None and needed > free:
         raise ServeError(
             f"{weights}: a server needs about {needed / 2**30:.1f} GiB of memory and {free / 2**30:.1f} are free; "
             "lower [serve] kv_cache_gib, or end something"
         )
-
-
-def _loaded(weights: Path) -> int:
-    """Bytes of a model's weights."""
-    return sum(path.stat().st_size for path in weights.glob("*.safetensors"))
 
 
 def _free_port() -> int:
