@@ -15,6 +15,7 @@ from asker import outcomes, requests, rows
 from stepladder.ask import Listener, RemoteModel, ask_remote
 from stepladder.ask.ledger import Ledger, Scope
 from stepladder.ask.remote import batch
+from stepladder.ask.remote.batch_lines import read_line
 from stepladder.ask.remote.openai_http import Files
 from stepladder.ask.request import worst_case
 from stepladder.config import Model
@@ -231,7 +232,7 @@ def test_a_batch_the_provider_has_lost_stays_charged(api: ApiServer, ledger: Led
     ],
 )
 def test_a_line_is_read_or_kept(line: Any, number: int | None, status: int | None) -> None:
-    found, delivery = batch.read_line(json.dumps(line).encode())
+    found, delivery = read_line(json.dumps(line).encode())
     assert (found, delivery.status) == (number, status)
 
 

@@ -13,11 +13,13 @@ from asker import PRICE, outcomes, request, requests
 
 from stepladder.ask.ledger import Ledger, Scope
 from stepladder.ask.ledger.commit import Committer
-from stepladder.ask.remote.engine import Tally, Teacher, _Round, ask_all
+from stepladder.ask.remote.engine import _Round, ask_all
 from stepladder.ask.remote.gate import Gate
 from stepladder.ask.remote.listener import NOBODY
 from stepladder.ask.remote.openai_http import Http
 from stepladder.ask.remote.servers import Endpoint
+from stepladder.ask.remote.tally import Tally
+from stepladder.ask.remote.teacher import Teacher
 from stepladder.ask.request import Request, Response, worst_case
 from stepladder.errors import AskError, BudgetError
 

@@ -102,6 +102,11 @@ class Response(Record):
         return self.finished or request.max_tokens <= self.max_tokens
 
 
+def with_cap(request: Request, max_tokens: int) -> Request:
+    """The same request with another cap."""
+    return request.model_copy(update={"max_tokens": max_tokens})
+
+
 def worst_case(request: Request, price: Price) -> int:
     """Micro-dollars that the request cannot exceed: its longest possible prompt and an answer up to its cap."""
     return price.of(request.prompt_bound, request.max_tokens)

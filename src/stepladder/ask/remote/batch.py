@@ -9,8 +9,6 @@ the provider works.
 from __future__ import annotations
 
 import functools
-import json
-import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -18,10 +16,12 @@ from typing import Any, NamedTuple, TypeVar
 
 from stepladder.ask.ledger import CHUNK, Batch, Grant, Ledger, Scope
 from stepladder.ask.outcome import FINAL, Delivery, Outcome, Unreachable, judge
-from stepladder.ask.remote.engine import TRIES, Tally, no_answers, over_budget, with_cap
+from stepladder.ask.remote.batch_lines import read_line, write_line
+from stepladder.ask.remote.engine import TRIES
 from stepladder.ask.remote.listener import Listener
 from stepladder.ask.remote.openai_http import Files, Gone, Refused, chat_body
-from stepladder.ask.request import Request, worst_case
+from stepladder.ask.remote.tally import Tally, no_answers, over_budget
+from stepladder.ask.request import Request, with_cap, worst_case
 from stepladder.config import Model, Price
 from stepladder.errors import AskError
 
@@ -32,8 +32,6 @@ PAUSES = (1, 2, 4, 8, 15, 30, 60)
 GRACE = 5.0
 """Seconds before a batch that is in no listing is looked for again: its creation may still have been on the way."""
 ENDED = {"completed", "failed", "expired", "cancelled"}
-UNDONE = {"batch_expired", "batch_cancelled"}
-"""Error codes of lines that nobody worked on."""
 INTENT = "stepladder_intent"
 """The key under which a batch's metadata carries its intent."""
 
@@ -152,7 +150,8 @@ class _Batches:
                     )
                     broke = grant == "broke"
                     if isinstance(grant, Grant):
-                        lines.append(self._line(grant, request))
+                        body = chat_body(request, self.target.served, self.target.model.cap_name)
+                        lines.append(write_line(grant.attempt, body))
                         size += len(lines[-1])
                         self.tally.micro_dollars += grant.worst
                 if not lines:
@@ -160,11 +159,6 @@ class _Batches:
             if lines:
                 made.append((batch, b"".join(lines)))
         return made, broke
-
-    def _line(self, grant: Grant, request: Request) -> bytes:
-        body = chat_body(request, self.target.served, self.target.model.cap_name)
-        line = {"custom_id": str(grant.attempt), "method": "POST", "url": "/v1/chat/completions", "body": body}
-        return json.dumps(line, ensure_ascii=False).encode() + b"\n"
 
     def _create(self, handed_in: tuple[Batch, bytes]) -> Batch:
         """Upload the file and start the batch. An answer that does not come may hide a batch that was made."""
@@ -296,23 +290,6 @@ class _Batches:
     def _tell(self, under_way: int = 0) -> None:
         tally = self.tally
         self.listener.report(tally.stored + tally.answered + len(tally.failed) + under_way, tally.micro_dollars)
-
-
-def read_line(line: bytes) -> tuple[int | None, Delivery]:
-    """A line of an output or error file: the attempt it answers, and the delivery as one attempt would have had it."""
-    try:
-        row = json.loads(line)
-        number = int(row["custom_id"])
-        response, error = row.get("response"), row.get("error") or {}
-        if response is not None:
-            body = json.dumps(response["body"], ensure_ascii=False).encode()
-            return number, Delivery(int(response["status_code"]), body)
-        if error.get("code") in UNDONE:
-            return number, Delivery(error=str(error.get("message")), sent=False)
-        return number, Delivery(500, json.dumps({"error": error}, ensure_ascii=False).encode())
-    except (ValueError, LookupError, TypeError, AttributeError):
-        named = re.search(rb'"custom_id"\s*:\s*"(\d+)"', line)
-        return (int(named[1]) if named else None), Delivery(200, line)
 
 
 def _pauses() -> Iterator[float]:

@@ -14,8 +14,7 @@ import itertools
 import random
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from stepladder.ask.ledger import CHUNK, Grant, Ledger, Scope
@@ -23,9 +22,10 @@ from stepladder.ask.ledger.commit import Committer
 from stepladder.ask.outcome import FINAL, Outcome, judge
 from stepladder.ask.remote.listener import NOBODY, Listener
 from stepladder.ask.remote.servers import LOOK, Endpoint, Servers
-from stepladder.ask.request import Request, Response, worst_case
-from stepladder.config import Price
-from stepladder.errors import AskError, BudgetError
+from stepladder.ask.remote.tally import Tally, no_answers, over_budget
+from stepladder.ask.remote.teacher import Teacher
+from stepladder.ask.request import Request, Response, with_cap, worst_case
+from stepladder.errors import AskError
 from stepladder.workspace import digest
 
 TRIES = 5
@@ -36,29 +36,6 @@ BACKOFF = 0.5
 """Seconds before the second try; doubles with each further one, give or take a half."""
 RIVAL_WAIT = 0.25
 """Seconds before looking again at a request that another process is asking."""
-
-
-@dataclass
-class Teacher:
-    """A priced model: who it is, what it costs, and the servers it is reached at."""
-
-    name: str
-    price: Price
-    servers: Callable[[], Sequence[Endpoint]]
-    """Which servers there are now; asked again and again, the same address is the same endpoint."""
-
-
-@dataclass
-class Tally:
-    """What a call of :func:`ask_all` did."""
-
-    stored: int = 0
-    """Requests whose answer was in the ledger."""
-    answered: int = 0
-    failed: list[str] = field(default_factory=list)
-    """Last message of every request that got no answer."""
-    micro_dollars: int = 0
-    """Settled or still reserved by the attempts made."""
 
 
 class Job(NamedTuple):
@@ -313,32 +290,6 @@ class _Round:
                 if request.key not in known and request.key not in left
             }
         return len(left), sum(left.values())
-
-
-def over_budget(name: str, scope: Scope, tally: Tally, rest: int, worst: int) -> BudgetError:
-    """How far the money went, and what the ``rest`` requests would cost, ``worst`` micro-dollars at most."""
-    caps = {"run": scope.run_cap, f"rung {scope.rung}": scope.rung_cap}
-    limits = " and ".join(f"${cap / 1e6:.4f} for the {what}" for what, cap in caps.items() if cap is not None)
-    usual = ""
-    if tally.answered:
-        usual = f", about ${tally.micro_dollars / tally.answered * rest / 1e6:.4f} going by those before"
-    return BudgetError(
-        f"model {name!r}: the cap is reached ({limits}); {tally.stored + tally.answered} requests are answered and "
-        f"kept, {rest} are not and would cost at most ${worst / 1e6:.4f}{usual}; raise the cap and run again"
-    )
-
-
-def no_answers(name: str, failed: Sequence[str]) -> AskError:
-    """Some requests came to nothing."""
-    return AskError(
-        f"model {name!r}: {len(failed)} requests got no answer (the last: {failed[-1]}); all others are kept, run "
-        "again to ask for these"
-    )
-
-
-def with_cap(request: Request, max_tokens: int) -> Request:
-    """The same request with another cap."""
-    return request.model_copy(update={"max_tokens": max_tokens})
 
 
 def _idempotency_key(request: Request, grant: Grant) -> str:

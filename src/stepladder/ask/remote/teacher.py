@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import functools
 import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from stepladder.ask.remote.admission import Admission
-from stepladder.ask.remote.engine import Teacher
 from stepladder.ask.remote.gate import START, Gate
 from stepladder.ask.remote.listener import Note
 from stepladder.ask.remote.openai_http import Http
 from stepladder.ask.remote.servers import Addresses, Endpoint
-from stepladder.config import Model
+from stepladder.config import Model, Price
 from stepladder.errors import AskError
 
 
@@ -27,6 +28,16 @@ class RemoteModel(NamedTuple):
     dedicated: bool = False
     """Whether its servers are there for this alone: from the beginning as many requests are in flight as its
     ``concurrency`` allows."""
+
+
+@dataclass
+class Teacher:
+    """A priced model: who it is, what it costs, and the servers it is reached at."""
+
+    name: str
+    price: Price
+    servers: Callable[[], Sequence[Endpoint]]
+    """Which servers there are now; asked again and again, the same address is the same endpoint."""
 
 
 def teacher(

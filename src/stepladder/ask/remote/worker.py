@@ -20,8 +20,9 @@ from typing import Any, cast
 
 from stepladder.ask.ledger import Ledger, Scope
 from stepladder.ask.remote.admission import Admission
-from stepladder.ask.remote.engine import Tally, ask_all
+from stepladder.ask.remote.engine import ask_all
 from stepladder.ask.remote.listener import Listener, SpendReport
+from stepladder.ask.remote.tally import Tally
 from stepladder.ask.remote.teacher import teacher
 from stepladder.ask.request import Request
 from stepladder.config import Model
