@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-import shutil
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from stepladder.config import Serve
 from stepladder.errors import ModelError, ServeError
@@ -33,7 +33,7 @@ def visible_cards() -> list[str]:
     """Cards that may be used, by what CUDA calls them."""
     if (visible := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
         return [card.strip() for card in visible.split(",") if card.strip() not in {"", "-1"}]
-    return [index for (index,) in _listed("index")]
+    return [str(index) for index in range(len(_read_memory()))]
 
 
 def side_by_side(folders: Sequence[Path], settings: Serve) -> Serve | None:
@@ -47,11 +47,12 @@ def side_by_side(folders: Sequence[Path], settings: Serve) -> Serve | None:
         each = max(memory.kv_per_token(model_shape.read(folder)) for folder in folders) / settings.tensor_parallel
     except ModelError:  # of a kind that nothing is known of
         return None
-    sizes = _listed("memory.total,memory.free")
-    if not sizes or not all(size.isdigit() for row in sizes for size in row):  # a card may say that it does not know
+    reported = _read_memory()
+    memories = [memory_of_card for memory_of_card in reported if memory_of_card is not None]
+    if not memories or len(memories) < len(reported):
         return None
     # The smallest card decides; all of one machine are mostly alike.
-    usable = min(min(int(free), int(total) * settings.utilisation) for total, free in sizes) * 2**20
+    usable = min(min(card.free, card.total * settings.utilisation) for card in memories)
     spread = [size / settings.tensor_parallel for size in loaded]
     cache, wanted = memory.shared(usable, spread, settings.max_length * each), settings.kv_cache_gib
     if cache is None or (wanted is not None and wanted * 2**30 > cache):
@@ -60,10 +61,35 @@ def side_by_side(folders: Sequence[Path], settings: Serve) -> Serve | None:
     return settings.model_copy(update=share)
 
 
-def _listed(what: str) -> list[list[str]]:
-    """What nvidia-smi says of each card; nothing where there is none."""
-    if (tool := shutil.which("nvidia-smi")) is None:
+class CardMemory(NamedTuple):
+    """Memory of a card, bytes."""
+
+    total: int
+    free: int
+
+
+def _read_memory() -> list[CardMemory | None]:
+    """Memory of every card, by its index; None where the driver does not report it. Empty without a card, without a
+    driver, and where the driver does not answer."""
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
         return []
-    words = [tool, f"--query-gpu={what}", "--format=csv,noheader,nounits"]
-    said = subprocess.run(words, capture_output=True, text=True, check=False)  # noqa: S603
-    return [line.split(", ") for line in said.stdout.splitlines()] if said.returncode == 0 else []
+    memories: list[CardMemory | None] = []
+    try:
+        for index in range(pynvml.nvmlDeviceGetCount()):
+            card = pynvml.nvmlDeviceGetHandleByIndex(index)
+            try:
+                info = pynvml.nvmlDeviceGetMemoryInfo(card)
+            except pynvml.NVMLError_NotSupported:
+                memories.append(None)
+            else:
+                memories.append(CardMemory(info.total, info.free))
+    except pynvml.NVMLError:
+        return []
+    finally:
+        with contextlib.suppress(pynvml.NVMLError):
+            pynvml.nvmlShutdown()
+    return memories
