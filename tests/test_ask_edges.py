@@ -31,7 +31,7 @@ from stepladder.ask.remote.client import _probe_tokens
 from stepladder.ask.remote.engine import ask_all
 from stepladder.ask.remote.openai_http import Files, Gone, Http, Refused, chat_body
 from stepladder.ask.remote.servers import Endpoint
-from stepladder.ask.remote.teacher import teacher
+from stepladder.ask.remote.teacher import priced_model
 from stepladder.ask.request import Request, Response, worst_case
 from stepladder.config import Model
 from stepladder.errors import AskError, BudgetError, MissingExtra, UserError
@@ -41,7 +41,7 @@ SCOPE = Scope("run", "easy")
 
 def run(wanted: list[Request], model: Model, ledger: Ledger, scope: Scope = SCOPE) -> dict[str, Response]:
     """In this process, without a worker."""
-    asyncio.run(ask_all(wanted, teacher("t", model), ledger, scope))
+    asyncio.run(ask_all(wanted, priced_model(RemoteModel("t", model)), ledger, scope))
     return ledger.find_all(wanted)
 
 
@@ -166,7 +166,7 @@ def test_no_key_no_price_no_request(model: Model, ledger: Ledger, monkeypatch: p
     with pytest.raises(AskError, match="environment variable ASKER_KEY is not set"):
         ask_remote(requests("no key", 1), RemoteModel("t", model), ledger, SCOPE)
     with pytest.raises(AskError, match="has no price"):
-        teacher("t", model.model_copy(update={"price": None}))
+        priced_model(RemoteModel("t", model.model_copy(update={"price": None})))
 
 
 def test_a_server_that_wants_no_key_gets_a_word_for_one(api: ApiServer, model: Model, ledger: Ledger) -> None:
@@ -237,7 +237,7 @@ def test_a_request_given_up_is_not_asked_again_in_the_same_call(
         yield worse
 
     with pytest.raises(AskError, match="1 requests got no answer"):
-        asyncio.run(ask_all(source(), teacher("t", model), ledger, SCOPE))
+        asyncio.run(ask_all(source(), priced_model(RemoteModel("t", model)), ledger, SCOPE))
     assert api.settled()["requests"] - before == 31
 
 
@@ -283,7 +283,7 @@ def test_whoever_waits_for_a_commit_that_cannot_begin_is_told(ledger: Ledger, mo
 def test_a_probe_that_fails_is_tried_again(api: ApiServer, model: Model, ledger: Ledger) -> None:
     api.set_script({"faults": [{"kind": "500", "times": 1}]})
     door = Admission("weights", "test-model", None, "run")
-    asyncio.run(ask_all(requests("again", 2), teacher("t", model, door), ledger, SCOPE))
+    asyncio.run(ask_all(requests("again", 2), priced_model(RemoteModel("t", model), door), ledger, SCOPE))
     assert len(ledger.find_all(requests("again", 2))) == 2
 
 
@@ -300,7 +300,7 @@ def test_a_server_that_hangs_up_shows_again_who_it_is(
         return await send(self, request, key)
 
     monkeypatch.setattr(Http, "send", once)
-    some = teacher("t", model, Admission("weights", "test-model", None, "run"))
+    some = priced_model(RemoteModel("t", model), Admission("weights", "test-model", None, "run"))
     asyncio.run(ask_all(requests("away", 3), some, ledger, SCOPE))
     assert sum(text.startswith("Ann sits") for text in sent) == 2
     endpoint: Endpoint = some.servers()[0]

@@ -19,17 +19,17 @@ from stepladder.ask.remote.listener import NOBODY
 from stepladder.ask.remote.openai_http import Http
 from stepladder.ask.remote.servers import Endpoint
 from stepladder.ask.remote.tally import Tally
-from stepladder.ask.remote.teacher import Teacher
+from stepladder.ask.remote.teacher import PricedModel
 from stepladder.ask.request import Request, Response, worst_case
 from stepladder.errors import AskError, BudgetError
 
 
-def teacher(*urls: str, model: str = "test-model", key: str = "test-key", timeout: float = 5) -> Teacher:
+def teacher(*urls: str, model: str = "test-model", key: str = "test-key", timeout: float = 5) -> PricedModel:
     endpoints = [Endpoint(url, lambda url=url: Http(url, model, key, timeout), Gate(64)) for url in urls]  # type: ignore[misc]
-    return Teacher(model, PRICE, lambda: endpoints)
+    return PricedModel(model, PRICE, lambda: endpoints)
 
 
-def ask(wanted: list[Request], some: Teacher, ledger: Ledger, scope: Scope) -> dict[str, Response]:
+def ask(wanted: list[Request], some: PricedModel, ledger: Ledger, scope: Scope) -> dict[str, Response]:
     asyncio.run(ask_all(wanted, some, ledger, scope))
     return ledger.find_all(wanted)
 
@@ -226,7 +226,7 @@ def test_an_interrupt_is_heard_while_an_answer_arrives(ledger: Ledger) -> None:
 
     async def interrupted() -> None:
         async with Committer(ledger) as committer:
-            nobody = Teacher("t", PRICE, lambda: [])
+            nobody = PricedModel("t", PRICE, lambda: [])
             asking = _Round(iter(requests("waits", 1)), nobody, committer, Scope("run"), NOBODY)
             task = asyncio.create_task(asking.run())
             await asyncio.sleep(0.2)

@@ -187,10 +187,10 @@ def test_a_server_nobody_reaches_is_given_up(ledger: Ledger, monkeypatch: pytest
 
 async def _ask_here(wanted: list[Request], url: str, ledger: Ledger) -> None:
     from stepladder.ask.remote.engine import ask_all
-    from stepladder.ask.remote.teacher import teacher
+    from stepladder.ask.remote.teacher import priced_model
 
     admission = Admission("weights", "test-model", None, "run")
-    await ask_all(wanted, teacher("own", own(url), admission), ledger, SCOPE)
+    await ask_all(wanted, priced_model(RemoteModel("own", own(url)), admission), ledger, SCOPE)
 
 
 def test_a_server_that_was_away_shows_again_who_it_is(tmp_path: Path, ledger: Ledger) -> None:

@@ -12,7 +12,7 @@ import functools
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from stepladder.ask.ledger import CHUNK, Batch, Grant, Ledger, Scope
 from stepladder.ask.outcome import FINAL, Delivery, Outcome, Unreachable, judge
@@ -21,8 +21,8 @@ from stepladder.ask.remote.engine import TRIES
 from stepladder.ask.remote.listener import Listener
 from stepladder.ask.remote.openai_http import Files, Gone, Refused, chat_body
 from stepladder.ask.remote.tally import Tally, no_answers, over_budget
+from stepladder.ask.remote.teacher import RemoteModel
 from stepladder.ask.request import Request, with_cap, worst_case
-from stepladder.config import Model, Price
 from stepladder.errors import AskError
 
 MOST_LINES, MOST_BYTES = 50_000, 190_000_000
@@ -38,49 +38,34 @@ INTENT = "stepladder_intent"
 T = TypeVar("T")
 
 
-class Target(NamedTuple):
-    """A model with a batch API."""
-
-    name: str
-    served: str
-    """Its name at the provider."""
-    endpoint: str
-    model: Model
-    price: Price
-    """Of a line in a batch."""
-
-    @property
-    def account(self) -> str:
-        """Which model, and with whose key: nobody else can see its batches."""
-        return f"{self.served} {self.model.api_key_env}"
-
-
 def ask_in_batches(
-    requests: Sequence[Request], name: str, model: Model, key: str, ledger: Ledger, scope: Scope, listener: Listener
+    requests: Sequence[Request], model: RemoteModel, key: str, ledger: Ledger, scope: Scope, listener: Listener
 ) -> Tally:
     """Answer every request; the answers are in the ledger. Batches of runs that have ended are collected first.
 
     Raises:
         BudgetError, AskError: see :func:`stepladder.ask.ask_remote`.
     """
-    with _Batches(name, model, key, ledger, listener) as batches:
+    with _Batches(model, key, ledger, listener) as batches:
         batches.collect_old()
         return batches.answer(requests, scope)
 
 
-def collect(name: str, model: Model, key: str, ledger: Ledger, listener: Listener) -> None:
+def collect(model: RemoteModel, key: str, ledger: Ledger, listener: Listener) -> None:
     """Wait for what is still at the provider from runs that have ended: it is paid for, so it is not asked again."""
-    with _Batches(name, model, key, ledger, listener) as batches:
+    with _Batches(model, key, ledger, listener) as batches:
         batches.collect_old()
 
 
 class _Batches:
     """Where batches are handed in and collected."""
 
-    def __init__(self, name: str, model: Model, key: str, ledger: Ledger, listener: Listener) -> None:
-        assert model.price is not None  # noqa: S101 (the caller has seen to it)
-        self.target = Target(name, model.served_as(name), model.base_url[0], model, model.price.in_batch())
-        self.key = key
+    def __init__(self, model: RemoteModel, key: str, ledger: Ledger, listener: Listener) -> None:
+        assert model.settings.price is not None  # noqa: S101 (the caller has seen to it)
+        self.model, self.key = model, key
+        self.endpoint, self.price = model.settings.base_url[0], model.settings.price.in_batch()
+        # Only who asks for the same model with the same key can see a batch.
+        self.account = f"{model.served} {model.settings.api_key_env}"
         self.ledger, self.listener = ledger, listener
         self.tally = Tally()
         self.tries: Counter[str] = Counter()
@@ -96,7 +81,7 @@ class _Batches:
 
     @functools.cached_property
     def files(self) -> Files:
-        return Files(self.target.endpoint, self.key, self.target.model.timeout)
+        return Files(self.endpoint, self.key, self.model.settings.timeout)
 
     # Handing in
 
@@ -110,17 +95,17 @@ class _Batches:
             for batch in [self._create(batch) for batch in batches]:
                 self._collect(batch)
             if self.fatal is not None:
-                said = f"model {self.target.name!r}: {self.fatal}"
+                said = f"model {self.model.name!r}: {self.fatal}"
                 raise AskError(f"{said}; no further batch is made, and what was answered is kept")
             if batches:
                 pause = _pauses()
             elif broke:
-                worst = sum(worst_case(request, self.target.price) for request in wanted)
-                raise over_budget(self.target.name, scope, tally, len(wanted), worst)
+                worst = sum(worst_case(request, self.price) for request in wanted)
+                raise over_budget(self.model.name, scope, tally, len(wanted), worst)
             else:  # another process has them in a batch of its own
                 time.sleep(next(pause))
         if tally.failed:
-            raise no_answers(self.target.name, tally.failed)
+            raise no_answers(self.model.name, tally.failed)
         return tally
 
     def _wanted(self, requests: Sequence[Request]) -> list[Request]:
@@ -142,15 +127,13 @@ class _Batches:
             lines: list[bytes] = []
             size = 0
             with self.ledger.transaction():
-                batch = self.ledger.open_batch(scope, self.target.endpoint, self.target.account, self.target.price)
+                batch = self.ledger.open_batch(scope, self.endpoint, self.account, self.price)
                 while left and len(lines) < MOST_LINES and size < MOST_BYTES and not broke:
                     request = left.pop()
-                    grant = self.ledger.reserve(
-                        request, self.target.price, scope, self.target.name, self.target.endpoint, batch
-                    )
+                    grant = self.ledger.reserve(request, self.price, scope, self.model.name, self.endpoint, batch)
                     broke = grant == "broke"
                     if isinstance(grant, Grant):
-                        body = chat_body(request, self.target.served, self.target.model.cap_name)
+                        body = chat_body(request, self.model.served, self.model.settings.cap_name)
                         lines.append(write_line(grant.attempt, body))
                         size += len(lines[-1])
                         self.tally.micro_dollars += grant.worst
@@ -174,8 +157,8 @@ class _Batches:
                     return self._named(batch, remote)
         except Refused as error:
             self._settle_all(batch, Delivery(error=str(error), sent=False), "refused")
-            raise AskError(f"model {self.target.name!r}: the provider takes no batch ({error})") from None
-        raise AskError(f"model {self.target.name!r}: {self.target.endpoint} does not say whether it made a batch")
+            raise AskError(f"model {self.model.name!r}: the provider takes no batch ({error})") from None
+        raise AskError(f"model {self.model.name!r}: {self.endpoint} does not say whether it made a batch")
 
     def _named(self, batch: Batch, remote: str) -> Batch:
         with self.ledger.transaction():
@@ -195,9 +178,9 @@ class _Batches:
     def collect_old(self) -> None:
         """Settle what processes that have ended left at the provider."""
         with self.ledger.transaction():
-            old = self.ledger.adopt_batches(self.target.endpoint, self.target.account)
+            old = self.ledger.adopt_batches(self.endpoint, self.account)
         for batch in old:
-            self.listener.note(f"model {self.target.name!r}: a batch of an earlier run is collected first")
+            self.listener.note(f"model {self.model.name!r}: a batch of an earlier run is collected first")
             remote = batch.remote or self._find(batch)
             if remote is None:
                 self._settle_all(batch, Delivery(error="the batch was never made", sent=False), "never made")
@@ -283,7 +266,7 @@ class _Batches:
                 reason = str(error)
                 time.sleep(pause)
         raise AskError(
-            f"model {self.target.name!r}: {self.target.endpoint} does not answer ({reason}); nothing is lost, run "
+            f"model {self.model.name!r}: {self.endpoint} does not answer ({reason}); nothing is lost, run "
             "again to collect what it has done"
         )
 

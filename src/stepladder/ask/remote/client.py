@@ -67,16 +67,15 @@ def ask_remote(
     listener.report(here, 0)
     if not missing:
         return known
-    name, settings = model.name, model.settings
-    key = api_key(name, settings)  # before anything starts
+    settings, key = model.settings, api_key(model)  # before anything starts
     counting = Listener(lambda done, spent: listener.report(here + done, spent), listener.note)
     if model.batch:
-        ask_in_batches(missing, name, settings, key, ledger, scope, counting)
+        ask_in_batches(missing, model, key, ledger, scope, counting)
         return ledger.find_all(requests)
     if len(settings.base_url) == 1:
-        collect(name, settings, key, ledger, counting)
+        collect(model, key, ledger, counting)
     job = {
-        "name": name,
+        "name": model.name,
         "model": settings.model_dump(mode="json", exclude_unset=True),
         "identity": missing[0].model,
         "probe": _probe_tokens(settings.path) if settings.is_own and settings.path else None,

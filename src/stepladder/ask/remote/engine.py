@@ -23,7 +23,7 @@ from stepladder.ask.outcome import FINAL, Outcome, judge
 from stepladder.ask.remote.listener import NOBODY, Listener
 from stepladder.ask.remote.servers import LOOK, Endpoint, Servers
 from stepladder.ask.remote.tally import Tally, no_answers, over_budget
-from stepladder.ask.remote.teacher import Teacher
+from stepladder.ask.remote.teacher import PricedModel
 from stepladder.ask.request import Request, Response, with_cap, worst_case
 from stepladder.errors import AskError
 from stepladder.workspace import digest
@@ -49,7 +49,7 @@ class Job(NamedTuple):
 
 async def ask_all(
     requests: Iterable[Request],
-    teacher: Teacher,
+    model: PricedModel,
     ledger: Ledger,
     scope: Scope,
     listener: Listener = NOBODY,
@@ -62,7 +62,7 @@ async def ask_all(
         BudgetError, AskError: see :func:`stepladder.ask.ask_remote`.
     """
     async with Committer(ledger) as committer:
-        round_ = _Round(iter(requests), teacher, committer, scope, listener)
+        round_ = _Round(iter(requests), model, committer, scope, listener)
         await round_.run()
     return round_.finish()
 
@@ -73,15 +73,15 @@ class _Round:
     def __init__(
         self,
         source: Iterator[Request],
-        teacher: Teacher,
+        model: PricedModel,
         committer: Committer,
         scope: Scope,
         listener: Listener,
     ) -> None:
-        self.source, self.teacher, self.committer, self.scope = source, teacher, committer, scope
+        self.source, self.model, self.committer, self.scope = source, model, committer, scope
         self.report = listener.report
         self.changed = asyncio.Event()
-        self.servers = Servers(teacher.servers, committer, listener.note, self.changed.set)
+        self.servers = Servers(model.servers, committer, listener.note, self.changed.set)
         self.tally = Tally()
         self.ready: deque[Job] = deque()
         self.later: list[tuple[float, int, Job]] = []
@@ -183,9 +183,9 @@ class _Round:
     async def _attempt(self, job: Job, endpoint: Endpoint, entered: float) -> None:
         """Reserve, send, commit, settle; then let the outcome decide."""
         request, scope = job.request, self.scope
-        price = self.teacher.price
+        price = self.model.price
         grant = await self.committer.write(
-            lambda ledger: ledger.reserve(request, price, scope, self.teacher.name, endpoint.name)
+            lambda ledger: ledger.reserve(request, price, scope, self.model.name, endpoint.name)
         )
         if not isinstance(grant, Grant):
             endpoint.gate.turn_back()
@@ -267,7 +267,7 @@ class _Round:
 
     def finish(self) -> Tally:
         """The tally, or what went wrong as one line."""
-        tally, name = self.tally, self.teacher.name
+        tally, name = self.tally, self.model.name
         if self.fatal is not None:
             raise AskError(f"model {name!r}: {self.fatal}; nothing more was sent, and what was answered is kept")
         if self.broke:
@@ -277,7 +277,7 @@ class _Round:
         return tally
 
     def _worst(self, request: Request) -> int:
-        return worst_case(request, self.teacher.price)
+        return worst_case(request, self.model.price)
 
     async def _count_rest(self) -> tuple[int, int]:
         """How many requests the ledger still cannot answer, and the most they would cost."""

@@ -29,9 +29,14 @@ class RemoteModel(NamedTuple):
     """Whether its servers are there for this alone: from the beginning as many requests are in flight as its
     ``concurrency`` allows."""
 
+    @property
+    def served(self) -> str:
+        """Its name at its servers."""
+        return self.settings.served_as(self.name)
+
 
 @dataclass
-class Teacher:
+class PricedModel:
     """A priced model: who it is, what it costs, and the servers it is reached at."""
 
     name: str
@@ -40,32 +45,37 @@ class Teacher:
     """Which servers there are now; asked again and again, the same address is the same endpoint."""
 
 
-def teacher(
-    name: str,
-    model: Model,
+def priced_model(
+    model: RemoteModel,
     admission: Admission | None = None,
     note: Note = lambda line: None,
     start: int = START,
-) -> Teacher:
+) -> PricedModel:
     """A model of the configuration as the engine asks it; ``start`` is how many requests are in flight at each server
     before its first answer."""
-    if model.price is None:
-        raise AskError(f"model {name!r} has no price; without one no budget can be kept")
-    served, key = model.served_as(name), api_key(name, model)
+    settings = model.settings
+    if settings.price is None:
+        raise AskError(f"model {model.name!r} has no price; without one no budget can be kept")
+    key = api_key(model)
 
     @functools.cache
     def endpoint(url: str) -> Endpoint:
-        gate = Gate(model.concurrency, model.requests_per_minute, model.tokens_per_minute, start)
-        return Endpoint(url, lambda: Http(url, served, key, model.timeout, model.cap_name), gate, admission)
+        gate = Gate(settings.concurrency, settings.requests_per_minute, settings.tokens_per_minute, start)
+        return Endpoint(url, lambda: Http(url, model.served, key, settings.timeout, settings.cap_name), gate, admission)
 
-    file = None if model.base_url_file is None else Addresses(model.base_url_file, note)
-    return Teacher(name, model.price, lambda: [endpoint(url) for url in (model.base_url if file is None else file())])
+    addresses = None if settings.base_url_file is None else Addresses(settings.base_url_file, note)
+
+    def servers() -> list[Endpoint]:
+        return [endpoint(url) for url in (settings.base_url if addresses is None else addresses())]
+
+    return PricedModel(model.name, settings.price, servers)
 
 
-def api_key(name: str, model: Model) -> str:
+def api_key(model: RemoteModel) -> str:
     """The API key; a server of one's own that wants none gets a word."""
-    if model.api_key_env is None:
+    variable = model.settings.api_key_env
+    if variable is None:
         return "none"
-    if not (key := os.environ.get(model.api_key_env, "")):
-        raise AskError(f"model {name!r}: environment variable {model.api_key_env} is not set; put the key there")
+    if not (key := os.environ.get(variable, "")):
+        raise AskError(f"model {model.name!r}: environment variable {variable} is not set; put the key there")
     return key

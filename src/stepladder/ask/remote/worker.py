@@ -23,7 +23,7 @@ from stepladder.ask.remote.admission import Admission
 from stepladder.ask.remote.engine import ask_all
 from stepladder.ask.remote.listener import Listener, SpendReport
 from stepladder.ask.remote.tally import Tally
-from stepladder.ask.remote.teacher import teacher
+from stepladder.ask.remote.teacher import RemoteModel, priced_model
 from stepladder.ask.request import Request
 from stepladder.config import Model
 from stepladder.errors import AskError, BudgetError
@@ -62,10 +62,11 @@ def _work() -> None:
 
 
 async def _ask(job: dict[str, Any], ledger: Ledger, report: SpendReport) -> Tally:
-    name, model, scope = job["name"], Model.model_validate(job["model"]), Scope(**job["scope"])
-    admission = Admission(job["identity"], model.served_as(name), job["probe"], scope.run) if model.is_own else None
-    engine_model = teacher(name, model, admission, _note, job["start"])
-    return await ask_all(_requests(), engine_model, ledger, scope, Listener(report, _note))
+    model, scope = RemoteModel(job["name"], Model.model_validate(job["model"])), Scope(**job["scope"])
+    is_own = model.settings.is_own
+    admission = Admission(job["identity"], model.served, job["probe"], scope.run) if is_own else None
+    asked = priced_model(model, admission, _note, job["start"])
+    return await ask_all(_requests(), asked, ledger, scope, Listener(report, _note))
 
 
 def _note(line: str) -> None:
