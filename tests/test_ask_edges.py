@@ -323,7 +323,7 @@ def test_a_batch_whose_making_is_never_confirmed_is_left_for_the_next_run(
         patch.setattr(Files, "create", nobody)
         with pytest.raises(AskError, match="does not say whether it made a batch"):
             ask_remote(requests("unsure", 3), RemoteModel("t", model, batch=True), ledger, SCOPE)
-    assert [row.requests for row in ledger.waiting("run")] == [3]
+    assert [row.requests for row in ledger.unfinished_batches("run")] == [3]
     assert len(ask_remote(requests("unsure", 3), RemoteModel("t", model, batch=True), ledger, SCOPE)) == 3
     with monkeypatch.context() as patch:
         patch.setattr(Files, "look", nobody)

@@ -293,10 +293,10 @@ class Books(RuleBasedStateMachine):
         elif asked.key in {one.key for one, _ in self.open}:
             assert grant == "busy"
         elif sum(self.charges.values()) + worst > 2000:
-            assert grant == "broke"
+            assert grant == "over_budget"
         else:
             assert isinstance(grant, Grant)
-            assert grant.worst == worst
+            assert grant.reserved == worst
             self.open.append((asked, grant))
             self.charges[grant.attempt] = worst
 
@@ -306,7 +306,7 @@ class Books(RuleBasedStateMachine):
     )
     def settle(self, data: st.DataObject, charge: int | None, kind: Any) -> None:
         asked, grant = self.open.pop(data.draw(st.integers(0, len(self.open) - 1)))
-        charge = None if charge is None else min(charge, grant.worst)
+        charge = None if charge is None else min(charge, grant.reserved)
         response = judge(asked, reply(), PRICE).response if kind == "answered" else None
         with self.ledger.transaction():
             outcome = Outcome(kind, charge, response)

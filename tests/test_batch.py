@@ -193,7 +193,7 @@ def test_whenever_it_is_killed_a_batch_is_found_again_and_paid_once(
     code = KILLED.format(tests=str(Path(__file__).parent), moment=moment, url=api.url, ledger=str(ledger.path))
     killed = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
     assert killed.returncode == -9, killed.stderr
-    waiting = ledger.waiting("run")
+    waiting = ledger.unfinished_batches("run")
     assert [row.requests for row in waiting] == [12]
     assert ledger.unsettled("run") == []
     wanted = requests("killed", 12)
@@ -201,7 +201,7 @@ def test_whenever_it_is_killed_a_batch_is_found_again_and_paid_once(
     bought = paid(api, before)
     assert bought["billed"] == 12
     assert bought["micro_dollars"] == ledger.spent("run")
-    assert ledger.waiting("run") == []
+    assert ledger.unfinished_batches("run") == []
 
 
 def test_a_batch_the_provider_has_lost_stays_charged(api: ApiServer, ledger: Ledger, model: Model) -> None:

@@ -131,12 +131,12 @@ class _Batches:
                 while left and len(lines) < MOST_LINES and size < MOST_BYTES and not broke:
                     request = left.pop()
                     grant = self.ledger.reserve(request, self.price, scope, self.model.name, self.endpoint, batch)
-                    broke = grant == "broke"
+                    broke = grant == "over_budget"
                     if isinstance(grant, Grant):
                         body = chat_body(request, self.model.served, self.model.settings.cap_name)
                         lines.append(write_line(grant.attempt, body))
                         size += len(lines[-1])
-                        self.tally.micro_dollars += grant.worst
+                        self.tally.micro_dollars += grant.reserved
                 if not lines:
                     self.ledger.end_batch(batch, "empty")
             if lines:
@@ -215,7 +215,7 @@ class _Batches:
 
     def _settle(self, batch: Batch, content: bytes) -> bytes:
         """Settle the lines of a file, whatever their order; returns those that name no attempt of the batch."""
-        attempts = self.ledger.in_batch(batch)
+        attempts = self.ledger.batch_attempts(batch)
         stray = []
         lines = content.splitlines(keepends=True)
         for start in range(0, len(lines), CHUNK):
@@ -232,7 +232,7 @@ class _Batches:
     def _settle_all(self, batch: Batch, delivery: Delivery, how: str, stray: bytes = b"") -> None:
         """Settle what is left of a batch in one way, and the batch with it."""
         with self.ledger.transaction():
-            for attempt in self.ledger.in_batch(batch).values():
+            for attempt in self.ledger.batch_attempts(batch).values():
                 if attempt is not None:
                     self._close(batch, *attempt, delivery)
             self.ledger.end_batch(batch, how, stray)
@@ -241,7 +241,7 @@ class _Batches:
         outcome = judge(request, delivery, batch.price)
         self.ledger.settle(grant, request, batch.scope, delivery, outcome, time.time() - batch.created)
         if outcome.charge is not None:
-            self.tally.micro_dollars += outcome.charge - grant.worst
+            self.tally.micro_dollars += outcome.charge - grant.reserved
         self._decide(request, outcome)
 
     def _decide(self, request: Request, outcome: Outcome) -> None:

@@ -63,7 +63,7 @@ def ask_remote(
     here = len(requests) - len(missing)
     if here:
         with ledger.transaction():
-            ledger.hit(scope, model.name, here)
+            ledger.add_hits(scope, model.name, here)
     listener.report(here, 0)
     if not missing:
         return known

@@ -189,7 +189,7 @@ class _Round:
         )
         if not isinstance(grant, Grant):
             endpoint.gate.turn_back()
-            if grant == "broke":
+            if grant == "over_budget":
                 self.allowance = 0
                 self.ready.appendleft(job)
             elif grant == "busy":
@@ -198,7 +198,7 @@ class _Round:
                 self.tally.stored += 1
                 self._finish(job)
             return
-        self.tally.micro_dollars += grant.worst
+        self.tally.micro_dollars += grant.reserved
         started = time.monotonic()
         delivery = await self.servers.connection(endpoint).send(request, _idempotency_key(request, grant))
         now = time.monotonic()
@@ -207,7 +207,7 @@ class _Round:
             lambda ledger: ledger.settle(grant, request, scope, delivery, outcome, now - started)
         )
         if outcome.charge is not None:
-            self.tally.micro_dollars += outcome.charge - grant.worst
+            self.tally.micro_dollars += outcome.charge - grant.reserved
         if self.allowance is not None:
             self.allowance += 1
         endpoint.gate.leave(outcome.kind, entered, now, outcome.retry_after, delivery.headers)
