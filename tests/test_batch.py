@@ -16,7 +16,7 @@ from stepladder.ask import Listener, RemoteModel, ask_remote
 from stepladder.ask.ledger import Ledger, Scope
 from stepladder.ask.remote import batch
 from stepladder.ask.remote.batch_lines import read_line
-from stepladder.ask.remote.openai_http import Files
+from stepladder.ask.remote.openai_http import BatchApi
 from stepladder.ask.request import worst_case
 from stepladder.config import Model
 from stepladder.errors import AskError, BudgetError
@@ -27,8 +27,8 @@ SCOPE = Scope("run", "medium")
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """No test waits for a batch as long as one waits for a provider."""
-    monkeypatch.setattr(batch, "PAUSES", (0.01,) * 7)
-    monkeypatch.setattr(batch, "GRACE", 0.05)
+    monkeypatch.setattr(batch, "PAUSES_SECONDS", (0.01,) * 7)
+    monkeypatch.setattr(batch, "LISTING_WAIT_SECONDS", 0.05)
 
 
 def faults(*some: dict[str, Any], **more: Any) -> dict[str, Any]:
@@ -165,15 +165,15 @@ def dies_after(method):
         die()
     return both
 
-batch.PAUSES = (0.01,) * 7
+batch.PAUSES_SECONDS = (0.01,) * 7
 where, when = {moment!r}.split()
-old = getattr(batch.Files, where) if when != "named" else batch._Batches._named
+old = getattr(batch.BatchApi, where) if when != "named" else batch._BatchClient._record_remote
 if when == "before":
-    setattr(batch.Files, where, die)
+    setattr(batch.BatchApi, where, die)
 elif when == "after":
-    setattr(batch.Files, where, dies_after(old))
+    setattr(batch.BatchApi, where, dies_after(old))
 else:
-    batch._Batches._named = dies_after(old)
+    batch._BatchClient._record_remote = dies_after(old)
 wanted = asker.requests("killed", 12)
 model = asker.model({url!r}, 8).model_copy(update={{"model": "test-model"}})
 with Ledger(Path({ledger!r})) as ledger:
@@ -237,8 +237,8 @@ def test_a_line_is_read_or_kept(line: Any, number: int | None, status: int | Non
 
 
 def test_a_line_of_nobody_is_kept_with_its_batch(ledger: Ledger, model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    content = Files.content
-    monkeypatch.setattr(Files, "content", lambda self, file: content(self, file) + b"from nowhere\n")
+    content = BatchApi.content
+    monkeypatch.setattr(BatchApi, "content", lambda self, file: content(self, file) + b"from nowhere\n")
     ask_remote(requests("stray", 2), RemoteModel("t", model, batch=True), ledger, SCOPE)
     assert rows(ledger, "SELECT stray FROM batches") == [(b"from nowhere\n",)]
 
@@ -249,7 +249,7 @@ def test_a_batch_is_collected_at_its_own_price_and_by_its_own_account(
     wanted, before = requests("priced", 4), api.settled()
     assert model.price is not None
     with monkeypatch.context() as patch:
-        patch.setattr(Files, "look", lambda self, name: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(BatchApi, "retrieve", lambda self, name: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             ask_remote(wanted, RemoteModel("t", model, batch=True), ledger, SCOPE)
     dear = model.model_copy(update={"price": model.price.model_copy(update={"input": model.price.input * 100})})

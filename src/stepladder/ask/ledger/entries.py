@@ -24,7 +24,8 @@ class Grant(NamedTuple):
     reserved: int
     """Micro-dollars."""
     answers_before: int
-    """Unusable responses (status 200) that earlier attempts got. The idempotency key changes only when this does."""
+    """Responses with status 200 that earlier attempts at the request got. Part of its idempotency key, so that only
+    retries after none of them reuse a key."""
 
 
 Refusal = Literal["stored", "busy", "over_budget"]

@@ -1,4 +1,4 @@
-"""A priced model of the configuration: how it is to be asked, its key, its price, its servers."""
+"""A model of the configuration as it is asked over HTTP: name, price, API key, servers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from stepladder.ask.remote.admission import Admission
-from stepladder.ask.remote.gate import START, Gate
+from stepladder.ask.remote.gate import START_IN_FLIGHT, Gate
 from stepladder.ask.remote.listener import Note
 from stepladder.ask.remote.openai_http import Http
 from stepladder.ask.remote.servers import Addresses, Endpoint
@@ -18,44 +18,47 @@ from stepladder.errors import AskError
 
 
 class RemoteModel(NamedTuple):
-    """A model of the configuration, and how it is to be asked."""
+    """A model of the configuration, and how to ask it."""
 
     name: str
-    """As the ledger and messages call it."""
+    """Its name in the ledger and in messages."""
     settings: Model
     batch: bool = False
-    """Whether through the provider's batch API."""
+    """Whether to use the provider's batch API."""
     dedicated: bool = False
-    """Whether its servers are there for this alone: from the beginning as many requests are in flight as its
-    ``concurrency`` allows."""
+    """Whether its servers answer nobody else: then ``concurrency`` requests are in flight from the beginning."""
 
     @property
     def served(self) -> str:
-        """Its name at its servers."""
+        """The name that its servers know it by."""
         return self.settings.served_as(self.name)
 
 
 @dataclass
 class PricedModel:
-    """A priced model: who it is, what it costs, and the servers it is reached at."""
+    """A model as the engine asks it."""
 
     name: str
     price: Price
     servers: Callable[[], Sequence[Endpoint]]
-    """Which servers there are now; asked again and again, the same address is the same endpoint."""
+    """Returns the current servers; for the same address always the same endpoint."""
 
 
 def priced_model(
     model: RemoteModel,
     admission: Admission | None = None,
     note: Note = lambda line: None,
-    start: int = START,
+    start: int = START_IN_FLIGHT,
 ) -> PricedModel:
-    """A model of the configuration as the engine asks it; ``start`` is how many requests are in flight at each server
-    before its first answer."""
+    """Make a model of the configuration ready for the engine. ``start`` is how many requests are in flight at each
+    server before its first answer.
+
+    Raises:
+        AskError: it has no price, or its API key is not set.
+    """
     settings = model.settings
     if settings.price is None:
-        raise AskError(f"model {model.name!r} has no price; without one no budget can be kept")
+        raise AskError(f"model {model.name!r} has no price, so no budget can be kept; set one in [models.{model.name}]")
     key = api_key(model)
 
     @functools.cache
@@ -72,7 +75,11 @@ def priced_model(
 
 
 def api_key(model: RemoteModel) -> str:
-    """The API key; a server of one's own that wants none gets a word."""
+    """The API key from the environment; ``none`` for a model without ``api_key_env``.
+
+    Raises:
+        AskError: the environment variable is not set.
+    """
     variable = model.settings.api_key_env
     if variable is None:
         return "none"
