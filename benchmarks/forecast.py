@@ -22,7 +22,7 @@ from typing import NamedTuple
 from rich.console import Console
 
 from stepladder.answering import standalone
-from stepladder.ask.local.engine import ROWS
+from stepladder.ask.local.engine import BATCH_SIZE
 from stepladder.commands import plan
 from stepladder.config import load
 from stepladder.context import Context
@@ -80,7 +80,7 @@ def main() -> None:
         pilot = answer(model, few, folder, context)
         rate = pilot.tokens / (pilot.seconds - capacity.EMBEDDED_START)
         whole = answer(model, config.questions.test, folder, context)
-    rows = min(ROWS, work.questions * work.votes)
+    rows = min(BATCH_SIZE, work.questions * work.votes)
     parts = memory.answering(shape, rows, round(work.prompt + work.answer), bytes_each=here.bytes_each or 4)
     off = parts.total / whole.peak - 1
     pieces = {part: round(size / memory.GIB, 2) for part, size in parts._asdict().items() if size}

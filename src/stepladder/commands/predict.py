@@ -19,7 +19,7 @@ from stepladder.answering import team as teams
 from stepladder.answering.client import FolderClient
 from stepladder.answering.standalone import Answers, AnswerSettings, answer, read_settings, so_far
 from stepladder.answering.team import Team
-from stepladder.ask.local.engine import ROWS
+from stepladder.ask.local.engine import BATCH_SIZE
 from stepladder.config import Serve
 from stepladder.errors import GateError, ModelError, ServeError, UserError
 from stepladder.forecast import memory, model_shape
@@ -234,7 +234,7 @@ def _check_memory(weights: Path, questions: Sequence[Question], how: AnswerSetti
         shape = model_shape.read(weights)
     except ModelError:  # of a kind that nothing is known of
         return
-    needed = memory.answering(shape, min(len(questions), ROWS), how.predict.max_tokens).total
+    needed = memory.answering(shape, min(len(questions), BATCH_SIZE), how.predict.max_tokens).total
     if (free := memory.free()) is not None and needed > free:
         sizes = f"{needed / 2**30:.1f} GiB of memory, and {free / 2**30:.1f} are free"
         raise UserError(f"{weights}: answering takes {sizes}; end something, or take a larger machine")

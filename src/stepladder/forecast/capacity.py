@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from stepladder import models
-from stepladder.ask.local.engine import ROWS
+from stepladder.ask.local.engine import BATCH_SIZE
 from stepladder.config import Serve
 from stepladder.errors import MissingExtra, UserError
 from stepladder.forecast import memory
@@ -161,7 +161,7 @@ def serving(shape: Shape, work: Workload, on: Card, rate: float | None = None) -
         rate: tokens written a second as measured on it, prompts being read meanwhile, if somebody did.
     """
     loaded, cache, each = _room(shape, work, on)
-    start, most = (START, SEQUENCES) if on.bytes_each is None else (EMBEDDED_START, ROWS)
+    start, most = (START, SEQUENCES) if on.bytes_each is None else (EMBEDDED_START, BATCH_SIZE)
     if cache < each * work.length:
         return Serving(loaded, cache, 0, 0.0, float("inf"))
     at_once = round(cache / (each * work.length))

@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from stepladder import models
-from stepladder.ask.local import ROWS
+from stepladder.ask.local import BATCH_SIZE
 from stepladder.config import Config
 from stepladder.errors import MissingExtra
 from stepladder.forecast import capacity, memory
@@ -129,7 +129,7 @@ def _making(config: Config, shape: Shape, work: Workload) -> Table:
             checkpointing=train.gradient_checkpointing is True, cards=0,
         )  # fmt: skip
         shown.add_row(f"here, without a card, in {here_in['train']}: LoRA", f"{here.total / GIB:,.1f}")
-        rows = min(ROWS, work.questions * work.votes)
+        rows = min(BATCH_SIZE, work.questions * work.votes)
         answers = memory.answering(shape, rows, length, bytes_each=each["predict"])
         shown.add_row(f"here, in {here_in['predict']}: answering", f"{answers.total / GIB:,.1f}")
         packed = memory.quantising(shape, texts, length, bytes_each=each["train"])
