@@ -15,7 +15,7 @@ from stepladder.context import Context
 from stepladder.errors import ModelError, UserError
 from stepladder.forecast import capacity, fit_tables, memory
 from stepladder.forecast.capacity import Card, Workload, card, levers, members_in, serving
-from stepladder.forecast.memory import GIB, SEQUENCES, training, weights
+from stepladder.forecast.memory import GIB, MAX_SEQUENCES, training, weights
 from stepladder.forecast.model_shape import QWEN25_SHAPES, Shape, qwen25, read
 from stepladder.progress import Progress
 from stepladder.stages import flow
@@ -106,7 +106,7 @@ def test_time_follows_the_work() -> None:
     slow = serving(LARGE, WORK, on, rate=10)
     assert slow.seconds / 4 == pytest.approx(1328 * 400 / 10, rel=0.02)
     assert members_in(LARGE, WORK, on, usual.seconds / 3600 * 1.01) == 4
-    assert serving(QWEN25_SHAPES["0.5B"], WORK, on).rate <= SEQUENCES / capacity.STEP
+    assert serving(QWEN25_SHAPES["0.5B"], WORK, on).rate <= MAX_SEQUENCES / capacity.STEP
 
 
 def test_a_machine_without_a_card_unpacks_what_it_computes_with() -> None:

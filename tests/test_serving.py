@@ -32,8 +32,8 @@ from stepladder.errors import ServeError
 from stepladder.progress import Progress
 from stepladder.records import Message, Prediction, Question
 from stepladder.serving import vllm
-from stepladder.serving.cards import cards_by_server, side_by_side, visible_cards
-from stepladder.serving.vllm import Fleet, command
+from stepladder.serving.cards import cards_by_server, side_by_side_settings, visible_cards
+from stepladder.serving.vllm import Fleet, server_command
 
 PROGRAM = """#!{python}
 import http.server, json, os, subprocess, sys, time
@@ -282,17 +282,17 @@ def test_a_server_that_hangs_is_not_waited_for_when_the_time_is_up(
 def test_what_fits_side_by_side(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     two = [base, base]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert side_by_side(two, Serve()) is None
+    assert side_by_side_settings(two, Serve()) is None
     with_cards(monkeypatch, GIB_32)
-    found = side_by_side(two, Serve())
+    found = side_by_side_settings(two, Serve())
     assert found is not None
     assert found.utilisation == 0.46
     assert found.kv_cache_gib == pytest.approx(32 * 0.92 / 2 - 1.5, abs=0.05)  # the weights are next to nothing
-    assert side_by_side(two, Serve(kv_cache_gib=4)) == Serve(kv_cache_gib=4, utilisation=0.46)
-    assert side_by_side([base] * 20, Serve()) is None  # nothing is left beside twenty servers
-    assert side_by_side(two, Serve(kv_cache_gib=14)) is None
+    assert side_by_side_settings(two, Serve(kv_cache_gib=4)) == Serve(kv_cache_gib=4, utilisation=0.46)
+    assert side_by_side_settings([base] * 20, Serve()) is None  # nothing is left beside twenty servers
+    assert side_by_side_settings(two, Serve(kv_cache_gib=14)) is None
     with_cards(monkeypatch, GIB_32, SimpleNamespace(total=16 * 2**30, free=16 * 2**30))
-    smallest = side_by_side(two, Serve())
+    smallest = side_by_side_settings(two, Serve())
     assert smallest is not None
     assert smallest.kv_cache_gib == pytest.approx(16 * 0.92 / 2 - 1.5, abs=0.05)
 
@@ -300,7 +300,7 @@ def test_what_fits_side_by_side(base: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_card_that_does_not_report_its_memory_is_used_alone(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with_cards(monkeypatch, GIB_32, pynvml.NVMLError_NotSupported())
     assert visible_cards() == ["0", "1"]
-    assert side_by_side([base, base], Serve()) is None
+    assert side_by_side_settings([base, base], Serve()) is None
 
 
 @pytest.mark.parametrize("error", [pynvml.NVMLError_LibraryNotFound, pynvml.NVMLError_DriverNotLoaded])
@@ -337,7 +337,7 @@ def test_one_that_dies_is_started_again_under_a_new_address(settings: Serve, tmp
 
 
 def test_one_that_dies_too_often_is_given_up(settings: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vllm, "RESTARTS", 0)
+    monkeypatch.setattr(vllm, "MAX_RESTARTS", 0)
     with fleet(settings, tmp_path) as running:
         os.kill(pids(settings)[0], signal.SIGKILL)
         until(lambda: running.failure)
@@ -363,7 +363,7 @@ def test_a_taken_port_is_left_to_who_has_it(settings: Serve, tmp_path: Path) -> 
         ("ValueError: 1.0 GiB KV cache is needed, which is larger than the available KV cache memory", r"max_length"),
         ("torch.OutOfMemoryError: CUDA out of memory.", "its memory is too small"),
         ("(EngineCore pid=7) ValueError: no such architecture", "ValueError: no such architecture"),
-        ("something else", "it says no reason"),
+        ("something else", "its log gives no reason"),
     ],
 )
 def test_one_that_does_not_start_says_why(settings: Serve, tmp_path: Path, said: str, why: str) -> None:
@@ -429,7 +429,7 @@ def test_cards_are_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_command_line(tmp_path: Path) -> None:
     program, stops = tmp_path / "vllm", tmp_path / "stops"
-    words, environment = command(tmp_path, "s", Serve(kv_cache_gib=8), program, ("0", "1"), 80, stops)
+    words, environment = server_command(tmp_path, "s", Serve(kv_cache_gib=8), program, ("0", "1"), 80, stops)
     assert words[:3] == [str(program), "serve", str(tmp_path)]
     flags = dict(itertools.pairwise(words))
     assert flags["--tensor-parallel-size"] == "2"
@@ -440,7 +440,7 @@ def test_the_command_line(tmp_path: Path) -> None:
     assert environment["CUDA_VISIBLE_DEVICES"] == "0,1"
     assert (environment["DO_NOT_TRACK"], environment["VLLM_NO_USAGE_STATS"]) == ("1", "1")
     assert "--enable-prefix-caching" in words
-    words, environment = command(tmp_path, "s", Serve(prefix_caching=False), program, (), 80, stops)
+    words, environment = server_command(tmp_path, "s", Serve(prefix_caching=False), program, (), 80, stops)
     assert dict(itertools.pairwise(words))["--kv-cache-memory-bytes"] == str(2 * 2**30)
     assert "--no-enable-prefix-caching" in words
     assert "--tensor-parallel-size" not in words

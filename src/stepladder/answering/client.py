@@ -18,7 +18,7 @@ from stepladder.ask.request import Request, Response
 from stepladder.config import Config, Dtype, Model, Predict, Serve
 from stepladder.context import Context
 from stepladder.errors import AskError, ServeError
-from stepladder.forecast.memory import SEQUENCES
+from stepladder.forecast.memory import MAX_SEQUENCES
 from stepladder.models import template
 from stepladder.progress import Lane, Progress
 from stepladder.serving.vllm import Fleet
@@ -152,7 +152,7 @@ class FolderClient:
             self._fleet, self._weights = self._open.enter_context(fleet), weights
             self._progress.update(f"{what}: vLLM starts", 1, 1)
         # Nobody else asks them, and their keepers see them die: an answer may wait for as long as it takes.
-        return Model(base_url_file=self._fleet.addresses, concurrency=SEQUENCES, timeout=PATIENCE, **whose)
+        return Model(base_url_file=self._fleet.addresses, concurrency=MAX_SEQUENCES, timeout=PATIENCE, **whose)
 
     def _clear(self) -> None:
         self._loaded = self._fleet = None

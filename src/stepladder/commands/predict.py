@@ -28,7 +28,7 @@ from stepladder.mcq.questionfile import read_problems
 from stepladder.packaging import selftest
 from stepladder.progress import Lane, Progress
 from stepladder.records import Language, Prediction, Question
-from stepladder.serving.cards import side_by_side, visible_cards
+from stepladder.serving.cards import side_by_side_settings, visible_cards
 from stepladder.terminal import say
 from stepladder.workspace import write_atomic
 
@@ -151,7 +151,7 @@ class Assignment(NamedTuple):
         stop = threading.Event()
         with _limit(minutes, stop):
             if len(members) > 1 and self.how.predict.engine == "vllm" and not serve.base_url:
-                shared = side_by_side([*members.values()], serve)
+                shared = side_by_side_settings([*members.values()], serve)
                 if shared is not None:
                     try:
                         return self._side_by_side(shared)

@@ -18,7 +18,7 @@ from stepladder.ask.local.engine import BATCH_SIZE
 from stepladder.config import Serve
 from stepladder.errors import MissingExtra, UserError
 from stepladder.forecast import memory
-from stepladder.forecast.memory import GIB, SEQUENCES
+from stepladder.forecast.memory import GIB, MAX_SEQUENCES
 from stepladder.forecast.model_shape import Shape
 
 REACHED = 0.5
@@ -161,7 +161,7 @@ def serving(shape: Shape, work: Workload, on: Card, rate: float | None = None) -
         rate: tokens written a second as measured on it, prompts being read meanwhile, if somebody did.
     """
     loaded, cache, each = _room(shape, work, on)
-    start, most = (START, SEQUENCES) if on.bytes_each is None else (EMBEDDED_START, BATCH_SIZE)
+    start, most = (START, MAX_SEQUENCES) if on.bytes_each is None else (EMBEDDED_START, BATCH_SIZE)
     if cache < each * work.length:
         return Serving(loaded, cache, 0, 0.0, float("inf"))
     at_once = round(cache / (each * work.length))
@@ -217,7 +217,7 @@ def side_by_side(shape: Shape, work: Workload, on: Card) -> float | None:
     if on.bytes_each is not None:
         return None
     loaded, _, each = _room(shape, work, on)
-    return memory.shared(on.gib * GIB * work.utilisation, [loaded] * work.members, each * work.length)
+    return memory.side_by_side_cache(on.gib * GIB * work.utilisation, [loaded] * work.members, each * work.length)
 
 
 def longest(shape: Shape, work: Workload, on: Card) -> int:

@@ -22,9 +22,9 @@ FRAGMENTATION = 4
 """Bytes a parameter of the base that training in host memory keeps beside what it uses: gaps in the heap of the C
 library (glibc), between activations that come and go in many sizes. Measured: with every large tensor mapped on its own
 they vanish, and a step takes a third longer (docs/experiments.md)."""
-SERVER = 1.5 * GIB
+SERVER_BYTES = 1.5 * GIB
 """What vLLM takes beside weights and KV cache: its context, activations of a prompt and CUDA graphs."""
-SEQUENCES = 256
+MAX_SEQUENCES = 256
 """Answers written at once, as many as are asked for at once; a server's own default may be half."""
 TOGETHER = 16
 """Sequences of full length for which a server must have room where several share a card: with fewer, one after another
@@ -75,10 +75,10 @@ def kv_per_token(shape: Shape, bytes_each: int = 2) -> int:
 
 def cache(usable: float, loaded: float) -> float:
     """Bytes that vLLM has for keys and values in so many of a card's, beside loaded weights; at least 0."""
-    return max(0.0, usable - loaded - SERVER)
+    return max(0.0, usable - loaded - SERVER_BYTES)
 
 
-def shared(usable: float, loaded: Sequence[float], longest: float) -> float | None:
+def side_by_side_cache(usable: float, loaded: Sequence[float], longest: float) -> float | None:
     """Bytes that servers standing side by side on a card have for keys and values, each; None where that is too little
     to be worth it.
 

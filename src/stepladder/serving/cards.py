@@ -1,4 +1,4 @@
-"""The cards of this machine: which may be used, which server gets which, and whether servers fit beside each other."""
+"""The cards of this machine: which may be used, which server uses which, and whether servers fit side by side."""
 
 from __future__ import annotations
 
@@ -14,51 +14,56 @@ from stepladder.forecast import memory, model_shape
 
 
 def cards_by_server(settings: Serve) -> list[tuple[str, ...]]:
-    """Cards by server; one server without a card where there is none.
+    """The cards of each server; on a machine without a card one server, which has none.
 
     Raises:
-        ServeError: fewer cards than one server is to be spread over.
+        ServeError: there are fewer cards than one server needs.
     """
-    found, each = visible_cards(), settings.tensor_parallel
-    if not found:
-        if each > 1:
-            raise ServeError(f"[serve] tensor_parallel = {each}, but this machine has no card; leave it out")
+    cards, per_server = visible_cards(), settings.tensor_parallel
+    if not cards:
+        if per_server > 1:
+            raise ServeError(f"[serve] tensor_parallel = {per_server}, but this machine has no card; leave it out")
         return [()]
-    if each > len(found):
-        raise ServeError(f"[serve] tensor_parallel = {each}, but there are {len(found)} cards; lower it")
-    return [tuple(found[start : start + each]) for start in range(0, len(found) - each + 1, each)]
+    if per_server > len(cards):
+        raise ServeError(f"[serve] tensor_parallel = {per_server}, but there are {len(cards)} cards; lower it")
+    return [tuple(cards[start : start + per_server]) for start in range(0, len(cards) - per_server + 1, per_server)]
 
 
 def visible_cards() -> list[str]:
-    """Cards that may be used, by what CUDA calls them."""
+    """Cards that may be used, as CUDA_VISIBLE_DEVICES names them."""
     if (visible := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
         return [card.strip() for card in visible.split(",") if card.strip() not in {"", "-1"}]
     return [str(index) for index in range(len(_read_memory()))]
 
 
-def side_by_side(folders: Sequence[Path], settings: Serve) -> Serve | None:
-    """Settings under which servers of all these models fit beside each other on every card, each with room for a batch
-    worth having; None where they do not fit, nothing tells, or there is no card: on the same cores they would only wait
-    for each other."""
+def side_by_side_settings(folders: Sequence[Path], settings: Serve) -> Serve | None:
+    """Settings under which servers of all these models fit on every card at once, each with a KV cache of useful size.
+
+    None if they do not fit, if memory or a model's shape is not known, or without a card: on the same cores, servers
+    would only slow each other down.
+    """
     if cards_by_server(settings) == [()]:
         return None
-    loaded = [memory.weights_on_disk(folder) for folder in folders]
     try:
-        each = max(memory.kv_per_token(model_shape.read(folder)) for folder in folders) / settings.tensor_parallel
-    except ModelError:  # of a kind that nothing is known of
+        kv_per_token = max(memory.kv_per_token(model_shape.read(folder)) for folder in folders)
+    except ModelError:
         return None
     reported = _read_memory()
-    memories = [memory_of_card for memory_of_card in reported if memory_of_card is not None]
+    memories = [card for card in reported if card is not None]
     if not memories or len(memories) < len(reported):
         return None
-    # The smallest card decides; all of one machine are mostly alike.
+    # The smallest card decides; those of one machine are mostly alike.
     usable = min(min(card.free, card.total * settings.utilisation) for card in memories)
-    spread = [size / settings.tensor_parallel for size in loaded]
-    cache, wanted = memory.shared(usable, spread, settings.max_length * each), settings.kv_cache_gib
-    if cache is None or (wanted is not None and wanted * 2**30 > cache):
+    weights = [memory.weights_on_disk(folder) / settings.tensor_parallel for folder in folders]
+    longest = settings.max_length * kv_per_token / settings.tensor_parallel
+    cache = memory.side_by_side_cache(usable, weights, longest)
+    if cache is None or (settings.kv_cache_gib is not None and settings.kv_cache_gib * 2**30 > cache):
         return None
-    share = {"kv_cache_gib": wanted or cache / 2**30, "utilisation": settings.utilisation / len(folders)}
-    return settings.model_copy(update=share)
+    shares = {
+        "kv_cache_gib": settings.kv_cache_gib or cache / 2**30,
+        "utilisation": settings.utilisation / len(folders),
+    }
+    return settings.model_copy(update=shares)
 
 
 class CardMemory(NamedTuple):
@@ -69,8 +74,8 @@ class CardMemory(NamedTuple):
 
 
 def _read_memory() -> list[CardMemory | None]:
-    """Memory of every card, by its index; None where the driver does not report it. Empty without a card, without a
-    driver, and where the driver does not answer."""
+    """Memory of every card, by its index; None for a card whose memory the driver does not report. Empty without a
+    card, without a driver, or if the driver does not answer."""
     import pynvml
 
     try:
