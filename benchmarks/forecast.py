@@ -78,7 +78,7 @@ def main() -> None:
         lines = config.questions.test.read_text(encoding="utf-8").splitlines(keepends=True)[: asked.pilot]
         few.write_text("".join(lines), encoding="utf-8")
         pilot = answer(model, few, folder, context)
-        rate = pilot.tokens / (pilot.seconds - capacity.EMBEDDED_START)
+        rate = pilot.tokens / (pilot.seconds - capacity.EMBEDDED_START_SECONDS)
         whole = answer(model, config.questions.test, folder, context)
     rows = min(BATCH_SIZE, work.questions * work.votes)
     parts = memory.answering(shape, rows, round(work.prompt + work.answer), bytes_each=here.bytes_each or 4)

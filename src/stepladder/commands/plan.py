@@ -43,7 +43,7 @@ def plan(config: Path, runs: Path, pilot: int, card: str, hours: float, rate: fl
     Raises:
         UserError, AskError, BudgetError: as the stages ``questions`` and ``samples`` do.
     """
-    on = capacity.card(card)
+    on = capacity.parse_card(card)
     context = Context.open(config, runs)
     with context.workspace.locked():
         plan_cascade(context, pilot)

@@ -1,4 +1,4 @@
-"""The layer sizes of a model, which its memory and speed follow from: read from its config.json, or known by its id."""
+"""The shape of a model, from which its memory and speed follow: read from its config.json, or known by its id."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from stepladder.errors import ModelError
 
 
 class Linear(NamedTuple):
-    """A linear layer: how many numbers it reads and writes a token."""
+    """A linear layer: the sizes of its input and output."""
 
     inputs: int
     outputs: int
 
 
 class Shape(NamedTuple):
-    """What a decoder is made of (Llama, Qwen2, Qwen3, Mistral and the like: attention and a gated MLP)."""
+    """Sizes of a decoder with attention and a gated MLP (Llama, Qwen2, Qwen3, Mistral and similar)."""
 
     layers: int
     hidden: int
@@ -28,11 +28,12 @@ class Shape(NamedTuple):
     head_dim: int
     vocabulary: int
     tied: bool
-    """Whether the head shares the embeddings' weights."""
+    """Whether the output head shares the embeddings' weights."""
 
     @property
     def linears(self) -> tuple[Linear, ...]:
-        """Of one layer: query, key, value, output; gate, up, down. These carry LoRA and are quantised."""
+        """The linear layers of one decoder layer: query, key, value, output; gate, up, down. These get LoRA and are
+        quantised."""
         queries, keys = self.heads * self.head_dim, self.kv_heads * self.head_dim
         return (
             Linear(self.hidden, queries),
@@ -46,12 +47,12 @@ class Shape(NamedTuple):
 
     @property
     def linear_parameters(self) -> int:
-        """Of all layers."""
+        """Parameters of all these linear layers."""
         return self.layers * sum(linear.inputs * linear.outputs for linear in self.linears)
 
     @property
     def other_parameters(self) -> int:
-        """Embeddings, head and norms, which are never quantised (biases are left out)."""
+        """Parameters of embeddings, head and norms, which are never quantised (biases are left out)."""
         return (1 if self.tied else 2) * self.vocabulary * self.hidden + (2 * self.layers + 1) * self.hidden
 
     @property
@@ -73,7 +74,7 @@ QWEN25_SHAPES = {
     "32B": _qwen(64, 5120, 27648, 40, 8, tied=False),
     "72B": _qwen(80, 8192, 29568, 64, 8, tied=False),
 }
-"""The Qwen2.5 family, from its published config.json files, so that a plan needs no download."""
+"""The Qwen2.5 models by size, from their published config.json files, so that a plan needs no download."""
 
 
 def qwen25(model_id: str) -> Shape | None:
@@ -86,7 +87,7 @@ def read(folder: Path) -> Shape:
     """The shape of the model in a folder, from its config.json.
 
     Raises:
-        ModelError: it is of another kind, naming the field that is not there.
+        ModelError: config.json lacks a field; the message names it.
     """
     path = folder / "config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
@@ -103,4 +104,4 @@ def read(folder: Path) -> Shape:
             tied=bool(config.get("tie_word_embeddings")),
         )
     except KeyError as error:
-        raise ModelError(f"{path}: no {error}; memory is planned for models of the Llama and Qwen2 kind only") from None
+        raise ModelError(f"{path}: no {error}; memory can be planned only for models like Llama and Qwen2") from None
