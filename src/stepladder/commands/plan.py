@@ -19,14 +19,14 @@ from stepladder.forecast.capacity import Workload
 from stepladder.forecast.cost import (
     ANSWER_TOKENS,
     ONE,
-    SAMPLED,
+    PILOT_FACTOR,
     ModelRates,
     Rates,
     assume,
     forecast,
     prompt_tokens,
-    share,
-    tokens,
+    solved_share,
+    text_tokens,
 )  # fmt: skip
 from stepladder.forecast.model_shape import Shape
 from stepladder.mcq.shuffle import rng
@@ -85,7 +85,7 @@ def measure(context: Context, drawn: Sequence[Question], assumed: Mapping[str, R
     medians = {(a.rung, a.model): statistics.median(a.seconds) for a in _accounts(context) if a.seconds}
     return {
         step.rung.name: Rates(
-            share(len(step.solved), step.reached),
+            solved_share(len(step.solved), step.reached),
             {
                 model: _model_rates(
                     usage, step.reached, assumed[step.rung.name].models[model], medians.get((step.rung.name, model))
@@ -107,8 +107,8 @@ def _model_rates(usage: Usage, questions: int, assumed: ModelRates, median: floa
     return ModelRates(
         calls,
         ONE.times(usage.prompt_tokens / usage.calls),
-        SAMPLED.times(usage.completion_tokens / usage.calls),
-        SAMPLED.times(seconds),
+        PILOT_FACTOR.times(usage.completion_tokens / usage.calls),
+        PILOT_FACTOR.times(seconds),
     )
 
 
@@ -136,12 +136,12 @@ def work_of(context: Context) -> Workload:
     questions = records.read(context.input("questions") / f"{split}.jsonl", Question)
     prompts = [prompt_tokens(config, question) for question in questions] or [0.0]
     again = sum(
-        tokens(later.problem) for earlier, later in pairwise(questions) if earlier.problem_id == later.problem_id
+        text_tokens(later.problem) for earlier, later in pairwise(questions) if earlier.problem_id == later.problem_id
     )
     answer = ANSWER_TOKENS.likely
     if _samples_are_done(context):
         accepted = records.read(context.input("samples") / "accepted.jsonl", Sample)
-        chains = [tokens(sample.text) for sample in accepted]
+        chains = [text_tokens(sample.text) for sample in accepted]
         answer = fmean(chains) if chains else answer
     return Workload(
         questions=len(questions),
