@@ -153,7 +153,7 @@ def answered(job: dict[str, Any]) -> dict[str, tuple[str, str | None]]:
 
 
 def generated(engine: Local, request: Request) -> str:
-    ids = torch.tensor([engine._row(request).tokens])
+    ids = torch.tensor([engine._prompt(request).tokens])
     out = engine._model.generate(  # type: ignore[operator]
         ids, attention_mask=torch.ones_like(ids), max_new_tokens=CAP, do_sample=False, eos_token_id=[*engine._ends]
     )

@@ -22,11 +22,11 @@ from typing import NamedTuple
 from rich.console import Console
 
 from stepladder.answering import standalone
-from stepladder.ask.local.engine import ROWS
+from stepladder.ask.local.engine import BATCH_SIZE
 from stepladder.commands import plan
 from stepladder.config import load
 from stepladder.context import Context
-from stepladder.forecast import capacity, memory
+from stepladder.forecast import capacity, memory, model_shape
 from stepladder.mcq.questionfile import read_problems
 from stepladder.progress import Progress
 from stepladder.stages.predictions import leader
@@ -68,7 +68,7 @@ def main() -> None:
         raise SystemExit(f"{asked.config}: no [questions] test")
     context = Context(config, Workspace(asked.runs, config.name), Progress(Console(stderr=True)))
     model = context.input("quantised", leader(context))
-    work, shape = plan.work_of(context)._replace(members=1), memory.read(model)
+    work, shape = plan.work_of(context)._replace(members=1), model_shape.read(model)
     here = capacity.this_machine()
     print(f"{here.tflops * 1e3:.0f} GFLOP/s, {here.bandwidth:.0f} GB/s, {here.bytes_each} bytes a number")
     print(f"{work.questions} questions, {work.prompt:.0f} tokens in ({work.read:.0f} new), {work.answer:.0f} out")
@@ -78,9 +78,9 @@ def main() -> None:
         lines = config.questions.test.read_text(encoding="utf-8").splitlines(keepends=True)[: asked.pilot]
         few.write_text("".join(lines), encoding="utf-8")
         pilot = answer(model, few, folder, context)
-        rate = pilot.tokens / (pilot.seconds - capacity.EMBEDDED_START)
+        rate = pilot.tokens / (pilot.seconds - capacity.EMBEDDED_START_SECONDS)
         whole = answer(model, config.questions.test, folder, context)
-    rows = min(ROWS, work.questions * work.votes)
+    rows = min(BATCH_SIZE, work.questions * work.votes)
     parts = memory.answering(shape, rows, round(work.prompt + work.answer), bytes_each=here.bytes_each or 4)
     off = parts.total / whole.peak - 1
     pieces = {part: round(size / memory.GIB, 2) for part, size in parts._asdict().items() if size}

@@ -21,7 +21,7 @@ from training import examples
 
 from stepladder import models
 from stepladder.config import Quantise, Train
-from stepladder.forecast import memory
+from stepladder.forecast import memory, model_shape
 from stepladder.quantising import gptq
 from stepladder.training import trl
 from stepladder.training.data import Data
@@ -75,7 +75,7 @@ def one(task: str, base: Path, folder: Path) -> None:
 
 
 def forecast(task: str, base: Path, told: dict[str, float]) -> memory.Parts:
-    shape = memory.read(base)
+    shape = model_shape.read(base)
     each = models.compute_dtype().itemsize
     if task == "quantise":
         return memory.quantising(shape, int(told["samples"]), int(told["tokens"]), bytes_each=each)
@@ -104,7 +104,7 @@ def main() -> None:
         small = root / "small"
         small.symlink_to(models.locate(models.BUNDLED))
         for base in (small, larger(root / "large")):
-            print(f"{memory.read(base).parameters / 1e6:.0f} M parameters")
+            print(f"{model_shape.read(base).parameters / 1e6:.0f} M parameters")
             for task in ("plain", "checkpointing", "quantise"):
                 folder = root / f"{base.name}-{task}"
                 folder.mkdir()

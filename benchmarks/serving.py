@@ -33,13 +33,14 @@ from stepladder.ask.remote.admission import FREE
 from stepladder.ask.request import Request
 from stepladder.commands.predict import predict as predict_command
 from stepladder.config import Model, Serve
-from stepladder.forecast.memory import SEQUENCES
+from stepladder.forecast.memory import MAX_SEQUENCES
 from stepladder.mcq.answer import strict
 from stepladder.mcq.prompts import ask_messages
 from stepladder.mcq.questionfile import read_problems
 from stepladder.models import template
 from stepladder.records import Question
-from stepladder.serving.vllm import BATCH, BLOCK, Fleet, devices, surroundings
+from stepladder.serving.cards import cards_by_server
+from stepladder.serving.vllm import CPU_BLOCK_TOKENS, MAX_BATCHED_TOKENS, Fleet, server_environment
 
 ROOM = 0.08
 """GiB of KV cache where prefix caching is measured: what is shared must still be there when it is asked for again."""
@@ -71,7 +72,7 @@ def bare(asked: argparse.Namespace, folder: Path) -> dict[str, Any]:
     told = {
         "model": str(asked.model), "dtype": asked.dtype, "max_length": asked.max_length,
         "max_tokens": how.predict.max_tokens, "kv_cache_bytes": round(asked.kv_cache * 2**30),
-        "sequences": SEQUENCES, "batch": BATCH, "block": BLOCK,
+        "sequences": MAX_SEQUENCES, "batch": MAX_BATCHED_TOKENS, "block": CPU_BLOCK_TOKENS,
         "conversations": [
             [message.model_dump() for message in ask_messages(q, tuple(range(len(q.options))), how.prompts)]
             for q in questions_of(asked)
@@ -80,7 +81,12 @@ def bare(asked: argparse.Namespace, folder: Path) -> dict[str, Any]:
     (folder / "chat.json").write_text(json.dumps(told), encoding="utf-8")
     program, said = asked.environment / "bin" / "python", folder / "said.json"
     words = [program, Path(__file__).with_name("bare_chat.py"), folder / "chat.json", said]
-    subprocess.run(list(map(str, words)), env=surroundings(devices(Serve())[0]), stdout=subprocess.DEVNULL, check=True)
+    subprocess.run(
+        list(map(str, words)),
+        env=server_environment(cards_by_server(Serve())[0]),
+        stdout=subprocess.DEVNULL,
+        check=True,
+    )
     return dict(json.loads(said.read_text(encoding="utf-8")))
 
 

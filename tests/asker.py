@@ -21,7 +21,7 @@ import openai  # noqa: F401 (imported before the clock starts)
 from stepladder.ask import RemoteModel, ask_remote
 from stepladder.ask.ledger import Ledger, Scope
 from stepladder.ask.remote.engine import ask_all
-from stepladder.ask.remote.teacher import teacher
+from stepladder.ask.remote.teacher import priced_model
 from stepladder.ask.request import Request
 from stepladder.config import Model, Price
 from stepladder.errors import AskError, BudgetError
@@ -104,12 +104,12 @@ def main() -> None:
     begun, cpu = time.perf_counter(), time.process_time()
     said = ""
     with Ledger(asked.ledger) as ledger:
-        scope, served = Scope("run", run_cap=asked.cap), model(asked.url, asked.concurrency)
+        scope, served = Scope("run", run_cap=asked.cap), RemoteModel("test-model", model(asked.url, asked.concurrency))
         try:
             if asked.in_process:
-                asyncio.run(ask_all(stream(), teacher("test-model", served), ledger, scope))
+                asyncio.run(ask_all(stream(), priced_model(served), ledger, scope))
             else:
-                ask_remote(list(stream()), RemoteModel("test-model", served), ledger, scope)
+                ask_remote(list(stream()), served, ledger, scope)
         except (AskError, BudgetError) as error:
             said = f"{type(error).__name__}: {error}"
         figures = {

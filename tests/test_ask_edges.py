@@ -29,9 +29,9 @@ from stepladder.ask.remote import batch
 from stepladder.ask.remote.admission import FREE, Admission
 from stepladder.ask.remote.client import _probe_tokens
 from stepladder.ask.remote.engine import ask_all
-from stepladder.ask.remote.openai_http import Files, Gone, Http, Refused, chat_body
+from stepladder.ask.remote.openai_http import BatchApi, Gone, Http, Refused, chat_body
 from stepladder.ask.remote.servers import Endpoint
-from stepladder.ask.remote.teacher import teacher
+from stepladder.ask.remote.teacher import priced_model
 from stepladder.ask.request import Request, Response, worst_case
 from stepladder.config import Model
 from stepladder.errors import AskError, BudgetError, MissingExtra, UserError
@@ -41,7 +41,7 @@ SCOPE = Scope("run", "easy")
 
 def run(wanted: list[Request], model: Model, ledger: Ledger, scope: Scope = SCOPE) -> dict[str, Response]:
     """In this process, without a worker."""
-    asyncio.run(ask_all(wanted, teacher("t", model), ledger, scope))
+    asyncio.run(ask_all(wanted, priced_model(RemoteModel("t", model)), ledger, scope))
     return ledger.find_all(wanted)
 
 
@@ -112,13 +112,13 @@ def test_a_server_that_fails_or_hangs_may_be_asked_again() -> None:
 )
 def test_a_batch_api_that_says_no_or_nothing(status: int, body: bytes, error: type[Exception]) -> None:
     with Odd(status, body) as odd:
-        files = Files(odd.url, "k", 5)
+        files = BatchApi(odd.url, "k", 5)
         with pytest.raises(error):
             files.upload(b"{}\n")
         files.close()
-    files = Files("http://127.0.0.1:9/v1", "k", 5)
+    files = BatchApi("http://127.0.0.1:9/v1", "k", 5)
     with pytest.raises(Unreachable):
-        list(files.all())
+        list(files.list_batches())
     files.close()
 
 
@@ -135,7 +135,7 @@ def test_settings_go_over_the_wire_as_they_are_meant() -> None:
     }
 
 
-@pytest.mark.parametrize("make", [lambda: Http("http://x", "m", "k", 1), lambda: Files("http://x", "k", 1)])
+@pytest.mark.parametrize("make", [lambda: Http("http://x", "m", "k", 1), lambda: BatchApi("http://x", "k", 1)])
 def test_without_the_sdk_there_is_a_line_on_how_to_get_it(
     monkeypatch: pytest.MonkeyPatch, make: Callable[[], object]
 ) -> None:
@@ -166,7 +166,7 @@ def test_no_key_no_price_no_request(model: Model, ledger: Ledger, monkeypatch: p
     with pytest.raises(AskError, match="environment variable ASKER_KEY is not set"):
         ask_remote(requests("no key", 1), RemoteModel("t", model), ledger, SCOPE)
     with pytest.raises(AskError, match="has no price"):
-        teacher("t", model.model_copy(update={"price": None}))
+        priced_model(RemoteModel("t", model.model_copy(update={"price": None})))
 
 
 def test_a_server_that_wants_no_key_gets_a_word_for_one(api: ApiServer, model: Model, ledger: Ledger) -> None:
@@ -180,7 +180,7 @@ def test_a_worker_that_breaks_down_is_a_bug_and_says_so(
     model: Model, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sys.executable", "/bin/false")
-    with pytest.raises(RuntimeError, match="the asking process ended with code 1"):
+    with pytest.raises(RuntimeError, match="the worker process ended with code 1"):
         ask_remote(requests("broken", 1), RemoteModel("t", model), ledger, SCOPE)
 
 
@@ -200,7 +200,7 @@ def test_weights_at_hand_say_how_a_prompt_must_look(api: ApiServer, model: Model
 def test_a_request_that_is_always_told_to_wait_is_given_up(
     api: ApiServer, model: Model, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("stepladder.ask.remote.engine.PATIENCE", 3)
+    monkeypatch.setattr("stepladder.ask.remote.engine.MAX_THROTTLED", 3)
     api.set_script({"faults": [{"kind": "429", "retry_after": 0.01}]})
     with pytest.raises(AskError, match=r"1 requests got no answer .*HTTP 429"):
         run(requests("wait", 1), model, ledger)
@@ -237,7 +237,7 @@ def test_a_request_given_up_is_not_asked_again_in_the_same_call(
         yield worse
 
     with pytest.raises(AskError, match="1 requests got no answer"):
-        asyncio.run(ask_all(source(), teacher("t", model), ledger, SCOPE))
+        asyncio.run(ask_all(source(), priced_model(RemoteModel("t", model)), ledger, SCOPE))
     assert api.settled()["requests"] - before == 31
 
 
@@ -283,7 +283,7 @@ def test_whoever_waits_for_a_commit_that_cannot_begin_is_told(ledger: Ledger, mo
 def test_a_probe_that_fails_is_tried_again(api: ApiServer, model: Model, ledger: Ledger) -> None:
     api.set_script({"faults": [{"kind": "500", "times": 1}]})
     door = Admission("weights", "test-model", None, "run")
-    asyncio.run(ask_all(requests("again", 2), teacher("t", model, door), ledger, SCOPE))
+    asyncio.run(ask_all(requests("again", 2), priced_model(RemoteModel("t", model), door), ledger, SCOPE))
     assert len(ledger.find_all(requests("again", 2))) == 2
 
 
@@ -300,7 +300,7 @@ def test_a_server_that_hangs_up_shows_again_who_it_is(
         return await send(self, request, key)
 
     monkeypatch.setattr(Http, "send", once)
-    some = teacher("t", model, Admission("weights", "test-model", None, "run"))
+    some = priced_model(RemoteModel("t", model), Admission("weights", "test-model", None, "run"))
     asyncio.run(ask_all(requests("away", 3), some, ledger, SCOPE))
     assert sum(text.startswith("Ann sits") for text in sent) == 2
     endpoint: Endpoint = some.servers()[0]
@@ -313,21 +313,21 @@ def test_a_server_that_hangs_up_shows_again_who_it_is(
 def test_a_batch_whose_making_is_never_confirmed_is_left_for_the_next_run(
     api: ApiServer, model: Model, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(batch, "PAUSES", (0.0,))
-    monkeypatch.setattr(batch, "GRACE", 0.0)
+    monkeypatch.setattr(batch, "PAUSES_SECONDS", (0.0,))
+    monkeypatch.setattr(batch, "LISTING_WAIT_SECONDS", 0.0)
 
-    def nobody(self: Files, file: str, metadata: dict[str, str]) -> str:
+    def nobody(self: BatchApi, file: str, metadata: dict[str, str]) -> str:
         raise Unreachable("reset")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Files, "create", nobody)
-        with pytest.raises(AskError, match="does not say whether it made a batch"):
+        patch.setattr(BatchApi, "create", nobody)
+        with pytest.raises(AskError, match="did not reply whether it made the batch"):
             ask_remote(requests("unsure", 3), RemoteModel("t", model, batch=True), ledger, SCOPE)
-    assert [row.requests for row in ledger.waiting("run")] == [3]
+    assert [row.requests for row in ledger.unfinished_batches("run")] == [3]
     assert len(ask_remote(requests("unsure", 3), RemoteModel("t", model, batch=True), ledger, SCOPE)) == 3
     with monkeypatch.context() as patch:
-        patch.setattr(Files, "look", nobody)
-        patch.setattr(Files, "look", lambda self, name: nobody(self, name, {}))
+        patch.setattr(BatchApi, "retrieve", nobody)
+        patch.setattr(BatchApi, "retrieve", lambda self, name: nobody(self, name, {}))
         with pytest.raises(AskError, match=r"does not answer \(reset\); nothing is lost, run again"):
             ask_remote(requests("unseen", 3), RemoteModel("t", model, batch=True), ledger, SCOPE)
     assert len(ask_remote(requests("unseen", 3), RemoteModel("t", model, batch=True), ledger, SCOPE)) == 3
@@ -336,7 +336,7 @@ def test_a_batch_whose_making_is_never_confirmed_is_left_for_the_next_run(
 def test_a_batch_of_another_process_is_waited_for(
     api: ApiServer, model: Model, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(batch, "PAUSES", (0.02,))
+    monkeypatch.setattr(batch, "PAUSES_SECONDS", (0.02,))
     wanted = requests("theirs", 4)
     assert model.price is not None
     half, price = model.price.in_batch(), asker.PRICE

@@ -14,7 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from stepladder.ask.ledger import Grant, Ledger, Scope
 from stepladder.ask.outcome import FINAL, Delivery, Outcome, judge, retry_after
-from stepladder.ask.remote.gate import START, Bucket, Gate, remaining_until, seconds
+from stepladder.ask.remote.gate import START_IN_FLIGHT, Bucket, Gate, parse_duration, reset_wait
 from stepladder.ask.request import Request, prompt_bound, worst_case
 from stepladder.config import Price
 from stepladder.records import Message
@@ -171,11 +171,11 @@ def test_a_gate_doubles_until_the_server_shows_strain_and_then_grows_slowly() ->
         now += 1
 
     round_trip()
-    assert gate.limit >= 1.5 * START
+    assert gate.limit >= 1.5 * START_IN_FLIGHT
     round_trip()
     round_trip()
     before = gate.limit
-    assert before > 4 * START
+    assert before > 4 * START_IN_FLIGHT
     round_trip("rate_limited")
     assert gate.limit == pytest.approx(before * 2 / 3)  # once for all that were sent together
     eased = gate.limit
@@ -193,9 +193,9 @@ def test_single_failures_do_not_slow_a_gate_down_and_a_failing_server_does() -> 
             gate.leave(kind, 0, 1)
 
     outcomes(["lost", *["answered"] * 9, "transient", *["answered"] * 9])
-    assert gate.limit == START
+    assert gate.limit == START_IN_FLIGHT
     outcomes(["lost"] * 8)
-    assert gate.limit < START
+    assert gate.limit < START_IN_FLIGHT
 
 
 def test_a_gate_stays_shut_as_long_as_the_server_asks() -> None:
@@ -231,11 +231,11 @@ def test_a_request_larger_than_the_burst_goes_when_the_bucket_is_full() -> None:
 
 
 def test_durations_of_headers() -> None:
-    assert [seconds(text) for text in ("1s", "6m0s", "20ms", "1h2m3.5s", "12", "", "soon")] == [
+    assert [parse_duration(text) for text in ("1s", "6m0s", "20ms", "1h2m3.5s", "12", "", "soon")] == [
         1, 360, 0.02, 3723.5, 12, 0, 0,
     ]  # fmt: skip
-    assert remaining_until({"x-ratelimit-remaining-tokens": "0", "x-ratelimit-reset-tokens": "3s"}) == 3
-    assert remaining_until({"x-ratelimit-remaining-tokens": "5", "x-ratelimit-reset-tokens": "3s"}) == 0
+    assert reset_wait({"x-ratelimit-remaining-tokens": "0", "x-ratelimit-reset-tokens": "3s"}) == 3
+    assert reset_wait({"x-ratelimit-remaining-tokens": "5", "x-ratelimit-reset-tokens": "3s"}) == 0
 
 
 # What a statement costs must not grow with the ledger
@@ -293,10 +293,10 @@ class Books(RuleBasedStateMachine):
         elif asked.key in {one.key for one, _ in self.open}:
             assert grant == "busy"
         elif sum(self.charges.values()) + worst > 2000:
-            assert grant == "broke"
+            assert grant == "over_budget"
         else:
             assert isinstance(grant, Grant)
-            assert grant.worst == worst
+            assert grant.reserved == worst
             self.open.append((asked, grant))
             self.charges[grant.attempt] = worst
 
@@ -306,7 +306,7 @@ class Books(RuleBasedStateMachine):
     )
     def settle(self, data: st.DataObject, charge: int | None, kind: Any) -> None:
         asked, grant = self.open.pop(data.draw(st.integers(0, len(self.open) - 1)))
-        charge = None if charge is None else min(charge, grant.worst)
+        charge = None if charge is None else min(charge, grant.reserved)
         response = judge(asked, reply(), PRICE).response if kind == "answered" else None
         with self.ledger.transaction():
             outcome = Outcome(kind, charge, response)

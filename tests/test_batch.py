@@ -15,7 +15,8 @@ from asker import outcomes, requests, rows
 from stepladder.ask import Listener, RemoteModel, ask_remote
 from stepladder.ask.ledger import Ledger, Scope
 from stepladder.ask.remote import batch
-from stepladder.ask.remote.openai_http import Files
+from stepladder.ask.remote.batch_lines import read_line
+from stepladder.ask.remote.openai_http import BatchApi
 from stepladder.ask.request import worst_case
 from stepladder.config import Model
 from stepladder.errors import AskError, BudgetError
@@ -26,8 +27,8 @@ SCOPE = Scope("run", "medium")
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """No test waits for a batch as long as one waits for a provider."""
-    monkeypatch.setattr(batch, "PAUSES", (0.01,) * 7)
-    monkeypatch.setattr(batch, "GRACE", 0.05)
+    monkeypatch.setattr(batch, "PAUSES_SECONDS", (0.01,) * 7)
+    monkeypatch.setattr(batch, "LISTING_WAIT_SECONDS", 0.05)
 
 
 def faults(*some: dict[str, Any], **more: Any) -> dict[str, Any]:
@@ -164,15 +165,15 @@ def dies_after(method):
         die()
     return both
 
-batch.PAUSES = (0.01,) * 7
+batch.PAUSES_SECONDS = (0.01,) * 7
 where, when = {moment!r}.split()
-old = getattr(batch.Files, where) if when != "named" else batch._Batches._named
+old = getattr(batch.BatchApi, where) if when != "named" else batch._BatchClient._record_remote
 if when == "before":
-    setattr(batch.Files, where, die)
+    setattr(batch.BatchApi, where, die)
 elif when == "after":
-    setattr(batch.Files, where, dies_after(old))
+    setattr(batch.BatchApi, where, dies_after(old))
 else:
-    batch._Batches._named = dies_after(old)
+    batch._BatchClient._record_remote = dies_after(old)
 wanted = asker.requests("killed", 12)
 model = asker.model({url!r}, 8).model_copy(update={{"model": "test-model"}})
 with Ledger(Path({ledger!r})) as ledger:
@@ -192,7 +193,7 @@ def test_whenever_it_is_killed_a_batch_is_found_again_and_paid_once(
     code = KILLED.format(tests=str(Path(__file__).parent), moment=moment, url=api.url, ledger=str(ledger.path))
     killed = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
     assert killed.returncode == -9, killed.stderr
-    waiting = ledger.waiting("run")
+    waiting = ledger.unfinished_batches("run")
     assert [row.requests for row in waiting] == [12]
     assert ledger.unsettled("run") == []
     wanted = requests("killed", 12)
@@ -200,7 +201,7 @@ def test_whenever_it_is_killed_a_batch_is_found_again_and_paid_once(
     bought = paid(api, before)
     assert bought["billed"] == 12
     assert bought["micro_dollars"] == ledger.spent("run")
-    assert ledger.waiting("run") == []
+    assert ledger.unfinished_batches("run") == []
 
 
 def test_a_batch_the_provider_has_lost_stays_charged(api: ApiServer, ledger: Ledger, model: Model) -> None:
@@ -231,13 +232,13 @@ def test_a_batch_the_provider_has_lost_stays_charged(api: ApiServer, ledger: Led
     ],
 )
 def test_a_line_is_read_or_kept(line: Any, number: int | None, status: int | None) -> None:
-    found, delivery = batch.read_line(json.dumps(line).encode())
+    found, delivery = read_line(json.dumps(line).encode())
     assert (found, delivery.status) == (number, status)
 
 
 def test_a_line_of_nobody_is_kept_with_its_batch(ledger: Ledger, model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    content = Files.content
-    monkeypatch.setattr(Files, "content", lambda self, file: content(self, file) + b"from nowhere\n")
+    content = BatchApi.content
+    monkeypatch.setattr(BatchApi, "content", lambda self, file: content(self, file) + b"from nowhere\n")
     ask_remote(requests("stray", 2), RemoteModel("t", model, batch=True), ledger, SCOPE)
     assert rows(ledger, "SELECT stray FROM batches") == [(b"from nowhere\n",)]
 
@@ -248,7 +249,7 @@ def test_a_batch_is_collected_at_its_own_price_and_by_its_own_account(
     wanted, before = requests("priced", 4), api.settled()
     assert model.price is not None
     with monkeypatch.context() as patch:
-        patch.setattr(Files, "look", lambda self, name: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(BatchApi, "retrieve", lambda self, name: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             ask_remote(wanted, RemoteModel("t", model, batch=True), ledger, SCOPE)
     dear = model.model_copy(update={"price": model.price.model_copy(update={"input": model.price.input * 100})})

@@ -13,21 +13,23 @@ from asker import PRICE, outcomes, request, requests
 
 from stepladder.ask.ledger import Ledger, Scope
 from stepladder.ask.ledger.commit import Committer
-from stepladder.ask.remote.engine import Tally, Teacher, _Round, ask_all
+from stepladder.ask.remote.engine import _Call, ask_all
 from stepladder.ask.remote.gate import Gate
-from stepladder.ask.remote.listener import NOBODY
+from stepladder.ask.remote.listener import NO_LISTENER
 from stepladder.ask.remote.openai_http import Http
 from stepladder.ask.remote.servers import Endpoint
+from stepladder.ask.remote.tally import Tally
+from stepladder.ask.remote.teacher import PricedModel
 from stepladder.ask.request import Request, Response, worst_case
 from stepladder.errors import AskError, BudgetError
 
 
-def teacher(*urls: str, model: str = "test-model", key: str = "test-key", timeout: float = 5) -> Teacher:
+def teacher(*urls: str, model: str = "test-model", key: str = "test-key", timeout: float = 5) -> PricedModel:
     endpoints = [Endpoint(url, lambda url=url: Http(url, model, key, timeout), Gate(64)) for url in urls]  # type: ignore[misc]
-    return Teacher(model, PRICE, lambda: endpoints)
+    return PricedModel(model, PRICE, lambda: endpoints)
 
 
-def ask(wanted: list[Request], some: Teacher, ledger: Ledger, scope: Scope) -> dict[str, Response]:
+def ask(wanted: list[Request], some: PricedModel, ledger: Ledger, scope: Scope) -> dict[str, Response]:
     asyncio.run(ask_all(wanted, some, ledger, scope))
     return ledger.find_all(wanted)
 
@@ -155,7 +157,7 @@ def test_a_400_stops_the_run_as_a_first_answer_and_costs_one_request_later(api: 
 
 
 def test_a_server_that_is_not_there_is_named(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stepladder.ask.remote.engine.BACKOFF", 0.01)
+    monkeypatch.setattr("stepladder.ask.remote.engine.BACKOFF_SECONDS", 0.01)
     with pytest.raises(AskError, match=r"http://127.0.0.1:9/v1 cannot be reached"):
         ask(requests("nobody", 3), teacher("http://127.0.0.1:9/v1"), ledger, Scope("run"))
     assert ledger.spent("run") == 0
@@ -224,8 +226,8 @@ def test_an_interrupt_is_heard_while_an_answer_arrives(ledger: Ledger) -> None:
 
     async def interrupted() -> None:
         async with Committer(ledger) as committer:
-            nobody = Teacher("t", PRICE, lambda: [])
-            asking = _Round(iter(requests("waits", 1)), nobody, committer, Scope("run"), NOBODY)
+            nobody = PricedModel("t", PRICE, lambda: [])
+            asking = _Call(iter(requests("waits", 1)), nobody, committer, Scope("run"), NO_LISTENER)
             task = asyncio.create_task(asking.run())
             await asyncio.sleep(0.2)
             asking.changed.set()

@@ -149,7 +149,7 @@ def test_questions_without_answers_stay_without(run: Any) -> None:
         ("a.txt", "b\nonly this\n", (), "a.txt:1: a block needs a letter, a passage"),
         ("a.csv", b"\xff\xfe", (), "not UTF-8 at byte 0"),
         ("a.parquet", "no", (), "not Parquet"),
-        ("a.dat", "x", (), "the format cannot be told from its name"),
+        ("a.dat", "x", (), "its name does not tell the format"),
         ("a.jsonl", json.dumps(ROW), ("--format", "docx"), "there is no format 'docx'; choose from table"),
     ],
 )

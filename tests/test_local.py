@@ -38,7 +38,7 @@ def test_a_batch_answers_what_generate_answers_one_at_a_time(engine: Local) -> N
     requests = [request(text) for text in TEXTS]
     answers = engine.answer(requests)
     for asked, answer in zip(requests, answers, strict=True):
-        ids = torch.tensor([engine._row(asked).tokens])
+        ids = torch.tensor([engine._prompt(asked).tokens])
         expected = engine._model.generate(  # type: ignore[operator]
             ids, attention_mask=torch.ones_like(ids), max_new_tokens=asked.max_tokens, do_sample=False
         )
@@ -62,7 +62,7 @@ def test_an_answer_is_the_same_bytes_whatever_its_company(engine: Local) -> None
 def test_long_prompts_are_attended_to_in_pieces(engine: Local, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = [request(text * 9, max_tokens=6) for text in TEXTS]
     whole = engine.answer(asked)
-    monkeypatch.setattr(decoding, "SCORES", 1)
+    monkeypatch.setattr(decoding, "MAX_SCORES", 1)
     assert engine.answer(asked) == whole
 
 

@@ -13,7 +13,7 @@ from replay_server import ANSWERS, KEY_ENV, QUESTIONS, ReplayServer, configurati
 
 from stepladder import cli
 from stepladder.config import Config
-from stepladder.forecast.cost import Guess, assume, forecast, prompt_tokens, share
+from stepladder.forecast.cost import Estimate, assume, forecast, prompt_tokens, solved_share
 from stepladder.mcq.prompts import ask_messages
 from stepladder.records import Question
 from stepladder.stages.flow import missing_keys
@@ -44,9 +44,9 @@ def test_a_forecast_follows_the_ladder() -> None:
     asked = [question(f"q{n}", "b\na" if n < 25 else None) for n in range(100)]
     run = config([{"name": "w", "kind": "worked"}, {"name": "e", "models": ["m"]}, {"name": "h", "models": ["m", "n"]}])
     rates = assume(run, asked)
-    assert rates["w"].solved == Guess(0.25, 0.25, 0.25)
+    assert rates["w"].solved == Estimate(0.25, 0.25, 0.25)
     easy, one, other = forecast(run, 100, 100, rates)
-    assert easy.questions == easy.calls == Guess(75, 75, 75)
+    assert easy.questions == easy.calls == Estimate(75, 75, 75)
     assert one.questions.likely == pytest.approx(75 * 0.65)
     assert (one.rung, one.model, other.model) == ("h", "m", "n")
     prompt = prompt_tokens(run, asked[0])
@@ -108,10 +108,10 @@ def test_variants_are_planned_too() -> None:
 
 
 def test_a_share_has_the_greatest_first() -> None:
-    seen = share(10, 20)
+    seen = solved_share(10, 20)
     assert seen.low > seen.likely == 0.5 > seen.high
-    assert share(0, 5).high > 0
-    assert share(5, 5).low < 1
+    assert solved_share(0, 5).high > 0
+    assert solved_share(5, 5).low < 1
 
 
 def test_the_rule_of_thumb_is_the_one_the_test_server_bills_by() -> None:

@@ -125,7 +125,7 @@ def test_a_folder_that_is_none_is_named(desk: Desk) -> None:
     desk.prompts.rmdir()
     code, said = desk.run("questions", "run.toml")
     assert code == 2
-    assert said == "error: run.toml: key 'prompts': prompts is no folder; name one with templates (*.j2)\n"
+    assert said == "error: run.toml: key 'prompts': prompts is not a folder; name one with templates (*.j2)\n"
 
 
 def test_the_fingerprint_is_of_all_that_may_be_included_and_of_nothing_else(tmp_path: Path) -> None:

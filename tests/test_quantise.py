@@ -157,7 +157,7 @@ def not_a_number(tensors: dict[str, Any]) -> None:
 SABOTAGE: dict[str, tuple[Callable[[Path], None], str]] = {
     "another group size": (lambda f: edit_config(f, '"group_size": 32', '"group_size": 64'), "groups of 64"),
     "other bits": (lambda f: edit_config(f, '"num_bits": 4', '"num_bits": 8'), "8 bits"),
-    "no word of it": (lambda f: edit_config(f, "quantization_config", "other"), "says nothing of a quantisation"),
+    "no word of it": (lambda f: edit_config(f, "quantization_config", "other"), "names no quantisation"),
     "scales that are not numbers": (lambda f: edit_tensors(f, not_a_number), "not numbers"),
 }
 

@@ -78,7 +78,7 @@ def test_a_server_with_other_weights_is_not_asked(pair: tuple[ApiServer, ApiServ
     assert {answer.text.partition(" ")[0] for answer in answers.values()} == {"echo"}
     assert asked(two) == 1
     assert len(notes) == 1
-    assert f"{two.url}: it has other weights than those whose answers are on record" in notes[0]
+    assert f"{two.url}: it has other weights than the server whose answers are in the ledger" in notes[0]
     with pytest.raises(AskError, match=r"model 'own': .*other weights.*nothing more was sent"):
         ask_remote(requests("alone", 5), RemoteModel("own", own(two.url)), ledger, SCOPE)
 
@@ -92,9 +92,12 @@ def test_a_server_that_serves_another_name_is_not_asked(pair: tuple[ApiServer, A
 @pytest.mark.parametrize(
     ("script", "said"),
     [
-        ({"tokens": [1, 2, 4, 5]}, r"prompt token 2 is \[4\] there and \[3\] here \(4 and 3 tokens in all\)"),
-        ({"tokens": [1, 2]}, r"prompt token 2 is \[\] there and \[3\] here"),
-        ({"prompt_tokens": 4}, "a prompt of 3 tokens has 4"),
+        (
+            {"tokens": [1, 2, 4, 5]},
+            r"prompt token 2 is \[4\] at the server and \[3\] by the run's tokenizer \(4 and 3 tokens in all\)",
+        ),
+        ({"tokens": [1, 2]}, r"prompt token 2 is \[\] at the server and \[3\] by the run's"),
+        ({"prompt_tokens": 4}, "the probe has 4 prompt tokens at the server and 3 by the run's tokenizer"),
         ({"prompt_tokens": 3, "tokens": [1, 2, 3]}, None),
         ({"prompt_tokens": 3}, None),
         ({"faults": [{"kind": "400"}]}, "HTTP 400"),
@@ -151,7 +154,7 @@ def test_servers_come_and_go_while_a_run_lasts(
     assert waited.endswith("no server yet; waiting for one")
     assert came.endswith(f"servers now: {one.url}")
     assert "'nonsense' is no base URL" in bad
-    assert bad.endswith("the last list stays in force")
+    assert bad.endswith("the last valid list stays in use")
     assert moved.endswith(f"servers now: {two.url}")
 
 
@@ -176,21 +179,21 @@ def test_a_list_that_goes_bad_stays_as_it_was(tmp_path: Path) -> None:
     assert addresses() == ["http://a/v1"]
     file.write_text("http://a/v1\nhttp://b/v1\n")
     assert addresses() == ["http://a/v1", "http://b/v1"]
-    assert [("stays in force" in note) for note in notes] == [True, True, False]
+    assert [("stays in use" in note) for note in notes] == [True, True, False]
 
 
 def test_a_server_nobody_reaches_is_given_up(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(servers, "WAITS", (0.01,) * 2)
+    monkeypatch.setattr(servers, "RETRY_WAITS_SECONDS", (0.01,) * 2)
     with pytest.raises(AskError, match=r"http://127.0.0.1:9/v1: it cannot be reached"):
         asyncio.run(_ask_here(requests("nobody", 2), "http://127.0.0.1:9/v1", ledger))
 
 
 async def _ask_here(wanted: list[Request], url: str, ledger: Ledger) -> None:
     from stepladder.ask.remote.engine import ask_all
-    from stepladder.ask.remote.teacher import teacher
+    from stepladder.ask.remote.teacher import priced_model
 
     admission = Admission("weights", "test-model", None, "run")
-    await ask_all(wanted, teacher("own", own(url), admission), ledger, SCOPE)
+    await ask_all(wanted, priced_model(RemoteModel("own", own(url)), admission), ledger, SCOPE)
 
 
 def test_a_server_that_was_away_shows_again_who_it_is(tmp_path: Path, ledger: Ledger) -> None:

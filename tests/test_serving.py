@@ -14,7 +14,9 @@ import time
 import urllib.request
 from io import StringIO
 from pathlib import Path
+from types import SimpleNamespace
 
+import pynvml
 import pytest
 from rich.console import Console
 
@@ -30,7 +32,8 @@ from stepladder.errors import ServeError
 from stepladder.progress import Progress
 from stepladder.records import Message, Prediction, Question
 from stepladder.serving import vllm
-from stepladder.serving.vllm import Fleet, command, devices, side_by_side
+from stepladder.serving.cards import cards_by_server, side_by_side_settings, visible_cards
+from stepladder.serving.vllm import Fleet, server_command
 
 PROGRAM = """#!{python}
 import http.server, json, os, subprocess, sys, time
@@ -208,19 +211,29 @@ def test_a_running_server_that_hangs_is_not_waited_for_either(settings: Serve, b
         assert "Time is up" in said
 
 
-def with_a_card(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A machine whose nvidia-smi tells of one card of 32 GiB."""
-    tool = folder / "nvidia-smi"
-    tool.write_text('#!/bin/sh\ncase "$1" in *memory*) echo "32768, 32000";; *) echo 0;; esac\n', encoding="utf-8")
-    tool.chmod(0o755)
-    monkeypatch.setenv("PATH", str(folder), prepend=os.pathsep)
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+GIB_32 = SimpleNamespace(total=32768 * 2**20, free=32000 * 2**20)
+
+
+def with_cards(monkeypatch: pytest.MonkeyPatch, *memories: SimpleNamespace | pynvml.NVMLError) -> None:
+    """A machine whose driver reports these cards, or fails where it is asked for the memory of one."""
+
+    def memory_info(index: int) -> SimpleNamespace:
+        if isinstance(memory := memories[index], pynvml.NVMLError):
+            raise memory
+        return memory
+
+    monkeypatch.setattr(pynvml, "nvmlInit", lambda: None)
+    monkeypatch.setattr(pynvml, "nvmlShutdown", lambda: None)
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetCount", lambda: len(memories))
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetHandleByIndex", lambda index: index)
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetMemoryInfo", memory_info)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
 
 
 def test_members_are_served_side_by_side_where_they_fit(
     settings: Serve, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with_a_card(tmp_path, monkeypatch)
+    with_cards(monkeypatch, GIB_32)
     members(base, tmp_path, a="Answer: A", b="Answer: B", c="Answer: B")
     (settings.environment / "bin" / "servers").write_text("3")  # nobody is healthy before all have started
     letters, _ = asked_of(settings, tmp_path)
@@ -241,7 +254,7 @@ def test_a_server_that_was_started_for_it_is_asked_everything_at_once(
 def test_members_that_cannot_stand_side_by_side_follow_one_another(
     settings: Serve, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with_a_card(tmp_path, monkeypatch)
+    with_cards(monkeypatch, GIB_32)
     members(base, tmp_path, a="Answer: A", b="Answer: B", c="Answer: B")
     script(settings.environment / "bin", "torch.OutOfMemoryError: CUDA out of memory.", "")
     letters, said = asked_of(settings, tmp_path)
@@ -252,7 +265,7 @@ def test_members_that_cannot_stand_side_by_side_follow_one_another(
 def test_a_server_that_hangs_is_not_waited_for_when_the_time_is_up(
     settings: Serve, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with_a_card(tmp_path, monkeypatch)
+    with_cards(monkeypatch, GIB_32)
     for count in (1, 2):
         folder = tmp_path / str(count)
         folder.mkdir()
@@ -266,18 +279,49 @@ def test_a_server_that_hangs_is_not_waited_for_when_the_time_is_up(
         assert not any(map(is_alive, pids(settings)))
 
 
-def test_what_fits_side_by_side(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_fits_side_by_side(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     two = [base, base]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert side_by_side(two, Serve()) is None
-    with_a_card(tmp_path, monkeypatch)
-    found = side_by_side(two, Serve())
+    assert side_by_side_settings(two, Serve()) is None
+    with_cards(monkeypatch, GIB_32)
+    found = side_by_side_settings(two, Serve())
     assert found is not None
     assert found.utilisation == 0.46
     assert found.kv_cache_gib == pytest.approx(32 * 0.92 / 2 - 1.5, abs=0.05)  # the weights are next to nothing
-    assert side_by_side(two, Serve(kv_cache_gib=4)) == Serve(kv_cache_gib=4, utilisation=0.46)
-    assert side_by_side([base] * 20, Serve()) is None  # nothing is left beside twenty servers
-    assert side_by_side(two, Serve(kv_cache_gib=14)) is None
+    assert side_by_side_settings(two, Serve(kv_cache_gib=4)) == Serve(kv_cache_gib=4, utilisation=0.46)
+    assert side_by_side_settings([base] * 20, Serve()) is None  # nothing is left beside twenty servers
+    assert side_by_side_settings(two, Serve(kv_cache_gib=14)) is None
+    with_cards(monkeypatch, GIB_32, SimpleNamespace(total=16 * 2**30, free=16 * 2**30))
+    smallest = side_by_side_settings(two, Serve())
+    assert smallest is not None
+    assert smallest.kv_cache_gib == pytest.approx(16 * 0.92 / 2 - 1.5, abs=0.05)
+
+
+def test_a_card_that_does_not_report_its_memory_is_used_alone(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with_cards(monkeypatch, GIB_32, pynvml.NVMLError_NotSupported())
+    assert visible_cards() == ["0", "1"]
+    assert side_by_side_settings([base, base], Serve()) is None
+
+
+@pytest.mark.parametrize("error", [pynvml.NVMLError_LibraryNotFound, pynvml.NVMLError_DriverNotLoaded])
+def test_without_a_driver_there_is_no_card(error: type[Exception], monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise error
+
+    with_cards(monkeypatch, GIB_32)
+    monkeypatch.setattr(pynvml, "nvmlInit", fail)
+    assert visible_cards() == []
+    assert cards_by_server(Serve()) == [()]
+
+
+def test_a_driver_that_does_not_answer_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_cards(monkeypatch, GIB_32, pynvml.NVMLError_GpuIsLost())
+    assert visible_cards() == []
+
+
+def test_the_command_line_does_not_wait_for_the_driver() -> None:
+    code = "import stepladder.cli, stepladder.serving.vllm, sys; sys.exit('pynvml' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_one_that_dies_is_started_again_under_a_new_address(settings: Serve, tmp_path: Path) -> None:
@@ -293,7 +337,7 @@ def test_one_that_dies_is_started_again_under_a_new_address(settings: Serve, tmp
 
 
 def test_one_that_dies_too_often_is_given_up(settings: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vllm, "RESTARTS", 0)
+    monkeypatch.setattr(vllm, "MAX_RESTARTS", 0)
     with fleet(settings, tmp_path) as running:
         os.kill(pids(settings)[0], signal.SIGKILL)
         until(lambda: running.failure)
@@ -319,7 +363,7 @@ def test_a_taken_port_is_left_to_who_has_it(settings: Serve, tmp_path: Path) -> 
         ("ValueError: 1.0 GiB KV cache is needed, which is larger than the available KV cache memory", r"max_length"),
         ("torch.OutOfMemoryError: CUDA out of memory.", "its memory is too small"),
         ("(EngineCore pid=7) ValueError: no such architecture", "ValueError: no such architecture"),
-        ("something else", "it says no reason"),
+        ("something else", "its log gives no reason"),
     ],
 )
 def test_one_that_does_not_start_says_why(settings: Serve, tmp_path: Path, said: str, why: str) -> None:
@@ -372,20 +416,20 @@ def test_a_killed_run_leaves_nothing_behind(settings: Serve, tmp_path: Path, sen
 
 def test_cards_are_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,GPU-7,3")
-    assert devices(Serve()) == [("0",), ("1",), ("GPU-7",), ("3",)]
-    assert devices(Serve(tensor_parallel=2)) == [("0", "1"), ("GPU-7", "3")]
-    assert devices(Serve(tensor_parallel=3)) == [("0", "1", "GPU-7")]
+    assert cards_by_server(Serve()) == [("0",), ("1",), ("GPU-7",), ("3",)]
+    assert cards_by_server(Serve(tensor_parallel=2)) == [("0", "1"), ("GPU-7", "3")]
+    assert cards_by_server(Serve(tensor_parallel=3)) == [("0", "1", "GPU-7")]
     with pytest.raises(ServeError, match="there are 4 cards"):
-        devices(Serve(tensor_parallel=5))
+        cards_by_server(Serve(tensor_parallel=5))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
-    assert devices(Serve()) == [()]
+    assert cards_by_server(Serve()) == [()]
     with pytest.raises(ServeError, match="no card"):
-        devices(Serve(tensor_parallel=2))
+        cards_by_server(Serve(tensor_parallel=2))
 
 
 def test_the_command_line(tmp_path: Path) -> None:
     program, stops = tmp_path / "vllm", tmp_path / "stops"
-    words, environment = command(tmp_path, "s", Serve(kv_cache_gib=8), program, ("0", "1"), 80, stops)
+    words, environment = server_command(tmp_path, "s", Serve(kv_cache_gib=8), program, ("0", "1"), 80, stops)
     assert words[:3] == [str(program), "serve", str(tmp_path)]
     flags = dict(itertools.pairwise(words))
     assert flags["--tensor-parallel-size"] == "2"
@@ -396,7 +440,7 @@ def test_the_command_line(tmp_path: Path) -> None:
     assert environment["CUDA_VISIBLE_DEVICES"] == "0,1"
     assert (environment["DO_NOT_TRACK"], environment["VLLM_NO_USAGE_STATS"]) == ("1", "1")
     assert "--enable-prefix-caching" in words
-    words, environment = command(tmp_path, "s", Serve(prefix_caching=False), program, (), 80, stops)
+    words, environment = server_command(tmp_path, "s", Serve(prefix_caching=False), program, (), 80, stops)
     assert dict(itertools.pairwise(words))["--kv-cache-memory-bytes"] == str(2 * 2**30)
     assert "--no-enable-prefix-caching" in words
     assert "--tensor-parallel-size" not in words

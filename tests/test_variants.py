@@ -723,7 +723,7 @@ name = "a"
         ("agree", 'judges = ["x"]\nagree', "[variants] names unknown model 'x'; known under [models]: m, n, o"),
         ('models = ["m", "n"]', "", "missing key 'variants.models'; add it"),
         ('["m", "n"]', "[]", "key 'variants.models': Tuple should have at least 1 item"),
-        ('["m", "n"]', '["m", "m"]', "key 'variants': model 'm' is named twice; name it once, since it has one voice"),
+        ('["m", "n"]', '["m", "m"]', "key 'variants': model 'm' is named twice; name it once"),
         ("agree", 'judges = ["o", "o", "n"]\nagree', "model 'o' is named twice; name it once"),
         (
             "agree = 2",

@@ -1,4 +1,4 @@
-"""The command line: one short command per stage, and those about a whole run. Heavy imports happen inside."""
+"""The command line: a command for each stage, and those for a whole run. Heavy imports happen inside functions."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ ENGINES = ("local", "vllm")
 LANGUAGES = ("zh", "en")
 DTYPES = ("float32", "bfloat16")
 
-STAGES = "Stages, in the order of the flow"
+STAGES_PANEL = "Stages, in the order of the flow"
 STAGE_HELP = {
     "questions": "Read, check and split the labelled questions.",
     "samples": "Climb the cascade: collect chains that are proved right.",
@@ -65,19 +65,23 @@ def _stage_command(name: str) -> Callable[[Path, Path], None]:
 
 
 for _name in STAGE_HELP:
-    app.command(_name, rich_help_panel=STAGES)(_stage_command(_name))
+    app.command(_name, rich_help_panel=STAGES_PANEL)(_stage_command(_name))
 
 
 @app.command()
 def plan(
     config: ConfigFile,
     runs: Runs = RUNS,
-    pilot: Annotated[int, typer.Option(min=0, help="Ask so many questions first, for real; 0 asks nothing.")] = 0,
-    card: Annotated[str, typer.Option(help="What will answer: a card's GiB, its name ('RTX 4090'), or cpu.")] = "32",
-    hours: Annotated[float, typer.Option(min=0.01, help="Hours it has for all members.")] = 4.0,
-    rate: Annotated[float | None, typer.Option(min=0.01, help="Tokens/s a member was measured to write there.")] = None,
+    pilot: Annotated[int, typer.Option(min=0, help="Ask this many questions first, for real; 0 asks none.")] = 0,
+    card: Annotated[
+        str, typer.Option(help="What will answer: a card's memory in GiB, its name ('RTX 4090'), or cpu.")
+    ] = "32",
+    hours: Annotated[float, typer.Option(min=0.01, help="Hours that all members may take there.")] = 4.0,
+    rate: Annotated[
+        float | None, typer.Option(min=0.01, help="Tokens/s that a member was measured to write there.")
+    ] = None,
 ) -> None:
-    """Say what the cascade will ask, take and cost, and whether the members fit a card; after a run, how it went."""
+    """Forecast what the cascade asks, takes and costs, and whether the members fit a card; after a run, compare."""
     from stepladder.commands import plan as command
 
     command.plan(config, runs, pilot, card, hours, rate)
@@ -112,7 +116,7 @@ def audit(
     ],
     out: Annotated[Path, typer.Option(help="JSONL to write, the most suspect label first.", show_default=False)],
 ) -> None:
-    """Rank labels by what models that answered independently say against them."""
+    """Rank labels by the evidence against them in the answers of several models."""
     from stepladder.commands import audit as command
 
     command.audit(votes, out, Console())
@@ -123,11 +127,13 @@ def choose_rule(
     votes: Annotated[
         Path, typer.Argument(help='JSONL of {"id", "gold", "votes": {model: [letters]}}.', show_default=False)
     ],
-    members: Annotated[str, typer.Option(help="Models of the ensemble, with commas: A,B,C,D.", show_default=False)],
-    seed: Annotated[int, typer.Option(help="Of the folds.")] = 0,
+    members: Annotated[
+        str, typer.Option(help="Models of the ensemble, separated by commas: A,B,C,D.", show_default=False)
+    ],
+    seed: Annotated[int, typer.Option(help="Seed of the folds.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Say which ensemble rule to trust, by cross-validation on votes recorded anywhere."""
+    """Choose an ensemble rule by cross-validation on recorded votes."""
     from stepladder.commands import choose_rule as command
 
     command.choose_rule(votes, _names(members), seed, Console(), as_json=as_json)
@@ -142,13 +148,16 @@ def import_(
     ] = None,
     question: Annotated[str, typer.Option(help="Field of the question.")] = "question",
     options: Annotated[
-        str, typer.Option(help="Field of the list of options, or one field an option, with commas: A,B,C,D.")
+        str,
+        typer.Option(
+            help="Field with the list of options, or the fields of the single options, separated by commas: A,B,C,D."
+        ),
     ] = "",
     answer: Annotated[str | None, typer.Option(help="Field of the answer: letter, number or text.")] = None,
     passage: Annotated[str | None, typer.Option(help="Field of the text the question is about.")] = None,
     one_based: Annotated[bool, typer.Option(help="Answers that are numbers count from 1.")] = False,
 ) -> None:
-    """Turn questions of another form into a question file; rows that share a passage become one problem."""
+    """Convert questions of another format into a question file; rows that share a passage become one problem."""
     from stepladder.commands import import_ as command
     from stepladder.mcq.formats import Columns
 
@@ -161,30 +170,38 @@ def predict(
     questions: Annotated[Path, typer.Argument(help="Question file, JSONL; labels are optional.", show_default=False)],
     out: Annotated[Path, typer.Argument(help="Answer file to write.", show_default=False)],
     engine: Annotated[
-        str | None, typer.Option(help="local (this process) or vllm (servers started for it); by default as validated.")
+        str | None,
+        typer.Option(
+            help="local (this process) or vllm (servers that are started); by default as the model was validated."
+        ),
     ] = None,
-    language: Annotated[str | None, typer.Option(help="zh or en; by default what the model was validated in.")] = None,
+    language: Annotated[str | None, typer.Option(help="zh or en; by default as the model was validated.")] = None,
     votes: Annotated[
         int | None, typer.Option(min=1, help="Answers a question; by default as the model was validated.")
     ] = None,
     minutes: Annotated[
-        float | None, typer.Option(min=0.001, help="Time limit; a whole answer file is there from the start.")
+        float | None, typer.Option(min=0.001, help="Time limit; a complete answer file is written at the start.")
     ] = None,
-    environment: Annotated[Path | None, typer.Option(help="With vllm: where it is installed.")] = None,
+    environment: Annotated[
+        Path | None, typer.Option(help="With vllm: the environment that it is installed in.")
+    ] = None,
     max_length: Annotated[
-        int | None, typer.Option(min=64, help="With vllm: longest prompt and answer, tokens.")
+        int | None, typer.Option(min=64, help="With vllm: longest prompt and answer together, tokens.")
     ] = None,
-    kv_cache: Annotated[float | None, typer.Option(min=0.01, help="With vllm: GiB for keys and values.")] = None,
+    kv_cache: Annotated[float | None, typer.Option(min=0.01, help="With vllm: GiB for the KV cache.")] = None,
     url: Annotated[
-        list[str] | None, typer.Option(help="A vLLM that serves the model already, instead of starting one; up to /v1.")
+        list[str] | None,
+        typer.Option(help="Address, up to /v1, of a vLLM server that already serves the model; none is started."),
     ] = None,
-    served_as: Annotated[str | None, typer.Option(help="With --url: its name for the model.")] = None,
+    served_as: Annotated[str | None, typer.Option(help="With --url: the server's name for the model.")] = None,
     least: Annotated[
         float | None, typer.Option(min=0, max=1, help="Fail below this accuracy on a labelled file.")
     ] = None,
-    expect: Annotated[Path | None, typer.Option(help="A package's self-test: what its answers must be.")] = None,
+    expect: Annotated[
+        Path | None, typer.Option(help="A package's self-test: file with the answers to compare with.")
+    ] = None,
     dtype: Annotated[
-        str | None, typer.Option(help="float32 or bfloat16, computed in this process; by default what is fast here.")
+        str | None, typer.Option(help="float32 or bfloat16, for weights in this process; by default what is fast here.")
     ] = None,
 ) -> None:
     """Answer questions with a finished model: a letter for each."""
@@ -222,13 +239,14 @@ def pack(
     runs: Runs = RUNS,
     engine: Annotated[
         str | None,
-        typer.Option(help="Who computes there: local or vllm; by default as the run was validated."),
+        typer.Option(help="What computes there: local or vllm; by default as the run was validated."),
     ] = None,
     image: Annotated[
-        str | None, typer.Option(help="Base of the Docker image, NAME@sha256:...; by default who builds it names it.")
+        str | None,
+        typer.Option(help="Base of the Docker image, NAME@sha256:...; by default an argument of docker build."),
     ] = None,
     python: Annotated[
-        list[str] | None, typer.Option(help="Python that wheels are brought for, such as 3.12; may be repeated.")
+        list[str] | None, typer.Option(help="Python version to include wheels for, such as 3.12; may be repeated.")
     ] = None,
 ) -> None:
     """Make a folder that answers offline, with Docker or without: models, prompts, wheels, scripts, Dockerfile."""
@@ -240,7 +258,7 @@ def pack(
 
 @app.command()
 def doctor() -> None:
-    """Say what is installed, what this machine computes best in, and what is missing."""
+    """Show what is installed and what is missing, and the number format that is fast here."""
     from stepladder.commands import doctor as command
 
     if not command.doctor(Console()):
@@ -249,16 +267,17 @@ def doctor() -> None:
 
 @app.command()
 def init(
-    folder: Annotated[Path, typer.Argument(help="Where to write; made if it is not there.")] = Path(),
-    language: Annotated[str, typer.Option(help="zh or en")] = "en",
+    folder: Annotated[Path, typer.Argument(help="Folder to write into; made if it does not exist.")] = Path(),
+    language: Annotated[str, typer.Option(help="zh or en.")] = "en",
     teacher: Annotated[
-        str | None, typer.Option(help="For questions of your own: openai, or self-hosted servers, write the chains.")
+        str | None,
+        typer.Option(help="For questions of your own: who writes the chains, openai or self-hosted (servers)."),
     ] = None,
     base: Annotated[
         str | None, typer.Option(help="With --teacher: the model to train, a folder or a hub's id.")
     ] = None,
 ) -> None:
-    """Write stepladder.toml: with generated questions to try, or with --teacher and --base for your own."""
+    """Write stepladder.toml: an example with generated questions, or with --teacher and --base for your own."""
     from stepladder.commands import init as command
 
     _check_choice("--language", language, LANGUAGES)
@@ -270,8 +289,8 @@ def init(
 def worlds(
     out: Annotated[Path, typer.Argument(help="JSONL file to write.", show_default=False)],
     problems: Annotated[int, typer.Option(min=1, help="How many problems.")] = 100,
-    seed: Annotated[int, typer.Option(help="Same seed, same bytes.")] = 2024,
-    language: Annotated[str, typer.Option(help="zh or en")] = "en",
+    seed: Annotated[int, typer.Option(help="The same seed gives the same file.")] = 2024,
+    language: Annotated[str, typer.Option(help="zh or en.")] = "en",
     split: Annotated[str, typer.Option(help="train or test; the two never share a problem.")] = "train",
     family: Annotated[
         list[str] | None,
@@ -285,7 +304,7 @@ def worlds(
 
 
 def _names(text: str) -> tuple[str, ...]:
-    """Names between commas."""
+    """The names in a text, separated by commas."""
     return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
@@ -295,8 +314,8 @@ def _check_choice(option: str, value: str | None, choices: tuple[str, ...]) -> N
 
 
 def _use_utf8() -> None:
-    """Start again in Python's UTF-8 mode where the locale has another encoding, in which libraries would read their own
-    files; what is printed stays in the terminal's."""
+    """Restart in Python's UTF-8 mode where the locale has another encoding, in which libraries would read their own
+    files; output keeps the terminal's encoding."""
     if codecs.lookup(locale.getpreferredencoding(False)).name != "utf-8":
         os.environ |= {"PYTHONUTF8": "1", "PYTHONIOENCODING": f"{sys.stdout.encoding}:replace"}
         os.execv(sys.executable, [sys.executable, "-m", "stepladder", *sys.argv[1:]])  # noqa: S606 (this command)
@@ -306,7 +325,7 @@ def main() -> None:
     """Entry point: a user error is one line and its exit code; anything else is a bug and keeps its traceback."""
     _use_utf8()
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a terminal without a character shows a question mark in its place
+        if isinstance(stream, io.TextIOWrapper):  # print "?" for characters that the encoding lacks
             stream.reconfigure(errors="replace")
     try:
         app()

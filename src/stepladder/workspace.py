@@ -45,7 +45,7 @@ class Manifest(TypedDict):
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest of a folder as it stands; it is not compared with the files.
+    """The manifest of a folder, without comparing it with the files.
 
     Raises:
         OSError, ValueError: it is missing, or no JSON.

@@ -18,7 +18,7 @@ from stepladder.ask.request import Request, Response
 from stepladder.config import Config, Dtype, Model, Predict, Serve
 from stepladder.context import Context
 from stepladder.errors import AskError, ServeError
-from stepladder.forecast.memory import SEQUENCES
+from stepladder.forecast.memory import MAX_SEQUENCES
 from stepladder.models import template
 from stepladder.progress import Lane, Progress
 from stepladder.serving.vllm import Fleet
@@ -157,7 +157,7 @@ class FolderClient:
             self._progress.update(f"{label}: vLLM starts", 1, 1)
         # Only this client asks these servers, and the fleet notices when one dies: a long wait is no fault.
         return Model(
-            base_url_file=self._fleet.addresses, concurrency=SEQUENCES, timeout=ANSWER_TIMEOUT_SECONDS, **fields
+            base_url_file=self._fleet.addresses, concurrency=MAX_SEQUENCES, timeout=ANSWER_TIMEOUT_SECONDS, **fields
         )
 
     def _clear(self) -> None:

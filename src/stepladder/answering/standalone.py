@@ -86,7 +86,9 @@ def read_settings(folder: Path, language: Language | None) -> AnswerSettings:
     path = folder / ModelSettings.FILE
     if not path.exists():
         if language is None:
-            raise InputError(path, "is not there, so nothing tells the prompts' language; give --language zh or en")
+            raise InputError(
+                path, "no such file, so the language of the prompts is not known; give --language zh or en"
+            )
         return AnswerSettings(language)
     stored = ModelSettings.read(folder, "copy it from the run's folder again")
     # A folder says how its model is asked, never what is started or where questions are sent.

@@ -45,9 +45,9 @@ class PackedEnsemble(Document):
     @model_validator(mode="after")
     def _is_complete(self) -> Self:
         if self.rule not in RULES:
-            raise ValueError(f"no rule is called {self.rule!r}")
+            raise ValueError(f"unknown rule {self.rule!r}")
         if self.leader not in self.members:
-            raise ValueError(f"the leader {self.leader!r} is no member")
+            raise ValueError(f"the leader {self.leader!r} is not a member")
         for member in self.members if len(self.members) > 1 else ():
             if self.known is None or member not in self.known.votes or member not in self.known.likely:
                 raise ValueError(f"the validation answers of member {member!r} are missing")
@@ -60,7 +60,7 @@ class Team(NamedTuple):
     members: Mapping[str, Path]
     rule: str = "single"
     leader: str = ""
-    """Whose answer stands where the rule finds none."""
+    """The member whose answer is taken where the rule gives none."""
     validation: ValidationAnswers | None = None
     """None where the leader answers alone."""
     prompts: Path | None = None

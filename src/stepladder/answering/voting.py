@@ -113,8 +113,8 @@ def vote(poll: Poll, ask: Ask) -> list[Prediction]:
 
 
 def count_stored(poll: Poll, stored: Ask) -> list[Prediction]:
-    """The predictions of :func:`vote` from the responses that ``stored`` gives, of which some may be missing; nobody is
-    asked. A question without any has no votes."""
+    """The predictions of :func:`vote` from stored responses alone, of which some may be missing; no model is asked. A
+    question without a response has no votes."""
     ballots = [poll.ballot(question) for question in poll.questions]
     answers = stored([vote.request for ballot in ballots for vote in ballot])
     ballots = [[vote for vote in ballot if vote.request.key in answers] for ballot in ballots]

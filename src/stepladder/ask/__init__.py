@@ -1,7 +1,7 @@
 """How any model is asked, teacher or student: pay, persist, parse.
 
-``ask_remote`` asks models behind an API, ``ask_embedded`` weights in this process; both look in the ledger first and
-leave every answer there.
+``ask_remote`` asks models behind an API, ``ask_embedded`` weights in this process. Both send
+only what the ledger cannot answer, and store every answer in it.
 """
 
 from stepladder.ask.ledger import Ledger, Scope

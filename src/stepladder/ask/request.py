@@ -1,4 +1,4 @@
-"""A chat request, its identity, what it may cost at worst, and what came back."""
+"""A chat request, its identity, its worst-case cost, and its response."""
 
 from __future__ import annotations
 
@@ -17,32 +17,32 @@ from stepladder.workspace import canonical
 KEY_VERSION = "v1"
 
 TEMPLATE_TOKENS = 256
-"""Room for what a server's chat template adds once (a default system prompt, a date line, opening tokens)."""
+"""Upper bound on what a server's chat template adds once (a default system prompt, a date line, opening tokens)."""
 MESSAGE_TOKENS = 16
-"""Room for what it adds around each message."""
+"""Upper bound on what it adds around each message."""
 
 Finish = Literal["stop", "length", "filtered", "refused"]
-"""``stop``: a whole answer; ``length``: cut off at the cap; ``filtered``: withheld by the provider's content filter;
-``refused``: the provider will not take this prompt (too long, not allowed), so asking again is pointless."""
+"""``stop``: complete; ``length``: truncated at ``max_tokens``; ``filtered``: withheld by the provider's content filter;
+``refused``: the provider does not accept this prompt (too long, not allowed), so it is not sent again."""
 
 
 class TokenLogprob(NamedTuple):
-    """One token of an answer and how likely it was; natural logarithms."""
+    """One token of a response with its log-probability (natural logarithm)."""
 
     token: str
     logprob: float
     top: dict[str, float]
-    """The likeliest tokens at its place, as many as were asked for, the likeliest first."""
+    """Log-probabilities of the ``top_logprobs`` most likely tokens at this position, most likely first."""
 
 
 class Request(Record):
-    """One question to one model.
+    """One chat request to one model.
 
-    ``model`` says who is asked in a way that outlives names: base URL and model name of an API; for own weights the
-    hash of their content, so that several servers of the same weights share answers.
-    ``sample_index`` tells repeated samples of the same question apart; weights in this process are seeded by it.
-    ``max_tokens`` caps the answer's length. ``top_logprobs`` asks for each token's log-probability and for so many of
-    the likeliest tokens at its place.
+    ``model`` identifies the model independently of its name in the configuration: base URL and model name of an API;
+    the hash of local weights, so that several servers of the same weights share answers.
+    ``sample_index`` distinguishes repeated samples of the same question; sampling in this process is seeded by it.
+    ``max_tokens`` limits the length of the answer. ``top_logprobs`` asks for the log-probability of each token and
+    of so many of the most likely tokens at its position.
     """
 
     model: str
@@ -53,28 +53,28 @@ class Request(Record):
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
     max_tokens: int
     final: bool = False
-    """Whether a cut-off answer stands, as it does with weights in this process; otherwise it is asked for once more
-    with twice the cap."""
+    """Whether a truncated answer is kept, as it is with weights in this process. Otherwise the request is sent once
+    more with twice ``max_tokens``."""
 
     def identity(self) -> str:
-        """Canonical JSON of everything that makes the answer. ``max_tokens`` and ``final`` are left out, so that a
-        finished answer serves any cap; so are settings that are not set, so that a new kind of setting changes no old
-        key."""
+        """Canonical JSON of everything that determines the answer. Left out are ``max_tokens`` and ``final``, so that a
+        finished answer serves any cap, and settings that are not set, so that keys stay the same when a setting is
+        added to this class."""
         return canonical(self.model_dump(mode="json", exclude={"max_tokens", "final"}, exclude_none=True))
 
     @functools.cached_property
     def key(self) -> str:
-        """The request's name in the ledger: a version, and the SHA-256 of its identity."""
+        """The request's key in the ledger: a version, and the SHA-256 of its identity."""
         return f"{KEY_VERSION}:{hashlib.sha256(self.identity().encode()).hexdigest()}"
 
     @functools.cached_property
     def prompt_bound(self) -> int:
-        """:func:`prompt_bound` of its messages, counted once."""
+        """:func:`prompt_bound` of its messages, computed once."""
         return prompt_bound(self.messages)
 
 
 class Response(Record):
-    """What came back, as the ledger holds it."""
+    """The answer to a request, as the ledger stores it."""
 
     text: str
     finish: Finish = "stop"
@@ -82,40 +82,46 @@ class Response(Record):
     prompt_tokens: int
     completion_tokens: int
     reasoning: str = ""
-    """What a reasoning model thought aloud, where its provider shows it."""
+    """The reasoning of a reasoning model, where its provider returns it."""
     micro_dollars: int = 0
     logprobs: tuple[TokenLogprob, ...] = ()
-    """One entry per token, where they were asked for."""
+    """One entry a token, if the request asked for them."""
 
     @property
     def finished(self) -> bool:
-        """False: cut off at ``max_tokens``."""
+        """False if the answer was truncated at ``max_tokens``."""
         return self.finish != "length"
 
     def settles(self, request: Request) -> bool:
-        """Whether nothing more is to be bought for the request: it is answered, or was cut off at twice its cap too (a
-        final one at its own)."""
+        """Whether the request need not be sent again: the answer is finished, or was truncated at twice the request's
+        cap as well (at its own cap, if the request is final)."""
         return self.finished or self.max_tokens >= (1 if request.final else 2) * request.max_tokens
 
     def serves(self, request: Request) -> bool:
-        """Whether this answer can stand for the request: a finished one always, a cut one only up to its own cap."""
+        """Whether this answer can be returned for the request: a finished one always, a truncated one only if the
+        request's cap is no larger than its own."""
         return self.finished or request.max_tokens <= self.max_tokens
 
 
+def with_cap(request: Request, max_tokens: int) -> Request:
+    """The request with another ``max_tokens``."""
+    return request.model_copy(update={"max_tokens": max_tokens})
+
+
 def worst_case(request: Request, price: Price) -> int:
-    """Micro-dollars that the request cannot exceed: its longest possible prompt and an answer up to its cap."""
+    """The most the request can cost, in micro-dollars: its longest possible prompt, and an answer up to its cap."""
     return price.of(request.prompt_bound, request.max_tokens)
 
 
 def prompt_bound(messages: Sequence[Message]) -> int:
-    """A number of tokens that no tokenizer exceeds on these messages.
+    """An upper bound on the tokens of these messages, whatever the tokenizer.
 
-    Tokenizers of today fall back to bytes for what they do not know, so a text never has more tokens than UTF-8 bytes;
-    some normalise first (NFKC), which may lengthen it. What the chat template adds is bounded by constants.
+    Today's tokenizers fall back to bytes for unknown text, so a text never has more tokens than UTF-8 bytes; some
+    normalise it first (NFKC), which may lengthen it. What the chat template adds is bounded by constants.
     """
-    sizes = (max(_bytes(m.content), _bytes(unicodedata.normalize("NFKC", m.content))) for m in messages)
+    sizes = (max(_byte_count(m.content), _byte_count(unicodedata.normalize("NFKC", m.content))) for m in messages)
     return TEMPLATE_TOKENS + sum(size + MESSAGE_TOKENS for size in sizes)
 
 
-def _bytes(text: str) -> int:
+def _byte_count(text: str) -> int:
     return len(text.encode())

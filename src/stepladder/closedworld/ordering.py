@@ -76,9 +76,9 @@ class Line:
     def misread(self, asks: tuple[Rule, ...]) -> tuple[Mistake, ...]:
         """Mistakes of readers who count from the wrong end, or take the clues in the order of the text."""
         last = witness(self.first, dict(self.clues))[-1]
-        as_told = tuple(Rule(f"at({behind},{number})") for number, (_, behind) in enumerate(self.clues, 2))
+        in_text_order = tuple(Rule(f"at({behind},{number})") for number, (_, behind) in enumerate(self.clues, 2))
         return (
-            Mistake("takes the clues in the order told", (Rule(f"at({self.first},1)"), *as_told, *asks)),
+            Mistake("takes the clues in the order told", (Rule(f"at({self.first},1)"), *in_text_order, *asks)),
             Mistake("counts from the back", (Rule(f"at({last},1)"), *self.facts, BACKWARD, *asks)),
         )
 

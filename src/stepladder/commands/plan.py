@@ -12,21 +12,21 @@ from stepladder import models, records
 from stepladder.answering.cascade import Cascade, Usage
 from stepladder.ask.ledger import Account, Ledger
 from stepladder.context import Context
-from stepladder.forecast import capacity, cost_tables, fit_tables, memory
+from stepladder.forecast import capacity, cost_tables, fit_tables, model_shape
 from stepladder.forecast.capacity import Workload
 from stepladder.forecast.cost import (
     ANSWER_TOKENS,
     ONE,
-    SAMPLED,
+    PILOT_FACTOR,
     ModelRates,
     Rates,
     assume,
     forecast,
     prompt_tokens,
-    share,
-    tokens,
+    solved_share,
+    text_tokens,
 )  # fmt: skip
-from stepladder.forecast.memory import Shape
+from stepladder.forecast.model_shape import Shape
 from stepladder.mcq.shuffle import rng
 from stepladder.models import hubs
 from stepladder.records import Question, Sample
@@ -41,7 +41,7 @@ def plan(config: Path, runs: Path, pilot: int, card: str, hours: float, rate: fl
     Raises:
         UserError, AskError, BudgetError: as the stages ``questions`` and ``samples`` do.
     """
-    target = capacity.card(card)
+    target = capacity.parse_card(card)
     context = Context.open(config, runs)
     with context.workspace.locked():
         plan_cascade(context, pilot)
@@ -81,7 +81,7 @@ def measure(context: Context, drawn: Sequence[Question], assumed: Mapping[str, R
     medians = {(a.rung, a.model): statistics.median(a.seconds) for a in _accounts(context) if a.seconds}
     return {
         step.rung.name: Rates(
-            share(len(step.solved), step.reached),
+            solved_share(len(step.solved), step.reached),
             {
                 model: _model_rates(
                     usage, step.reached, assumed[step.rung.name].models[model], medians.get((step.rung.name, model))
@@ -104,8 +104,8 @@ def _model_rates(usage: Usage, questions: int, assumed: ModelRates, median: floa
     return ModelRates(
         calls,
         ONE.times(usage.prompt_tokens / usage.calls),
-        SAMPLED.times(usage.completion_tokens / usage.calls),
-        SAMPLED.times(seconds),
+        PILOT_FACTOR.times(usage.completion_tokens / usage.calls),
+        PILOT_FACTOR.times(seconds),
     )
 
 
@@ -121,9 +121,9 @@ def shape_of(base: str) -> Shape | None:
     downloaded."""
     folder = Path(base).expanduser()
     if base == models.BUNDLED or folder.is_dir():
-        return memory.read(models.locate(base))
+        return model_shape.read(models.locate(base))
     cached = hubs.cached(base)
-    return memory.known(base) if cached is None else memory.read(cached)
+    return model_shape.qwen25(base) if cached is None else model_shape.read(cached)
 
 
 def work_of(context: Context) -> Workload:
@@ -134,12 +134,12 @@ def work_of(context: Context) -> Workload:
     questions = records.read(context.input("questions") / f"{split}.jsonl", Question)
     prompts = [prompt_tokens(config, question) for question in questions] or [0.0]
     shared_tokens = sum(
-        tokens(later.problem) for earlier, later in pairwise(questions) if earlier.problem_id == later.problem_id
+        text_tokens(later.problem) for earlier, later in pairwise(questions) if earlier.problem_id == later.problem_id
     )
     answer = ANSWER_TOKENS.likely
     if _samples_are_done(context):
         accepted = records.read(context.input("samples") / "accepted.jsonl", Sample)
-        chains = [tokens(sample.text) for sample in accepted]
+        chains = [text_tokens(sample.text) for sample in accepted]
         answer = fmean(chains) if chains else answer
     return Workload(
         questions=len(questions),

@@ -19,16 +19,16 @@ from stepladder.answering import team as teams
 from stepladder.answering.client import FolderClient
 from stepladder.answering.standalone import Answers, AnswerSettings, answer, read_settings, so_far
 from stepladder.answering.team import Team
-from stepladder.ask.local.engine import ROWS
+from stepladder.ask.local.engine import BATCH_SIZE
 from stepladder.config import Serve
 from stepladder.errors import GateError, ModelError, ServeError, UserError
-from stepladder.forecast import memory
+from stepladder.forecast import memory, model_shape
 from stepladder.mcq.answerfile import problems_in, submission
 from stepladder.mcq.questionfile import read_problems
 from stepladder.packaging import selftest
 from stepladder.progress import Lane, Progress
 from stepladder.records import Language, Prediction, Question
-from stepladder.serving.vllm import cards, side_by_side
+from stepladder.serving.cards import side_by_side_settings, visible_cards
 from stepladder.terminal import say
 from stepladder.workspace import write_atomic
 
@@ -98,7 +98,7 @@ def predict(
     is_local, dtype = settings.predict.engine == "local", settings.predict.dtype
     questions = _read(source, settings.language)
     _check_disk(out, len(questions) * settings.predict.votes * len(team.members))
-    if is_local and not cards():
+    if is_local and not visible_cards():
         _check_memory(team.members[team.leader], questions, settings)
     progress = Progress(console)
     computed_in = models.dtype_name(dtype) if is_local else None
@@ -153,7 +153,7 @@ class Assignment(NamedTuple):
         stop = threading.Event()
         with _time_limit(minutes, stop):
             if len(members) > 1 and self.settings.predict.engine == "vllm" and not serve.base_url:
-                shared = side_by_side([*members.values()], serve)
+                shared = side_by_side_settings([*members.values()], serve)
                 if shared is not None:
                     try:
                         return self._side_by_side(shared)
@@ -236,10 +236,10 @@ def _check_memory(weights: Path, questions: Sequence[Question], settings: Answer
     """Raise UserError where the host's memory is surely too small; out of memory, the process would be killed without
     a message."""
     try:
-        shape = memory.read(weights)
+        shape = model_shape.read(weights)
     except ModelError:  # an architecture whose memory is not known
         return
-    needed_bytes = memory.answering(shape, min(len(questions), ROWS), settings.predict.max_tokens).total
+    needed_bytes = memory.answering(shape, min(len(questions), BATCH_SIZE), settings.predict.max_tokens).total
     if (free_bytes := memory.free()) is not None and needed_bytes > free_bytes:
         sizes = f"{needed_bytes / 2**30:.1f} GiB of memory, and {free_bytes / 2**30:.1f} GiB are free"
         raise UserError(f"{weights}: answering takes {sizes}; end other programs, or use a larger machine")

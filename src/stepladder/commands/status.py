@@ -24,7 +24,7 @@ def status(config: Path, runs: Path) -> None:
     name = context.workspace.name
     with Ledger(context.workspace.ledger) as ledger:
         console.print(f"\n{ledger.calls(name)} model calls, ${ledger.spent(name) / 1e6:.2f} spent")
-        for batch in ledger.waiting(name):
+        for batch in ledger.unfinished_batches(name):
             line = f"batch {batch.remote}: " if batch.remote else "batch: "
             line += f"{batch.requests:,} requests at the provider; the next run collects them"
             console.print(f"  ${batch.reserved / 1e6:.4f}  {escape(line)}", highlight=False)

@@ -1,4 +1,4 @@
-"""Reading a run's TOML file: one line about whatever is wrong in it, and paths relative to the file."""
+"""Reading a run's TOML file: one-line errors, and paths relative to the file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from stepladder.errors import ConfigError
 
 
 def load(path: Path) -> Config:
-    """Read and check a TOML file; paths in it are relative to the file's own folder.
+    """Read and check a TOML file; relative paths in it start at the file's folder.
 
     Raises:
         ConfigError: one line naming file, key and what is allowed.
@@ -27,7 +27,7 @@ def load(path: Path) -> Config:
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8 at byte {error.start}; save the file as UTF-8") from None
     except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path}: not TOML: {error}; mend that place") from None
+        raise ConfigError(f"{path}: not TOML: {error}; correct that place") from None
     try:
         config = Config.model_validate(raw)
     except ValidationError as error:
@@ -57,39 +57,40 @@ def load(path: Path) -> Config:
     quantise = config.quantise.model_copy(update={"general": general})
     prompts = None if config.prompts is None else root / config.prompts
     if prompts is not None and not prompts.is_dir():
-        raise ConfigError(f"{path}: key 'prompts': {prompts} is no folder; name one with templates (*.j2)")
+        raise ConfigError(f"{path}: key 'prompts': {prompts} is not a folder; name one with templates (*.j2)")
     return config.model_copy(
         update={"questions": questions, "models": models, "train": train, "quantise": quantise, "prompts": prompts}
     )
 
 
 def _beside(root: Path, name: str) -> str:
-    """A model named by a folder beside the TOML file becomes that folder; any other name stays as it is."""
+    """The path of the folder of this name beside the TOML file; where there is none, the name as it is (a hub's id, for
+    example)."""
     return str(root / name) if (root / name).is_dir() else name
 
 
 def _first_problem(error: ValidationError) -> str:
-    """The first problem as one line: dotted key, what is wrong, what is known.
+    """The first problem as one line: dotted key, what is wrong, what is allowed.
 
-    An unknown key goes first: a misspelt one is also missing, and the spelling is what there is to mend.
+    Unknown keys go first: a misspelt key is reported as unknown and as missing, and the spelling is the cause.
     """
     problem = min(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
-    place = ".".join(str(part) for part in problem["loc"])
+    key = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
-        table, known = _known_keys(problem["loc"])
-        return f"unknown key '{place}'; {table} knows: {known}"
+        table, keys = _valid_keys(problem["loc"])
+        return f"unknown key '{key}'; {table} knows: {keys}"
     if problem["type"] == "missing":
-        return f"missing key '{place}'; add it"
+        return f"missing key '{key}'; add it"
     message = problem["msg"].removeprefix("Value error, ")
-    if not place:
+    if not key:
         return message
-    # A whole table would drown the sentence that says what is wrong with it.
-    got = "" if isinstance(problem["input"], dict | list) else f" (got {problem['input']!r})"
-    return f"key '{place}': {message}{got}"
+    # A whole table as value would hide the message.
+    value = "" if isinstance(problem["input"], dict | list) else f" (got {problem['input']!r})"
+    return f"key '{key}': {message}{value}"
 
 
-def _known_keys(location: tuple[int | str, ...]) -> tuple[str, str]:
-    """The table an unknown key was found in and the keys it knows."""
+def _valid_keys(location: tuple[int | str, ...]) -> tuple[str, str]:
+    """The table that an unknown key is in, and its valid keys."""
     table: type[Table] = Config
     path: list[str] = []
     for part in location[:-1]:
@@ -101,8 +102,8 @@ def _known_keys(location: tuple[int | str, ...]) -> tuple[str, str]:
 
 
 def _table_in(annotation: Any) -> type[Table] | None:
-    """The table that a field holds: itself, or as items of a tuple or dictionary, or optionally."""
+    """The table class in a field's annotation: alone, optional, or as items of a tuple or dictionary."""
     if isinstance(annotation, type) and issubclass(annotation, Table):
         return annotation
-    found = (_table_in(part) for part in get_args(annotation))
-    return next((table for table in found if table is not None), None)
+    tables = (_table_in(part) for part in get_args(annotation))
+    return next((table for table in tables if table is not None), None)

@@ -1,7 +1,7 @@
 """What a run's TOML file may hold: one frozen tree of tables. Unknown keys are errors.
 
-The docstring under a field is its documentation; defaults keep real files short. One module, although it is long: a
-table is looked up here by its name, and most tables are a screen of fields without code.
+The docstring under a field is its documentation (docs/reference/configuration.md is made of them). The module is long
+because it holds all tables, most of them fields without code.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validat
 from stepladder.records import Language
 
 BASE = "base"
-"""Name of the untuned student among the predictions; no member may be called so."""
+"""Name of the untuned student among the predictions; no member may have it."""
 VARIANTS = "variants"
 """The account of ``[variants]`` in the ledger, beside those of the rungs."""
 
@@ -64,16 +64,16 @@ class Price(Table):
     """What the provider's batch API costs, as a share of the above."""
 
     def in_batch(self) -> Price:
-        """The same for requests in a batch."""
+        """The price of requests in a batch."""
         return Price(input=self.input * self.batch, output=self.output * self.batch)
 
     def of(self, prompt_tokens: int, completion_tokens: int) -> int:
-        """Micro-dollars, rounded up."""
+        """Cost in micro-dollars, rounded up."""
         return math.ceil(self.input * prompt_tokens + self.output * completion_tokens)
 
 
 class Model(Table):
-    """``[models.<name>]``: somebody who can be asked."""
+    """``[models.<name>]``: a model that can be asked."""
 
     engine: Literal["local", "vllm", "openai"] = "local"
     """How it is asked: ``local`` is a transformers model in this process, ``vllm`` servers that are started for it
@@ -81,10 +81,10 @@ class Model(Table):
     path: str | None = None
     """``local`` and ``vllm``: a folder with weights, an id on a hub (see ``[train] base``), or ``bundled`` (the
     default) for the SmolLM2-135M-Instruct that comes with Stepladder. ``openai``: the folder or id of the weights your
-    own servers serve, so that their answers are known by the weights and not by the address."""
+    own servers serve, so that answers are identified by the weights instead of the address."""
     base_url: tuple[str, ...] = ()
-    """``openai``: the address up to and with ``/v1``, or a list of servers of the same model, among which requests are
-    balanced."""
+    """``openai``: the address up to and including ``/v1``, or a list of servers of the same model, among which requests
+    are balanced."""
     base_url_file: Path | None = None
     """``openai``: instead of ``base_url``, a text file with one address a line, which is read again while a run lasts:
     servers may come and go. Relative to the TOML file."""
@@ -95,7 +95,7 @@ class Model(Table):
     price: Price | None = None
     """``openai``: no request is sent without one; a server of your own has ``{ input = 0, output = 0 }``."""
     concurrency: int = Field(default=256, ge=1)
-    """``openai``: most requests in flight at one server; how many there are adapts to what the server bears."""
+    """``openai``: most requests in flight at one server; the actual number adapts to what the server can take."""
     requests_per_minute: float | None = Field(default=None, gt=0)
     """``openai``: the account's limit at each server."""
     tokens_per_minute: float | None = Field(default=None, gt=0)
@@ -103,7 +103,7 @@ class Model(Table):
     timeout: float = Field(default=600, gt=0)
     """``openai``: seconds for one attempt."""
     cap_name: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
-    """``openai``: what the server calls the cap on the answer; some reasoning models want the longer name."""
+    """``openai``: the server's name for the cap on the answer; some reasoning models need the longer one."""
 
     @field_validator("base_url", mode="before")
     @classmethod
@@ -112,9 +112,9 @@ class Model(Table):
 
     @model_validator(mode="after")
     def _keys_fit_engine(self) -> Self:
-        given = self.model_fields_set - {"engine", "path"}
-        if self.engine != "openai" and given:
-            raise ValueError(f"{sorted(given)[0]!r} is for engine = 'openai'")
+        keys = self.model_fields_set - {"engine", "path"}
+        if self.engine != "openai" and keys:
+            raise ValueError(f"{sorted(keys)[0]!r} is for engine = 'openai'")
         if self.engine == "openai" and bool(self.base_url) == bool(self.base_url_file):
             raise ValueError("engine = 'openai' needs either base_url or base_url_file")
         if self.engine == "openai" and self.price is None:
@@ -125,12 +125,12 @@ class Model(Table):
         return self
 
     def served_as(self, name: str) -> str:
-        """What its server calls the model that the configuration calls ``name``."""
+        """The server's name for the model that the configuration calls ``name``."""
         return self.model or name
 
     @property
     def is_own(self) -> bool:
-        """Whether its servers are the user's: they cost nothing, so they may be asked who they are."""
+        """Whether its servers are self-hosted, which price 0 says. Such servers must show which weights they serve."""
         return self.price is not None and self.price.input == self.price.output == 0
 
 
@@ -142,7 +142,7 @@ class Limits(Table):
 
 
 class Rung(Table):
-    """``[[rung]]``: one step of the cascade, asked only about what is still unsolved."""
+    """``[[rung]]``: one step of the cascade, asked only the questions that are still unsolved."""
 
     name: FolderName
     kind: Literal["ask", "worked"] = "ask"
@@ -150,16 +150,16 @@ class Rung(Table):
     models: tuple[str, ...] = ()
     """Names under ``[models]``."""
     orders: int = Field(default=1, ge=1, le=24)
-    """Shuffled orders of the options each model is asked."""
+    """Number of shuffled orders of the options in which each model is asked a question."""
     shuffle: bool = True
-    """``false`` shows the options as they are, for answers that were recorded so."""
+    """``false`` shows the options in their own order, for answers that were recorded in it."""
     samples: int = Field(default=1, ge=1, le=100)
-    """Answers of each model to a question, if more than ``orders``; they take the orders in turn."""
+    """Number of answers of each model to a question, if more than ``orders``; they take the orders in turn."""
     accept: Literal["all", "majority"] = "all"
-    """When a model has solved a question: ``all`` its answers are right, or the ``majority`` of them, options named as
-    they were before shuffling, is; then only the chains that voted with it are kept."""
+    """When a model has solved a question: ``all`` of its answers are right, or the ``majority`` of them, counted in the
+    original order of the options, is right; then only the chains that agree with the majority are kept."""
     trust_majority: bool = False
-    """With ``accept = "majority"``: the majority is taken for the truth even where the label says otherwise."""
+    """With ``accept = "majority"``: the majority counts as right even where it contradicts the label."""
     keep: int | None = Field(default=None, ge=1)
     """Most accepted chains of a question that this rung keeps, the most different ones; by default all."""
     max_tokens: int = Field(default=512, ge=1)
@@ -169,7 +169,7 @@ class Rung(Table):
     dollars: float | None = Field(default=None, ge=0)
     """Hard cap on what this rung may spend, within the run's."""
     batch: bool = False
-    """Whether its models are asked through their provider's batch API: at half the price, within 24 hours."""
+    """Whether its models are asked through their provider's batch API: at half the price, answered within 24 hours."""
 
     @model_validator(mode="after")
     def _models_fit_kind(self) -> Self:
@@ -194,16 +194,16 @@ class Rung(Table):
 
 class Variants(Table):
     """``[variants]``: new questions about the training problems, written by models and proved by others; without this
-    table there are none. A member learns from them where it says ``variants = true``."""
+    table there are none. A member with ``variants = true`` learns from them."""
 
     models: tuple[str, ...] = Field(min_length=1)
     """The writers: names under ``[models]``."""
     judges: tuple[str, ...] = ()
-    """Who answers the new questions, without seeing the writer's answer and with shuffled options: names under
-    ``[models]``; by default all. Nobody judges what it wrote itself."""
+    """The models that answer the new questions, with shuffled options and without seeing the writer's answer: names
+    under ``[models]``; by default all. No model judges its own questions."""
     agree: int = Field(default=2, ge=1)
-    """Judges that must name the writer's answer. Where the problem carries a closed-world program, one that proves the
-    answer serves as well."""
+    """Number of judges that must give the writer's answer. Where the problem carries a closed-world program, a program
+    that proves the answer is enough."""
     per_problem: int = Field(default=1, ge=1)
     """New questions each writer is asked for about a problem."""
     examples: int = Field(default=2, ge=0)
@@ -211,9 +211,9 @@ class Variants(Table):
     temperature: float = Field(default=0.7, ge=0)
     """Sampling temperature of the writers; judges are greedy."""
     max_tokens: int = Field(default=1024, ge=1)
-    """Cap on the length of what a writer or a judge says, tokens."""
+    """Cap on the length of a writer's or a judge's answer, tokens."""
     dollars: float | None = Field(default=None, ge=0)
-    """Hard cap on what all this may spend, within the run's."""
+    """Hard cap on what writers and judges may spend, within the run's."""
 
     @model_validator(mode="after")
     def _samples_differ(self) -> Self:
@@ -222,12 +222,12 @@ class Variants(Table):
         for names in (self.models, self.judges):
             for name in names:
                 if names.count(name) > 1:
-                    raise ValueError(f"model {name!r} is named twice; name it once, since it has one voice")
+                    raise ValueError(f"model {name!r} is named twice; name it once")
         return self
 
 
 class Swift(Table):
-    """``[train.swift]``: what ``backend = "swift"`` needs to know."""
+    """``[train.swift]``: settings for ``backend = "swift"``."""
 
     environment: Path = Path(".venv-swift")
     """The environment that ms-swift is installed in, by ``make swift``; relative to where the command is run."""
@@ -241,69 +241,68 @@ class Train(Table):
     """``[train]``: LoRA fine-tuning, shared by all members."""
 
     backend: Literal["trl", "swift"] = "trl"
-    """Who trains: TRL and PEFT in this process, or ms-swift in its own environment (the winning entry's)."""
+    """What trains: TRL and PEFT in this process, or ms-swift, which the winning entry used, in its own environment."""
     swift: Swift = Swift()
 
     base: str = "bundled"
     """The student: a folder with weights, ``bundled``, or an id: ``OWNER/NAME`` on the Hugging Face hub,
-    ``modelscope:OWNER/NAME`` on ModelScope (``pip install modelscope``), with ``@REVISION`` behind it if you like. It
-    is downloaded once (never with ``HF_HUB_OFFLINE=1``) and then found in the hub's cache. A pinned revision (the 40
-    digits of a commit) makes the run the same tomorrow; without one it is whatever the cache holds, or else today's
-    ``main`` (ModelScope: ``master``). A folder of the same name goes first."""
+    ``modelscope:OWNER/NAME`` on ModelScope (``pip install modelscope``), either with an optional ``@REVISION``. It is
+    downloaded once (never with ``HF_HUB_OFFLINE=1``) and then found in the hub's cache. A pinned revision (the 40
+    digits of a commit) makes the run reproducible; without one it is the revision in the cache, or else the current
+    ``main`` (ModelScope: ``master``). A folder of the same name takes precedence."""
     dtype: Dtype = "auto"
-    """What the base is held in while its adapter is trained, and the merged weights while they are quantised;
-    ``auto``: bfloat16 where the hardware multiplies it, float32 elsewhere (docs/determinism.md). What is trained, and
-    the optimiser's state, is float32 in any case."""
+    """Number format of the base while its adapter is trained, and of the merged weights while they are quantised;
+    ``auto``: bfloat16 where the hardware multiplies it, float32 elsewhere (docs/determinism.md). The adapter and the
+    optimiser's state are float32 in any case."""
     lora_rank: int = Field(default=256, ge=1)
     """Rank r of the LoRA update."""
     lora_alpha: int = Field(default=512, ge=1)
     """LoRA scaling: the update is multiplied by alpha / rank."""
     lora_dropout: float = Field(default=0.0, ge=0, lt=1)
-    """Share of the adapter's inputs left out of each step at random; the winning entry's was ms-swift's 0.05."""
+    """Dropout probability of the adapter's inputs; the winning entry used ms-swift's 0.05."""
     epochs: float = Field(default=3, gt=0)
     """Passes over the member's examples."""
     learning_rate: float = Field(default=1e-4, gt=0)
     """Peak learning rate (AdamW without weight decay, linear warm-up)."""
     adam_beta2: float = Field(default=0.999, gt=0, lt=1)
-    """How long AdamW remembers the gradient's square; the winning entry's was ms-swift's 0.95."""
+    """AdamW's decay rate for squared gradients; the winning entry used ms-swift's 0.95."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     """How the learning rate falls after its warm-up."""
     warmup: float = Field(default=0.05, ge=0, lt=1)
     """Share of the steps spent warming up."""
     clip: float = Field(default=1.0, gt=0)
-    """Largest norm of the gradient; a longer one is scaled down to it."""
+    """Gradient clipping: largest norm of the gradient."""
     batch_size: int = Field(default=1, ge=1)
     """Sequences per forward pass."""
     packing: bool = True
-    """Whether examples that share their beginning, such as the questions about one problem, are one sequence that holds
-    it once: a third fewer tokens. They then meet in one step. Where a step has few sequences, it learns more from as
-    many examples of different problems (docs/experiments.md). ms-swift never packs."""
+    """Whether examples that share their beginning, such as the questions about one problem, are packed into one
+    sequence that holds it once: a third fewer tokens. They are then in the same step; where a step has few sequences,
+    the same number of examples of different problems teaches more (docs/experiments.md). ms-swift never packs."""
     gradient_accumulation: int = Field(default=8, ge=1)
     """Forward passes per optimiser step."""
     gradient_checkpointing: bool | None = None
-    """Whether activations are computed again in the backward pass instead of kept; by default on a card, where memory
-    is the limit, and not on a CPU."""
+    """Whether activations are recomputed in the backward pass instead of kept; by default on a card, where memory is
+    the limit, and not on a CPU."""
     max_length: int = Field(default=2048, ge=16)
     """Longest sequence, tokens, for packing too; a longer example is left out and counted in the data card, never
     cut."""
     devices: int = Field(default=1, ge=1)
-    """Cards (or, without one, CPU processes) that train together. ``gradient_accumulation`` is shared out among them,
-    so a step sees the same sequences whatever their number."""
+    """Cards (or, without one, CPU processes) that train together. ``gradient_accumulation`` is divided among them, so a
+    step has the same sequences whatever their number."""
     sharding: Literal["none", "fsdp", "zero3"] = "none"
-    """What the devices share: gradients only (DDP), or also weights and optimiser, by PyTorch's FSDP2 or DeepSpeed's
-    ZeRO-3 (``pip install deepspeed``), for a base that one card cannot hold."""
+    """What is split over the devices: nothing but the data (DDP), or also weights and optimiser state, by PyTorch's
+    FSDP2 or DeepSpeed's ZeRO-3 (``pip install deepspeed``), for a base that one card cannot hold."""
     qlora: bool = False
     """Whether the base is held in 4 bits (NF4, double quantisation) while its adapter is trained, for small cards
     (``stepladder[extras]``). The adapter is merged into the unquantised base all the same."""
     save_steps: int = Field(default=50, ge=1)
-    """Optimiser steps between two checkpoints, from which a killed training goes on."""
+    """Optimiser steps between two checkpoints, from which a killed training continues."""
     metric: Literal["loss", "accuracy"] = "loss"
-    """What ``patience`` looks at after each epoch: the loss on validation questions' worked solutions, or (with the
-    default trainer on one device) the share of validation questions that the student answers rightly, which takes
-    longer."""
+    """What ``patience`` measures after each epoch: the loss on validation questions' worked solutions, or (with
+    ``backend = "trl"`` on one device) the accuracy on validation questions, which takes longer."""
     patience: int | None = Field(default=None, ge=1)
-    """Epochs without a better one after which training stops; then the best epoch's adapter is kept. By default all
-    epochs are trained and the last is kept."""
+    """Number of epochs without improvement after which training stops; then the best epoch's adapter is kept. By
+    default all epochs are trained and the last is kept."""
     tensorboard: Path | None = None
     """Folder for TensorBoard's curves, one folder a member (``stepladder[extras]``)."""
 
@@ -311,11 +310,11 @@ class Train(Table):
     def _devices_share(self) -> Self:
         if self.gradient_accumulation % self.devices:
             raise ValueError(
-                f"gradient_accumulation = {self.gradient_accumulation} cannot be shared out among devices = "
+                f"gradient_accumulation = {self.gradient_accumulation} cannot be divided among devices = "
                 f"{self.devices}; make it a multiple"
             )
         if self.sharding != "none" and self.devices == 1:
-            raise ValueError(f"sharding = {self.sharding!r} needs devices above 1; there is nothing to share with one")
+            raise ValueError(f"sharding = {self.sharding!r} needs devices above 1")
         if self.metric == "accuracy" and (self.devices > 1 or self.backend == "swift"):
             raise ValueError("metric = 'accuracy' needs backend = 'trl' and devices = 1; use 'loss'")
         if self.qlora and self.sharding != "none":
@@ -336,13 +335,13 @@ class Member(Table):
     variants: bool = False
     """Whether it also learns from the new questions of ``[variants]``."""
     control: str | None = None
-    """With ``variants``: the member that is the same without them. Unless this one does at least as well on validation,
-    it takes no part in the ensemble."""
+    """With ``variants``: the member that is the same without them. This member joins the ensemble only if it is at
+    least as accurate on validation."""
     balance: bool = False
-    """Whether chains that name no option by its letter before the answer line are shown in another order, so that every
-    letter is right equally often."""
+    """Whether the options of examples are reordered so that every letter is right equally often; this changes only
+    chains that name no option by its letter before the answer line."""
     seed: int = 0
-    """Data order, option order and LoRA initialisation."""
+    """Seed of data order, option order and LoRA initialisation."""
 
 
 class General(Table):
@@ -363,13 +362,13 @@ suffered most; norms tuned for one pass over the calibration chains; 8 bits for 
 
 
 class Quantise(Table):
-    """``[quantise]``: GPTQ, weights in 4 or 8 bits, activations in 16 (W4A16), and the proof of what it cost."""
+    """``[quantise]``: GPTQ, weights in 4 or 8 bits, activations in 16 (W4A16), and the gate on what it may cost."""
 
     backend: Literal["llmcompressor", "gptqmodel"] = "llmcompressor"
-    """Who quantises: llm-compressor in this process (compressed-tensors format), or gptqmodel in ms-swift's environment
-    (``[train.swift] environment``; classic ``gptq`` format, symmetric only)."""
+    """What quantises: llm-compressor in this process (compressed-tensors format), or gptqmodel in ms-swift's
+    environment (``[train.swift] environment``; classic ``gptq`` format, symmetric only)."""
     method: Literal["gptq", "rtn"] = "gptq"
-    """GPTQ, or rounding to nearest, which needs no calibration and loses more."""
+    """GPTQ, or rounding to nearest (``rtn``), which needs no calibration and loses more."""
     bits: Literal[4, 8] = 4
     """Bits per weight."""
     group_size: int | None = Field(default=None, ge=1)
@@ -381,7 +380,7 @@ class Quantise(Table):
     samples: int = Field(default=128, ge=1)
     """Calibration examples, drawn from the member's own chat-formatted training set, each whole."""
     general: tuple[General, ...] = ()
-    """General text in the shares of your choice."""
+    """General text to calibrate on as well, one table for each source."""
     max_loss: float = Field(default=0.01, ge=0, le=1)
     """The gate: validation accuracy (share) that quantisation may cost before the run fails."""
     max_unparsed: float = Field(default=0.05, ge=0, le=1)
@@ -390,13 +389,13 @@ class Quantise(Table):
     """The gate: mean Kullback-Leibler divergence of next-token distributions from the merged weights', nats a token, on
     the merged weights' own answers to validation questions. Nor may it be larger than with rounding to nearest."""
     repairs: tuple[Repair, ...] = ("calibration", "groups", "mixed", "recovery", "8bit")
-    """What is tried, in this order and each on top of those before, while the gate is not passed. gptqmodel passes over
+    """Repairs to try while the gate is not passed, in this order and each on top of those before. gptqmodel skips
     ``mixed``."""
 
     @model_validator(mode="after")
     def _gptqmodel_can(self) -> Self:
-        alone = self.symmetric and self.method == "gptq" and self.group_size in (None, 32, 64, 128)
-        if self.backend == "gptqmodel" and not alone:
+        supported = self.symmetric and self.method == "gptq" and self.group_size in (None, 32, 64, 128)
+        if self.backend == "gptqmodel" and not supported:
             raise ValueError(
                 "backend = 'gptqmodel' needs symmetric = true, method = 'gptq' and groups of 32, 64 or 128"
             )
@@ -404,29 +403,29 @@ class Quantise(Table):
 
 
 class Serve(Table):
-    """``[serve]``: the vLLM servers that ``engine = "vllm"`` starts: one a card, or one on the CPU."""
+    """``[serve]``: the vLLM servers that ``engine = "vllm"`` starts: one for each card, or one on the CPU."""
 
     environment: Path = Path(".venv-serve")
     """The environment that vLLM is installed in, by ``make serve-env``; relative to where the command is run."""
     max_length: int = Field(default=4096, ge=64)
     """Longest prompt and answer together, tokens."""
     kv_cache_gib: float | None = Field(default=None, gt=0)
-    """Memory for keys and values, GiB a card; by default what ``utilisation`` leaves (on a CPU 2)."""
+    """Memory for the KV cache, GiB for each card; by default what ``utilisation`` leaves (on a CPU 2)."""
     utilisation: float = Field(default=0.92, gt=0, le=1)
     """Share of a card's memory that its server may use."""
     tensor_parallel: int = Field(default=1, ge=1)
-    """Cards that share one model, where one is too small for it."""
+    """Number of cards that one model is split over, where one card is too small for it."""
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
-    """What is computed in; ``auto`` is what the weights are stored in."""
+    """Number format to compute in; ``auto``: that which the weights are stored in."""
     prefix_caching: bool = True
-    """Whether what prompts share, such as a problem's text, is computed once."""
+    """Whether the common beginning of prompts, such as a problem's text, is computed only once."""
     startup: float = Field(default=900, gt=0)
-    """Seconds until a server must be healthy."""
+    """Seconds within which a server must be healthy."""
     base_url: tuple[str, ...] = ()
-    """Servers that run already and serve the model (the address up to and with ``/v1``, or a list): none are started.
-    They are asked who they are first, and turned away where they serve other weights."""
+    """Address, up to and including ``/v1``, of a server that already serves the model, or a list of them; then none is
+    started. A server that serves other weights is refused."""
     model: str = "student"
-    """What those call it."""
+    """The name of the model at those servers."""
 
     @field_validator("base_url", mode="before")
     @classmethod
@@ -438,10 +437,10 @@ class Predict(Table):
     """``[predict]``: how base, merged and quantised models answer validation and test."""
 
     engine: Literal["local", "vllm"] = "local"
-    """Who computes: transformers in this process, or vLLM servers started for it (``[serve]``)."""
+    """What computes: transformers in this process, or vLLM servers that are started (``[serve]``)."""
     dtype: Dtype = "auto"
-    """With ``local``: what weights are computed in, those of ``[models]`` with ``engine = "local"`` too; ``auto`` as in
-    ``[train]``. ``[serve] dtype`` is vLLM's."""
+    """With ``local``: number format to compute in, also of ``[models]`` with ``engine = "local"``; ``auto`` as in
+    ``[train]``. For vLLM it is ``[serve] dtype``."""
     max_tokens: int = Field(default=512, ge=1)
     """Cap on the answer's length, tokens."""
     temperature: float = Field(default=0.0, ge=0)
@@ -449,14 +448,14 @@ class Predict(Table):
     votes: int = Field(default=1, ge=1)
     """Answers per question; the most frequent letter is chosen."""
     adaptive: bool = False
-    """Whether ``votes`` is only the most that are asked for: two at first, then one at a time while no letter leads by
-    two and another could still win."""
+    """Whether ``votes`` is only the maximum: two answers at first, then one more at a time while no letter leads by two
+    and another could still win."""
     probabilities: bool = False
-    """Whether each answer is followed by a request for one token: how likely every letter is where its letter stands.
-    ``[ensemble] rule = "average"`` and ``"selector"`` then weigh members by how sure they are."""
+    """Whether each answer is followed by a request for one token, which gives the probability of every letter in the
+    place of its letter. ``[ensemble] rule = "average"`` and ``"selector"`` then use these probabilities."""
     merged_test: Literal["all", "leader"] = "all"
-    """Whose merged (not yet quantised) weights answer the test too: ``leader``, only the best member on validation,
-    saves time, since merged weights are measured but not shipped."""
+    """Which members' merged (not yet quantised) weights answer the test too: all, or to save time only the ``leader``,
+    the best member on validation. Merged weights are measured, not shipped."""
 
 
 class Ensemble(Table):
@@ -465,10 +464,10 @@ class Ensemble(Table):
     rule: Literal["auto", "single", "vote", "weighted", "leader", "average", "selector"] = "auto"
     """``single``: the best member; ``vote``: the most frequent letter; ``weighted``: votes weighted by the members'
     log-odds on validation; ``leader``: when the other members agree, follow them, otherwise the best member (the
-    winning entry's); ``average``: the letter that members find likeliest on average, by its probability (``[predict]
-    probabilities``) or its share of their samples, where there is either; ``selector``: a logistic model of who agrees
-    with whom, and how surely. ``auto``: the best of them in cross-validation, if it beats ``single`` there by more than
-    a standard error, else ``single``."""
+    winning entry's); ``average``: the letter with the highest mean probability over members (``[predict]
+    probabilities``) or, without probabilities, the highest mean share of their votes; ``selector``: a logistic model of
+    which members agree, and with what probability. ``auto``: the best of them in cross-validation, if it beats
+    ``single`` there by more than a standard error, else ``single``."""
 
 
 class Config(Table):
@@ -479,7 +478,7 @@ class Config(Table):
     language: Language
     """Language of prompts and chains."""
     seed: int = 2024
-    """Root of every random choice."""
+    """Seed from which all random choices of the run are derived."""
     prompts: Path | None = None
     """A folder with templates of your own (``system.j2``, ``question.j2``, ``variant.j2``), which take precedence over
     the packaged ones in ``mcq/prompts``. Relative to the TOML file."""
@@ -498,16 +497,18 @@ class Config(Table):
     @model_validator(mode="after")
     def _names_exist(self) -> Self:
         for kind, names in (("rung", [r.name for r in self.rung]), ("member", [m.name for m in self.member])):
-            twice = {name for name in names if names.count(name) > 1}
-            if twice:
-                raise ValueError(f"{kind} name {sorted(twice)[0]!r} is used twice; give each {kind} its own name")
+            duplicates = {name for name in names if names.count(name) > 1}
+            if duplicates:
+                raise ValueError(f"{kind} name {sorted(duplicates)[0]!r} is used twice; give each {kind} its own name")
         for rung in self.rung:
             if rung.name == VARIANTS and self.variants is not None:
                 raise ValueError(f"a rung cannot be called {VARIANTS!r} beside [variants]; that is the table's account")
             for model in rung.models:
                 if model not in self.models:
-                    known = ", ".join(self.models) or "none"
-                    raise ValueError(f"rung {rung.name!r} names unknown model {model!r}; known under [models]: {known}")
+                    choices = ", ".join(self.models) or "none"
+                    raise ValueError(
+                        f"rung {rung.name!r} names unknown model {model!r}; known under [models]: {choices}"
+                    )
                 if rung.batch and len(self.models[model].base_url) != 1:
                     raise ValueError(
                         f"rung {rung.name!r} has batch = true, which needs models with engine = 'openai' and one "
@@ -515,8 +516,8 @@ class Config(Table):
                     )
         for model in () if self.variants is None else (*self.variants.models, *self.variants.judges):
             if model not in self.models:
-                known = ", ".join(self.models) or "none"
-                raise ValueError(f"[variants] names unknown model {model!r}; known under [models]: {known}")
+                choices = ", ".join(self.models) or "none"
+                raise ValueError(f"[variants] names unknown model {model!r}; known under [models]: {choices}")
         if self.variants is not None:
             judges = self.variants.judges or tuple(self.models)
             for writer in self.variants.models:
@@ -539,14 +540,14 @@ class Config(Table):
                 )
             for teacher in member.teachers:
                 if teacher not in teachers:
-                    known = ", ".join(sorted(teachers))
-                    raise ValueError(f"member {member.name!r} names unknown teacher {teacher!r}; known: {known}")
+                    choices = ", ".join(sorted(teachers))
+                    raise ValueError(f"member {member.name!r} names unknown teacher {teacher!r}; known: {choices}")
         return self
 
 
 def settings(table: Table, without: Collection[str] = ()) -> dict[str, Any]:
-    """A table as plain JSON values, for fingerprints, without some of its keys if need be. ``dtype = "auto"`` is not
-    named: what it stands for is the machine's affair, and a run that moves to another machine stays up to date."""
+    """A table as plain JSON values, for fingerprints; ``without`` names keys to leave out. ``dtype = "auto"`` is left
+    out too: its meaning depends on the machine, and a run that moves to another one stays up to date."""
     values = table.model_dump(mode="json", exclude=set(without))
     if values.get("dtype") == "auto":
         del values["dtype"]

@@ -1,1 +1,1 @@
-"""What a run will cost, take and need, before it does: arithmetic, and tables of it."""
+"""Forecasts of a run's cost, time and memory: arithmetic, and tables of the results."""

@@ -1,7 +1,7 @@
-"""What a card can serve, train and quantise in the hours there are, as arithmetic; ``fit_tables`` shows it.
+"""How much a card can answer in a given time, as arithmetic; ``fit_tables`` shows it.
 
-A decoding step reads the weights and every sequence's keys and values once, so its time is their bytes by the card's
-bandwidth; reading prompts is matrix products. Real servers reach a share of both limits (:data:`REACHED`).
+A decoding step reads the weights and every sequence's keys and values once, so its time is their bytes divided by the
+card's bandwidth; reading prompts is limited by matrix products. Servers reach a share of both (:data:`EFFICIENCY`).
 """
 
 from __future__ import annotations
@@ -14,26 +14,27 @@ from typing import NamedTuple
 import numpy as np
 
 from stepladder import models
-from stepladder.ask.local.engine import ROWS
+from stepladder.ask.local.engine import BATCH_SIZE
 from stepladder.config import Serve
 from stepladder.errors import MissingExtra, UserError
 from stepladder.forecast import memory
-from stepladder.forecast.memory import GIB, SEQUENCES, Shape
+from stepladder.forecast.memory import GIB, MAX_SEQUENCES
+from stepladder.forecast.model_shape import Shape
 
-REACHED = 0.5
-"""Share of a card's bandwidth and matrix products that a server reaches."""
-STEP = 0.006
-"""Seconds of a decoding step at least, however small the model: kernels to start, tokens to draw."""
-START = 90.0
-"""Seconds from the start of a server to its first answer, loading apart: compiling, CUDA graphs."""
-EMBEDDED_START = 10.0
-"""The same of the embedded engine: libraries to import."""
-LOADED = 1e9
-"""Bytes of weights a second that are read from a disk."""
+EFFICIENCY = 0.5
+"""Share of a card's bandwidth and of its matrix products that a server reaches."""
+MIN_STEP_SECONDS = 0.006
+"""Of a decoding step, however small the model: launching kernels, sampling tokens."""
+START_SECONDS = 90.0
+"""From the start of a server to its first answer, without loading weights: compiling, CUDA graphs."""
+EMBEDDED_START_SECONDS = 10.0
+"""The same for the embedded engine: importing libraries."""
+LOAD_BYTES_PER_SECOND = 1e9
+"""Of weights read from a disk."""
 
 
 class Card(NamedTuple):
-    """A card by its data sheet."""
+    """A card, by its data sheet."""
 
     name: str
     gib: float
@@ -42,7 +43,7 @@ class Card(NamedTuple):
     tflops: float
     """Dense 16-bit matrix products, 10^12 operations a second."""
     bytes_each: int | None = None
-    """Of a number, where the embedded engine computes with unpacked weights; None where vLLM computes on a card."""
+    """Bytes of a number, where the embedded engine computes with unpacked weights; None where vLLM computes."""
 
 
 CARDS = (
@@ -60,185 +61,191 @@ CARDS = (
     Card("H200", 141, 4800, 989),
 )
 """From the makers' data sheets, smallest first."""
-USUAL = next(card for card in CARDS if card.name == "V100 32")
-"""What a card of which only the size is known is taken to be as fast as."""
+DEFAULT_CARD = next(card for card in CARDS if card.name == "V100 32")
+"""Its speed is assumed for a card of which only the memory is known."""
 
 
-def card(text: str) -> Card:
-    """The card of a name (``RTX 4090``, ``4090``, ``a100-80``), or of a size in GiB, as fast as :data:`USUAL`; ``cpu``
-    is this machine without one.
+def parse_card(text: str) -> Card:
+    """The card with this name (``RTX 4090``, ``4090``, ``a100-80``), or with this memory in GiB, as fast as
+    :data:`DEFAULT_CARD`; for ``cpu`` this machine's CPU.
 
     Raises:
-        UserError: neither.
+        UserError: it is none of these.
     """
-    plain = re.sub(r"[^a-z0-9]", "", text.lower())
-    if plain == "cpu":
+    normalised = re.sub(r"[^a-z0-9]", "", text.lower())
+    if normalised == "cpu":
         return this_machine()
-    for known in CARDS:
-        if plain in {re.sub(r"[^a-z0-9]", "", part.lower()) for part in (known.name, known.name.removeprefix("RTX "))}:
-            return known
+    for card in CARDS:
+        names = (card.name, card.name.removeprefix("RTX "))
+        if normalised in {re.sub(r"[^a-z0-9]", "", name.lower()) for name in names}:
+            return card
     size = re.fullmatch(r"(\d{1,3}(?:\.\d+)?)\s*(?:gi?b)?", text.strip().lower())
     if size is None or not float(size[1]):
-        names = ", ".join(known.name for known in CARDS)
-        raise UserError(f"--card {text!r}: no such card; give its GiB, such as 32, or cpu, or one of {names}")
-    return USUAL._replace(name=f"{float(size[1]):g} GiB", gib=float(size[1]))
+        listed = ", ".join(card.name for card in CARDS)
+        raise UserError(f"--card {text!r}: no such card; give its GiB, such as 32, or cpu, or one of {listed}")
+    return DEFAULT_CARD._replace(name=f"{float(size[1]):g} GiB", gib=float(size[1]))
 
 
 def this_machine() -> Card:
-    """The CPU and the memory that this process has, as fast as a moment's measuring finds them (in float32)."""
+    """This machine's CPU and free memory, with the speed of a short measurement in float32."""
     try:
-        each = models.compute_dtype().itemsize
+        bytes_each = models.compute_dtype().itemsize
     except MissingExtra:
-        each = 4
+        bytes_each = 4
     square = np.ones((1536, 1536), dtype=np.float32)
-    long = np.ones(2**26, dtype=np.float32)
-    products = _fastest(lambda: square @ square)
-    read = _fastest(long.sum)
-    gib = (memory.free() or 0) / GIB
-    return Card("this machine's CPU", gib, long.nbytes / read / 1e9, 2 * len(square) ** 3 / products / 1e12, each)
+    vector = np.ones(2**26, dtype=np.float32)
+    tflops = 2 * len(square) ** 3 / _fastest_seconds(lambda: square @ square) / 1e12
+    bandwidth = vector.nbytes / _fastest_seconds(vector.sum) / 1e9
+    return Card("this machine's CPU", (memory.free() or 0) / GIB, bandwidth, tflops, bytes_each)
 
 
-def _fastest(work: Callable[[], object]) -> float:
-    """Seconds of the fastest of some times."""
-    found = []
+def _fastest_seconds(call: Callable[[], object]) -> float:
+    """The time of the fastest of five calls."""
+    times = []
     for _ in range(5):
-        begun = time.perf_counter()
-        work()
-        found.append(time.perf_counter() - begun)
-    return min(found)
+        start = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - start)
+    return min(times)
 
 
 class Workload(NamedTuple):
-    """What is to be answered."""
+    """The questions to answer, and the models that answer them."""
 
     questions: int
     votes: int
-    """Answers to a question."""
+    """Answers to each question."""
     members: int
     prompt: float
-    """Tokens of a prompt on average."""
+    """Tokens of a prompt, on average."""
     read: float
-    """Tokens of a prompt on average that no earlier question about the same problem had."""
+    """Those of them that an earlier prompt about the same problem does not share, on average."""
     answer: float
-    """Tokens of an answer on average."""
+    """Tokens of an answer, on average."""
     length: int
     """Tokens of the longest prompt and answer together."""
     bits: int
     """Of the members' weights."""
     utilisation: float = Serve().utilisation
-    """Share of a card that a server may use."""
+    """Share of a card's memory that a server may use."""
     kv_cache_gib: float | None = None
-    """GiB of keys and values, where they are not what is left."""
+    """Size of the KV cache; by default what the weights leave."""
 
 
 class Serving(NamedTuple):
-    """What work comes to on a card."""
+    """How a card handles a workload."""
 
     weights: float
     """Bytes."""
     cache: float
-    """Bytes left for keys and values."""
+    """Bytes left for the KV cache."""
     at_once: int
-    """Sequences of full length that fit, about; 0: not even one does."""
+    """Approximate number of sequences of maximum length that fit the cache; 0 if not even one does."""
     rate: float
     """Tokens written a second."""
     seconds: float
-    """Of all members, one after another; infinite where they do not fit."""
+    """For all members, one after another; infinite if they do not fit."""
 
     @property
     def fits(self) -> bool:
         return self.at_once > 0
 
 
-def serving(shape: Shape, work: Workload, on: Card, rate: float | None = None) -> Serving:
-    """What answering takes, one member after another, each on all of the card.
+def serving(shape: Shape, workload: Workload, card: Card, rate: float | None = None) -> Serving:
+    """How a card handles a workload, one member after another, each on the whole card.
 
     Args:
         shape: of every member.
-        work: what is to be answered.
-        on: the card.
-        rate: tokens written a second as measured on it, prompts being read meanwhile, if somebody did.
+        workload: the workload.
+        card: the card.
+        rate: tokens written a second as measured on the card, time for reading prompts included; by default estimated.
     """
-    loaded, cache, each = _room(shape, work, on)
-    start, most = (START, SEQUENCES) if on.bytes_each is None else (EMBEDDED_START, ROWS)
-    if cache < each * work.length:
-        return Serving(loaded, cache, 0, 0.0, float("inf"))
-    at_once = round(cache / (each * work.length))
-    answers = work.questions * work.votes
-    # Sequences are half written on average, and shorter than the longest.
-    side_by_side = max(1.0, min(cache / (each * (work.prompt + work.answer)), most, answers))
-    moved = loaded + side_by_side * each * (work.prompt + work.answer / 2)
-    products = 2 * shape.parameters / (on.tflops * 1e12 * REACHED)  # seconds a token
-    reading = 0.0  # is part of a rate that was measured
+    weights, cache, kv_per_token = _memory(shape, workload, card)
+    start, max_sequences = (
+        (START_SECONDS, MAX_SEQUENCES) if card.bytes_each is None else (EMBEDDED_START_SECONDS, BATCH_SIZE)
+    )
+    if cache < kv_per_token * workload.length:
+        return Serving(weights, cache, 0, 0.0, float("inf"))
+    at_once = round(cache / (kv_per_token * workload.length))
+    answers = workload.questions * workload.votes
+    # Most sequences are shorter than the longest, and on average half of their answer is written.
+    fitting = cache / (kv_per_token * (workload.prompt + workload.answer))
+    sequences = max(1.0, min(fitting, max_sequences, answers))
+    bytes_read = weights + sequences * kv_per_token * (workload.prompt + workload.answer / 2)
+    seconds_per_token = 2 * shape.parameters / (card.tflops * 1e12 * EFFICIENCY)  # of matrix products
+    prompt_seconds = 0.0  # included in a measured rate
     if rate is None:
-        rate = side_by_side / max(STEP, moved / (on.bandwidth * 1e9 * REACHED), side_by_side * products)
-        reading = answers * work.read * products
-    member = start + loaded / LOADED + reading + answers * work.answer / rate
-    return Serving(loaded, cache, at_once, rate, work.members * member)
+        read_seconds = bytes_read / (card.bandwidth * 1e9 * EFFICIENCY)
+        rate = sequences / max(MIN_STEP_SECONDS, read_seconds, sequences * seconds_per_token)
+        prompt_seconds = answers * workload.read * seconds_per_token
+    member_seconds = start + weights / LOAD_BYTES_PER_SECOND + prompt_seconds + answers * workload.answer / rate
+    return Serving(weights, cache, at_once, rate, workload.members * member_seconds)
 
 
 class Lever(NamedTuple):
-    """A change of plan, and what it would come to."""
+    """A change of plan, and its result."""
 
     change: str
-    done: Serving
+    result: Serving
 
 
-def levers(shape: Shape, work: Workload, on: Card, rate: float | None = None) -> list[Lever]:
-    """Changes of one thing that make the work smaller or the card larger, the one that helps most first."""
-    found = []
-    if work.members > 1:
-        found.append(("one member", work._replace(members=1), on))
-    if work.votes > 1:
-        found.append(("one answer a question", work._replace(votes=1), on))
-    if work.bits > 4:
-        found.append(("4 bits", work._replace(bits=4), on))
-    short = work._replace(answer=work.answer / 2, length=max(1, work.length // 2))
-    found.append(("chains and length half as long", short, on))
-    larger = [larger_card for larger_card in CARDS if larger_card.gib > on.gib]
+def levers(shape: Shape, workload: Workload, card: Card, rate: float | None = None) -> list[Lever]:
+    """Single changes that make the workload smaller or the card larger, the one that takes the least time first."""
+    changes = []
+    if workload.members > 1:
+        changes.append(("one member", workload._replace(members=1), card))
+    if workload.votes > 1:
+        changes.append(("one answer a question", workload._replace(votes=1), card))
+    if workload.bits > 4:
+        changes.append(("4 bits", workload._replace(bits=4), card))
+    shorter = workload._replace(answer=workload.answer / 2, length=max(1, workload.length // 2))
+    changes.append(("chains and length half as long", shorter, card))
+    larger = [larger_card for larger_card in CARDS if larger_card.gib > card.gib]
     if larger:
-        found.append((f"a card of {larger[0].gib:g} GiB ({larger[0].name})", work, larger[0]))
-    done = [
-        Lever(change, serving(shape, less, target, rate if target is on else None)) for change, less, target in found
+        changes.append((f"a card of {larger[0].gib:g} GiB ({larger[0].name})", workload, larger[0]))
+    results = [
+        Lever(change, serving(shape, changed_workload, changed_card, rate if changed_card is card else None))
+        for change, changed_workload, changed_card in changes
     ]
-    return sorted(done, key=lambda lever: lever.done.seconds)
+    return sorted(results, key=lambda lever: lever.result.seconds)
 
 
-def members_in(shape: Shape, work: Workload, on: Card, hours: float, rate: float | None = None) -> int:
-    """How many members answer it all within the hours, one after another."""
-    seconds = serving(shape, work._replace(members=1), on, rate).seconds
+def members_in(shape: Shape, workload: Workload, card: Card, hours: float, rate: float | None = None) -> int:
+    """How many members can answer all questions within the hours, one after another."""
+    seconds = serving(shape, workload._replace(members=1), card, rate).seconds
     return int(hours * 3600 / seconds)
 
 
-def side_by_side(shape: Shape, work: Workload, on: Card) -> float | None:
-    """Bytes of keys and values that each member's server has where all stand on the card at once; None where they do
-    not fit, or vLLM does not compute there."""
-    if on.bytes_each is not None:
+def side_by_side_cache(shape: Shape, workload: Workload, card: Card) -> float | None:
+    """Bytes of the KV cache of each member's server if all run on the card at once; None if they do not fit, or vLLM
+    does not compute there."""
+    if card.bytes_each is not None:
         return None
-    loaded, _, each = _room(shape, work, on)
-    return memory.shared(on.gib * GIB * work.utilisation, [loaded] * work.members, each * work.length)
+    weights, _, kv_per_token = _memory(shape, workload, card)
+    usable = card.gib * GIB * workload.utilisation
+    return memory.side_by_side_cache(usable, [weights] * workload.members, kv_per_token * workload.length)
 
 
-def longest(shape: Shape, work: Workload, on: Card) -> int:
-    """Tokens of the longest sequence that fits beside the weights, alone."""
-    _, cache, each = _room(shape, work, on)
-    return int(cache / each)
+def longest_sequence(shape: Shape, workload: Workload, card: Card) -> int:
+    """Tokens of the longest sequence whose keys and values fit beside the weights."""
+    _, cache, kv_per_token = _memory(shape, workload, card)
+    return int(cache / kv_per_token)
 
 
-class _Room(NamedTuple):
-    """Bytes of the weights as they are computed with, what is left for keys and values, and a token's."""
+class _Memory(NamedTuple):
+    """Bytes of the weights as loaded, of the KV cache, and of one token's keys and values."""
 
-    loaded: float
+    weights: float
     cache: float
-    each: int
+    kv_per_token: int
 
 
-def _room(shape: Shape, work: Workload, on: Card) -> _Room:
-    if on.bytes_each is None:
-        loaded = memory.weights(shape, work.bits)
-        left = memory.cache(on.gib * GIB * work.utilisation, loaded)
-        cache = left if work.kv_cache_gib is None else min(left, work.kv_cache_gib * GIB)
-        return _Room(loaded, cache, memory.kv_per_token(shape))
-    loaded = float(shape.parameters * on.bytes_each)
-    left = max(0.0, on.gib * GIB - loaded - memory.RUNTIME)
-    return _Room(loaded, left, memory.kv_per_token(shape, on.bytes_each))
+def _memory(shape: Shape, workload: Workload, card: Card) -> _Memory:
+    if card.bytes_each is None:
+        weights = memory.weights(shape, workload.bits)
+        available = memory.cache(card.gib * GIB * workload.utilisation, weights)
+        cache = available if workload.kv_cache_gib is None else min(available, workload.kv_cache_gib * GIB)
+        return _Memory(weights, cache, memory.kv_per_token(shape))
+    weights = float(shape.parameters * card.bytes_each)
+    available = max(0.0, card.gib * GIB - weights - memory.RUNTIME_BYTES)
+    return _Memory(weights, available, memory.kv_per_token(shape, card.bytes_each))

@@ -1,7 +1,7 @@
-"""What the cascade will ask, take and cost, as arithmetic; ``cost_tables`` shows it.
+"""Calls, tokens, dollars and time of the cascade, as arithmetic; ``cost_tables`` shows them.
 
-Every figure is a guess at three places: low, likely and high, where low takes all that is uncertain in the cheap
-direction at once (rungs solve much, answers are short) and high all in the dear one.
+Every figure is an estimate with a low, a likely and a high value. The low one assumes the cheap end of every
+uncertain quantity (rungs solve much, answers are short), the high one the expensive end.
 """
 
 from __future__ import annotations
@@ -19,63 +19,64 @@ from stepladder.mcq.prompts import ask_messages
 from stepladder.records import Question
 
 
-class Guess(NamedTuple):
-    """A figure in the cheap case, the likely one and the dear one."""
+class Estimate(NamedTuple):
+    """A figure in the cheap, the likely and the expensive case."""
 
     low: float
     likely: float
     high: float
 
-    def times(self, other: Guess | float) -> Guess:
+    def times(self, other: Estimate | float) -> Estimate:
         """The product, case by case."""
-        factors = other if isinstance(other, Guess) else Guess(other, other, other)
-        return Guess(*(value * factor for value, factor in zip(self, factors, strict=True)))
+        factors = other if isinstance(other, Estimate) else Estimate(other, other, other)
+        return Estimate(*(value * factor for value, factor in zip(self, factors, strict=True)))
 
-    def plus(self, other: Guess) -> Guess:
+    def plus(self, other: Estimate) -> Estimate:
         """The sum, case by case."""
-        return Guess(*(value + more for value, more in zip(self, other, strict=True)))
+        return Estimate(*(value + addend for value, addend in zip(self, other, strict=True)))
 
 
-NONE = Guess(0, 0, 0)
-ONE = Guess(1, 1, 1)
+ZERO = Estimate(0, 0, 0)
+ONE = Estimate(1, 1, 1)
 
-SOLVED = (Guess(0.45, 0.35, 0.25), Guess(0.8, 0.65, 0.5), Guess(0.7, 0.5, 0.3))
-"""Share of the questions that reach a rung which it solves: the first, the second, any later one. As the winning entry
-of the contest reports its own: 30 to 40 % at the first, another 40 to 50 % of all at the second."""
-ANSWER_TOKENS = Guess(200, 400, 800)
-"""Length of a chain of thought, tokens."""
-TOKENS = {True: 0.6, False: 0.3}
-"""Tokens a character, wide (Chinese) or not: the rule of thumb of DeepSeek's API documentation."""
-PROMPTS = Guess(0.8, 1.0, 1.3)
-"""How far tokenizers differ from that rule."""
-SAMPLED = Guess(0.85, 1.0, 1.15)
-"""How far the mean of a pilot may be off."""
-TOKENS_PER_SECOND = Guess(80, 40, 20)
+SOLVED_SHARES = (Estimate(0.45, 0.35, 0.25), Estimate(0.8, 0.65, 0.5), Estimate(0.7, 0.5, 0.3))
+"""Share of the questions reaching a rung that it solves: the first rung, the second, any later one. From the report of
+the contest's winning entry: 30 to 40 % of all questions on the first rung, another 40 to 50 % on the second."""
+ANSWER_TOKENS = Estimate(200, 400, 800)
+"""In a chain."""
+TOKENS_PER_CHARACTER = {True: 0.6, False: 0.3}
+"""For wide (Chinese) characters and others: the rule of thumb of DeepSeek's API documentation."""
+TOKENIZER_FACTOR = Estimate(0.8, 1.0, 1.3)
+"""How far tokenizers deviate from that rule."""
+PILOT_FACTOR = Estimate(0.85, 1.0, 1.15)
+"""How far the mean of a pilot may deviate from that of the run."""
+TOKENS_PER_SECOND = Estimate(80, 40, 20)
 """Of one answer at a provider."""
-ANNOUNCED = 256
-"""Prompts rendered to learn how long they are."""
+MAX_SAMPLED_PROMPTS = 256
+"""Prompts rendered to estimate their mean length."""
 
 
 class ModelRates(NamedTuple):
-    """What one model is asked on one rung, for every question that gets there."""
+    """Rates of one model on one rung."""
 
-    calls: Guess
-    prompt: Guess
-    """Tokens a call."""
-    answer: Guess
-    """Tokens a call."""
-    seconds: Guess
-    """Of one call."""
+    calls: Estimate
+    """For each question that reaches the rung."""
+    prompt: Estimate
+    """Tokens of a call."""
+    answer: Estimate
+    """Tokens of a call."""
+    seconds: Estimate
+    """Of a call."""
 
 
 class Rates(NamedTuple):
-    """What is known or assumed of one rung."""
+    """Rates of one rung."""
 
-    solved: Guess
-    """Share of the questions that get there; low is the cheap case, the greatest share."""
+    solved: Estimate
+    """Share of the questions reaching the rung that it solves; ``low``, the cheap case, is the largest share."""
     models: Mapping[str, ModelRates]
     source: str
-    """Where that comes from."""
+    """What they are based on, such as ``assumed``."""
 
 
 class CostRow(NamedTuple):
@@ -83,84 +84,86 @@ class CostRow(NamedTuple):
 
     rung: str
     model: str
-    questions: Guess
-    calls: Guess
-    prompt_tokens: Guess
-    completion_tokens: Guess
-    dollars: Guess
-    batched: Guess | None
-    """Dollars through the provider's batch API; None where it is the user's own machine."""
-    seconds: Guess
+    questions: Estimate
+    calls: Estimate
+    prompt_tokens: Estimate
+    completion_tokens: Estimate
+    dollars: Estimate
+    batched: Estimate | None
+    """Dollars through the provider's batch API; None for weights in this process and self-hosted servers."""
+    seconds: Estimate
     source: str
 
 
 def assume(config: Config, questions: Sequence[Question]) -> dict[str, Rates]:
-    """Rates by rung without a pilot. What a worked rung solves is known: the questions that bring a solution."""
-    drawn = questions[:: max(1, len(questions) // ANNOUNCED)]
-    prompt = PROMPTS.times(fmean(prompt_tokens(config, question) for question in drawn) if drawn else 0.0)
+    """Rates by rung without a pilot. The share of a ``worked`` rung is counted: questions with a worked solution."""
+    sampled = questions[:: max(1, len(questions) // MAX_SAMPLED_PROMPTS)]
+    mean_tokens = fmean(prompt_tokens(config, question) for question in sampled) if sampled else 0.0
+    prompt = TOKENIZER_FACTOR.times(mean_tokens)
     rates, position = {}, 0
     for rung in config.rung:
         if rung.kind == "worked":
             share = fmean(question.worked is not None for question in questions) if questions else 0.0
             rates[rung.name] = Rates(ONE.times(share), {}, "counted")
             continue
-        solved = SOLVED[min(position, len(SOLVED) - 1)]
+        solved = SOLVED_SHARES[min(position, len(SOLVED_SHARES) - 1)]
         position += 1
-        answer = Guess(*(min(tokens, rung.max_tokens) for tokens in ANSWER_TOKENS))
-        seconds = Guess(*(tokens / speed for tokens, speed in zip(answer, TOKENS_PER_SECOND, strict=True)))
-        rates_of_model = ModelRates(_calls(rung, solved), prompt, answer, seconds)
-        rates[rung.name] = Rates(solved, dict.fromkeys(rung.models, rates_of_model), "assumed")
+        answer = Estimate(*(min(tokens, rung.max_tokens) for tokens in ANSWER_TOKENS))
+        seconds = Estimate(*(tokens / speed for tokens, speed in zip(answer, TOKENS_PER_SECOND, strict=True)))
+        model_rates = ModelRates(_calls_per_question(rung, solved), prompt, answer, seconds)
+        rates[rung.name] = Rates(solved, dict.fromkeys(rung.models, model_rates), "assumed")
     return rates
 
 
 def prompt_tokens(config: Config, question: Question) -> float:
     """Tokens of a question's prompt by the rule of thumb."""
     messages = ask_messages(question, tuple(range(len(question.options))), config.prompts)
-    return sum(tokens(message.content) for message in messages)
+    return sum(text_tokens(message.content) for message in messages)
 
 
-def tokens(text: str) -> float:
+def text_tokens(text: str) -> float:
     """Tokens of a text by the rule of thumb."""
-    return sum(TOKENS[unicodedata.east_asian_width(character) in "WF"] for character in text)
+    return sum(TOKENS_PER_CHARACTER[unicodedata.east_asian_width(character) in "WF"] for character in text)
 
 
-def _calls(rung: Rung, solved: Guess) -> Guess:
-    """Calls a question. Where all answers must be right, the next is asked for only while all before were."""
+def _calls_per_question(rung: Rung, solved: Estimate) -> Estimate:
+    """Calls of each model for each question. Where all answers must be right, the next one is requested only if all
+    before it were."""
     if rung.accept == "majority" or rung.answers == 1:
         return ONE.times(rung.answers)
-    return Guess(*(sum(share ** (index / rung.answers) for index in range(rung.answers)) for share in solved))
+    return Estimate(*(sum(share ** (index / rung.answers) for index in range(rung.answers)) for share in solved))
 
 
-def share(solved: int, questions: int) -> Guess:
-    """A share seen in a pilot with its 80 % interval (Jeffreys), the greatest first."""
+def solved_share(solved: int, questions: int) -> Estimate:
+    """A share measured in a pilot, with its 80 % Jeffreys interval; ``low``, the cheap case, is the upper limit."""
     low, high = beta.ppf([0.1, 0.9], solved + 0.5, questions - solved + 0.5)
-    return Guess(float(high), solved / questions, float(low))
+    return Estimate(float(high), solved / questions, float(low))
 
 
 def forecast(config: Config, questions: int, problems: int, rates: Mapping[str, Rates]) -> list[CostRow]:
-    """What every model will be asked: rung by rung, then for variants."""
+    """The forecast of every model, rung by rung, then for variants."""
     arriving = ONE.times(questions)
     rows = []
     for rung in config.rung:
-        known = rates[rung.name]
+        rung_rates = rates[rung.name]
         rows += [
-            _row(rung.name, name, config.models[name], arriving, rates_of_model, known.source)
-            for name, rates_of_model in known.models.items()
+            _row(rung.name, name, config.models[name], arriving, model_rates, rung_rates.source)
+            for name, model_rates in rung_rates.models.items()
         ]
-        arriving = arriving.times(Guess(*(1 - solved for solved in known.solved)))
+        arriving = arriving.times(Estimate(*(1 - solved for solved in rung_rates.solved)))
     if config.variants is not None:
-        rows += _variants(config, config.variants, problems, rates)
+        rows += _variant_rows(config, config.variants, problems, rates)
     return rows
 
 
-def _row(rung: str, name: str, model: Model, questions: Guess, rates_of_model: ModelRates, source: str) -> CostRow:
-    calls = questions.times(rates_of_model.calls)
-    prompt, completion = calls.times(rates_of_model.prompt), calls.times(rates_of_model.answer)
+def _row(rung: str, name: str, model: Model, questions: Estimate, rates: ModelRates, source: str) -> CostRow:
+    calls = questions.times(rates.calls)
+    prompt, completion = calls.times(rates.prompt), calls.times(rates.answer)
     price = model.price
     at_once = model.concurrency * max(1, len(model.base_url)) if model.engine == "openai" else 1
-    # Calls one after the other: fewer than may be in flight take as long as one.
-    in_turn = Guess(*(max(count / at_once, min(1.0, count)) for count in calls))
-    seconds = in_turn.times(rates_of_model.seconds)
+    # Fewer calls than may be in flight take as long as one.
+    in_turn = Estimate(*(max(count / at_once, min(1.0, count)) for count in calls))
+    seconds = in_turn.times(rates.seconds)
     limits = [
         total.times(60 / limit)
         for total, limit in (
@@ -178,35 +181,35 @@ def _row(rung: str, name: str, model: Model, questions: Guess, rates_of_model: M
         completion,
         _dollars(price, prompt, completion),
         _dollars(price.in_batch(), prompt, completion) if price is not None and not model.is_own else None,
-        Guess(*(max(case) for case in zip(seconds, *limits, strict=True))),
+        Estimate(*(max(case) for case in zip(seconds, *limits, strict=True))),
         source,
     )
 
 
-def _dollars(price: Price | None, prompt: Guess, completion: Guess) -> Guess:
+def _dollars(price: Price | None, prompt: Estimate, completion: Estimate) -> Estimate:
     if price is None:
-        return NONE
+        return ZERO
     return prompt.times(float(price.input) / 1e6).plus(completion.times(float(price.output) / 1e6))
 
 
-def _variants(config: Config, wanted: Variants, problems: int, rates: Mapping[str, Rates]) -> list[CostRow]:
-    """Writers are asked about every problem, judges about every question that others wrote, all of which are taken to
-    be fit to be asked. Texts are as long as on the first rung that asks; a writer reads his examples too."""
-    known = next((known_rates for known_rates in rates.values() if known_rates.models), None)
-    if known is None:
+def _variant_rows(config: Config, variants: Variants, problems: int, rates: Mapping[str, Rates]) -> list[CostRow]:
+    """Writers are asked about every problem, judges about every variant of other writers; all variants are assumed to
+    be well-formed. Texts are as long as on the first rung that asks a model; a writer's prompt also has examples."""
+    rung_rates = next((candidate for candidate in rates.values() if candidate.models), None)
+    if rung_rates is None:
         return []
-    rates_of_model = next(iter(known.models.values()))._replace(calls=ONE)
-    longer = rates_of_model._replace(prompt=rates_of_model.prompt.times(1.0 + wanted.examples))
-    written = ONE.times(problems * wanted.per_problem)
-    rows = [_row("variants", name, config.models[name], written, longer, "assumed") for name in wanted.models]
-    for name in wanted.judges or tuple(config.models):
-        others = len(set(wanted.models) - {name})
-        rows.append(_row("variants", name, config.models[name], written.times(others), rates_of_model, "assumed"))
+    judge_rates = next(iter(rung_rates.models.values()))._replace(calls=ONE)
+    writer_rates = judge_rates._replace(prompt=judge_rates.prompt.times(1.0 + variants.examples))
+    written = ONE.times(problems * variants.per_problem)
+    rows = [_row("variants", name, config.models[name], written, writer_rates, "assumed") for name in variants.models]
+    for name in variants.judges or tuple(config.models):
+        other_writers = len(set(variants.models) - {name})
+        rows.append(_row("variants", name, config.models[name], written.times(other_writers), judge_rates, "assumed"))
     return rows
 
 
 class Actual(NamedTuple):
-    """What the ledger says of one rung or of ``variants``."""
+    """What was asked on one rung, or for ``variants``, by the ledger."""
 
     calls: int = 0
     tokens: int = 0
@@ -214,13 +217,13 @@ class Actual(NamedTuple):
 
 
 def actual(accounts: Sequence[Account]) -> dict[str, Actual]:
-    """By rung, what was sent; answers that stood in the ledger already were not."""
-    found: dict[str, Actual] = {}
+    """Sums of the accounts by rung. Requests that the ledger answered are not counted."""
+    by_rung: dict[str, Actual] = {}
     for account in accounts:
-        before = found.get(account.rung, Actual())
-        found[account.rung] = Actual(
-            before.calls + sum(account.outcomes.values()),
-            before.tokens + account.prompt_tokens + account.completion_tokens,
-            before.dollars + account.micro_dollars / 1e6,
+        total = by_rung.get(account.rung, Actual())
+        by_rung[account.rung] = Actual(
+            total.calls + sum(account.outcomes.values()),
+            total.tokens + account.prompt_tokens + account.completion_tokens,
+            total.dollars + account.micro_dollars / 1e6,
         )
-    return found
+    return by_rung

@@ -98,7 +98,7 @@ def guess(source: Path) -> str:
         return "bbh" if isinstance(value, dict) and "examples" in value else "table"
     if suffix in (".jsonl", ".parquet"):
         return "table"
-    raise UserError(f"{source}: the format cannot be told from its name; name it with --format ({', '.join(FORMATS)})")
+    raise UserError(f"{source}: its name does not tell the format; name it with --format ({', '.join(FORMATS)})")
 
 
 def table(source: Path, columns: Columns) -> Iterator[SourceRow]:

@@ -39,6 +39,4 @@ def refuse_code(folder: Path, runner: str) -> None:
     """
     for path in (folder / name for name in CODE_FILES):
         if path.exists() and "auto_map" in read_json(path):
-            raise ModelError(
-                f"{path}: the model brings its own code (auto_map), which {runner} may run; use another"
-            )
+            raise ModelError(f"{path}: the model brings its own code (auto_map), which {runner} may run; use another")

@@ -144,7 +144,9 @@ def inspect(folder: Path, settings: Quantise, merged: Path) -> None:
             f"{folder}: config.json says groups of {claimed[0][1]}, [quantise] of {settings.group_size}; quantise again"
         )
     if min(bits for bits, _ in claimed) != settings.bits:
-        raise GateError(f"{folder}: config.json says {claimed[0][0]} bits, [quantise] says {settings.bits}")
+        raise GateError(
+            f"{folder}: config.json says {claimed[0][0]} bits, [quantise] says {settings.bits}; quantise again"
+        )
     scales: dict[str, torch.Tensor] = {}
     for shard in sorted(folder.glob("*.safetensors")):
         with safe_open(shard, framework="pt") as file:
@@ -218,7 +220,7 @@ def claims(folder: Path) -> list[tuple[int, int]]:
     """
     config = read_json(folder / "config.json").get("quantization_config")
     if config is None:
-        raise GateError(f"{folder}: config.json says nothing of a quantisation; quantise again")
+        raise GateError(f"{folder}: config.json names no quantisation; quantise again")
     if config["quant_method"] == "gptq":
         return [(int(config["bits"]), int(config["group_size"]))]
     kinds = [group["weights"] for group in config["config_groups"].values()]

@@ -21,7 +21,7 @@ from stepladder.supervise import supervised
 from stepladder.training.data import log_tail
 from stepladder.training.swift import OFFLINE, python
 
-_QUANTISE = """
+_QUANTISE_SCRIPT = """
 import json, sys
 from gptqmodel import GPTQModel, QuantizeConfig
 merged, rows, out, bits, group_size = sys.argv[1:]
@@ -53,7 +53,7 @@ def quantise(
     work.mkdir()
     rows, out, log = (work / name for name in ("calibration.json", "out", "log"))
     rows.write_text(json.dumps(calibration), encoding="utf-8")
-    command = [python(environment).absolute(), "-c", _QUANTISE, merged.resolve(), rows, out, settings.bits, size]
+    command = [python(environment).absolute(), "-c", _QUANTISE_SCRIPT, merged.resolve(), rows, out, settings.bits, size]
     workers = {"GPTQMODEL_CPU_WORKERS": str(os.cpu_count() or 1)}
     with supervised([str(word) for word in command], log, os.environ | OFFLINE | workers, work) as child:
         child.wait()

@@ -1,5 +1,6 @@
-"""The report: what a finished run measured, as numbers, as words and as one page that opens offline.
+"""The report: what a finished run measured, as numbers, as sentences and as one page that opens offline.
 
-measured.py reads the answers and knows who was right; numbers.py makes the JSON of them; words.py puts numbers into
-sentences; svg.py and figures.py draw; page.py fills report.html.j2. The page shows the JSON and nothing else.
+measured.py joins predictions with labels; numbers.py computes the content of report.json (content.py); words.py makes
+sentences of it; svg.py and figures.py draw charts; page.py fills report.html.j2. The page shows only what is in the
+JSON. data_card.py and model_card.py write the README files of trainsets and models.
 """

@@ -1,6 +1,6 @@
-"""The content of report.json, of which page and summary are made: no clock and no path of this machine.
+"""The content of report.json, from which page and summary are made. It holds no date and no path of this machine.
 
-Durations appear under ``stages`` only, so two runs of the same work differ nowhere else.
+Durations are only under ``stages``, so two runs of the same work do not differ elsewhere.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Kind = Literal["base", "merged", "quantised", "ensemble"]
 
 
 class Run(Record):
-    """The run that is reported."""
+    """The run, and its best member."""
 
     name: str
     language: Language
@@ -36,20 +36,21 @@ class Run(Record):
     bits: int
     votes: int
     dtype: Mapping[str, str | None]
-    """What the best member was computed in, by stage: ``adapter`` and ``predictions``."""
+    """Number format that the best member was computed in, by stage: ``adapter`` and ``predictions``; None where it is
+    not recorded."""
     split: HeldOut
-    """The split of the headline: test where that has labels, since validation has been used to choose."""
+    """The split of the headline: test where it has labels, since choices were made on validation."""
 
 
 class SystemName(Record):
-    """Whose answers they are; ``member`` is None for base and ensemble."""
+    """A system that answers; ``member`` is None for base and ensemble."""
 
     system: Kind
     member: str | None
 
 
 class Result(SystemName):
-    """A system's answers to one split."""
+    """A system's accuracy on one split."""
 
     split: HeldOut
     n: int
@@ -60,11 +61,11 @@ class Result(SystemName):
     """Limits of the 95 % interval."""
     unparsed: int
     lenient: int
-    """Right answers if unreadable ones are read leniently."""
+    """Number of right answers if unreadable ones are read leniently."""
 
 
 class Comparison(Record):
-    """Two systems on the same questions: exact McNemar test, Holm-adjusted for all rows."""
+    """Two systems on the same questions: exact McNemar test; ``p_holm`` is Holm-adjusted for all rows."""
 
     before: SystemName
     after: SystemName
@@ -79,7 +80,7 @@ class Comparison(Record):
 
 
 class GroupResult(SystemName):
-    """A system's answers to one group of the questions."""
+    """A system's accuracy on one group of the questions."""
 
     split: HeldOut
     n: int
@@ -100,7 +101,7 @@ class RungReport(RungSummary):
 
 
 class CascadeReport(Record):
-    """What the rungs solved and cost."""
+    """What each rung solved and cost."""
 
     rungs: tuple[RungReport, ...]
     questions: int
@@ -110,7 +111,7 @@ class CascadeReport(Record):
 
 
 class TrainingStep(Record):
-    """A line of ``log.jsonl``: a step of training, or a measurement on held-out examples."""
+    """A line of ``log.jsonl``: a training step, or a measurement on validation."""
 
     step: int
     epoch: float
@@ -134,24 +135,26 @@ class MemberVerdict(Verdict):
 
 
 class FinalAnswer(EnsembleChoice):
-    """The ensemble's rule: the one configured (``asked``) and whether it comes to one member ``alone``."""
+    """The ensemble's rule, the configured one (``asked``), and whether a single member answers (``alone``)."""
 
     asked: str
     alone: bool
 
 
 class VotingPoint(Record):
-    """What answering with a number of votes gains and costs."""
+    """Accuracy and tokens with a number of votes."""
 
     way: str
+    """The name of the point, such as ``at most 3`` or ``adaptive``."""
     votes: float
-    """A question, as tokens."""
+    """Mean number for a question."""
     tokens: float
+    """Mean number for a question."""
     accuracy: float
 
 
 class StageCost(Record):
-    """Time and money of an artifact."""
+    """Time and money that an artifact took."""
 
     stage: str
     part: str | None
@@ -160,7 +163,7 @@ class StageCost(Record):
 
 
 class ExampleAnswer(Record):
-    """An answer worth reading."""
+    """An answer that the report shows in full."""
 
     id: str
     problem: str

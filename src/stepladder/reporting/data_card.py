@@ -1,4 +1,4 @@
-"""The data card of a trainset: what is in it, where it came from and what was left out, for whoever gets the data."""
+"""The data card of a trainset: what is in it, where it came from and what was left out."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from stepladder.documents import TrainsetCard
 if TYPE_CHECKING:
     from huggingface_hub import CardData
 
-SHOWN = 20
-"""Twins listed; card.json has all."""
+MAX_TWINS_LISTED = 20
+"""card.json has all."""
 
 LEFT_OUT = {
     "leaked": "because their problem is, wholly or nearly, one of validation or test",
@@ -57,7 +57,8 @@ def markdown(config: Config, mix: Member, card: TrainsetCard) -> str:
     ]
     left = [f"- {count:,} {why}" for key, why in LEFT_OUT.items() if (count := getattr(card, key))]
     twins = [
-        f"- {code(twin.problem)} and {code(twin.of)}: similarity {twin.similarity:.2f}" for twin in card.twins[:SHOWN]
+        f"- {code(twin.problem)} and {code(twin.of)}: similarity {twin.similarity:.2f}"
+        for twin in card.twins[:MAX_TWINS_LISTED]
     ]
     more = len(card.twins) - len(twins)
     return "\n".join(

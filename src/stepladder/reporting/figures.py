@@ -1,4 +1,4 @@
-"""The charts of the report, each a function from report values to inline SVG."""
+"""The charts of the report: each function draws one as inline SVG."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ from stepladder.reporting.content import GroupResult, Report, Result, TrainingSt
 from stepladder.reporting.svg import Drawing, Scale
 
 WIDTH = 880
-ROW = 30
-LANE = 44
+"""Of every chart; all lengths are in pixels."""
+ROW_HEIGHT = 30
+LANE_HEIGHT = 44
 QUARTERS = (0, 0.25, 0.5, 0.75, 1)
-POINTS = 200
-"""Points of a loss curve; a longer log is averaged in as many equal stretches."""
+MAX_POINTS = 200
+"""Of a loss curve; a longer log is averaged in as many equal stretches."""
 
 
 def staircase(report: Report) -> Markup:
-    """Base, tuned, quantised and ensemble as steps, with 95 % intervals and the line of guessing."""
+    """Base, tuned, quantised and ensemble as bars, with 95 % intervals and the accuracy of guessing."""
     run = report.run
     steps = words.staircase(report)
     drawing = Drawing(WIDTH, 364, f"Accuracy step by step: {words.headline(report)}")
@@ -51,17 +52,17 @@ def staircase(report: Report) -> Markup:
 
 
 def all_systems(report: Report) -> Markup:
-    """Every system on the shown split: a dot with its 95 % interval."""
+    """Accuracy of every system on the split of the headline: dots with 95 % intervals."""
     run = report.run
     rows = [row for row in report.results if row.split == run.split]
-    bottom = 20 + ROW * len(rows)
+    bottom = 20 + ROW_HEIGHT * len(rows)
     drawing = Drawing(WIDTH, bottom + 30, "Accuracy of every system with its 95 % interval")
     x = _share_axis(drawing, bottom)
     chance = x(report.chance[run.split])
     drawing.line(chance, 10, chance, bottom, "chance")
     drawing.text(chance + 5, bottom - 4, "guessing", "chance-label")
     for index, row in enumerate(rows):
-        y = 20 + ROW * (index + 0.5)
+        y = 20 + ROW_HEIGHT * (index + 0.5)
         drawing.text(170, y + 4, words.name(row, run.bits), "", "end")
         drawing.line(x(row.low), y, x(row.high), y, f"range s-{row.system}")
         drawing.dot(x(row.accuracy), y, 6, f"s-{row.system}", tip=_tip(row, run.bits))
@@ -71,37 +72,39 @@ def all_systems(report: Report) -> Markup:
 
 
 def cascade(report: Report) -> Markup:
-    """Which stretch of the training questions each rung solved, and what is left."""
+    """The share of the training questions that each rung solved, and the rest."""
     counts = report.cascade
-    bottom = 10 + ROW * (len(counts.rungs) + 1)
+    bottom = 10 + ROW_HEIGHT * (len(counts.rungs) + 1)
     drawing = Drawing(WIDTH, bottom + 10, "How many questions each rung of the cascade solved")
     x = Scale(0, max(counts.questions, 1), 180, WIDTH - 200)
     solved = 0
     for index, rung in enumerate(counts.rungs):
-        y = 10 + ROW * index
+        y = 10 + ROW_HEIGHT * index
         drawing.text(170, y + 18, rung.name, "", "end")
-        drawing.rect(x(solved), y + 3, x(solved + rung.asked) - x(solved), ROW - 6, "track")
+        drawing.rect(x(solved), y + 3, x(solved + rung.asked) - x(solved), ROW_HEIGHT - 6, "track")
         drawing.rect(
-            x(solved), y + 3, x(solved + rung.solved) - x(solved), ROW - 6, "s-quantised",
+            x(solved), y + 3, x(solved + rung.solved) - x(solved), ROW_HEIGHT - 6, "s-quantised",
             tip=f"{rung.name}: {rung.solved} solved of {rung.asked} asked",
         )  # fmt: skip
         paid = f", {words.money(rung.dollars)}" if rung.dollars else ""
         drawing.text(WIDTH - 190, y + 18, f"{rung.solved} of {rung.asked} solved{paid}", "tick")
         solved += rung.solved
-    y = bottom - ROW
+    y = bottom - ROW_HEIGHT
     drawing.text(170, y + 18, "unsolved", "", "end")
-    drawing.rect(x(solved), y + 3, x(counts.questions) - x(solved), ROW - 6, "bad", tip=f"{counts.unsolved} unsolved")
+    drawing.rect(
+        x(solved), y + 3, x(counts.questions) - x(solved), ROW_HEIGHT - 6, "bad", tip=f"{counts.unsolved} unsolved"
+    )
     drawing.text(WIDTH - 190, y + 18, f"{counts.unsolved} of {counts.questions}", "tick")
     return drawing.markup()
 
 
 def families(report: Report) -> Markup:
-    """Accuracy within families of questions: the way from base to the final answer."""
+    """Accuracy by family of questions, from base to the final answer."""
     return _breakdown(report, "family", [(row.family, row) for row in report.families])
 
 
 def letters(report: Report) -> Markup:
-    """Accuracy by the letter of the right answer: the way from base to the final answer."""
+    """Accuracy by the letter of the right answer, from base to the final answer."""
     return _breakdown(report, "letter", [(row.letter, row) for row in report.letters])
 
 
@@ -110,13 +113,13 @@ def _breakdown(report: Report, key: str, rows: Sequence[tuple[str, GroupResult]]
     steps = [(row.split, row.system, row.member) for row in words.staircase(report)]
     shown = [(group, row) for group, row in rows if (row.split, row.system, row.member) in steps]
     groups = [(group, [row for _, row in pairs]) for group, pairs in groupby(shown, key=itemgetter(0))]
-    bottom = 20 + LANE * len(groups)
+    bottom = 20 + LANE_HEIGHT * len(groups)
     drawing = Drawing(WIDTH, bottom + 30, f"Accuracy by {key}")
     x = _share_axis(drawing, bottom)
     for index, (name, group) in enumerate(groups):
-        y = 20 + LANE * (index + 0.5)
+        y = 20 + LANE_HEIGHT * (index + 0.5)
         drawing.text(170, y + 4, name if len(name) <= 24 else f"{name[:23]}…", "", "end")
-        # Each system has its own height in the lane, so that equal accuracies do not hide each other.
+        # Each system has its own height in the lane, so that dots of equal accuracy do not cover each other.
         points = [(x(row.accuracy), y + 8 * (place - (len(group) - 1) / 2)) for place, row in enumerate(group)]
         drawing.path(points, "join")
         for point, row in zip(points, group, strict=True):
@@ -125,12 +128,12 @@ def _breakdown(report: Report, key: str, rows: Sequence[tuple[str, GroupResult]]
         final = group[-1]
         label = f"{words.percent(group[0].accuracy)} → {words.percent(final.accuracy)}   n = {final.n}"
         drawing.text(WIDTH, y + 4, label, "tick", "end")
-        drawing.line(190, y + LANE / 2, WIDTH - 170, y + LANE / 2, "grid")
+        drawing.line(190, y + LANE_HEIGHT / 2, WIDTH - 170, y + LANE_HEIGHT / 2, "grid")
     return drawing.markup()
 
 
 def loss(report: Report) -> Markup:
-    """Training loss of every member over its epochs, and as dots the validation loss after each."""
+    """Training loss of every member over epochs; dots are the validation loss after each epoch."""
     curves = [(row.member, _thinned(row.log)) for row in report.training if row.log]
     held_out = {
         row.member: [(step.epoch, step.validation_loss) for step in row.validation if step.validation_loss is not None]
@@ -148,19 +151,19 @@ def loss(report: Report) -> Markup:
     for value in _ticks(x.high):
         drawing.text(x(value), 260, f"{value:g}", "tick", "middle")
     drawing.text((x.start + x.end) / 2, 277, "epoch", "tick", "middle")
-    # Labels stand where their curve ends, moved down where two would overlap.
-    free = 0.0
+    # Labels are where their curve ends, moved down where two would overlap.
+    label_y = 0.0
     for index, (member, points) in sorted(enumerate(curves), key=lambda item: y(item[1][1][-1][1])):
         drawing.path(((x(epoch), y(value)) for epoch, value in points), f"curve c{index % 6}")
         for epoch, value in held_out.get(member, ()):
             drawing.dot(x(epoch), y(value), 5, f"c{index % 6}", tip=f"{member}, validation: {value:.3f}")
-        free = max(free + 16, y(points[-1][1]))
-        drawing.text(x.end + 8, free + 4, f"{member}  {points[-1][1]:.2f}", f"c{index % 6}")
+        label_y = max(label_y + 16, y(points[-1][1]))
+        drawing.text(x.end + 8, label_y + 4, f"{member}  {points[-1][1]:.2f}", f"c{index % 6}")
     return drawing.markup()
 
 
 def voting(report: Report) -> Markup:
-    """Accuracy against tokens a question, with one vote, two and so on; adaptive voting as a dot beside the curve."""
+    """Accuracy against tokens a question, with one vote, two and so on; adaptive voting is a separate dot."""
     rows = report.voting
     drawing = Drawing(WIDTH, 280, "Accuracy against tokens spent")
     shares = [row.accuracy for row in rows]
@@ -175,10 +178,10 @@ def voting(report: Report) -> Markup:
     drawing.text((x.start + x.end) / 2, 277, "tokens written a question", "tick", "middle")
     drawing.path(((x(row.tokens), y(row.accuracy)) for row in rows if row.way != "adaptive"), "curve c2")
     for row in rows:
-        place, own = (x(row.tokens), y(row.accuracy)), row.way == "adaptive"
+        point, is_adaptive = (x(row.tokens), y(row.accuracy)), row.way == "adaptive"
         tip = f"{row.way}: {words.percent(row.accuracy, 1)}, {row.tokens:.0f} tokens, {row.votes:.2f} votes"
-        drawing.dot(*place, 6 if own else 4, "c1" if own else "c2", tip=tip)
-        drawing.text(place[0] + 9, place[1] + (14 if own else -6), row.way, "c1" if own else "tick")
+        drawing.dot(*point, 6 if is_adaptive else 4, "c1" if is_adaptive else "c2", tip=tip)
+        drawing.text(point[0] + 9, point[1] + (14 if is_adaptive else -6), row.way, "c1" if is_adaptive else "tick")
     return drawing.markup()
 
 
@@ -190,34 +193,34 @@ def _ticks(high: float) -> list[float]:
 
 
 def _thinned(log: Sequence[TrainingStep]) -> list[tuple[float, float]]:
-    """(epoch, loss) points, averaged in stretches where there are more than a chart can show."""
-    length = -(-len(log) // POINTS)
+    """(epoch, loss) points, averaged in stretches where there are more than :data:`MAX_POINTS`."""
+    length = -(-len(log) // MAX_POINTS)
     stretches = [log[start : start + length] for start in range(0, len(log), length)]
     return [(part[-1].epoch, sum(step.loss or 0.0 for step in part) / len(part)) for part in stretches]
 
 
 def flips(report: Report) -> Markup:
-    """What quantisation changed, per member: answers lost and won, to both sides of a line."""
+    """Answers that quantisation turned wrong (to the left) and right (to the right), by member."""
     rows = report.quantisation
-    drawing = Drawing(WIDTH, 30 + ROW * len(rows), "Answers that quantisation turned wrong or right")
+    drawing = Drawing(WIDTH, 30 + ROW_HEIGHT * len(rows), "Answers that quantisation turned wrong or right")
     most = max([1, *(count for row in rows for count in (row.flips.right_to_wrong, row.flips.wrong_to_right))])
     x = Scale(-most, most, 260, WIDTH - 80)
     drawing.text(x(0) - 8, 16, "turned wrong", "tick", "end")
     drawing.text(x(0) + 8, 16, "turned right", "tick")
     for index, row in enumerate(rows):
-        y = 24 + ROW * index
+        y = 24 + ROW_HEIGHT * index
         lost, won = row.flips.right_to_wrong, row.flips.wrong_to_right
         drawing.text(170, y + 18, row.member, "", "end")
-        drawing.rect(x(-lost), y + 3, x(0) - x(-lost), ROW - 6, "bad")
-        drawing.rect(x(0), y + 3, x(won) - x(0), ROW - 6, "good")
+        drawing.rect(x(-lost), y + 3, x(0) - x(-lost), ROW_HEIGHT - 6, "bad")
+        drawing.rect(x(0), y + 3, x(won) - x(0), ROW_HEIGHT - 6, "good")
         drawing.text(x(-lost) - 6, y + 18, str(lost), "tick", "end")
         drawing.text(x(won) + 6, y + 18, str(won), "tick")
-    drawing.line(x(0), 22, x(0), 26 + ROW * len(rows), "axis")
+    drawing.line(x(0), 22, x(0), 26 + ROW_HEIGHT * len(rows), "axis")
     return drawing.markup()
 
 
 def sizes(report: Report) -> Markup:
-    """Weights on disk before and after quantisation, per member."""
+    """Size of the weights before and after quantisation, by member."""
     bars = [
         (f"{words.step(kind, report.run.bits)} {row.member}", size, kind)
         for row in report.quantisation
@@ -227,7 +230,7 @@ def sizes(report: Report) -> Markup:
 
 
 def stages(report: Report) -> Markup:
-    """Recorded time of every artifact; money where some was spent."""
+    """Recorded time of every artifact, and the money spent, if any."""
     bars = []
     for row in report.stages:
         label = "/".join(filter(None, (row.stage, row.part)))
@@ -237,13 +240,13 @@ def stages(report: Report) -> Markup:
 
 
 def _bars(title: str, bars: list[tuple[str, float, str, str]]) -> Markup:
-    """Horizontal bars from zero; a bar is (label, length, CSS class, words after it)."""
-    drawing = Drawing(WIDTH, 10 + ROW * len(bars), title)
+    """Horizontal bars from zero; a bar is (label, length, CSS class, text after it)."""
+    drawing = Drawing(WIDTH, 10 + ROW_HEIGHT * len(bars), title)
     x = Scale(0, max([1e-9, *(length for _, length, _, _ in bars)]), 180, WIDTH - 160)
     for index, (label, length, css, after) in enumerate(bars):
-        y = 5 + ROW * index
+        y = 5 + ROW_HEIGHT * index
         drawing.text(170, y + 18, label, "", "end")
-        drawing.rect(x(0), y + 5, max(x(length) - x(0), 1), ROW - 10, css)
+        drawing.rect(x(0), y + 5, max(x(length) - x(0), 1), ROW_HEIGHT - 10, css)
         drawing.text(max(x(length), x(0) + 1) + 8, y + 18, after, "tick")
     return drawing.markup()
 

@@ -1,4 +1,4 @@
-"""Who answered which question rightly: predictions joined with labels, before any statistics."""
+"""Predictions joined with labels: which system answered which question rightly."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from stepladder.reporting.content import HeldOut, Kind, SystemName
 
 
 class System(NamedTuple):
-    """Somebody who answered: the untouched base, a member before or after quantisation, or the ensemble."""
+    """A system that answers: the untuned base, a member before or after quantisation, or the ensemble."""
 
     kind: Kind
     member: str | None = None
 
     @property
     def label(self) -> SystemName:
-        """How the report names the system."""
+        """The system as the report names it."""
         return SystemName(system=self.kind, member=self.member)
 
     def path(self, run: Path, split: HeldOut) -> Path:
-        """The system's answers, in the run folder ``run``."""
+        """The file of the system's predictions, in the run folder ``run``."""
         if self.kind == "ensemble":
             return run / "ensemble" / f"{split}.jsonl"
         return run / "predictions" / (self.member or BASE_FOLDER) / f"{self.kind}.{split}.jsonl"
@@ -47,18 +47,18 @@ class Measured:
 
     @cached_property
     def right(self) -> dict[System, list[bool]]:
-        """Per system, whether each question was answered rightly; an unparsed answer is wrong."""
+        """Whether each question was answered rightly, by system; an unparsed answer is wrong."""
         return {
-            system: [given.answer == question.answer for given, question in zip(answers, self.questions, strict=True)]
+            system: [row.answer == question.answer for row, question in zip(answers, self.questions, strict=True)]
             for system, answers in self.answers.items()
         }
 
     def leniently(self, system: System) -> int:
-        """Right answers if one nobody could read strictly counts as what the lenient rule reads in its first text, the
-        one in the options' own order."""
+        """Number of right answers if the lenient rule reads those that the strict rule cannot: their first text, which
+        has the options in their own order."""
         return sum(
-            question.answer == (given.answer or lenient(given.texts[0], question.options).letter)
-            for given, question in zip(self.answers[system], self.questions, strict=True)
+            question.answer == (row.answer or lenient(row.texts[0], question.options).letter)
+            for row, question in zip(self.answers[system], self.questions, strict=True)
         )
 
     def accuracy(self, system: System) -> float:
@@ -72,21 +72,21 @@ class Measured:
 
 
 def systems(config: Config) -> list[System]:
-    """Everybody who answers in this run, in the order they are shown."""
+    """The systems of a run, in the order they are shown."""
     members = [member.name for member in config.member]
     tuned = [System(kind, name) for kind in ("merged", "quantised") for name in members]
     return [BASE, *tuned, ENSEMBLE]
 
 
 def load(run: Path, config: Config, leader: str) -> list[Measured]:
-    """The splits that can be measured: validation, and test if it was given with labels.
+    """The splits that can be measured: validation, and test if it has labels.
 
     Args:
         leader: the member that was chosen on validation.
 
     Raises:
-        UserError: no validation question carries a label, so nothing could be chosen.
-        InputError: a system did not answer every labelled question.
+        UserError: no validation question has a label.
+        InputError: a system's predictions lack a labelled question.
     """
     splits: list[HeldOut] = ["validation"] if config.questions.test is None else ["validation", "test"]
     measured: list[Measured] = []
@@ -106,9 +106,9 @@ def _join(run: Path, split: HeldOut, questions: list[Question], answering: list[
     answers = {}
     for system in answering:
         path = system.path(run, split)
-        given = {row.question_id: row for row in read(path, Prediction)}
+        by_id = {row.question_id: row for row in read(path, Prediction)}
         for question in questions:
-            if question.id not in given:
+            if question.id not in by_id:
                 raise InputError(path, f"no answer to question {question.id}; remove the folder and run again")
-        answers[system] = tuple(given[question.id] for question in questions)
+        answers[system] = tuple(by_id[question.id] for question in questions)
     return Measured(split, tuple(questions), answers)

@@ -1,4 +1,4 @@
-"""The card of a finished model, for whoever gets the folder: what it is, what it learned from, what was measured."""
+"""The model card of a finished model: what it is, what it learned from, what was measured."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def markdown(config: Config, mix: Member, base: Path, card: TrainsetCard, verdic
     Args:
         config: the run.
         mix: the member.
-        base: folder of the base's weights, whose own README is asked for its licence.
+        base: folder of the base's weights, whose README may name a licence.
         card: the data card of the member's trainset.
         verdict: what quantising was measured to cost.
     """
@@ -71,7 +71,7 @@ def markdown(config: Config, mix: Member, base: Path, card: TrainsetCard, verdic
 
 
 def base_name(base: str) -> str:
-    """What a hub calls a base: its id without a revision; a folder's name is all that is known of a folder."""
+    """The name of a base: a hub's id without its revision, or the name of a folder."""
     if base == BUNDLED:
         return "HuggingFaceTB/SmolLM2-135M-Instruct"
     return PurePath(base).name if Path(base).is_dir() else base.removeprefix("modelscope:").partition("@")[0]
@@ -123,11 +123,11 @@ def _limits(config: Config, licence: str | None) -> Iterable[str]:
 
 
 def licence_of(config: Config, base: Path) -> str | None:
-    """The licence a base's card names in its head; None where it names none."""
+    """The licence in the metadata of a base's model card; None where there is none."""
     if config.train.base == BUNDLED:
         return BUNDLED_LICENCE
     card = base / "README.md"
     if not card.is_file():
         return None
-    found = re.match(r"---\n(?:.*\n)*?license:[ \t]*([\w.-]+)", card.read_text(encoding="utf-8", errors="replace"))
-    return found[1] if found else None
+    match = re.match(r"---\n(?:.*\n)*?license:[ \t]*([\w.-]+)", card.read_text(encoding="utf-8", errors="replace"))
+    return match[1] if match else None

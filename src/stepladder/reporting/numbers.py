@@ -1,4 +1,4 @@
-"""The numbers of the report, from the files of a finished run."""
+"""Computes the content of the report from the files of a finished run."""
 
 from __future__ import annotations
 
@@ -34,19 +34,19 @@ from stepladder.reporting.measured import BASE, ENSEMBLE, Measured, System, load
 from stepladder.stats import accuracy_interval, holm, mcnemar
 from stepladder.workspace import read_manifest
 
-EXAMPLES = 2
-"""Example answers shown of each kind, right and wrong."""
+MAX_EXAMPLES = 2
+"""Example answers of each kind, right and wrong."""
 
 
 class Folder(NamedTuple):
-    """An artifact of the run by the names of its stage and part."""
+    """An artifact of the run: its stage and part."""
 
     stage: str
     part: str | None
 
 
 def collect(run: Path, config: Config, folders: Iterable[Folder]) -> Report:
-    """Everything the report says about the finished run in the folder ``run``.
+    """The content of the report on the finished run in the folder ``run``.
 
     ``folders`` are the artifacts whose time is reported, in flow order.
 
@@ -57,7 +57,7 @@ def collect(run: Path, config: Config, folders: Iterable[Folder]) -> Report:
     choice = EnsembleChoice.read(run / "ensemble")
     best = choice.leader
     splits = load(run, config, best)
-    shown = splits[-1]
+    headline = splits[-1]
     members = tuple(member.name for member in config.member)
     verdicts = {member: Verdict.read(run / "quantised" / member) for member in members}
     samples = read(run / "samples" / "accepted.jsonl", Sample) + read(run / "samples" / "rejected.jsonl", Sample)
@@ -73,46 +73,47 @@ def collect(run: Path, config: Config, folders: Iterable[Folder]) -> Report:
             bits=verdicts[best].form.bits,
             votes=config.predict.votes,
             dtype={stage: read_manifest(run / stage / best).get("dtype") for stage in ("adapter", "predictions")},
-            split=shown.split,
+            split=headline.split,
         ),
         questions=QuestionAudit.read(run / "questions"),
         chance={measured.split: measured.chance for measured in splits},
         results=tuple(row for measured in splits for row in _results(measured, config.seed)),
-        comparisons=tuple(_comparisons(shown, members, None if alone else best)),
+        comparisons=tuple(_comparisons(headline, members, None if alone else best)),
         families=tuple(row for measured in splits for row in _families(measured)),
         letters=tuple(row for measured in splits for row in _letters(measured)),
         cascade=_cascade(SampleSummary.read(run / "samples"), samples),
         training=tuple(_training(run, member) for member in members),
         quantisation=tuple(MemberVerdict(member=name, **dict(verdict)) for name, verdict in verdicts.items()),
         ensemble=FinalAnswer(**dict(choice), asked=config.ensemble.rule, alone=alone),
-        voting=tuple(_voting(shown, System("quantised", best))),
+        voting=tuple(_voting(headline, System("quantised", best))),
         stages=tuple(_stages(run, folders, samples)),
-        examples=tuple(_examples(shown, System("quantised", best))),
+        examples=tuple(_examples(headline, System("quantised", best))),
     )
 
 
 def _voting(measured: Measured, system: System) -> list[VotingPoint]:
-    """What more votes gained and cost: accuracy and tokens a question with at most so many of each question's votes,
-    and where all were asked for, what stopping early would have come to. Nothing where there is one vote."""
+    """Accuracy and tokens with only the first votes of each question, from one up to all of them. Where all questions
+    have all their votes, also with adaptive stopping. Empty where there is one vote a question."""
     answers = measured.answers[system]
-    most = max((len(given.votes) for given in answers), default=0)
-    if most < 2 or any(len(given.tokens) != len(given.votes) for given in answers):
+    most = max((len(row.votes) for row in answers), default=0)
+    if most < 2 or any(len(row.tokens) != len(row.votes) for row in answers):
         return []
     ways = [
-        (f"at most {cap}" if cap > 1 else "1 vote", [min(cap, len(given.votes)) for given in answers])
+        (f"at most {cap}" if cap > 1 else "1 vote", [min(cap, len(row.votes)) for row in answers])
         for cap in range(1, most + 1)
     ]
-    if all(len(given.votes) == most for given in answers):
-        stops = [next(n for n in range(first_round(most), most + 1) if is_decided(a.votes[:n], most)) for a in answers]
+    if all(len(row.votes) == most for row in answers):
+        caps = range(first_round(most), most + 1)
+        stops = [next(cap for cap in caps if is_decided(row.votes[:cap], most)) for row in answers]
         ways.append(("adaptive", stops))
     return [
         VotingPoint(
             way=way,
             votes=sum(counts) / len(counts),
-            tokens=sum(sum(given.tokens[:count]) for given, count in zip(answers, counts, strict=True)) / len(counts),
+            tokens=sum(sum(row.tokens[:count]) for row, count in zip(answers, counts, strict=True)) / len(counts),
             accuracy=sum(
-                majority(given.votes[:count]) == question.answer
-                for given, count, question in zip(answers, counts, measured.questions, strict=True)
+                majority(row.votes[:count]) == question.answer
+                for row, count, question in zip(answers, counts, measured.questions, strict=True)
             )
             / len(counts),
         )
@@ -121,7 +122,7 @@ def _voting(measured: Measured, system: System) -> list[VotingPoint]:
 
 
 def family(source: str) -> str:
-    """The family of a question's source: up to the last "/", and short for the built-in ones.
+    """The family of a question's source: the part before the last "/", without ``closedworld/``.
 
     >>> family("closedworld/ordering/2"), family("contest/round-1"), family("contest")
     ('ordering', 'contest', 'contest')
@@ -147,10 +148,9 @@ def _results(measured: Measured, seed: int) -> Iterator[Result]:
 
 
 def _comparisons(measured: Measured, members: Sequence[str], single: str | None) -> list[Comparison]:
-    """Neighbours on the way from base to ensemble, with p-values adjusted for looking at all of them.
+    """Each step from base to ensemble as a comparison, with p-values adjusted for their number.
 
-    ``single`` is the member the ensemble is held against; None where the ensemble is that member, since a thing is
-    not tested against itself.
+    ``single`` is the member that the ensemble is compared with; None where the ensemble is that member alone.
     """
     pairs = []
     for name in members:
@@ -186,11 +186,11 @@ def _letters(measured: Measured) -> Iterator[LetterResult]:
 
 
 def _broken_down(measured: Measured, key: Callable[[Question], str]) -> Iterator[tuple[str, GroupResult]]:
-    """Accuracy of every system within the groups that ``key`` makes."""
+    """Accuracy of every system on each group of questions with the same ``key``."""
     groups = [key(question) for question in measured.questions]
     for group in sorted(set(groups)):
         for system, right in measured.right.items():
-            hits = [hit for hit, member_of in zip(right, groups, strict=True) if member_of == group]
+            hits = [hit for hit, its_group in zip(right, groups, strict=True) if its_group == group]
             yield (
                 group,
                 GroupResult(
@@ -217,7 +217,7 @@ def _cascade(summary: SampleSummary, samples: Sequence[Sample]) -> CascadeReport
 
 
 def _dollars(samples: Iterable[Sample]) -> float:
-    """Money is summed as integers; dollars are only how the sum is shown."""
+    """Dollars; the sum itself is of integers."""
     return sum(sample.micro_dollars for sample in samples) / 1_000_000
 
 
@@ -233,7 +233,7 @@ def _training(run: Path, member: str) -> MemberTraining:
 
 
 def _stages(run: Path, folders: Iterable[Folder], samples: Sequence[Sample]) -> Iterator[StageCost]:
-    """Recorded time and money of each artifact. Only asking teachers costs money so far: the student is our own."""
+    """Recorded time and money of each artifact. Only teachers cost money: local models are free."""
     for folder in folders:
         yield StageCost(
             stage=folder.stage,
@@ -247,16 +247,16 @@ class SystemAnswers(NamedTuple):
     """One question, what a system answered, and whether it and the base model were right."""
 
     question: Question
-    given: Prediction
+    prediction: Prediction
     right: bool
     base_right: bool
 
 
 def _examples(measured: Measured, system: System) -> list[ExampleAnswer]:
-    """Answers worth reading: right ones, those the base model got wrong first, then wrong ones."""
+    """Answers to show: right ones, first those that the base got wrong, then wrong ones."""
     columns = (measured.questions, measured.answers[system], measured.right[system], measured.right[BASE])
     rows = [SystemAnswers(*row) for row in zip(*columns, strict=True)]
-    # Sorting is stable: within the gained and the rest, questions stay in the order of their ids.
+    # Sorting is stable, so questions that are equal here stay in the order of their ids.
     right = sorted((row for row in rows if row.right), key=lambda row: row.base_right)
     wrong = [row for row in rows if not row.right]
     return [
@@ -266,25 +266,26 @@ def _examples(measured: Measured, system: System) -> list[ExampleAnswer]:
             question=row.question.question,
             options=row.question.options,
             label=row.question.answer,
-            answer=row.given.answer,
+            answer=row.prediction.answer,
             base_right=row.base_right,
             right=row.right,
-            text=_chain(row.given),
+            text=_chain(row.prediction),
         )
         for chosen in (right, wrong)
-        for row in _one_family_each(chosen)[:EXAMPLES]
+        for row in _one_family_each(chosen)[:MAX_EXAMPLES]
     ]
 
 
 def _one_family_each(rows: list[SystemAnswers]) -> list[SystemAnswers]:
-    """The same rows, the first of every family up front: two examples of one kind teach less than two kinds."""
+    """The rows, reordered: the first of every family comes first, since two families show more than one."""
     first: dict[str, SystemAnswers] = {}
     for row in rows:
         first.setdefault(family(row.question.source), row)
     return [*first.values(), *(row for row in rows if row is not first[family(row.question.source)])]
 
 
-def _chain(given: Prediction) -> str:
-    """A text that voted for the chosen answer."""
-    votes = zip(given.votes, given.texts, strict=True)
-    return next((text for vote, text in votes if vote == given.answer), given.texts[0] if given.texts else "")
+def _chain(prediction: Prediction) -> str:
+    """The first text that voted for the answer; without one, the first text."""
+    votes = zip(prediction.votes, prediction.texts, strict=True)
+    first = prediction.texts[0] if prediction.texts else ""
+    return next((text for vote, text in votes if vote == prediction.answer), first)

@@ -1,4 +1,4 @@
-"""report.html from report.json: one file, no script, nothing loaded from anywhere."""
+"""report.html from report.json: one file without scripts that loads nothing."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from stepladder.reporting.content import Report
 
 
 def render(report: Report) -> str:
-    """The page. Everything in ``report`` may have been written by a model or a stranger, so all of it is escaped."""
+    """The page. All values are escaped, since models or strangers may have written texts in ``report``."""
     environment = Environment(
         loader=PackageLoader("stepladder.reporting", ""),
         undefined=StrictUndefined,

@@ -1,6 +1,6 @@
-"""A drawing surface for charts: inline SVG whose colours come from the page's CSS, so light and dark both fit.
+"""Drawing of charts as inline SVG, with colours from the page's CSS, for light and dark mode.
 
-The page stays a few dozen kilobytes and opens offline; a chart library inlined would weigh megabytes.
+So the page stays a few dozen kilobytes and opens offline; an inlined chart library would take megabytes.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Scale(NamedTuple):
 
 
 class Drawing:
-    """Shapes in the order they are drawn. Lengths are pixels of the view box; text is escaped."""
+    """An SVG image. Shapes are drawn in the order they are added, in pixels of the view box; text is escaped."""
 
     def __init__(self, width: float, height: float, label: str) -> None:
         self.width, self.height, self.label = width, height, label
@@ -55,9 +55,9 @@ class Drawing:
         return head + Markup("").join(self._shapes) + Markup("</svg>")
 
     def _add(self, template: str, *values: str | float) -> None:
-        # Markup.format escapes what it is given; only the templates above go in as they are.
-        shown = [value if isinstance(value, str) else _number(value) for value in values]
-        self._shapes.append(Markup(template).format(*shown))  # noqa: S704
+        # Markup.format escapes its arguments; only the templates above are inserted as they are.
+        arguments = [value if isinstance(value, str) else _number(value) for value in values]
+        self._shapes.append(Markup(template).format(*arguments))  # noqa: S704
 
 
 def _number(value: float) -> str:

@@ -1,4 +1,4 @@
-"""Numbers in plain words, the same on the page and in the terminal."""
+"""Numbers of the report as words and sentences, for page and terminal."""
 
 from __future__ import annotations
 
@@ -6,27 +6,27 @@ from stepladder.progress import duration
 from stepladder.reporting.content import Comparison, Report, Result, SystemName
 
 SIGNIFICANT = 0.05
-"""A Holm-adjusted p-value below this is called a real difference."""
+"""A difference whose Holm-adjusted p-value is below this is called real."""
 
 
 def percent(share: float, digits: int = 0) -> str:
-    """A share as a person reads it; the space does not break across lines."""
+    """A share as per cent, with a no-break space."""
     return f"{100 * share:.{digits}f}\u00a0%"
 
 
 def step(system: str, bits: int) -> str:
-    """A system in the reader's words: ``base``, ``tuned``, ``4-bit``, ``ensemble``."""
+    """A system as the reader knows it: ``base``, ``tuned``, ``4-bit``, ``ensemble``."""
     return {"merged": "tuned", "quantised": f"{bits}-bit"}.get(system, system)
 
 
 def name(row: SystemName, bits: int) -> str:
-    """Who a row is about: ``base``, ``tuned m1``, ``4-bit m1``, ``ensemble``."""
+    """A system and its member: ``base``, ``tuned m1``, ``4-bit m1``, ``ensemble``."""
     return " ".join(filter(None, (step(row.system, bits), row.member)))
 
 
 def staircase(report: Report) -> list[Result]:
-    """The results a reader climbs, on the shown split: base, the best member tuned and quantised, and the ensemble
-    unless that is the member itself."""
+    """The results from base to final answer, on the split of the headline: base, the best member tuned and quantised,
+    and the ensemble unless it is that member alone."""
     run = report.run
     rows = [row for row in report.results if row.split == run.split]
     steps = [row for row in rows if row.member in (None, run.best_member)]
@@ -40,7 +40,7 @@ def headline(report: Report) -> str:
 
 
 def measured_on(report: Report) -> str:
-    """What the headline was measured on, and against what."""
+    """What the headline was measured on, and the accuracy of guessing."""
     run = report.run
     row = staircase(report)[0]
     what = "held-out test questions" if run.split == "test" else "held-out validation questions"
@@ -48,7 +48,7 @@ def measured_on(report: Report) -> str:
 
 
 def alone(report: Report) -> bool:
-    """Whether the ensemble is just one member."""
+    """Whether the ensemble is a single member."""
     return report.ensemble.alone
 
 
@@ -57,12 +57,12 @@ def is_real(comparison: Comparison) -> bool:
 
 
 def p_value(p: float) -> str:
-    """Three figures where they matter, so that a p just under the limit does not read as the limit."""
+    """A p-value; small ones with three significant digits, so that one just below the limit is not rounded to it."""
     return "p\u00a0<\u00a00.0001" if p < 0.0001 else f"p\u00a0=\u00a0{p:.{3 if p < 0.1 else 2}g}"
 
 
 def verdict(comparison: Comparison) -> str:
-    """What a comparison means."""
+    """Whether the difference of a comparison is real."""
     lost, won = comparison.b, comparison.c
     if lost == won == 0:
         return "the same questions right"
@@ -72,16 +72,16 @@ def verdict(comparison: Comparison) -> str:
 
 
 def movement(comparison: Comparison) -> str:
-    """How many questions changed sides."""
+    """How many questions became right, and how many wrong."""
     return f"{comparison.c} newly right, {comparison.b} newly wrong"
 
 
 def ensemble(report: Report) -> str:
-    """The ensemble choice in one sentence, with what the measured difference is worth."""
+    """The ensemble's rule in a sentence or two, and its difference from the best single model."""
     choice, run = report.ensemble, report.run
     if len(run.members) == 1:
         return f"There is one member, {run.best_member}, so its answers are the final answers."
-    by = "set in the configuration" if choice.asked == choice.rule else "chosen by cross-validation"
+    source = "set in the configuration" if choice.asked == choice.rule else "chosen by cross-validation"
     voters = len(choice.members)
     description = {
         "single": f"the answers of the best member, {choice.leader}, alone",
@@ -89,12 +89,12 @@ def ensemble(report: Report) -> str:
         "weighted": f"a vote of {voters} members, weighted by how often each was right on validation",
         "leader": f"{choice.leader}, unless all other members agree on another letter",
         "average": f"the letter that {voters} members find likeliest on average",
-        "selector": f"the letter likeliest by who of {voters} members agrees with whom",
+        "selector": f"the letter that a logistic model of the agreement among {voters} members finds likeliest",
     }[choice.rule]
-    sentence = f"The final answer is {description} (rule “{choice.rule}”, {by})."
+    sentence = f"The final answer is {description} (rule “{choice.rule}”, {source})."
     if excluded := [name for name in run.members if name not in choice.members]:
-        without = "it has" if len(excluded) == 1 else "they have"
-        sentence += f" The variants did not help {', '.join(excluded)} on validation, so {without} no vote."
+        pronoun = "it has" if len(excluded) == 1 else "they have"
+        sentence += f" The variants did not help {', '.join(excluded)} on validation, so {pronoun} no vote."
     if alone(report):
         return sentence
     last = next(row for row in report.comparisons if row.after.system == "ensemble")
@@ -103,7 +103,7 @@ def ensemble(report: Report) -> str:
 
 
 def diversity(report: Report) -> str:
-    """What any rule could reach at best, and how alike the members err."""
+    """The upper limit of any rule, and the correlation of the members' errors."""
     validation = report.ensemble.validation
     if validation is None:
         return ""
@@ -118,7 +118,7 @@ def diversity(report: Report) -> str:
 
 
 def cascade(report: Report) -> str:
-    """The cascade in one line."""
+    """The results of the cascade in one line."""
     counts = report.cascade
     rungs = ", ".join(f"{rung.name} solved {rung.solved} of {rung.asked}" for rung in counts.rungs)
     dollars = sum(rung.dollars for rung in counts.rungs)
@@ -130,7 +130,7 @@ def money(dollars: float) -> str:
 
 
 def size(count: int) -> str:
-    """Bytes as a person writes them, decimal units."""
+    """Bytes in decimal units."""
     for unit, worth in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if count >= worth:
             return f"{count / worth:.{1 if count < 100 * worth else 0}f}\u00a0{unit}"
@@ -138,15 +138,15 @@ def size(count: int) -> str:
 
 
 def number_format(report: Report) -> str:
-    """What the best member was trained and answered in; nothing where the run's folders do not tell."""
+    """The number formats that the best member was trained and answered in; empty where they are not recorded."""
     dtypes = report.run.dtype
-    words = {"adapter": "trained", "predictions": "answered"}
-    formats = [f"{word} in {dtypes[stage]}" for stage, word in words.items() if dtypes[stage]]
+    verbs = {"adapter": "trained", "predictions": "answered"}
+    formats = [f"{verb} in {dtypes[stage]}" for stage, verb in verbs.items() if dtypes[stage]]
     return " and ".join(formats).capitalize() + "." if formats else ""
 
 
 def cost(report: Report) -> str:
-    """Time and money of the whole run."""
+    """Time and money of the run in a sentence."""
     seconds = sum(row.seconds for row in report.stages)
     dollars = sum(row.dollars for row in report.stages)
     paid = f"{money(dollars)} for teachers" if dollars else "nothing, since every model was local"

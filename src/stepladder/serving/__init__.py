@@ -1,1 +1,1 @@
-"""Servers of one's own: started, watched, and gone when the run is."""
+"""vLLM servers that the run starts, supervises and stops, and the cards they use."""

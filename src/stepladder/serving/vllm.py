@@ -1,8 +1,8 @@
-"""vLLM servers, one for each card (or for each group of cards that share a model), while a block lasts.
+"""vLLM servers, one for each card (or for each group of cards that share a model).
 
-A server runs under supervise.py: when this process ends, however it ends, nothing of it is left, vLLM's engine
-processes included. One that dies is started again on another port; whoever asks learns of it through a file of
-addresses (ask/remote/servers.py), and what was answered is in the ledger.
+A server runs under supervise.py: when this process ends, even if it is killed, the server and vLLM's engine processes
+end too. A server that dies is started again on another port. Clients read the current addresses from a file
+(ask/remote/servers.py); the answers so far are in the ledger.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import socket
 import subprocess
 import threading
@@ -20,26 +19,27 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from stepladder.config import Serve
-from stepladder.errors import ModelError, ServeError
+from stepladder.errors import ServeError
 from stepladder.forecast import memory
+from stepladder.serving.cards import cards_by_server
 from stepladder.supervise import supervised
 
-RESTARTS = 3
-"""How often a server that had been healthy is started again."""
-PORTS = 5
-"""Tries to find a free port; another process may take one between the look and the start."""
-BATCH = 4096
-"""Tokens computed at once: a server's own default, 2,048 on most cards, favours the first word over the last. What they
-take of a card's memory is in ``memory.SERVER``."""
-BLOCK = 32
-"""Tokens whose keys and values are shared or not, on a CPU: a problem's text seldom has vLLM's own 128."""
-HOST_CACHE = 2.0
-"""GiB of KV cache in a host's memory, where nothing else is asked for."""
-FEW_CORES = 4
-"""Up to so many, vLLM computes on all of them: of two it would keep one for its server."""
-LOOK = 0.3
-"""Seconds between two looks at a server."""
-QUIET = {
+MAX_RESTARTS = 3
+"""Of a server that had been healthy."""
+MAX_PORT_TRIES = 5
+"""Starts on another port: another process may take a port between the check and the start."""
+MAX_BATCHED_TOKENS = 4096
+"""Tokens of a forward pass. vLLM's default, 2,048 on most cards, favours latency over throughput. The memory they take
+is part of ``memory.SERVER_BYTES``."""
+CPU_BLOCK_TOKENS = 32
+"""Tokens of a block of the prefix cache on a CPU: few problems fill vLLM's default of 128."""
+HOST_CACHE_GIB = 2.0
+"""KV cache in host memory, by default."""
+MAX_BOUND_CORES = 4
+"""With so many cores or fewer, vLLM is told to compute on all of them: of two it would reserve one for its server."""
+POLL_SECONDS = 0.3
+"""Between two checks of a server."""
+OFFLINE_ENVIRONMENT = {
     "DO_NOT_TRACK": "1",
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_DO_NOT_TRACK": "1",
@@ -49,13 +49,13 @@ QUIET = {
     "HF_HUB_DISABLE_UPDATE_CHECK": "1",
     "FLASHINFER_NO_DOWNLOAD": "1",
 }
-"""Nothing phones home."""
-FAILURES = (
+"""Turns off telemetry and downloads."""
+FAILURE_PATTERNS = (
     (r"address already in use", "port"),
     (r"larger than the available KV cache memory|No available memory for the cache blocks|KV cache is needed", "cache"),
     (r"out of memory|Cannot allocate memory|less than desired GPU memory utilization", "memory"),
 )
-"""What a server's log says of why it ended."""
+"""Patterns in a server's log, and the kind of failure that they show."""
 
 Note = Callable[[str], None]
 
@@ -65,11 +65,11 @@ class Fleet:
 
     Args:
         weights: the model folder.
-        name: what the servers call it.
+        name: the model name that the servers list.
         settings: ``[serve]``.
-        folder: where logs and the file of addresses go.
-        note: called with a line about something worth knowing.
-        stop: once it is set the servers end, whoever waits for them or asks them.
+        folder: for logs and the file of addresses.
+        note: called with a message when a server is restarted.
+        stop: once it is set, the servers are stopped, even while they start or answer.
 
     Raises:
         ServeError: on entering, a server did not become healthy; the message says why.
@@ -81,39 +81,39 @@ class Fleet:
         name: str,
         settings: Serve,
         folder: Path,
-        note: Note = lambda line: None,
+        note: Note = lambda message: None,
         stop: threading.Event | None = None,
     ) -> None:
         self._weights, self._name, self._settings, self._folder, self._note = weights, name, settings, folder, note
         self.addresses = folder / "addresses.txt"
-        """A base URL a line, of those that are healthy just now."""
+        """File with the base URLs of the healthy servers, one a line."""
         self.failure: str | None = None
-        """Why a server was given up."""
+        """Why a server was given up, or None."""
         self._urls: dict[int, str] = {}
         self._changed = threading.Condition()
         self._closing = threading.Event()
         self._stop = stop or self._closing
-        self._keepers: list[threading.Thread] = []
+        self._threads: list[threading.Thread] = []
 
     def __enter__(self) -> Fleet:
         program = self._settings.environment.absolute() / "bin" / "vllm"
         if not program.is_file():
             raise ServeError(f"[serve] environment {self._settings.environment}: no vllm in it; run 'make serve-env'")
-        groups = devices(self._settings)
+        groups = cards_by_server(self._settings)
         if groups == [()]:
             _check_memory(self._weights, self._settings)
         self._folder.mkdir(parents=True, exist_ok=True)
         self.addresses.write_text("", encoding="utf-8")
-        stops = _stops(self._weights, self._folder / "generation")
+        generation = _write_generation_config(self._weights, self._folder / "generation")
         for slot, cards in enumerate(groups):
-            arguments = (slot, cards, program, stops)
-            self._keepers.append(threading.Thread(target=self._keep, args=arguments, daemon=True))
+            arguments = (slot, cards, program, generation)
+            self._threads.append(threading.Thread(target=self._keep_running, args=arguments, daemon=True))
         try:
-            for keeper in self._keepers:
-                keeper.start()
+            for thread in self._threads:
+                thread.start()
             with self._changed:
                 while len(self._urls) < len(groups) and self.failure is None and not self._is_over:
-                    self._changed.wait(LOOK)  # with a timeout, so that Ctrl+C gets through
+                    self._changed.wait(POLL_SECONDS)  # a wait without timeout would block Ctrl+C
             if self._is_over:
                 raise ServeError(f"the vLLM servers of {self._weights} were stopped")
             if self.failure is not None:
@@ -127,186 +127,130 @@ class Fleet:
         self.close()
 
     def close(self) -> None:
-        """Stop every server and wait until nothing of them is left."""
+        """Stop every server and wait until its processes have ended."""
         self._closing.set()
-        for keeper in self._keepers:
-            if keeper.ident is not None:
-                keeper.join()
+        for thread in self._threads:
+            if thread.ident is not None:
+                thread.join()
 
     @property
     def _is_over(self) -> bool:
         return self._closing.is_set() or self._stop.is_set()
 
-    def _keep(self, slot: int, cards: tuple[str, ...], program: Path, stops: Path) -> None:
-        """Start a server, and start it again when it ends, until the block is left or it is given up."""
-        restarts = taken = 0
+    def _keep_running(self, slot: int, cards: tuple[str, ...], program: Path, generation: Path) -> None:
+        """Start a server, and again whenever it ends, until the fleet is closed or the server is given up."""
+        restarts = ports_taken = 0
         log = self._folder / f"server-{slot}.log"
         while not self._is_over:
             port = _free_port()
-            words, environment = command(self._weights, self._name, self._settings, program, cards, port, stops)
-            begun = log.stat().st_size if log.exists() else 0
-            with supervised(words, log, environment) as child:
-                healthy = self._wait(child, port)
+            arguments, environment = server_command(
+                self._weights, self._name, self._settings, program, cards, port, generation
+            )
+            log_offset = log.stat().st_size if log.exists() else 0
+            with supervised(arguments, log, environment) as child:
+                healthy = self._wait_until_healthy(child, port)
                 if healthy:
-                    self._say(slot, f"http://127.0.0.1:{port}/v1")
+                    self._set_url(slot, f"http://127.0.0.1:{port}/v1")
                     while child.poll() is None and not self._is_over:
-                        time.sleep(LOOK)
-                    self._say(slot, None)
+                        time.sleep(POLL_SECONDS)
+                    self._set_url(slot, None)
             if self._is_over:
                 return
-            why, kind = _reason(log, begun, self._settings)
-            if healthy and restarts < RESTARTS:
+            reason, kind = _failure_reason(log, log_offset, self._settings)
+            if healthy and restarts < MAX_RESTARTS:
                 restarts += 1
-                self._note(f"a server of {self._name} ended ({why}) and is started again")
-            elif not healthy and kind == "port" and taken < PORTS:
-                taken += 1
+                self._note(f"a server of {self._name} ended ({reason}) and is started again")
+            elif not healthy and kind == "port" and ports_taken < MAX_PORT_TRIES:
+                ports_taken += 1
             else:
-                self._give_up(f"the vLLM server of {self._weights} {'ended' if healthy else 'did not start'}: {why}")
+                self._give_up(f"the vLLM server of {self._weights} {'ended' if healthy else 'did not start'}: {reason}")
                 return
 
-    def _wait(self, child: subprocess.Popen[bytes], port: int) -> bool:
-        """Wait until a server answers; False when it ended, took too long, or is not wanted any more."""
+    def _wait_until_healthy(self, child: subprocess.Popen[bytes], port: int) -> bool:
+        """Wait until a server is healthy; False if it ended, took too long, or the fleet is being closed."""
         deadline = time.monotonic() + self._settings.startup
         while child.poll() is None and time.monotonic() < deadline and not self._is_over:
             if _is_healthy(port):
                 return True
-            time.sleep(LOOK)
+            time.sleep(POLL_SECONDS)
         return False
 
-    def _say(self, slot: int, url: str | None) -> None:
+    def _set_url(self, slot: int, url: str | None) -> None:
         with self._changed:
             self._urls.pop(slot, None)
             if url is not None:
                 self._urls[slot] = url
-            self._write(self._urls.values())
+            self._write_addresses(self._urls.values())
 
-    def _give_up(self, why: str) -> None:
+    def _give_up(self, reason: str) -> None:
         with self._changed:
-            # Whoever asks waits while there is no address, and fails where nobody listens.
-            self._write(self._urls.values() or [f"http://127.0.0.1:{_free_port()}/v1"])
-            self.failure = why  # last, since it is looked at without the lock
+            # Clients wait while the file is empty; with an address where nobody listens, they fail.
+            self._write_addresses(self._urls.values() or [f"http://127.0.0.1:{_free_port()}/v1"])
+            self.failure = reason  # last, since it is read without the lock
 
-    def _write(self, urls: Iterable[str]) -> None:
-        whole = self.addresses.with_suffix(".new")
-        whole.write_text("".join(f"{url}\n" for url in urls), encoding="utf-8")
-        whole.replace(self.addresses)
+    def _write_addresses(self, urls: Iterable[str]) -> None:
+        temporary = self.addresses.with_suffix(".new")
+        temporary.write_text("".join(f"{url}\n" for url in urls), encoding="utf-8")
+        temporary.replace(self.addresses)
         self._changed.notify_all()
 
 
-def devices(settings: Serve) -> list[tuple[str, ...]]:
-    """Cards by server; one server without a card where there is none.
-
-    Raises:
-        ServeError: fewer cards than one server is to be spread over.
-    """
-    found, each = cards(), settings.tensor_parallel
-    if not found:
-        if each > 1:
-            raise ServeError(f"[serve] tensor_parallel = {each}, but this machine has no card; leave it out")
-        return [()]
-    if each > len(found):
-        raise ServeError(f"[serve] tensor_parallel = {each}, but there are {len(found)} cards; lower it")
-    return [tuple(found[start : start + each]) for start in range(0, len(found) - each + 1, each)]
-
-
-def cards() -> list[str]:
-    """Cards that may be used, by what CUDA calls them."""
-    if (visible := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
-        return [card.strip() for card in visible.split(",") if card.strip() not in {"", "-1"}]
-    return [index for (index,) in _listed("index")]
-
-
-def side_by_side(folders: Sequence[Path], settings: Serve) -> Serve | None:
-    """Settings under which servers of all these models fit beside each other on every card, each with room for a batch
-    worth having; None where they do not fit, nothing tells, or there is no card: on the same cores they would only wait
-    for each other."""
-    if devices(settings) == [()]:
-        return None
-    loaded = [_loaded(folder) for folder in folders]
-    try:
-        each = max(memory.kv_per_token(memory.read(folder)) for folder in folders) / settings.tensor_parallel
-    except ModelError:  # of a kind that nothing is known of
-        return None
-    sizes = _listed("memory.total,memory.free")
-    if not sizes or not all(size.isdigit() for row in sizes for size in row):  # a card may say that it does not know
-        return None
-    # The smallest card decides; all of one machine are mostly alike.
-    usable = min(min(int(free), int(total) * settings.utilisation) for total, free in sizes) * 2**20
-    spread = [size / settings.tensor_parallel for size in loaded]
-    cache, wanted = memory.shared(usable, spread, settings.max_length * each), settings.kv_cache_gib
-    if cache is None or (wanted is not None and wanted * 2**30 > cache):
-        return None
-    share = {"kv_cache_gib": wanted or cache / 2**30, "utilisation": settings.utilisation / len(folders)}
-    return settings.model_copy(update=share)
-
-
-def _listed(what: str) -> list[list[str]]:
-    """What nvidia-smi says of each card; nothing where there is none."""
-    if (tool := shutil.which("nvidia-smi")) is None:
-        return []
-    words = [tool, f"--query-gpu={what}", "--format=csv,noheader,nounits"]
-    said = subprocess.run(words, capture_output=True, text=True, check=False)  # noqa: S603
-    return [line.split(", ") for line in said.stdout.splitlines()] if said.returncode == 0 else []
-
-
-def command(
-    weights: Path, name: str, settings: Serve, program: Path, cards: Sequence[str], port: int, stops: Path
+def server_command(
+    weights: Path, name: str, settings: Serve, program: Path, cards: Sequence[str], port: int, generation: Path
 ) -> tuple[list[str], dict[str, str]]:
-    """The words and the environment that start a server."""
-    words = [
+    """The command line and the environment of a server. ``generation`` is the folder of its generation config."""
+    arguments = [
         str(program), "serve", str(weights), "--served-model-name", name, "--host", "127.0.0.1", "--port", str(port),
-        "--max-model-len", str(settings.max_length), "--generation-config", str(stops), "--dtype", settings.dtype,
-        "--disable-uvicorn-access-log", "--max-num-seqs", str(memory.SEQUENCES),
-        "--max-num-batched-tokens", str(max(BATCH, settings.max_length)),
+        "--max-model-len", str(settings.max_length), "--generation-config", str(generation), "--dtype", settings.dtype,
+        "--disable-uvicorn-access-log", "--max-num-seqs", str(memory.MAX_SEQUENCES),
+        "--max-num-batched-tokens", str(max(MAX_BATCHED_TOKENS, settings.max_length)),
     ]  # fmt: skip
-    words += ["--enable-prefix-caching" if settings.prefix_caching else "--no-enable-prefix-caching"]
-    if cards:  # whose free memory is checked against the share, even where the cache is given
-        words += ["--tensor-parallel-size", str(len(cards)), "--gpu-memory-utilization", str(settings.utilisation)]
+    arguments += ["--enable-prefix-caching" if settings.prefix_caching else "--no-enable-prefix-caching"]
+    if cards:  # with the utilisation even where kv_cache_gib is set: vLLM checks the free memory against it
+        arguments += ["--tensor-parallel-size", str(len(cards)), "--gpu-memory-utilization", str(settings.utilisation)]
     else:
-        words += ["--enforce-eager", "--block-size", str(BLOCK)]
-    cache = settings.kv_cache_gib if cards else settings.kv_cache_gib or HOST_CACHE
-    if cache is not None:
-        words += ["--kv-cache-memory-bytes", str(round(cache * 2**30))]
-    return words, surroundings(cards)
+        arguments += ["--enforce-eager", "--block-size", str(CPU_BLOCK_TOKENS)]
+    cache_gib = settings.kv_cache_gib if cards else settings.kv_cache_gib or HOST_CACHE_GIB
+    if cache_gib is not None:
+        arguments += ["--kv-cache-memory-bytes", str(round(cache_gib * 2**30))]
+    return arguments, server_environment(cards)
 
 
-def surroundings(cards: Sequence[str]) -> dict[str, str]:
-    """The environment in which vLLM uses these cards, or without any this machine's cores."""
-    environment = {**os.environ, **QUIET}
+def server_environment(cards: Sequence[str]) -> dict[str, str]:
+    """Environment variables with which vLLM uses these cards, or without any this machine's cores."""
+    environment = {**os.environ, **OFFLINE_ENVIRONMENT}
     if cards:
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(cards)
         return environment
-    environment.pop("VLLM_CPU_KVCACHE_SPACE", None)  # whole GiB only, and takes precedence over the flag
-    if len(cores := sorted(os.sched_getaffinity(0))) <= FEW_CORES:
+    environment.pop("VLLM_CPU_KVCACHE_SPACE", None)  # it only takes whole GiB, and overrides the flag
+    if len(cores := sorted(os.sched_getaffinity(0))) <= MAX_BOUND_CORES:
         environment.setdefault("VLLM_CPU_OMP_THREADS_BIND", ",".join(map(str, cores)))
     return environment
 
 
-def _stops(weights: Path, folder: Path) -> Path:
-    """A folder with a generation config that says where answers end and nothing else: vLLM would otherwise sample as
-    the base's makers suggest wherever a request says nothing."""
+def _write_generation_config(weights: Path, folder: Path) -> Path:
+    """Write a generation config with the model's special tokens only: otherwise vLLM takes sampling settings that a
+    request leaves out from the model's own. Returns the folder it is in."""
     path = weights / "generation_config.json"
-    known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    kept = {key: known[key] for key in ("eos_token_id", "bos_token_id", "pad_token_id") if known.get(key) is not None}
+    config = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    tokens = {
+        key: config[key] for key in ("eos_token_id", "bos_token_id", "pad_token_id") if config.get(key) is not None
+    }
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "generation_config.json").write_text(json.dumps(kept), encoding="utf-8")
+    (folder / "generation_config.json").write_text(json.dumps(tokens), encoding="utf-8")
     return folder
 
 
 def _check_memory(weights: Path, settings: Serve) -> None:
-    """Raises ServeError where a CPU's memory is surely too small: a server that is killed says nothing."""
+    """Raise ServeError if host memory is certainly too small: a server that the kernel kills logs no reason."""
     free = memory.free()
-    needed = _loaded(weights) + (settings.kv_cache_gib or HOST_CACHE) * 2**30 + memory.SERVER
+    cache = (settings.kv_cache_gib or HOST_CACHE_GIB) * 2**30
+    needed = memory.weights_on_disk(weights) + cache + memory.SERVER_BYTES
     if free is not None and needed > free:
         raise ServeError(
             f"{weights}: a server needs about {needed / 2**30:.1f} GiB of memory and {free / 2**30:.1f} are free; "
-            "lower [serve] kv_cache_gib, or end something"
+            "lower [serve] kv_cache_gib, or end other programs"
         )
-
-
-def _loaded(weights: Path) -> int:
-    """Bytes of a model's weights."""
-    return sum(path.stat().st_size for path in weights.glob("*.safetensors"))
 
 
 def _free_port() -> int:
@@ -323,17 +267,18 @@ def _is_healthy(port: int) -> bool:
         return False
 
 
-def _reason(log: Path, begun: int, settings: Serve) -> tuple[str, str]:
-    """Why a server ended, in words and as a kind, from what it wrote since ``begun``."""
-    said = log.read_bytes()[begun:].decode(errors="replace")
-    words: Mapping[str, str] = {
+def _failure_reason(log: Path, offset: int, settings: Serve) -> tuple[str, str]:
+    """Why a server ended, by its log from ``offset`` on: a message, and the kind of failure (``port``, ``cache``,
+    ``memory``, ``other``)."""
+    text = log.read_bytes()[offset:].decode(errors="replace")
+    messages: Mapping[str, str] = {
         "port": "its port was taken by another process",
         "cache": f"keys and values of {settings.max_length} tokens do not fit; lower [serve] max_length",
-        "memory": "its memory is too small; take fewer bits, a smaller [serve] max_length, or more cards",
+        "memory": "its memory is too small; use fewer bits, a smaller [serve] max_length, or more cards",
     }
-    for pattern, kind in FAILURES:
-        if re.search(pattern, said, re.IGNORECASE):
-            return f"{words[kind]} (see {log})", kind
-    lines = [line for line in said.splitlines() if re.search(r"\b\w*(?:Error|Exception)\b: ", line)]
-    last = re.sub(r"^.*?(?=\b\w*(?:Error|Exception)\b: )", "", lines[-1])[:300] if lines else "it says no reason"
+    for pattern, kind in FAILURE_PATTERNS:
+        if re.search(pattern, text, re.IGNORECASE):
+            return f"{messages[kind]} (see {log})", kind
+    lines = [line for line in text.splitlines() if re.search(r"\b\w*(?:Error|Exception)\b: ", line)]
+    last = re.sub(r"^.*?(?=\b\w*(?:Error|Exception)\b: )", "", lines[-1])[:300] if lines else "its log gives no reason"
     return f"{last.strip()} (see {log})", "other"

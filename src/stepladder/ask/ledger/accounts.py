@@ -1,4 +1,4 @@
-"""What a run did with its models, for people to read."""
+"""Sums of a run's requests by rung and model, and the export of everything in the ledger."""
 
 from __future__ import annotations
 
@@ -13,36 +13,36 @@ from stepladder.ask.ledger.entries import Account, Scope
 
 
 class Accounts(Connection):
-    """Sums by rung and model, and everything as it was sent and received."""
+    """The reading side of the ledger, and the counts of requests it answered itself."""
 
-    def hit(self, scope: Scope, model: str, count: int) -> None:
-        """Note that so many requests were answered from here. Inside a transaction."""
+    def add_hits(self, scope: Scope, model: str, count: int) -> None:
+        """Count requests that were answered from the ledger. Call inside a transaction."""
         self._db.execute(
             "INSERT INTO hits VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE SET count = count + excluded.count",
             (*scope[:2], model, count),
         )
 
     def calls(self, run: str) -> int:
-        """Responses the run has caused."""
+        """Number of responses that the run added."""
         return int(self._db.execute("SELECT COUNT(*) FROM responses WHERE run = ?", (run,)).fetchone()[0])
 
     def accounts(self, run: str) -> list[Account]:
-        """What the run did with each model on each rung, dearest first."""
+        """The run's account for each rung and model, most expensive first."""
         attempts = self._db.execute(
             "SELECT rung, model, outcome, COALESCE(charged, reserved), prompt_tokens, completion_tokens, seconds"
             " FROM attempts WHERE run = ?",
             (run,),
         )
-        found: dict[tuple[str, str], list[tuple[Any, ...]]] = {}
-        for rung, model, *rest in attempts:
-            found.setdefault((rung, model), []).append(tuple(rest))
+        rows_by_account: dict[tuple[str, str], list[tuple[Any, ...]]] = {}
+        for rung, model, *columns in attempts:
+            rows_by_account.setdefault((rung, model), []).append(tuple(columns))
         hits = {
             (rung, model): count
             for rung, model, count in self._db.execute("SELECT rung, model, count FROM hits WHERE run = ?", (run,))
         }
         accounts = []
-        for rung, model in found.keys() | hits.keys():
-            rows = found.get((rung, model), [])
+        for rung, model in rows_by_account.keys() | hits.keys():
+            rows = rows_by_account.get((rung, model), [])
             accounts.append(
                 Account(
                     rung=rung,
@@ -58,7 +58,7 @@ class Accounts(Connection):
         return sorted(accounts, key=lambda account: (-account.micro_dollars, account.rung, account.model))
 
     def export(self) -> Iterator[dict[str, Any]]:
-        """Every attempt with its request and raw response, then every answer of weights in this process."""
+        """Every attempt with its request and raw response, then every response of weights in this process."""
         self._db.row_factory = sqlite3.Row
         try:
             for row in self._db.execute(
@@ -70,9 +70,11 @@ class Accounts(Connection):
                     "request": json.loads(row["identity"]),
                     "raw": None if raw is None else raw.decode(errors="replace"),
                 }
-            own = "SELECT responses.*, identity FROM responses JOIN requests USING (key) WHERE attempt IS NULL"
-            for row in self._db.execute(own):
-                kept = ("key", "run", "max_tokens", "finish", "prompt_tokens", "completion_tokens", "text")
-                yield {**{name: row[name] for name in kept}, "request": json.loads(row["identity"])}
+            local_responses = (
+                "SELECT responses.*, identity FROM responses JOIN requests USING (key) WHERE attempt IS NULL"
+            )
+            for row in self._db.execute(local_responses):
+                columns = ("key", "run", "max_tokens", "finish", "prompt_tokens", "completion_tokens", "text")
+                yield {**{name: row[name] for name in columns}, "request": json.loads(row["identity"])}
         finally:
             self._db.row_factory = None

@@ -1,11 +1,11 @@
-"""Attempts: money set aside before a request is sent, and settled when what came back is known."""
+"""Attempts: each reserves its worst-case cost before the request is sent, and is settled by its outcome."""
 
 from __future__ import annotations
 
 import time
 from pathlib import Path
 
-from stepladder.ask.ledger.entries import Batch, Grant, Open, Refusal, Scope
+from stepladder.ask.ledger.entries import Batch, Grant, Refusal, Scope, UnsettledAttempt
 from stepladder.ask.ledger.responses import Responses
 from stepladder.ask.outcome import Delivery, Outcome
 from stepladder.ask.request import Request, worst_case
@@ -13,17 +13,17 @@ from stepladder.config import Price
 
 
 class Attempts(Responses):
-    """What a run has spent is the sum of its attempts, each at its settled charge or, while that is unknown, at the
-    worst case reserved for it; so whatever happens to a process, the sum is never too small."""
+    """A run's spend is the sum over its attempts: of each the settled charge or, while that is unknown, the worst case
+    reserved for it. So the sum is never too small, even if a process is killed."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
-        self._sums: dict[tuple[str, str | None], int] = {}
-        self._version = -1
+        self._spent_cache: dict[tuple[str, str | None], int] = {}
+        self._data_version = -1
 
     def rollback(self) -> None:
         super().rollback()
-        self._sums.clear()
+        self._spent_cache.clear()
 
     def reserve(
         self,
@@ -34,17 +34,19 @@ class Attempts(Responses):
         endpoint: str = "",
         batch: Batch | None = None,
     ) -> Grant | Refusal:
-        """Set the worst case aside and open an attempt, or say why not. Inside a transaction."""
+        """Open an attempt and reserve its worst case, or return why not. Call inside a transaction."""
         if self.find(request) is not None:
             return "stored"
-        rivals = self._db.execute("SELECT session FROM attempts WHERE key = ? AND outcome IS NULL", (request.key,))
-        if any(self._is_alive(session) for (session,) in rivals.fetchall()):
+        open_attempts = self._db.execute(
+            "SELECT session FROM attempts WHERE key = ? AND outcome IS NULL", (request.key,)
+        )
+        if any(self._is_alive(session) for (session,) in open_attempts.fetchall()):
             return "busy"
-        worst = worst_case(request, price)
+        reserved = worst_case(request, price)
         for rung, cap in ((None, scope.run_cap), (scope.rung, scope.rung_cap)):
-            if cap is not None and self._sum(scope.run, rung) + worst > cap:
-                return "broke"
-        self._remember(request)
+            if cap is not None and self._cached_spent(scope.run, rung) + reserved > cap:
+                return "over_budget"
+        self._insert_request(request)
         answers = self._db.execute(
             "SELECT COUNT(*) FROM attempts WHERE key = ? AND raw IS NOT NULL AND status = 200", (request.key,)
         ).fetchone()[0]
@@ -59,18 +61,19 @@ class Attempts(Responses):
                 model,
                 endpoint,
                 request.max_tokens,
-                worst,
+                reserved,
                 time.time(),
                 batch.id if batch else None,
             ),
         ).lastrowid
-        self._add(scope.run, scope.rung, worst)
-        return Grant(int(attempt or 0), worst, answers)
+        self._add_to_cache(scope.run, scope.rung, reserved)
+        return Grant(int(attempt or 0), reserved, answers)
 
     def settle(
         self, grant: Grant, request: Request, scope: Scope, delivery: Delivery, outcome: Outcome, seconds: float
     ) -> None:
-        """Close an attempt: its bytes, its charge, its response. Inside a transaction."""
+        """Close an attempt and store its raw bytes, charge and response. Call inside a transaction. ``seconds`` is how
+        long it took."""
         response = outcome.response
         self._db.execute(
             "UPDATE attempts SET charged = ?, outcome = ?, status = ?, message = ?, seconds = ?, prompt_tokens = ?,"
@@ -82,41 +85,43 @@ class Attempts(Responses):
             ),
         )  # fmt: skip
         if outcome.charge is not None:
-            self._add(scope.run, scope.rung, outcome.charge - grant.worst)
+            self._add_to_cache(scope.run, scope.rung, outcome.charge - grant.reserved)
         if response is not None:
-            self._respond(scope.run, request, response, grant.attempt)
+            self._insert_response(scope.run, request, response, grant.attempt)
 
     def spent(self, run: str, rung: str | None = None) -> int:
-        """Micro-dollars the run (or one rung of it) has spent, attempts of unknown outcome at their worst."""
-        where, values = ("run = ?", [run]) if rung is None else ("run = ? AND rung = ?", [run, rung])
+        """Micro-dollars that the run (or one rung of it) has spent; unsettled attempts count at their worst case."""
+        condition, values = ("run = ?", [run]) if rung is None else ("run = ? AND rung = ?", [run, rung])
         total = self._db.execute(
-            f"SELECT COALESCE(SUM(COALESCE(charged, reserved)), 0) FROM attempts WHERE {where}",  # noqa: S608
+            f"SELECT COALESCE(SUM(COALESCE(charged, reserved)), 0) FROM attempts WHERE {condition}",  # noqa: S608
             values,
         )
         return int(total.fetchone()[0])
 
-    def _sum(self, run: str, rung: str | None) -> int:
-        """:meth:`spent`, added up once and kept while no other process writes."""
+    def _cached_spent(self, run: str, rung: str | None) -> int:
+        """:meth:`spent`, kept in memory until another process writes to the ledger."""
         version = int(self._db.execute("PRAGMA data_version").fetchone()[0])
-        if version != self._version:
-            self._version = version
-            self._sums.clear()
-        if (run, rung) not in self._sums:
-            self._sums[run, rung] = self.spent(run, rung)
-        return self._sums[run, rung]
+        if version != self._data_version:
+            self._data_version = version
+            self._spent_cache.clear()
+        if (run, rung) not in self._spent_cache:
+            self._spent_cache[run, rung] = self.spent(run, rung)
+        return self._spent_cache[run, rung]
 
-    def _add(self, run: str, rung: str, micro_dollars: int) -> None:
+    def _add_to_cache(self, run: str, rung: str, micro_dollars: int) -> None:
         for account in ((run, None), (run, rung)):
-            if account in self._sums:
-                self._sums[account] += micro_dollars
+            if account in self._spent_cache:
+                self._spent_cache[account] += micro_dollars
 
-    def unsettled(self, run: str) -> list[Open]:
-        """The run's attempts without an outcome, oldest first; those of dead processes stay charged at their worst.
-        Those in batches are not among them: they can still be collected."""
+    def unsettled(self, run: str) -> list[UnsettledAttempt]:
+        """The run's attempts without an outcome, oldest first. Those of processes that have ended stay charged at their
+        worst case. Attempts in batches are left out: their batch can still be collected."""
         rows = self._db.execute(
             "SELECT id, model, reserved, session FROM attempts"
             " WHERE outcome IS NULL AND run = ? AND batch IS NULL ORDER BY id",
             (run,),
         ).fetchall()
         alive = {session: self._is_alive(session) for session in {row[3] for row in rows}}
-        return [Open(attempt, model, reserved, alive[session]) for attempt, model, reserved, session in rows]
+        return [
+            UnsettledAttempt(attempt, model, reserved, alive[session]) for attempt, model, reserved, session in rows
+        ]

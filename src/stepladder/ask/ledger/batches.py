@@ -1,4 +1,4 @@
-"""Batches: requests handed to a provider in one file, which outlive the process that sent them."""
+"""Batches: requests sent to a provider's batch API in one file, which outlive the process that sent them."""
 
 from __future__ import annotations
 
@@ -7,16 +7,17 @@ import time
 import uuid
 
 from stepladder.ask.ledger.connection import Connection
-from stepladder.ask.ledger.entries import Batch, Grant, Scope, Waiting
+from stepladder.ask.ledger.entries import Batch, Grant, Scope, UnfinishedBatch
 from stepladder.ask.request import Request
 from stepladder.config import Price
 
 
 class Batches(Connection):
-    """All but the last two methods are called inside a transaction."""
+    """All methods but the last two must be called inside a transaction."""
 
     def open_batch(self, scope: Scope, endpoint: str, account: str, price: Price) -> Batch:
-        """Write down that a batch is going to be made. ``account`` says which model, and with whose key."""
+        """Record a batch before it is created at the provider. ``account`` names the model and the variable of the API
+        key."""
         batch = Batch(0, uuid.uuid4().hex, Scope(scope.run, scope.rung), price, None, time.time())
         row = self._db.execute(
             "INSERT INTO batches (intent, session, run, rung, endpoint, account, price, created)"
@@ -29,16 +30,17 @@ class Batches(Connection):
         return batch._replace(id=int(row or 0))
 
     def name_batch(self, batch: Batch, remote: str) -> Batch:
-        """The provider has taken it, under this name."""
+        """Record the provider's id of the batch."""
         self._db.execute("UPDATE batches SET remote = ? WHERE id = ?", (remote, batch.id))
         return batch._replace(remote=remote)
 
-    def end_batch(self, batch: Batch, how: str, stray: bytes = b"") -> None:
-        """It has ended, and all its attempts are settled; ``stray`` are lines of its files that name none of them."""
-        self._db.execute("UPDATE batches SET ended = ?, stray = ? WHERE id = ?", (how, stray or None, batch.id))
+    def end_batch(self, batch: Batch, status: str, stray: bytes = b"") -> None:
+        """Record that the batch has ended and its attempts are settled; ``stray`` are lines of its result files that
+        belong to none of them."""
+        self._db.execute("UPDATE batches SET ended = ?, stray = ? WHERE id = ?", (status, stray or None, batch.id))
 
     def adopt_batches(self, endpoint: str, account: str) -> list[Batch]:
-        """Batches of this account that have not ended and whose process has: they are this process's now."""
+        """Take over the batches of this account that have not ended but whose process has, and return them."""
         rows = self._db.execute(
             "SELECT id, intent, run, rung, price, remote, created, session FROM batches"
             " WHERE ended IS NULL AND endpoint = ? AND account = ? ORDER BY id",
@@ -48,17 +50,17 @@ class Batches(Connection):
             return []
         self.begin_session()
         alive = {session: self._is_alive(session) for session in {row[-1] for row in rows} - {self._session}}
-        found = [row for row in rows if not alive.get(row[-1])]
-        for row in found:
+        orphaned = [row for row in rows if not alive.get(row[-1])]
+        for row in orphaned:
             for table, key in (("batches", "id"), ("attempts", "batch")):
                 self._db.execute(f"UPDATE {table} SET session = ? WHERE {key} = ?", (self._session, row[0]))  # noqa: S608
         return [
-            Batch(number, intent, Scope(run, rung), Price.model_validate_json(price), remote, created)
-            for number, intent, run, rung, price, remote, created, _ in found
+            Batch(batch_id, intent, Scope(run, rung), Price.model_validate_json(price), remote, created)
+            for batch_id, intent, run, rung, price, remote, created, _ in orphaned
         ]
 
-    def in_batch(self, batch: Batch) -> dict[int, tuple[Grant, Request] | None]:
-        """Its attempts by number; None where one is settled."""
+    def batch_attempts(self, batch: Batch) -> dict[int, tuple[Grant, Request] | None]:
+        """The batch's attempts by id; None for those that are settled."""
         rows = self._db.execute(
             "SELECT id, reserved, max_tokens, identity, outcome FROM attempts JOIN requests USING (key)"
             " WHERE batch = ? ORDER BY id",
@@ -74,11 +76,11 @@ class Batches(Connection):
             for attempt, reserved, max_tokens, identity, outcome in rows
         }
 
-    def waiting(self, run: str) -> list[Waiting]:
+    def unfinished_batches(self, run: str) -> list[UnfinishedBatch]:
         """Batches of the run that have not ended."""
         rows = self._db.execute(
             "SELECT remote, COUNT(*), SUM(reserved) FROM batches JOIN attempts ON attempts.batch = batches.id"
             " WHERE batches.run = ? AND ended IS NULL AND outcome IS NULL GROUP BY batches.id ORDER BY batches.id",
             (run,),
         )
-        return [Waiting(*row) for row in rows]
+        return [UnfinishedBatch(*row) for row in rows]

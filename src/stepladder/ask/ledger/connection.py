@@ -1,4 +1,4 @@
-"""The ledger's file: opened, migrated, written in transactions; and which processes that wrote to it still run."""
+"""The ledger's file: opening, migrations, transactions, and which of the processes that write to it still run."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from stepladder.ask.ledger.schema import MIGRATIONS
 from stepladder.errors import UserError
 
 CHUNK = 500
-"""Keys looked up in one statement."""
+"""Keys looked up in one SQL statement."""
 
 
 class Connection:
     """Open ``path``, creating or migrating it. Use as a context manager.
 
-    A session is the number of a process that reserves: it tells to which process an open attempt belongs, and the lock
-    on its file whether that process still runs.
+    A session is the id of a process that opens attempts. The lock on the session's file shows whether that process
+    still runs.
     """
 
     def __init__(self, path: Path) -> None:
@@ -34,7 +34,7 @@ class Connection:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._db = sqlite3.connect(path, timeout=60, isolation_level=None, check_same_thread=False)
         except (OSError, sqlite3.OperationalError) as error:
-            raise UserError(f"{path}: cannot be opened ({error}); name a folder you can write to") from None
+            raise UserError(f"{path}: cannot be opened ({error}); choose a folder you can write to") from None
         try:
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute("PRAGMA synchronous = FULL")
@@ -57,7 +57,7 @@ class Connection:
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:
-        """All or nothing; when the block ends, what it wrote is on the disk."""
+        """A transaction: committed to the disk when the block ends, rolled back when it raises."""
         self.begin()
         try:
             yield
@@ -67,21 +67,21 @@ class Connection:
         self.commit()
 
     def begin(self) -> None:
-        """Open a transaction, after waiting for other processes to end theirs."""
+        """Open a transaction, after the transactions of other processes."""
         self._db.execute("BEGIN IMMEDIATE")
 
     def commit(self) -> None:
-        """Wait until what the transaction wrote is on the disk."""
+        """Commit the transaction; when this returns, its writes are on the disk."""
         self._db.execute("COMMIT")
 
     def rollback(self) -> None:
-        """Undo the transaction, if one is open."""
+        """Roll the transaction back, if one is open."""
         if self._db.in_transaction:
             self._db.execute("ROLLBACK")
 
     def begin_session(self) -> None:
-        """Take a number for this process, before it reserves anything. The lock on the number's file lives as long as
-        the process does, however that ends."""
+        """Register this process, before it opens an attempt. It holds the lock on its session's file until it ends,
+        even if it is killed."""
         if self._session is None:
             inserted = self._db.execute("INSERT INTO sessions (pid, started) VALUES (?, ?)", (os.getpid(), time.time()))
             self._session = int(inserted.lastrowid or 0)
@@ -118,6 +118,6 @@ class Connection:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()

@@ -1,4 +1,4 @@
-"""What the ledger keeps and tells: accounts, attempts, batches. Money is integer micro-dollars."""
+"""Entries of the ledger: scopes, attempts, batches, accounts. Money is integer micro-dollars."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from stepladder.config import Price
 
 
 class Scope(NamedTuple):
-    """On whose account a request goes: the run and its rung, with their caps in micro-dollars (None: no cap)."""
+    """The account of a request: a run and a rung, with their caps in micro-dollars (None: no cap)."""
 
     run: str
     rung: str = ""
@@ -17,46 +17,49 @@ class Scope(NamedTuple):
 
 
 class Grant(NamedTuple):
-    """Leave to send, and under which attempt."""
+    """Permission to send a request."""
 
     attempt: int
-    worst: int
-    """Micro-dollars set aside."""
+    """Id of the attempt."""
+    reserved: int
+    """Micro-dollars."""
     answers_before: int
-    """Responses this request already drew, unusable ones: a retry after none of them may reuse its idempotency key."""
+    """Responses with status 200 that earlier attempts at the request got. Part of its idempotency key, so that only
+    retries after none of them reuse a key."""
 
 
-Refusal = Literal["stored", "busy", "broke"]
-"""``stored``: somebody answered it meanwhile; ``busy``: another process is asking it now; ``broke``: over a cap."""
+Refusal = Literal["stored", "busy", "over_budget"]
+"""Why a request must not be sent. ``stored``: it has been answered meanwhile; ``busy``: another process has sent it;
+``over_budget``: its worst case would exceed a cap."""
 
 
-class Open(NamedTuple):
+class UnsettledAttempt(NamedTuple):
     """An attempt without an outcome."""
 
     attempt: int
     model: str
     reserved: int
     alive: bool
-    """Whether the process that sent it still runs; if not, nobody will ever know what became of it."""
+    """Whether the process that sent it still runs; if not, its outcome stays unknown."""
 
 
 class Batch(NamedTuple):
-    """Requests handed to a provider in one file, or about to be."""
+    """Requests sent to a provider in one file, or about to be."""
 
     id: int
     intent: str
-    """What the batch's metadata carries, so that one whose name never arrived can be found."""
+    """Random id in the batch's metadata, by which a batch is found at the provider whose remote id never arrived."""
     scope: Scope
-    """On whose account it goes; without caps, which have been seen to."""
+    """Without caps, which were checked when its attempts were reserved."""
     price: Price
-    """At which its lines were reserved, and are charged."""
+    """Of its attempts."""
     remote: str | None
-    """The provider's name for it, once known."""
+    """The provider's id, once known."""
     created: float
     """Seconds since the epoch."""
 
 
-class Waiting(NamedTuple):
+class UnfinishedBatch(NamedTuple):
     """A batch that has not ended."""
 
     remote: str | None
@@ -66,16 +69,16 @@ class Waiting(NamedTuple):
 
 
 class Account(NamedTuple):
-    """What one run did with one model on one rung."""
+    """What one run asked of one model on one rung."""
 
     rung: str
     model: str
     micro_dollars: int
     outcomes: dict[str, int]
-    """Attempts by outcome, the most frequent first; ``open``: without one."""
+    """Number of attempts by outcome, most frequent first; ``open``: without an outcome."""
     prompt_tokens: int
     completion_tokens: int
     hits: int
     """Requests answered from the ledger."""
     seconds: tuple[float, ...]
-    """How long each attempt took, sorted."""
+    """Duration of each settled attempt, sorted."""

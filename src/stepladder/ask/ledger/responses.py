@@ -1,4 +1,4 @@
-"""Requests and the responses that serve them."""
+"""Requests and their responses."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ from stepladder.ask.request import Request, Response, TokenLogprob
 
 
 class Responses(Connection):
-    """Looking responses up, and keeping those that cost nothing."""
+    """Looks responses up, and stores those that cost nothing."""
 
     def find(self, request: Request) -> Response | None:
-        """The stored response that serves the request, or None. A finished one wins, then the longest."""
+        """The stored response that serves the request, or None. A finished one is preferred, then the one with the
+        largest cap."""
         return self.find_all([request]).get(request.key)
 
     def find_all(self, requests: Iterable[Request]) -> dict[str, Response]:
         """The stored responses that serve the requests, by key."""
-        wanted = {request.key: request for request in requests}
-        keys = list(wanted)
-        found: dict[str, Response] = {}
+        by_key = {request.key: request for request in requests}
+        keys = list(by_key)
+        responses: dict[str, Response] = {}
         for start in range(0, len(keys), CHUNK):
             chunk = keys[start : start + CHUNK]
             marks = ",".join("?" * len(chunk))
@@ -40,31 +41,33 @@ class Responses(Connection):
                     micro_dollars=micro_dollars,
                     logprobs=tuple(TokenLogprob(*row) for row in json.loads(logprobs)) if logprobs else (),
                 )
-                if response.serves(wanted[key]):
-                    found[key] = response
-        return found
+                if response.serves(by_key[key]):
+                    responses[key] = response
+        return responses
 
     def store(self, run: str, answers: Iterable[tuple[Request, Response]]) -> None:
-        """Commit a group of answers that cost nothing; when this returns they are on the disk.
+        """Commit a group of responses that cost nothing; when this returns they are on the disk.
 
-        The first answer to a request stays: storing another under the same key and cap changes nothing.
+        The first response to a request stays: storing another under the same key and cap changes nothing.
         """
         with self.transaction():
             for request, response in answers:
                 self.keep(run, request, response)
 
     def keep(self, run: str, request: Request, response: Response) -> None:
-        """Write one such answer down. Inside a transaction."""
-        self._remember(request)
-        self._respond(run, request, response, None)
+        """Store one response that cost nothing. Call inside a transaction."""
+        self._insert_request(request)
+        self._insert_response(run, request, response, None)
 
-    def _remember(self, request: Request) -> None:
+    def _insert_request(self, request: Request) -> None:
         self._db.execute("INSERT OR IGNORE INTO requests VALUES (?, ?)", (request.key, request.identity()))
 
-    def _respond(self, run: str, request: Request, r: Response, attempt: int | None) -> None:
-        if r.finish == "refused":  # after a cut-off answer: twice its cap is more than the model takes; it stays
-            known = self._db.execute("SELECT 1 FROM responses WHERE key = ?", (request.key,))
-            if known.fetchone() is not None:
+    def _insert_response(self, run: str, request: Request, r: Response, attempt: int | None) -> None:
+        if (
+            r.finish == "refused"
+        ):  # after a truncated answer, whose doubled cap the model does not accept: that one stays
+            stored = self._db.execute("SELECT 1 FROM responses WHERE key = ?", (request.key,))
+            if stored.fetchone() is not None:
                 return
         self._db.execute(
             "INSERT OR IGNORE INTO responses (key, max_tokens, run, text, finished, finish, reasoning, prompt_tokens,"

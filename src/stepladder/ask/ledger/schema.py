@@ -1,11 +1,11 @@
 """The tables of the ledger.
 
-requests   identity by key; a request is written once, when it is first asked
-responses  what serves it: one row per cap under which an answer came
-attempts   every time a request was sent, with what was reserved, what it cost, and the bytes that came back
-batches    files of requests handed to a provider's batch API; ``intent`` is what finds one again after a crash
-sessions   processes that send; which of them still live says which open attempts can still be answered
-hits       how often a run was served from here
+requests   identity by key, written when a request is first sent
+responses  responses to a request, one row per ``max_tokens``
+attempts   every time a request was sent: what was reserved, what was charged, and the raw response
+batches    files of requests sent to a provider's batch API; ``intent`` identifies one again after a crash
+sessions   processes that send requests; an open attempt can still be settled while its process runs
+hits       how many of a run's requests were answered from the ledger
 """
 
 MIGRATIONS = (

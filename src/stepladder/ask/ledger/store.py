@@ -1,4 +1,4 @@
-"""The ledger: every model call ever made, in one SQLite file beside the runs. Only this folder contains SQL."""
+"""The ledger: one SQLite file beside the runs. Only this folder contains SQL."""
 
 from __future__ import annotations
 
@@ -10,5 +10,5 @@ from stepladder.ask.ledger.batches import Batches
 class Ledger(Attempts, Batches, Accounts):
     """Open ``path``, creating or migrating it. Use as a context manager.
 
-    One instance belongs to one thread at a time. Any number of processes may have the same file open.
+    An instance may be used by one thread at a time. Any number of processes may have the same file open.
     """

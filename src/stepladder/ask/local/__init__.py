@@ -1,6 +1,6 @@
 """Weights in this process, asked in batches at price 0."""
 
 from stepladder.ask.local.embedded import ask_embedded
-from stepladder.ask.local.engine import ROWS, Local
+from stepladder.ask.local.engine import BATCH_SIZE, Local
 
-__all__ = ["ROWS", "Local", "ask_embedded"]
+__all__ = ["BATCH_SIZE", "Local", "ask_embedded"]

@@ -1,9 +1,9 @@
-"""Batched decoding on a preallocated cache, with shared prefixes. Imports torch; only ask/local.py imports this.
+"""Batched decoding with shared prefixes on a preallocated cache. Imports torch, so ask/local/engine.py imports it late.
 
-A row's answer does not depend on its company, to the bit where the kernels allow it (docs/determinism.md). A token's
-keys and values stand in the column of its position, whoever is beside it and however its prompt was split into shared
-segments, and attention sums over columns from the first one on, so what is added behind them, all zeros, changes
-nothing. Padding is written into a column that nobody reads.
+An answer does not depend on the other rows of its batch, bit for bit where the kernels allow it (docs/determinism.md).
+A token's keys and values are in the column of its position, whatever the other rows hold and however its prompt was
+split into shared segments. Attention sums over the columns from the first one on, so further columns, which add zeros,
+do not change the result. Padding is written into a column that is never read.
 """
 
 from __future__ import annotations
@@ -21,20 +21,34 @@ from stepladder.models.prefixes import share_prefixes
 from stepladder.workspace import digest
 
 ATTENTION = "stepladder_grouped"
-COMPACT = 0.85  # share of rows still at work below which the others are dropped: dropping copies the cache
-HIDDEN = -1e30  # finite: a fully hidden padding row must not become NaN
-COLUMNS = 32  # attention reads whole multiples of so many columns, of which kernels make the same sums
-TOKENS = 16  # computed at once at least, padding included: matrix products of fewer have kernels of their own
-SCORES = 2**26  # attention scores that are held at once
+COMPACT_SHARE = 0.85
+"""Finished rows are dropped, which copies the cache, when at most this share of the rows is unfinished."""
+MASKED_SCORE = -1e30
+"""Finite, so that a padding row in which everything is masked does not become NaN."""
+COLUMN_MULTIPLE = 32
+"""Attention reads a multiple of so many columns, over which kernels sum in the same order."""
+MIN_TOKENS = 16
+"""Tokens of a forward pass, padding included: matrix products of fewer use other kernels."""
+MAX_SCORES = 2**26
+"""Attention scores computed at once."""
 
 
 @torch.inference_mode()
 def decode(
     model: PreTrainedModel, requests: Sequence[Request], prompts: Sequence[tuple[int, ...]], ends: set[int]
 ) -> list[tuple[list[int], bool]]:
-    """Completion ids of every request (the closing token left out) and whether it closed before its cap.
+    """Decode a batch of requests with the same ``max_tokens``.
 
     Greedy at temperature 0, otherwise sampled with a generator seeded by the request's identity.
+
+    Args:
+        model: the model.
+        requests: the requests.
+        prompts: token ids of their prompts.
+        ends: ids of the tokens that end an answer.
+
+    Returns:
+        For every request the token ids of its answer, without the closing token, and whether it ended before its cap.
     """
     device = model.device
     cap = requests[0].max_tokens
@@ -45,36 +59,38 @@ def decode(
             width = max(map(len, level.segments))
             room = width + (cap if level is levels[-1] else 0)
             cache = cache.spread(torch.tensor(level.parents, device=device), room)
-            if width:  # a level may be empty: nothing in common
+            if width:  # the first level is empty where the prompts have nothing in common
                 logits = _forward(model, cache, level.segments)
 
-        out: list[list[int]] = [[] for _ in requests]
+        completions: list[list[int]] = [[] for _ in requests]
         finished = [False] * len(requests)
-        slots = list(range(len(requests)))  # which request each row of the cache belongs to
-        draws = [_generator(request) for request in requests]
+        request_of_row = list(range(len(requests)))
+        generators = [_generator(request) for request in requests]
         for step in range(cap):
-            tokens = _choose(logits, [(requests[i].temperature, draws[i]) for i in slots])
-            for i, token in zip(slots, tokens, strict=True):
+            tokens = _choose(logits, [(requests[i].temperature, generators[i]) for i in request_of_row])
+            for i, token in zip(request_of_row, tokens, strict=True):
                 finished[i] = finished[i] or token in ends
                 if not finished[i]:
-                    out[i].append(token)
-            alive = [row for row, i in enumerate(slots) if not finished[i]]
-            if not alive or step == cap - 1:
+                    completions[i].append(token)
+            unfinished = [row for row, i in enumerate(request_of_row) if not finished[i]]
+            if not unfinished or step == cap - 1:
                 break
-            if len(alive) <= COMPACT * len(slots):
-                cache.keep(torch.tensor(alive, device=device))
-                slots, tokens = [slots[row] for row in alive], [tokens[row] for row in alive]
+            if len(unfinished) <= COMPACT_SHARE * len(request_of_row):
+                cache.keep(torch.tensor(unfinished, device=device))
+                request_of_row = [request_of_row[row] for row in unfinished]
+                tokens = [tokens[row] for row in unfinished]
             logits = _forward(model, cache, [(token,) for token in tokens])
-    return list(zip(out, finished, strict=True))
+    return list(zip(completions, finished, strict=True))
 
 
 def _forward(model: PreTrainedModel, cache: _Block, segments: Sequence[tuple[int, ...]]) -> torch.Tensor:
-    """Run a segment of tokens behind each row of the cache; logits of their last tokens, shape (rows, vocabulary)."""
-    least = -(-TOKENS // len(segments))
-    new = max(least, *map(len, segments))
-    ids = torch.tensor([[0] * (new - len(segment)) + list(segment) for segment in segments]).to(model.device)
+    """Append a segment of tokens to each row of the cache. Returns the logits of their last tokens, shape (rows,
+    vocabulary)."""
+    min_width = -(-MIN_TOKENS // len(segments))
+    width = max(min_width, *map(len, segments))
+    ids = torch.tensor([[0] * (width - len(segment)) + list(segment) for segment in segments]).to(model.device)
     counts = torch.tensor([len(segment) for segment in segments], device=model.device)
-    offsets = torch.arange(new, device=model.device) - (new - counts)[:, None]  # padded on the left: below 0
+    offsets = torch.arange(width, device=model.device) - (width - counts)[:, None]  # below 0 for padding, on the left
     positions, mask = cache.place(offsets, counts, model.dtype)
     output = model(
         input_ids=ids,
@@ -82,7 +98,7 @@ def _forward(model: PreTrainedModel, cache: _Block, segments: Sequence[tuple[int
         position_ids=positions,
         past_key_values=cache,
         use_cache=True,
-        logits_to_keep=least,
+        logits_to_keep=min_width,
     )
     logits: torch.Tensor = output.logits
     return logits[:, -1].float()
@@ -93,18 +109,18 @@ def _generator(request: Request) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def _choose(logits: torch.Tensor, how: Sequence[tuple[float, torch.Generator]]) -> list[int]:
-    """The next token of every row."""
-    greedy: list[int] = logits.argmax(-1).tolist()
-    for row, (temperature, generator) in enumerate(how):
+def _choose(logits: torch.Tensor, sampling: Sequence[tuple[float, torch.Generator]]) -> list[int]:
+    """The next token of every row, by its temperature and generator."""
+    tokens: list[int] = logits.argmax(-1).tolist()
+    for row, (temperature, generator) in enumerate(sampling):
         if temperature > 0:
-            chances = torch.softmax(logits[row].cpu() / temperature, -1)
-            greedy[row] = int(torch.multinomial(chances, 1, generator=generator))
-    return greedy
+            probabilities = torch.softmax(logits[row].cpu() / temperature, -1)
+            tokens[row] = int(torch.multinomial(probabilities, 1, generator=generator))
+    return tokens
 
 
 class _Layer(CacheLayerMixin):  # type: ignore[no-untyped-call]
-    """Keys and values of one layer in a block of fixed width; reading is a view of its first columns."""
+    """Keys and values of one layer in a block of fixed width, read as a view of its first columns."""
 
     keys: torch.Tensor
     values: torch.Tensor
@@ -114,7 +130,7 @@ class _Layer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         self.block = block
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        # Hidden columns count for nothing, times what is in them: zeros, where memory as it comes may hold no numbers.
+        # Zeros: masked columns have weight 0, but 0 times NaN, which fresh memory may hold, is NaN.
         shape = (len(self.block.lengths), key_states.shape[1], self.block.width + 1, key_states.shape[3])
         self.keys = key_states.new_zeros(shape)
         self.values = value_states.new_zeros(shape)
@@ -141,69 +157,71 @@ class _Layer(CacheLayerMixin):  # type: ignore[no-untyped-call]
 
 
 class _Block(Cache):
-    """The cache of a batch: one block per layer, all filled to the same columns.
+    """The key-value cache of a batch: one block per layer, all filled to the same columns.
 
     Args:
-        model: whose keys and values it holds.
-        lengths: tokens that each row has.
-        width: columns there is room for; behind them is one more, for padding.
+        model: the model.
+        lengths: tokens in each row, shape (rows,).
+        width: columns to allocate, rounded up; one more is added for padding.
     """
 
     def __init__(self, model: PreTrainedModel, lengths: torch.Tensor, width: int) -> None:
-        self.model, self.lengths, self.width = model, lengths, -(-width // COLUMNS) * COLUMNS
+        self.model, self.lengths, self.width = model, lengths, -(-width // COLUMN_MULTIPLE) * COLUMN_MULTIPLE
         self.window = 0
-        """Columns that are read."""
+        """Number of columns that attention reads."""
         self.columns = torch.zeros(len(lengths), 0, dtype=torch.long)
-        """Where the tokens that are being computed go, shape (rows, new)."""
+        """Columns of the tokens of the current forward pass, shape (rows, width)."""
         self.blocks = [_Layer(self) for _ in range(model.config.num_hidden_layers)]
         super().__init__(layers=list(self.blocks))
 
     def place(
         self, offsets: torch.Tensor, counts: torch.Tensor, dtype: torch.dtype
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Make place for the tokens of a forward pass; their positions, and the mask to attend with.
+        """Assign columns to the tokens of a forward pass. Returns their positions, shape (rows, width), and the
+        attention mask, shape (rows, 1, width, window).
 
         Args:
-            at: which of its row's new tokens each one is, below 0 for padding, shape (rows, new).
-            counts: new tokens of each row.
+            offsets: index of each token among the new ones of its row, below 0 for padding, shape (rows, width).
+            counts: number of new tokens in each row, shape (rows,).
             dtype: of the mask.
         """
         positions = (self.lengths[:, None] + offsets).clamp(min=0)
         self.columns = torch.where(offsets < 0, self.width, positions)
         self.lengths = self.lengths + counts
-        self.window = -(-int(self.lengths.max()) // COLUMNS) * COLUMNS
-        hidden = torch.arange(self.window, device=offsets.device) > positions[:, None, :, None]
-        return positions, torch.zeros(hidden.shape, dtype=dtype, device=offsets.device).masked_fill_(hidden, HIDDEN)
+        self.window = -(-int(self.lengths.max()) // COLUMN_MULTIPLE) * COLUMN_MULTIPLE
+        masked = torch.arange(self.window, device=offsets.device) > positions[:, None, :, None]
+        mask = torch.zeros(masked.shape, dtype=dtype, device=offsets.device)
+        return positions, mask.masked_fill_(masked, MASKED_SCORE)
 
     def spread(self, parents: torch.Tensor, room: int) -> _Block:
-        """A new cache whose row i begins with a copy of row ``parents[i]``, with room for more tokens."""
-        new = _Block(self.model, self.lengths[parents], int(self.lengths.max()) + room)
-        new.window = self.window
+        """A new cache whose row i begins with a copy of row ``parents[i]``, and has ``room`` for more tokens."""
+        copy = _Block(self.model, self.lengths[parents], int(self.lengths.max()) + room)
+        copy.window = self.window
         if self.window:
-            for mine, theirs in zip(new.blocks, self.blocks, strict=True):
-                mine.lazy_initialization(theirs.keys, theirs.values)
-                for copy, old in ((mine.keys, theirs.keys), (mine.values, theirs.values)):
-                    copy[:, :, : self.window] = old[parents, :, : self.window]
-        return new
+            for target, source in zip(copy.blocks, self.blocks, strict=True):
+                target.lazy_initialization(source.keys, source.values)
+                target.keys[:, :, : self.window] = source.keys[parents, :, : self.window]
+                target.values[:, :, : self.window] = source.values[parents, :, : self.window]
+        return copy
 
     def keep(self, rows: torch.Tensor) -> None:
-        """Drop the rows that are finished."""
+        """Keep only these rows."""
         self.lengths = self.lengths[rows]
         for block in self.blocks:
             block.keys, block.values = block.keys[rows], block.values[rows]
 
 
 class _GroupedAttention:
-    """Within the block, the model attends with :func:`_attend`."""
+    """Context manager in which the model attends with :func:`_attend`."""
 
     def __init__(self, model: PreTrainedModel) -> None:
-        self.model, self.before = model, model.config._attn_implementation
+        self.model, self.previous = model, model.config._attn_implementation
 
     def __enter__(self) -> None:
         self.model.config._attn_implementation = ATTENTION
 
     def __exit__(self, *_: object) -> None:
-        self.model.config._attn_implementation = self.before
+        self.model.config._attn_implementation = self.previous
 
 
 def _attend(
@@ -217,22 +235,22 @@ def _attend(
 ) -> tuple[torch.Tensor, None]:
     """Grouped-query attention that reads the cache in place instead of repeating its heads.
 
-    Shapes: query (rows, heads, new, size), key and value (rows, key heads, columns, size), mask (rows, 1, new,
-    columns); returns (rows, new, heads, size).
+    Shapes: query (rows, heads, width, size), key and value (rows, key heads, columns, size), mask (rows, 1, width,
+    columns); returns (rows, width, heads, size).
     """
-    rows, heads, new, size = query.shape
-    kv, columns = key.shape[1:3]
-    grouped = query.reshape(rows, kv, heads // kv, new, size)
-    mixed = torch.empty_like(grouped)
-    at_once = max(1, SCORES // (rows * heads * columns))
-    for start in range(0, new, at_once):
-        piece = slice(start, start + at_once)
-        asking = grouped[:, :, :, piece]
-        scores = torch.matmul(asking.flatten(2, 3), key.transpose(2, 3)) * scaling
-        masked = scores.reshape(*asking.shape[:4], columns) + attention_mask[:, :, None, piece]
+    rows, heads, width, size = query.shape
+    kv_heads, columns = key.shape[1:3]
+    grouped = query.reshape(rows, kv_heads, heads // kv_heads, width, size)
+    output = torch.empty_like(grouped)
+    chunk_width = max(1, MAX_SCORES // (rows * heads * columns))
+    for start in range(0, width, chunk_width):
+        chunk = slice(start, start + chunk_width)
+        queries = grouped[:, :, :, chunk]
+        scores = torch.matmul(queries.flatten(2, 3), key.transpose(2, 3)) * scaling
+        masked = scores.reshape(*queries.shape[:4], columns) + attention_mask[:, :, None, chunk]
         weights = torch.softmax(masked, -1, dtype=torch.float32).to(query.dtype)
-        mixed[:, :, :, piece] = torch.matmul(weights.flatten(2, 3), value).reshape(asking.shape)
-    return mixed.reshape(rows, heads, new, size).transpose(1, 2), None
+        output[:, :, :, chunk] = torch.matmul(weights.flatten(2, 3), value).reshape(queries.shape)
+    return output.reshape(rows, heads, width, size).transpose(1, 2), None
 
 
 AttentionInterface.register(ATTENTION, _attend)

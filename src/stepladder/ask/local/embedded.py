@@ -1,4 +1,4 @@
-"""Asking weights in this process: in groups, at price 0. What the ledger knows is not asked again."""
+"""Asks weights in this process, in groups, at price 0. Requests that the ledger can answer are not computed."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ class Engine(Protocol):
     """Loaded weights."""
 
     def plan(self, requests: Sequence[Request]) -> list[list[Request]]:
-        """Split requests into groups answered and committed together."""
+        """Split requests into groups that are answered and committed together."""
 
     def answer(self, group: Sequence[Request]) -> list[Response]:
         """One response per request, in order."""
 
 
 ProgressReport = Callable[[int, int], None]
-"""Called with (answered, wanted) whenever that changes."""
+"""Called with (answered requests, all requests) whenever the first changes."""
 
 
 def ask_embedded(
@@ -28,26 +28,26 @@ def ask_embedded(
     load: Callable[[], Engine],
     ledger: Ledger,
     run: str,
-    report: ProgressReport = lambda answered, wanted: None,
+    report: ProgressReport = lambda answered, total: None,
 ) -> dict[str, Response]:
     """Answer every request and return the responses by request key.
 
-    Each group is committed before anything reads it. ``load`` is only called when something is missing
-    from the ledger. Groups are planned over all requests, the answered ones too, so that a run
-    that was killed batches, and therefore rounds, exactly like one that was not.
+    Each group is committed before it is used. ``load`` is only called when the ledger lacks an answer. Groups are
+    planned over all requests, including those already answered, so that a run that was killed forms the same batches,
+    and so the same rounding, as one that was not.
     """
     unique = {request.key: request for request in requests}
-    found = ledger.find_all(unique.values())
-    report(len(found), len(unique))
-    if len(found) == len(unique):
-        return found
+    responses = ledger.find_all(unique.values())
+    report(len(responses), len(unique))
+    if len(responses) == len(unique):
+        return responses
     engine = load()
     for group in engine.plan(list(unique.values())):
-        if all(request.key in found for request in group):
+        if all(request.key in responses for request in group):
             continue
-        missing = [request for request in group if request.key not in found]
+        missing = [request for request in group if request.key not in responses]
         answers = engine.answer(missing)
         ledger.store(run, zip(missing, answers, strict=True))
-        found.update(zip((request.key for request in missing), answers, strict=True))
-        report(len(found), len(unique))
-    return found
+        responses.update(zip((request.key for request in missing), answers, strict=True))
+        report(len(responses), len(unique))
+    return responses

@@ -4,8 +4,8 @@ Two things make it fast on a CPU. Requests about the same problem share the toke
 each shared prefix once and copies its keys and values to the rows that need it. And the key-value cache is one
 preallocated block that attention reads in place, without growing, copying or repeating heads at every token.
 
-Who shares a request's batch changes nothing in its answer: sampling is seeded by the request's own identity, and
-``decoding`` computes every row alike.
+An answer does not depend on the other requests in its batch: sampling is seeded by the request's identity, and
+``decoding`` computes every row the same way.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from stepladder.models.prefixes import share_prefixes
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-ROWS = 128
-"""Requests per batch. Every token step reads all weights once, so more rows share that; the cache of 128 rows of 200
+BATCH_SIZE = 128
+"""Requests in a batch. Every decoding step reads all weights once for the whole batch; the cache of 128 rows of 200
 tokens takes 1.2 GB for the bundled model."""
 
 
@@ -53,10 +53,10 @@ class Local:
 
     @classmethod
     def load(cls, folder: Path, dtype: Dtype = "auto") -> Local:
-        """A Hugging Face folder, ready to compute in ``dtype``; 4-bit folders are unpacked.
+        """Load a Hugging Face model folder to compute in ``dtype``; 4-bit weights are unpacked.
 
         Raises:
-            ModelError: its files are not a model, or are damaged.
+            ModelError: the folder is not a model, or is damaged.
             TemplateError: the folder's tokenizer is not the one its weights were trained with.
         """
         tokenizer = models.load_tokenizer(folder)
@@ -64,66 +64,71 @@ class Local:
         return cls(tokenizer, models.load(folder, dtype))
 
     def plan(self, requests: Sequence[Request]) -> list[list[Request]]:
-        """Batches of requests that share problems and have prompts of like length, so that little is padding.
+        """Split requests into batches that share prefixes and have prompts of similar length, so that there is little
+        padding.
 
         Raises:
-            AskError: a request wants log-probabilities of more than one token, which only servers give.
+            AskError: a request asks for log-probabilities of more than one token, which only servers return.
         """
         if any(request.top_logprobs is not None and request.max_tokens > 1 for request in requests):
-            raise AskError("weights in this process give log-probabilities of one token only; serve them for more")
-        rows = sorted(map(self._row, requests), key=lambda row: (row.request.max_tokens, row.tokens, row.request.key))
+            raise AskError(
+                "weights in this process return log-probabilities of one token only; for more, ask a server of them"
+            )
+        prompts = sorted(map(self._prompt, requests), key=lambda p: (p.request.max_tokens, p.tokens, p.request.key))
         batches: list[list[Request]] = []
-        for _, with_cap in itertools.groupby(rows, key=lambda row: row.request.max_tokens):
+        for _, with_cap in itertools.groupby(prompts, key=lambda prompt: prompt.request.max_tokens):
             same_cap = list(with_cap)
-            neighbours: dict[int, list[Prompt]] = defaultdict(list)
-            for row, parent in zip(same_cap, share_prefixes([row.tokens for row in same_cap])[-1].parents, strict=True):
-                neighbours[parent].append(row)
-            groups = sorted(neighbours.values(), key=lambda group: max(len(row.tokens) for row in group))
-            ordered = [row.request for group in groups for row in group]
-            size = math.ceil(len(ordered) / math.ceil(len(ordered) / ROWS))  # no small batch at the end
+            parents = share_prefixes([prompt.tokens for prompt in same_cap])[-1].parents
+            by_prefix: dict[int, list[Prompt]] = defaultdict(list)
+            for prompt, parent in zip(same_cap, parents, strict=True):
+                by_prefix[parent].append(prompt)
+            groups = sorted(by_prefix.values(), key=lambda group: max(len(prompt.tokens) for prompt in group))
+            ordered = [prompt.request for group in groups for prompt in group]
+            batch_count = math.ceil(len(ordered) / BATCH_SIZE)
+            size = math.ceil(len(ordered) / batch_count)  # equal sizes, no small batch at the end
             batches += [ordered[start : start + size] for start in range(0, len(ordered), size)]
         return batches
 
     def answer(self, group: Sequence[Request]) -> list[Response]:
         """One response per request, in order."""
         if any(request.top_logprobs is not None for request in group):
-            return [self._weigh(request) for request in group]
-        rows = [self._row(request) for request in group]
-        completions = self._decode(self._model, group, [row.tokens for row in rows], self._ends)
+            return [self._next_token(request) for request in group]
+        prompts = [self._prompt(request) for request in group]
+        completions = self._decode(self._model, group, [prompt.tokens for prompt in prompts], self._ends)
         return [
             Response(
                 text=cast("str", self._tokenizer.decode(ids, skip_special_tokens=True)).strip(),
                 finish="stop" if finished else "length",
-                max_tokens=row.request.max_tokens,
-                prompt_tokens=len(row.tokens),
+                max_tokens=prompt.request.max_tokens,
+                prompt_tokens=len(prompt.tokens),
                 completion_tokens=len(ids),
             )
-            for row, (ids, finished) in zip(rows, completions, strict=True)
+            for prompt, (ids, finished) in zip(prompts, completions, strict=True)
         ]
 
-    def _weigh(self, request: Request) -> Response:
-        """The likeliest next token and how likely it and others are."""
+    def _next_token(self, request: Request) -> Response:
+        """The most likely next token, with the log-probabilities of the ``top_logprobs`` most likely ones."""
         import torch
 
-        ids = self._row(request).tokens
+        ids = self._prompt(request).tokens
         with torch.inference_mode():
             logits = self._model(torch.tensor([ids], device=self._model.device), logits_to_keep=1).logits[0, -1]
         top = torch.log_softmax(logits.float(), -1).topk(max(1, request.top_logprobs or 0))
-        names = [str(self._tokenizer.decode([int(number)])) for number in top.indices]
-        likely = dict(zip(names, map(float, top.values), strict=False))
+        tokens = [str(self._tokenizer.decode([int(token_id)])) for token_id in top.indices]
+        logprobs = dict(zip(tokens, map(float, top.values), strict=False))
         return Response(
-            text=names[0],
+            text=tokens[0],
             finish="length",
             max_tokens=1,
             prompt_tokens=len(ids),
             completion_tokens=1,
-            logprobs=(TokenLogprob(token=names[0], logprob=float(top.values[0]), top=likely),),
+            logprobs=(TokenLogprob(token=tokens[0], logprob=float(top.values[0]), top=logprobs),),
         )
 
-    def _row(self, request: Request) -> Prompt:
-        """The request's prompt as tokens; a last message of the assistant's is gone on with."""
+    def _prompt(self, request: Request) -> Prompt:
+        """The request with its prompt's token ids. A last message from the assistant is left open, to be continued."""
         messages = request.messages
         if messages[-1].role != "assistant":
             return Prompt(request, tuple(template.prompt_tokens(self._tokenizer, messages)))
-        begun = self._tokenizer(messages[-1].content, add_special_tokens=False)["input_ids"]
-        return Prompt(request, (*template.prompt_tokens(self._tokenizer, messages[:-1]), *begun))
+        opening = self._tokenizer(messages[-1].content, add_special_tokens=False)["input_ids"]
+        return Prompt(request, (*template.prompt_tokens(self._tokenizer, messages[:-1]), *opening))

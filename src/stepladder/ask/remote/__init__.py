@@ -1,4 +1,4 @@
-"""Models behind an API: priced requests to servers that fail, throttle and bill."""
+"""Models behind an API: priced requests to servers that may fail or throttle."""
 
 from stepladder.ask.remote.client import ask_remote
 from stepladder.ask.remote.listener import Listener

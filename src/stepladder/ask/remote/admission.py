@@ -1,8 +1,8 @@
-"""Whether a server of one's own serves what the run thinks it does.
+"""Whether a self-hosted server serves the model that the run takes it to serve.
 
-Weights carry no name over HTTP, so a server is known by what it does: it lists the model, it renders a fixed
-conversation into the same tokens as the run's tokenizer, and it answers that conversation as the first server did
-whose answer is on record. The last is a probe, an ordinary request in the ledger.
+HTTP does not say which weights a server has, so the server is checked by its behaviour: it lists the model; it renders
+a fixed conversation into the same tokens as the run's tokenizer; and it answers that conversation as the first admitted
+server did, whose answer is in the ledger. That last check is a probe, an ordinary request.
 """
 
 from __future__ import annotations
@@ -26,52 +26,59 @@ PROBE = (
         "Think step by step. The last line is 'Answer: ' and the letter.",
     ),
 )
-PROBE_TOKENS, PROBE_TOP = 16, 5
+PROBE_TOKENS, PROBE_TOP_LOGPROBS = 16, 5
 FREE = Price(input=Decimal(0), output=Decimal(0))
-LIKELY = -3.0
-"""Log-probability below which a token's own is mostly noise."""
-SAME = 0.15
-"""Mean difference of log-probabilities, nats, up to which two servers have the same weights."""
+MIN_LOGPROB = -3.0
+"""Tokens are compared where at least one server gives them this log-probability; below it, differences are mostly
+noise."""
+MAX_DIFFERENCE_NATS = 0.15
+"""Mean difference of log-probabilities up to which two servers have the same weights."""
 
 
 class WrongServer(Exception):
-    """It serves something else; the message says what, without naming the server."""
+    """The server serves something else; the message says what, without naming the server."""
 
 
 class Admission:
-    """What a server of one's own must pass before it is sent requests.
+    """The checks that a self-hosted server must pass before it is sent requests.
 
     Args:
-        identity: the run's name for the weights, under which their answers are kept.
-        served: the name the server must list.
-        tokens: token ids of :data:`PROBE` as the run's own tokenizer renders it, where the weights are at hand.
-        run: the run that a probe belongs to.
+        identity: identifies the weights; their answers are stored under it.
+        served: the model name that the server must list.
+        tokens: token ids of :data:`PROBE` by the run's own tokenizer; None where it does not have the weights.
+        run: the run whose account the probe is stored under.
     """
 
     def __init__(self, identity: str, served: str, tokens: Sequence[int] | None, run: str) -> None:
         self._served, self._tokens, self._run = served, tokens, run
-        self._probe = Request(model=identity, messages=PROBE, top_logprobs=PROBE_TOP, max_tokens=PROBE_TOKENS)
-        self._one_at_a_time = asyncio.Lock()
+        self._probe = Request(model=identity, messages=PROBE, top_logprobs=PROBE_TOP_LOGPROBS, max_tokens=PROBE_TOKENS)
+        self._probe_lock = asyncio.Lock()
 
     async def check(self, transport: Http, committer: Committer) -> None:
-        """Raises WrongServer, or Unreachable when there is no telling yet."""
+        """Check a server.
+
+        Raises:
+            WrongServer: it serves something else.
+            Unreachable: it did not answer; it may be checked again.
+        """
         names = await transport.models()
         if names is not None and self._served not in names:
             raise WrongServer(f"it serves {', '.join(names) or 'nothing'} and not {self._served}")
         await self._check_template(transport)
-        async with self._one_at_a_time:  # the first answer is what the others are held against
+        async with self._probe_lock:  # the others are compared with the first answer
             await self._check_weights(transport, committer)
 
     async def _check_template(self, transport: Http) -> None:
-        if self._tokens is None or (theirs := await transport.tokens(PROBE)) is None:
+        if self._tokens is None or (server_tokens := await transport.tokens(PROBE)) is None:
             return
-        ours = list(self._tokens)
-        if theirs != ours:
-            shared = min(len(ours), len(theirs))
-            place = next((i for i in range(shared) if ours[i] != theirs[i]), shared)
+        tokens = list(self._tokens)
+        if server_tokens != tokens:
+            shorter = min(len(tokens), len(server_tokens))
+            position = next((i for i in range(shorter) if tokens[i] != server_tokens[i]), shorter)
             raise WrongServer(
-                f"its chat template or tokenizer differs: prompt token {place} is {theirs[place : place + 1]} there "
-                f"and {ours[place : place + 1]} here ({len(theirs)} and {len(ours)} tokens in all)"
+                f"its chat template or tokenizer differs: prompt token {position} is "
+                f"{server_tokens[position : position + 1]} at the server and {tokens[position : position + 1]} by the "
+                f"run's tokenizer ({len(server_tokens)} and {len(tokens)} tokens in all)"
             )
 
     async def _check_weights(self, transport: Http, committer: Committer) -> None:
@@ -84,35 +91,40 @@ class Admission:
             raise Unreachable(outcome.message)
         if self._tokens is not None and answer.prompt_tokens not in (0, len(self._tokens)):
             raise WrongServer(
-                f"its chat template is another one: a prompt of {len(self._tokens)} tokens has {answer.prompt_tokens}"
+                f"its chat template or tokenizer differs: the probe has {answer.prompt_tokens} prompt tokens at the "
+                f"server and {len(self._tokens)} by the run's tokenizer"
             )
-        known = await committer.read(lambda ledger: ledger.find(probe))
-        if known is None:
+        stored = await committer.read(lambda ledger: ledger.find(probe))
+        if stored is None:
             await committer.write(lambda ledger: ledger.keep(self._run, probe, answer))
-        elif (apart := difference(known, answer)) > SAME:
+        elif (nats := difference(stored, answer)) > MAX_DIFFERENCE_NATS:
             raise WrongServer(
-                f"it has other weights than those whose answers are on record: it answers the probe {apart:.2f} nats "
-                f"apart (at most {SAME} between servers of the same weights)"
+                f"it has other weights than the server whose answers are in the ledger: log-probabilities of the probe "
+                f"differ by {nats:.2f} nats (at most {MAX_DIFFERENCE_NATS} between servers of the same weights)"
             )
 
 
 def difference(first: Response, second: Response) -> float:
-    """How far two greedy answers to the same prompt are apart: the mean difference of log-probabilities, in nats, over
-    the likely tokens of each place up to the first where they go different ways; infinite where one has none."""
-    apart: list[float] = []
-    for mine, theirs in zip(first.logprobs, second.logprobs, strict=False):
-        apart += _place(mine, theirs)
-        if mine.token != theirs.token:
+    """Mean absolute difference of log-probabilities, in nats, between two greedy answers to the same prompt.
+
+    Compared are the likely tokens at each position, up to the first position where the answers differ. If either answer
+    has no log-probabilities: 0 if the texts are equal, else infinite.
+    """
+    differences: list[float] = []
+    for first_token, second_token in zip(first.logprobs, second.logprobs, strict=False):
+        differences += _position_differences(first_token, second_token)
+        if first_token.token != second_token.token:
             break
-    if not first.logprobs or not second.logprobs:  # a server that tells no log-probabilities is known by its words
+    if not first.logprobs or not second.logprobs:
         return 0.0 if first.text == second.text else float("inf")
-    return sum(apart) / len(apart)
+    return sum(differences) / len(differences)
 
 
-def _place(mine: TokenLogprob, theirs: TokenLogprob) -> list[float]:
-    """Differences at one place; a token that only one side lists is at most as likely as the other's last."""
-    ours = {mine.token: mine.logprob, **mine.top}
-    others = {theirs.token: theirs.logprob, **theirs.top}
-    least, least_other = min(ours.values()), min(others.values())
-    likely = {token for side in (ours, others) for token, logprob in side.items() if logprob > LIKELY}
-    return [abs(ours.get(token, least) - others.get(token, least_other)) for token in likely]
+def _position_differences(first: TokenLogprob, second: TokenLogprob) -> list[float]:
+    """Absolute differences of log-probabilities at one position, by token. A token that only one answer lists is given
+    the lowest log-probability that the other lists."""
+    left = {first.token: first.logprob, **first.top}
+    right = {second.token: second.logprob, **second.top}
+    left_min, right_min = min(left.values()), min(right.values())
+    likely = {token for side in (left, right) for token, logprob in side.items() if logprob > MIN_LOGPROB}
+    return [abs(left.get(token, left_min) - right.get(token, right_min)) for token in likely]

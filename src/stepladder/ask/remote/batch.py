@@ -1,329 +1,299 @@
-"""A provider's batch API: requests at half the price, answered within a day, collected whenever a run comes back.
+"""A provider's batch API: requests at half the price, answered within a day.
 
-What is going to be sent is in the ledger before it is: the batch with an ``intent`` that its metadata carries, and an
-attempt for every line, whose number is the line's custom id. So whatever dies, the next run finds the batch, by its
-name or by its intent, and settles every line it was charged for. Nothing waits in memory: a run may be stopped while
-the provider works.
+A batch is in the ledger before it is sent: with an ``intent``, which is also in its metadata at the provider, and with
+an attempt for every line, whose id is the line's custom id. So a run may be stopped or killed at any time: the next one
+finds the batch by its remote id or by its intent, and settles every line that was charged.
 """
 
 from __future__ import annotations
 
 import functools
-import json
-import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from stepladder.ask.ledger import CHUNK, Batch, Grant, Ledger, Scope
 from stepladder.ask.outcome import FINAL, Delivery, Outcome, Unreachable, judge
-from stepladder.ask.remote.engine import TRIES, Tally, no_answers, over_budget, with_cap
+from stepladder.ask.remote.batch_lines import read_line, write_line
+from stepladder.ask.remote.engine import MAX_ATTEMPTS
 from stepladder.ask.remote.listener import Listener
-from stepladder.ask.remote.openai_http import Files, Gone, Refused, chat_body
-from stepladder.ask.request import Request, worst_case
-from stepladder.config import Model, Price
+from stepladder.ask.remote.openai_http import BatchApi, Gone, Refused, chat_body
+from stepladder.ask.remote.tally import Tally, budget_error, unanswered_error
+from stepladder.ask.remote.teacher import RemoteModel
+from stepladder.ask.request import Request, with_cap, worst_case
 from stepladder.errors import AskError
 
-MOST_LINES, MOST_BYTES = 50_000, 190_000_000
-"""Of one input file; providers take 50,000 requests and 200 MB."""
-PAUSES = (1, 2, 4, 8, 15, 30, 60)
-"""Seconds between looks at a batch; the last for all further ones."""
-GRACE = 5.0
-"""Seconds before a batch that is in no listing is looked for again: its creation may still have been on the way."""
-ENDED = {"completed", "failed", "expired", "cancelled"}
-UNDONE = {"batch_expired", "batch_cancelled"}
-"""Error codes of lines that nobody worked on."""
-INTENT = "stepladder_intent"
-"""The key under which a batch's metadata carries its intent."""
+MAX_LINES, MAX_BYTES = 50_000, 190_000_000
+"""Of one input file; providers accept 50,000 requests and 200 MB."""
+PAUSES_SECONDS = (1, 2, 4, 8, 15, 30, 60)
+"""Between polls of a batch; the last one repeats."""
+LISTING_WAIT_SECONDS = 5.0
+"""Before a batch that is in no listing is searched for again: it may only just have been created."""
+ENDED_STATUSES = {"completed", "failed", "expired", "cancelled"}
+INTENT_KEY = "stepladder_intent"
+"""The key of the intent in a batch's metadata."""
 
 T = TypeVar("T")
 
 
-class Target(NamedTuple):
-    """A model with a batch API."""
-
-    name: str
-    served: str
-    """Its name at the provider."""
-    endpoint: str
-    model: Model
-    price: Price
-    """Of a line in a batch."""
-
-    @property
-    def account(self) -> str:
-        """Which model, and with whose key: nobody else can see its batches."""
-        return f"{self.served} {self.model.api_key_env}"
-
-
 def ask_in_batches(
-    requests: Sequence[Request], name: str, model: Model, key: str, ledger: Ledger, scope: Scope, listener: Listener
+    requests: Sequence[Request], model: RemoteModel, key: str, ledger: Ledger, scope: Scope, listener: Listener
 ) -> Tally:
-    """Answer every request; the answers are in the ledger. Batches of runs that have ended are collected first.
+    """Answer every request; the answers are in the ledger. Batches that ended processes left are collected first.
 
     Raises:
         BudgetError, AskError: see :func:`stepladder.ask.ask_remote`.
     """
-    with _Batches(name, model, key, ledger, listener) as batches:
-        batches.collect_old()
-        return batches.answer(requests, scope)
+    with _BatchClient(model, key, ledger, listener) as client:
+        client.collect_orphaned()
+        return client.answer(requests, scope)
 
 
-def collect(name: str, model: Model, key: str, ledger: Ledger, listener: Listener) -> None:
-    """Wait for what is still at the provider from runs that have ended: it is paid for, so it is not asked again."""
-    with _Batches(name, model, key, ledger, listener) as batches:
-        batches.collect_old()
+def collect(model: RemoteModel, key: str, ledger: Ledger, listener: Listener) -> None:
+    """Wait for batches that ended processes left at the provider: their requests are paid for, so they are not sent
+    again."""
+    with _BatchClient(model, key, ledger, listener) as client:
+        client.collect_orphaned()
 
 
-class _Batches:
-    """Where batches are handed in and collected."""
+class _BatchClient:
+    """Submits and collects the batches of one model. Use as a context manager."""
 
-    def __init__(self, name: str, model: Model, key: str, ledger: Ledger, listener: Listener) -> None:
-        assert model.price is not None  # noqa: S101 (the caller has seen to it)
-        self.target = Target(name, model.served_as(name), model.base_url[0], model, model.price.in_batch())
-        self.key = key
+    def __init__(self, model: RemoteModel, key: str, ledger: Ledger, listener: Listener) -> None:
+        assert model.settings.price is not None  # noqa: S101 (the configuration requires one)
+        self.model, self.key = model, key
+        self.endpoint, self.price = model.settings.base_url[0], model.settings.price.in_batch()
+        # Identifies whose batches these are: only the same API key sees them.
+        self.account = f"{model.served} {model.settings.api_key_env}"
         self.ledger, self.listener = ledger, listener
         self.tally = Tally()
-        self.tries: Counter[str] = Counter()
+        self.attempts: Counter[str] = Counter()
         self.given_up: set[str] = set()
-        self.fatal: str | None = None
+        self.fatal_message: str | None = None
 
-    def __enter__(self) -> _Batches:
+    def __enter__(self) -> _BatchClient:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if "files" in self.__dict__:
-            self.files.close()
+        if "api" in self.__dict__:
+            self.api.close()
 
     @functools.cached_property
-    def files(self) -> Files:
-        return Files(self.target.endpoint, self.key, self.target.model.timeout)
+    def api(self) -> BatchApi:
+        return BatchApi(self.endpoint, self.key, self.model.settings.timeout)
 
-    # Handing in
+    # Submitting
 
     def answer(self, requests: Sequence[Request], scope: Scope) -> Tally:
         self.ledger.begin_session()
         tally = self.tally
-        tally.stored = len({request.key for request in requests}) - len(self._wanted(requests))
-        pause = _pauses()
-        while wanted := self._wanted(requests):
-            batches, broke = self._hand_in(wanted, scope)
-            for batch in [self._create(batch) for batch in batches]:
+        tally.stored = len({request.key for request in requests}) - len(self._unanswered(requests))
+        pauses = _pauses()
+        while unanswered := self._unanswered(requests):
+            batches, cap_reached = self._reserve(unanswered, scope)
+            for batch in [self._create(batch, content) for batch, content in batches]:
                 self._collect(batch)
-            if self.fatal is not None:
-                said = f"model {self.target.name!r}: {self.fatal}"
-                raise AskError(f"{said}; no further batch is made, and what was answered is kept")
+            if self.fatal_message is not None:
+                raise AskError(
+                    f"model {self.model.name!r}: {self.fatal_message}; no further batch is made, and what was answered "
+                    "is kept"
+                )
             if batches:
-                pause = _pauses()
-            elif broke:
-                worst = sum(worst_case(request, self.target.price) for request in wanted)
-                raise over_budget(self.target.name, scope, tally, len(wanted), worst)
-            else:  # another process has them in a batch of its own
-                time.sleep(next(pause))
+                pauses = _pauses()
+            elif cap_reached:
+                worst = sum(worst_case(request, self.price) for request in unanswered)
+                raise budget_error(self.model.name, scope, tally, len(unanswered), worst)
+            else:  # they are in a batch of another process
+                time.sleep(next(pauses))
         if tally.failed:
-            raise no_answers(self.target.name, tally.failed)
+            raise unanswered_error(self.model.name, tally.failed)
         return tally
 
-    def _wanted(self, requests: Sequence[Request]) -> list[Request]:
-        """What is still to be asked, each request once, a cut-off answer's with twice its cap."""
-        known = self.ledger.find_all(requests)
-        wanted: dict[str, Request] = {}
+    def _unanswered(self, requests: Sequence[Request]) -> list[Request]:
+        """The requests still to be sent, without duplicates; those with a truncated answer with twice their cap."""
+        responses = self.ledger.find_all(requests)
+        unanswered: dict[str, Request] = {}
         for request in sorted(requests, key=lambda request: request.max_tokens):
-            if request.key in self.given_up or (request.key in known and known[request.key].settles(request)):
+            response = responses.get(request.key)
+            if request.key in self.given_up or (response is not None and response.settles(request)):
                 continue
-            wanted[request.key] = with_cap(request, 2 * request.max_tokens) if request.key in known else request
-        return list(wanted.values())
+            unanswered[request.key] = request if response is None else with_cap(request, 2 * request.max_tokens)
+        return list(unanswered.values())
 
-    def _hand_in(self, wanted: Iterable[Request], scope: Scope) -> tuple[list[tuple[Batch, bytes]], bool]:
-        """Reserve for as many as the caps allow and write their batches down; whether a cap was reached."""
-        made: list[tuple[Batch, bytes]] = []
-        left = list(reversed(list(wanted)))
-        broke = False
-        while left and not broke:
+    def _reserve(self, requests: Iterable[Request], scope: Scope) -> tuple[list[tuple[Batch, bytes]], bool]:
+        """Open attempts for as many requests as the caps allow. Returns their batches with the contents of their input
+        files, and whether a cap was reached."""
+        batches: list[tuple[Batch, bytes]] = []
+        remaining = list(reversed(list(requests)))
+        cap_reached = False
+        while remaining and not cap_reached:
             lines: list[bytes] = []
             size = 0
             with self.ledger.transaction():
-                batch = self.ledger.open_batch(scope, self.target.endpoint, self.target.account, self.target.price)
-                while left and len(lines) < MOST_LINES and size < MOST_BYTES and not broke:
-                    request = left.pop()
-                    grant = self.ledger.reserve(
-                        request, self.target.price, scope, self.target.name, self.target.endpoint, batch
-                    )
-                    broke = grant == "broke"
+                batch = self.ledger.open_batch(scope, self.endpoint, self.account, self.price)
+                while remaining and len(lines) < MAX_LINES and size < MAX_BYTES and not cap_reached:
+                    request = remaining.pop()
+                    grant = self.ledger.reserve(request, self.price, scope, self.model.name, self.endpoint, batch)
+                    cap_reached = grant == "over_budget"
                     if isinstance(grant, Grant):
-                        lines.append(self._line(grant, request))
+                        body = chat_body(request, self.model.served, self.model.settings.cap_name)
+                        lines.append(write_line(grant.attempt, body))
                         size += len(lines[-1])
-                        self.tally.micro_dollars += grant.worst
+                        self.tally.micro_dollars += grant.reserved
                 if not lines:
                     self.ledger.end_batch(batch, "empty")
             if lines:
-                made.append((batch, b"".join(lines)))
-        return made, broke
+                batches.append((batch, b"".join(lines)))
+        return batches, cap_reached
 
-    def _line(self, grant: Grant, request: Request) -> bytes:
-        body = chat_body(request, self.target.served, self.target.model.cap_name)
-        line = {"custom_id": str(grant.attempt), "method": "POST", "url": "/v1/chat/completions", "body": body}
-        return json.dumps(line, ensure_ascii=False).encode() + b"\n"
-
-    def _create(self, handed_in: tuple[Batch, bytes]) -> Batch:
-        """Upload the file and start the batch. An answer that does not come may hide a batch that was made."""
-        batch, content = handed_in
+    def _create(self, batch: Batch, content: bytes) -> Batch:
+        """Upload the input file and start the batch. Without a reply, the batch may have been started all the same."""
         try:
-            file = self._insist(lambda: self.files.upload(content))
-            for _ in range(TRIES):
+            file = self._until_reached(lambda: self.api.upload(content))
+            for _ in range(MAX_ATTEMPTS):
                 try:
-                    remote: str | None = self.files.create(file, {INTENT: batch.intent})
+                    remote: str | None = self.api.create(file, {INTENT_KEY: batch.intent})
                 except Unreachable:
-                    remote = self._find(batch)
+                    remote = self._find_remote(batch)
                 if remote is not None:
-                    return self._named(batch, remote)
+                    return self._record_remote(batch, remote)
         except Refused as error:
-            self._settle_all(batch, Delivery(error=str(error), sent=False), "refused")
-            raise AskError(f"model {self.target.name!r}: the provider takes no batch ({error})") from None
-        raise AskError(f"model {self.target.name!r}: {self.target.endpoint} does not say whether it made a batch")
+            self._settle_rest(batch, Delivery(error=str(error), sent=False), "refused")
+            raise AskError(f"model {self.model.name!r}: the provider rejects the batch ({error})") from None
+        raise AskError(
+            f"model {self.model.name!r}: {self.endpoint} did not reply whether it made the batch; run again to find out"
+        )
 
-    def _named(self, batch: Batch, remote: str) -> Batch:
+    def _record_remote(self, batch: Batch, remote: str) -> Batch:
         with self.ledger.transaction():
             return self.ledger.name_batch(batch, remote)
 
-    def _find(self, batch: Batch) -> str | None:
-        """The provider's name for a batch of which only the intent is known, or None if it never came to be."""
-        for patience in (0.0, GRACE):
-            time.sleep(patience)
-            for view in self._insist(lambda: list(_recent(self.files.all(), batch.created))):
-                if (view.get("metadata") or {}).get(INTENT) == batch.intent:
-                    return str(view["id"])
+    def _find_remote(self, batch: Batch) -> str | None:
+        """The remote id of a batch by its intent, or None if the provider has no such batch."""
+        for wait in (0.0, LISTING_WAIT_SECONDS):
+            time.sleep(wait)
+            for record in self._until_reached(lambda: list(_recent(self.api.list_batches(), batch.created))):
+                if (record.get("metadata") or {}).get(INTENT_KEY) == batch.intent:
+                    return str(record["id"])
         return None
 
     # Collecting
 
-    def collect_old(self) -> None:
-        """Settle what processes that have ended left at the provider."""
+    def collect_orphaned(self) -> None:
+        """Collect the batches that ended processes left at the provider."""
         with self.ledger.transaction():
-            old = self.ledger.adopt_batches(self.target.endpoint, self.target.account)
-        for batch in old:
-            self.listener.note(f"model {self.target.name!r}: a batch of an earlier run is collected first")
-            remote = batch.remote or self._find(batch)
+            orphaned = self.ledger.adopt_batches(self.endpoint, self.account)
+        for batch in orphaned:
+            self.listener.note(f"model {self.model.name!r}: a batch of an earlier run is collected first")
+            remote = batch.remote or self._find_remote(batch)
             if remote is None:
-                self._settle_all(batch, Delivery(error="the batch was never made", sent=False), "never made")
+                self._settle_rest(batch, Delivery(error="the batch was never made", sent=False), "never made")
             else:
-                self._collect(self._named(batch, remote))
+                self._collect(self._record_remote(batch, remote))
 
     def _collect(self, batch: Batch) -> None:
         """Wait until a batch has ended and settle its lines."""
-        assert batch.remote is not None  # noqa: S101 (it has been named)
-        pause = _pauses()
+        assert batch.remote is not None  # noqa: S101 (its remote id has been recorded)
+        pauses = _pauses()
         try:
-            while (view := self._look(batch.remote))["status"] not in ENDED:
-                counts = view.get("request_counts") or {}
-                self._tell(int(counts.get("completed") or 0))
-                time.sleep(next(pause))
+            while (record := self._retrieve(batch.remote))["status"] not in ENDED_STATUSES:
+                counts = record.get("request_counts") or {}
+                self._report_progress(int(counts.get("completed") or 0))
+                time.sleep(next(pauses))
         except Gone as error:
-            self._settle_all(batch, Delivery(error=f"the provider lost the batch ({error})"), "gone")
+            self._settle_rest(batch, Delivery(error=f"the provider lost the batch ({error})"), "gone")
             return
         stray = b""
-        for file in (view.get("output_file_id"), view.get("error_file_id")):
+        for file in (record.get("output_file_id"), record.get("error_file_id")):
             if file:
-                stray += self._settle(batch, self._insist(lambda name=file: self.files.content(name)))  # type: ignore[misc]
-        # A line in neither file: of a batch that failed its check nothing was done, of any other nobody knows.
-        reasons = [str(error.get("message")) for error in (view.get("errors") or {}).get("data") or ()]
-        if view["status"] == "failed":
-            self.fatal = f"the provider refused the batch: {'; '.join(reasons[:2]) or 'it does not say why'}"
-        missing = f"the batch is {view['status']} and its files lack this line"
-        self._settle_all(batch, Delivery(error=missing, sent=view["status"] != "failed"), view["status"], stray)
+                content = self._until_reached(lambda file_id=file: self.api.content(file_id))  # type: ignore[misc]
+                stray += self._settle_file(batch, content)
+        # Lines in neither file: a batch that failed validation was not processed; of any other it is unknown.
+        reasons = [str(error.get("message")) for error in (record.get("errors") or {}).get("data") or ()]
+        if record["status"] == "failed":
+            self.fatal_message = f"the provider refused the batch: {'; '.join(reasons[:2]) or 'it gives no reason'}"
+        missing = f"the batch is {record['status']} and its files lack this line"
+        self._settle_rest(batch, Delivery(error=missing, sent=record["status"] != "failed"), record["status"], stray)
 
-    def _look(self, remote: str) -> dict[str, Any]:
-        return self._insist(lambda: self.files.look(remote))
+    def _retrieve(self, remote: str) -> dict[str, Any]:
+        return self._until_reached(lambda: self.api.retrieve(remote))
 
-    def _settle(self, batch: Batch, content: bytes) -> bytes:
-        """Settle the lines of a file, whatever their order; returns those that name no attempt of the batch."""
-        attempts = self.ledger.in_batch(batch)
+    def _settle_file(self, batch: Batch, content: bytes) -> bytes:
+        """Settle the attempts that have a line in a file; returns the lines that belong to no attempt of the batch."""
+        attempts = self.ledger.batch_attempts(batch)
         stray = []
         lines = content.splitlines(keepends=True)
         for start in range(0, len(lines), CHUNK):
             with self.ledger.transaction():
                 for line in lines[start : start + CHUNK]:
-                    number, delivery = read_line(line)
-                    if number not in attempts:
+                    attempt_id, delivery = read_line(line)
+                    if attempt_id not in attempts:
                         stray.append(line)
-                    elif (attempt := attempts[number]) is not None:
-                        self._close(batch, *attempt, delivery)
-                        attempts[number] = None
+                    elif (attempt := attempts[attempt_id]) is not None:
+                        self._settle_attempt(batch, *attempt, delivery)
+                        attempts[attempt_id] = None
         return b"".join(stray)
 
-    def _settle_all(self, batch: Batch, delivery: Delivery, how: str, stray: bytes = b"") -> None:
-        """Settle what is left of a batch in one way, and the batch with it."""
+    def _settle_rest(self, batch: Batch, delivery: Delivery, status: str, stray: bytes = b"") -> None:
+        """Settle the remaining attempts of a batch with one delivery, and end the batch."""
         with self.ledger.transaction():
-            for attempt in self.ledger.in_batch(batch).values():
+            for attempt in self.ledger.batch_attempts(batch).values():
                 if attempt is not None:
-                    self._close(batch, *attempt, delivery)
-            self.ledger.end_batch(batch, how, stray)
+                    self._settle_attempt(batch, *attempt, delivery)
+            self.ledger.end_batch(batch, status, stray)
 
-    def _close(self, batch: Batch, grant: Grant, request: Request, delivery: Delivery) -> None:
+    def _settle_attempt(self, batch: Batch, grant: Grant, request: Request, delivery: Delivery) -> None:
         outcome = judge(request, delivery, batch.price)
         self.ledger.settle(grant, request, batch.scope, delivery, outcome, time.time() - batch.created)
         if outcome.charge is not None:
-            self.tally.micro_dollars += outcome.charge - grant.worst
-        self._decide(request, outcome)
+            self.tally.micro_dollars += outcome.charge - grant.reserved
+        self._count(request, outcome)
 
-    def _decide(self, request: Request, outcome: Outcome) -> None:
-        """Count it, or ask again in the next batch, or give up on it."""
-        self.tries[request.key] += 1
+    def _count(self, request: Request, outcome: Outcome) -> None:
+        """Count a request as answered or failed; otherwise the next batch will contain it again."""
+        self.attempts[request.key] += 1
         if outcome.kind in FINAL:
             self.tally.answered += outcome.response is not None and outcome.response.settles(request)
-            if outcome.kind == "refused":  # as often as it is asked
+            if outcome.kind == "refused":  # it would be refused again
                 self.given_up.add(request.key)
         elif outcome.kind == "fatal":
-            self.fatal = outcome.message
-        elif outcome.kind == "rejected" or self.tries[request.key] >= TRIES:
+            self.fatal_message = outcome.message
+        elif outcome.kind == "rejected" or self.attempts[request.key] >= MAX_ATTEMPTS:
             self.tally.failed.append(outcome.message)
             self.given_up.add(request.key)
 
-    def _insist(self, call: Callable[[], T]) -> T:
-        """Try again while nobody answers; what is at the provider does not run away."""
-        for pause in PAUSES:
+    def _until_reached(self, call: Callable[[], T]) -> T:
+        """Return what ``call`` returns, tried again while the provider is unreachable.
+
+        Raises:
+            AskError: it stays unreachable.
+        """
+        for pause in PAUSES_SECONDS:
             try:
                 return call()
             except Unreachable as error:
                 reason = str(error)
                 time.sleep(pause)
         raise AskError(
-            f"model {self.target.name!r}: {self.target.endpoint} does not answer ({reason}); nothing is lost, run "
+            f"model {self.model.name!r}: {self.endpoint} does not answer ({reason}); nothing is lost, run "
             "again to collect what it has done"
         )
 
-    def _tell(self, under_way: int = 0) -> None:
+    def _report_progress(self, under_way: int = 0) -> None:
         tally = self.tally
         self.listener.report(tally.stored + tally.answered + len(tally.failed) + under_way, tally.micro_dollars)
 
 
-def read_line(line: bytes) -> tuple[int | None, Delivery]:
-    """A line of an output or error file: the attempt it answers, and the delivery as one attempt would have had it."""
-    try:
-        row = json.loads(line)
-        number = int(row["custom_id"])
-        response, error = row.get("response"), row.get("error") or {}
-        if response is not None:
-            body = json.dumps(response["body"], ensure_ascii=False).encode()
-            return number, Delivery(int(response["status_code"]), body)
-        if error.get("code") in UNDONE:
-            return number, Delivery(error=str(error.get("message")), sent=False)
-        return number, Delivery(500, json.dumps({"error": error}, ensure_ascii=False).encode())
-    except (ValueError, LookupError, TypeError, AttributeError):
-        named = re.search(rb'"custom_id"\s*:\s*"(\d+)"', line)
-        return (int(named[1]) if named else None), Delivery(200, line)
-
-
 def _pauses() -> Iterator[float]:
-    yield from PAUSES
+    yield from PAUSES_SECONDS
     while True:
-        yield PAUSES[-1]
+        yield PAUSES_SECONDS[-1]
 
 
-def _recent(views: Iterable[dict[str, Any]], since: float) -> Iterable[dict[str, Any]]:
-    """Batches of a listing, newest first, that are not older than ``since``, clocks being what they are."""
-    for view in views:
-        if view.get("created_at", since) < since - 3600:
+def _recent(records: Iterable[dict[str, Any]], since: float) -> Iterable[dict[str, Any]]:
+    """The records, newest first, of batches created after ``since`` or at most an hour before it: clocks differ."""
+    for record in records:
+        if record.get("created_at", since) < since - 3600:
             return
-        yield view
+        yield record

@@ -1,8 +1,8 @@
-"""The engine: many requests to a priced model, as fast as its servers allow, inside a budget, losing nothing.
+"""The engine: sends many requests to a priced model, as fast as its servers allow and within a budget.
 
-Every request passes the same gate in the same order: look up, reserve the worst case, send, commit the bytes and
-settle, and only then read the answer. A request is a job on one of two queues (ready, or to be tried later); a job
-becomes a task when an endpoint has room; a task makes one attempt and ends, and its outcome decides what the job does.
+Every request takes the same steps: look it up in the ledger, reserve its worst case, send it, commit the raw response
+and settle, and only then use the answer. A request is a job in one of two queues (ready, or delayed). When an endpoint
+has room, a task makes one attempt at the job and ends; the outcome decides whether the job returns to a queue.
 """
 
 from __future__ import annotations
@@ -14,240 +14,217 @@ import itertools
 import random
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from stepladder.ask.ledger import CHUNK, Grant, Ledger, Scope
 from stepladder.ask.ledger.commit import Committer
 from stepladder.ask.outcome import FINAL, Outcome, judge
-from stepladder.ask.remote.listener import NOBODY, Listener
-from stepladder.ask.remote.servers import LOOK, Endpoint, Servers
-from stepladder.ask.request import Request, Response, worst_case
-from stepladder.config import Price
-from stepladder.errors import AskError, BudgetError
+from stepladder.ask.remote.listener import NO_LISTENER, Listener
+from stepladder.ask.remote.servers import REFRESH_SECONDS, Endpoint, Servers
+from stepladder.ask.remote.tally import Tally, budget_error, unanswered_error
+from stepladder.ask.remote.teacher import PricedModel
+from stepladder.ask.request import Request, Response, with_cap, worst_case
+from stepladder.errors import AskError
 from stepladder.workspace import digest
 
-TRIES = 5
-"""Attempts at a request whose answers keep getting lost or cannot be read."""
-PATIENCE = 50
-"""Times a request may be throttled."""
-BACKOFF = 0.5
-"""Seconds before the second try; doubles with each further one, give or take a half."""
-RIVAL_WAIT = 0.25
-"""Seconds before looking again at a request that another process is asking."""
-
-
-@dataclass
-class Teacher:
-    """A priced model: who it is, what it costs, and the servers it is reached at."""
-
-    name: str
-    price: Price
-    servers: Callable[[], Sequence[Endpoint]]
-    """Which servers there are now; asked again and again, the same address is the same endpoint."""
-
-
-@dataclass
-class Tally:
-    """What a call of :func:`ask_all` did."""
-
-    stored: int = 0
-    """Requests whose answer was in the ledger."""
-    answered: int = 0
-    failed: list[str] = field(default_factory=list)
-    """Last message of every request that got no answer."""
-    micro_dollars: int = 0
-    """Settled or still reserved by the attempts made."""
+MAX_ATTEMPTS = 5
+"""At one request, throttled ones not counted."""
+MAX_THROTTLED = 50
+"""Throttled attempts at one request."""
+BACKOFF_SECONDS = 0.5
+"""Before the second attempt; doubles with each further one, with a jitter of 50 %."""
+BUSY_WAIT_SECONDS = 0.25
+"""Before a request that another process has sent is looked up again."""
 
 
 class Job(NamedTuple):
-    """A request on its way: how often it was tried, how often it was throttled, whether its cap was doubled."""
+    """A request in work: its failed and its throttled attempts, and whether its cap has been doubled."""
 
     request: Request
-    tries: int = 0
-    waits: int = 0
+    failures: int = 0
+    throttled: int = 0
     doubled: bool = False
 
 
 async def ask_all(
     requests: Iterable[Request],
-    teacher: Teacher,
+    model: PricedModel,
     ledger: Ledger,
     scope: Scope,
-    listener: Listener = NOBODY,
+    listener: Listener = NO_LISTENER,
 ) -> Tally:
-    """Answer every request; the answers are in the ledger, for the requests may be more than memory holds.
+    """Answer every request. The answers are in the ledger, since they may not fit in memory.
 
-    Cancelled, it sends nothing more, waits for what is in flight, and commits that first.
+    When cancelled, it sends nothing more, but waits for the requests in flight and commits their answers.
 
     Raises:
         BudgetError, AskError: see :func:`stepladder.ask.ask_remote`.
     """
     async with Committer(ledger) as committer:
-        round_ = _Round(iter(requests), teacher, committer, scope, listener)
-        await round_.run()
-    return round_.finish()
+        call = _Call(iter(requests), model, committer, scope, listener)
+        await call.run()
+    return call.finish()
 
 
-class _Round:
+class _Call:
     """One call of :func:`ask_all`."""
 
     def __init__(
         self,
         source: Iterator[Request],
-        teacher: Teacher,
+        model: PricedModel,
         committer: Committer,
         scope: Scope,
         listener: Listener,
     ) -> None:
-        self.source, self.teacher, self.committer, self.scope = source, teacher, committer, scope
+        self.source, self.model, self.committer, self.scope = source, model, committer, scope
         self.report = listener.report
         self.changed = asyncio.Event()
-        self.servers = Servers(teacher.servers, committer, listener.note, self.changed.set)
+        self.servers = Servers(model.servers, committer, listener.note, self.changed.set)
         self.tally = Tally()
         self.ready: deque[Job] = deque()
-        self.later: list[tuple[float, int, Job]] = []
-        self.numbers = itertools.count()
+        self.delayed: list[tuple[float, int, Job]] = []  # a heap by due time
+        self.tiebreaks = itertools.count()
         self.tasks: set[asyncio.Task[None]] = set()
-        self.wanted: dict[str, int] = {}  # the largest cap asked for, of requests that are on a queue or in flight
+        self.largest_caps: dict[str, int] = {}  # by key, of requests in a queue or in flight
         self.given_up: set[str] = set()
-        self.exhausted = False
-        self.fatal: str | None = None
-        self.error: BaseException | None = None  # a bug, or a ledger that cannot be written
-        self.allowance: int | None = None  # once a reservation did not fit: one new try per settled attempt
-        self.broke = False
-        self.rest = (0, 0)  # requests that the budget left over, and what they would cost at worst
+        self.source_exhausted = False
+        self.fatal_message: str | None = None
+        self.exception: BaseException | None = None  # a bug, or a ledger that cannot be written
+        self.attempts_left: int | None = None  # limited once a reservation exceeded a cap: one for each settled attempt
+        self.cap_reached = False
+        self.unanswered = (0, 0)  # once a cap is reached: remaining requests, and the most they would cost
 
     async def run(self) -> None:
         try:
-            while self.fatal is None and self.error is None and not self.broke:
+            while self.fatal_message is None and self.exception is None and not self.cap_reached:
                 self.changed.clear()
                 await self._refill()
-                if not (self.ready or self.later or self.tasks):
+                if not (self.ready or self.delayed or self.tasks):
                     return
-                self.servers.look_around()
-                if self.servers.hopeless and not self.tasks:
-                    self.fatal = self.servers.hopeless
+                self.servers.refresh()
+                if self.servers.rejection and not self.tasks:
+                    self.fatal_message = self.servers.rejection
                     return
                 pause = self._launch()
-                pause = LOOK if pause is None else min(pause, LOOK)
-                # Not wait_for, which in Python 3.11 loses an interrupt that comes with an answer.
+                pause = REFRESH_SECONDS if pause is None else min(pause, REFRESH_SECONDS)
+                # Not wait_for, which in Python 3.11 loses a cancellation that coincides with an answer.
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(pause):
                         await self.changed.wait()
         finally:
-            # What is in flight is paid for: it is waited for and kept, also when the user interrupts.
+            # Requests in flight are paid for: they are waited for, also after an interrupt.
             if self.tasks:
                 await asyncio.wait(self.tasks)
             await self.servers.close()
-        if self.broke:
-            self.rest = await self._count_rest()
-        if self.error is not None:
-            raise self.error
+        if self.cap_reached:
+            self.unanswered = await self._count_unanswered()
+        if self.exception is not None:
+            raise self.exception
 
     async def _refill(self) -> None:
-        """Keep enough jobs ready: what is due again, then new requests that the ledger cannot answer."""
-        now = time.monotonic()
-        while self.later and self.later[0][0] <= now:
-            self.ready.append(heapq.heappop(self.later)[2])
-        while not self.exhausted and len(self.ready) < CHUNK:
-            requests, known = await self._take()
-            self.exhausted = len(requests) < CHUNK
+        """Fill the ready queue with delayed jobs that are due, then with new requests that the ledger cannot answer."""
+        now_seconds = time.monotonic()
+        while self.delayed and self.delayed[0][0] <= now_seconds:
+            self.ready.append(heapq.heappop(self.delayed)[2])
+        while not self.source_exhausted and len(self.ready) < CHUNK:
+            requests, responses = await self._next_chunk()
+            self.source_exhausted = len(requests) < CHUNK
             for request in requests:
-                key = request.key
-                if key in known and known[key].settles(request):
+                key, response = request.key, responses.get(request.key)
+                if response is not None and response.settles(request):
                     self.tally.stored += 1
-                elif key in known and key not in self.wanted:  # cut off, and the run ended before the second chance
-                    self.wanted[key] = 2 * request.max_tokens
+                elif response is not None and key not in self.largest_caps:  # truncated in an earlier run
+                    self.largest_caps[key] = 2 * request.max_tokens
                     self.ready.append(Job(with_cap(request, 2 * request.max_tokens), doubled=True))
                 elif key in self.given_up:
                     continue
-                elif key in self.wanted:  # identical requests are one
-                    self.wanted[key] = max(self.wanted[key], request.max_tokens)
+                elif key in self.largest_caps:  # a duplicate
+                    self.largest_caps[key] = max(self.largest_caps[key], request.max_tokens)
                 else:
-                    self.wanted[key] = request.max_tokens
+                    self.largest_caps[key] = request.max_tokens
                     self.ready.append(Job(request))
-            self._tell()
+            self._report_progress()
 
-    async def _take(self) -> tuple[list[Request], dict[str, Response]]:
-        """The next requests of the source, and what the ledger knows of them."""
+    async def _next_chunk(self) -> tuple[list[Request], dict[str, Response]]:
+        """The next requests of the source, and their responses in the ledger by key."""
         requests = list(itertools.islice(self.source, CHUNK))
         return requests, await self.committer.read(lambda ledger: ledger.find_all(requests))
 
     def _launch(self) -> float | None:
-        """Send what may go now; returns the seconds until more may, or None when only an answer can change that."""
-        if self.allowance == 0 and not self.tasks:
-            self.broke = True
+        """Start the attempts that may be made now. Returns the seconds until more may be, or None if not before one of
+        those in flight has ended."""
+        if self.attempts_left == 0 and not self.tasks:
+            self.cap_reached = True
             return 0.0
-        now = time.monotonic()
-        while self.ready and self.allowance != 0:
+        now_seconds = time.monotonic()
+        while self.ready and self.attempts_left != 0:
             request = self.ready[0].request
             tokens = request.prompt_bound // 4 + request.max_tokens
-            waits = [(endpoint.gate.wait(tokens, now), endpoint) for endpoint in self.servers.admitted]
-            open_now = [endpoint for wait, endpoint in waits if wait == 0]
-            if not open_now:
-                return min((wait for wait, _ in waits if wait is not None), default=LOOK)
-            endpoint = max(open_now, key=lambda endpoint: endpoint.gate.limit - endpoint.gate.in_flight)
-            endpoint.gate.enter(tokens, now)
-            if self.allowance is not None:
-                self.allowance -= 1
-            task = asyncio.create_task(self._attempt(self.ready.popleft(), endpoint, now))
+            waits = [(endpoint.gate.wait(tokens, now_seconds), endpoint) for endpoint in self.servers.admitted]
+            free_endpoints = [endpoint for wait, endpoint in waits if wait == 0]
+            if not free_endpoints:
+                return min((wait for wait, _ in waits if wait is not None), default=REFRESH_SECONDS)
+            endpoint = max(free_endpoints, key=lambda endpoint: endpoint.gate.limit - endpoint.gate.in_flight)
+            endpoint.gate.enter(tokens, now_seconds)
+            if self.attempts_left is not None:
+                self.attempts_left -= 1
+            task = asyncio.create_task(self._attempt(self.ready.popleft(), endpoint, now_seconds))
             self.tasks.add(task)
-            task.add_done_callback(self._landed)
-        return max(0.0, self.later[0][0] - now) if self.later and self.allowance != 0 else None
+            task.add_done_callback(self._on_task_done)
+        return max(0.0, self.delayed[0][0] - now_seconds) if self.delayed and self.attempts_left != 0 else None
 
-    def _landed(self, task: asyncio.Task[None]) -> None:
+    def _on_task_done(self, task: asyncio.Task[None]) -> None:
         self.tasks.discard(task)
         self.changed.set()
         if not task.cancelled() and (error := task.exception()) is not None:
-            self.error = error
+            self.exception = error
 
-    async def _attempt(self, job: Job, endpoint: Endpoint, entered: float) -> None:
-        """Reserve, send, commit, settle; then let the outcome decide."""
-        request, scope = job.request, self.scope
-        price = self.teacher.price
+    async def _attempt(self, job: Job, endpoint: Endpoint, entered_at: float) -> None:
+        """Reserve, send, commit and settle; then act on the outcome."""
+        request, scope, price = job.request, self.scope, self.model.price
         grant = await self.committer.write(
-            lambda ledger: ledger.reserve(request, price, scope, self.teacher.name, endpoint.name)
+            lambda ledger: ledger.reserve(request, price, scope, self.model.name, endpoint.name)
         )
         if not isinstance(grant, Grant):
-            endpoint.gate.turn_back()
-            if grant == "broke":
-                self.allowance = 0
+            endpoint.gate.cancel()
+            if grant == "over_budget":
+                self.attempts_left = 0
                 self.ready.appendleft(job)
             elif grant == "busy":
-                self._again(job, RIVAL_WAIT)
+                self._delay(job, BUSY_WAIT_SECONDS)
             else:
                 self.tally.stored += 1
                 self._finish(job)
             return
-        self.tally.micro_dollars += grant.worst
-        started = time.monotonic()
+        self.tally.micro_dollars += grant.reserved
+        sent_at = time.monotonic()
         delivery = await self.servers.connection(endpoint).send(request, _idempotency_key(request, grant))
-        now = time.monotonic()
+        ended_at = time.monotonic()
         outcome = judge(request, delivery, price)
         await self.committer.write(
-            lambda ledger: ledger.settle(grant, request, scope, delivery, outcome, now - started)
+            lambda ledger: ledger.settle(grant, request, scope, delivery, outcome, ended_at - sent_at)
         )
         if outcome.charge is not None:
-            self.tally.micro_dollars += outcome.charge - grant.worst
-        if self.allowance is not None:
-            self.allowance += 1
-        endpoint.gate.leave(outcome.kind, entered, now, outcome.retry_after, delivery.headers)
+            self.tally.micro_dollars += outcome.charge - grant.reserved
+        if self.attempts_left is not None:
+            self.attempts_left += 1
+        endpoint.gate.leave(outcome.kind, entered_at, ended_at, outcome.retry_after, delivery.headers)
         if not delivery.sent:
-            endpoint.gate.shut(now)
-            self.servers.lost(endpoint)
-            if job.tries + 1 >= TRIES and not self.tally.answered:
-                self.fatal = self.fatal or f"{endpoint.name} cannot be reached ({outcome.message})"
-        self._decide(job, outcome)
+            endpoint.gate.shut(ended_at)
+            self.servers.revoke(endpoint)
+            if job.failures + 1 >= MAX_ATTEMPTS and not self.tally.answered:
+                self.fatal_message = self.fatal_message or f"{endpoint.name} cannot be reached ({outcome.message})"
+        self._act_on(job, outcome)
 
-    def _decide(self, job: Job, outcome: Outcome) -> None:
-        """What becomes of a request after an attempt."""
+    def _act_on(self, job: Job, outcome: Outcome) -> None:
+        """Finish the job, return it to a queue, or stop the call."""
         request = job.request
         if outcome.kind == "truncated":
-            wanted = self.wanted[request.key]
-            if wanted > request.max_tokens:
-                self.ready.append(Job(with_cap(request, wanted), doubled=job.doubled))
+            largest_cap = self.largest_caps[request.key]
+            if largest_cap > request.max_tokens:
+                self.ready.append(Job(with_cap(request, largest_cap), doubled=job.doubled))
                 return
             if not job.doubled and not request.final:
                 self.ready.append(Job(with_cap(request, 2 * request.max_tokens), doubled=True))
@@ -256,24 +233,23 @@ class _Round:
             self.tally.answered += 1
             self._finish(job)
         elif outcome.kind == "fatal" or (outcome.kind == "rejected" and not self.tally.answered):
-            self.fatal = self.fatal or outcome.message
+            self.fatal_message = self.fatal_message or outcome.message
         elif outcome.kind == "rejected":
             self._give_up(job, outcome)
         elif outcome.kind == "rate_limited":
-            if job.waits + 1 >= PATIENCE:
+            if job.throttled + 1 >= MAX_THROTTLED:
                 self._give_up(job, outcome)
             else:
-                self.ready.appendleft(job._replace(waits=job.waits + 1))
-        elif job.tries + 1 >= TRIES:
+                self.ready.appendleft(job._replace(throttled=job.throttled + 1))
+        elif job.failures + 1 >= MAX_ATTEMPTS:
             self._give_up(job, outcome)
         else:
-            jitter = random.Random(f"{request.key}/{job.tries}").uniform(0.5, 1.5)
-            self._again(
-                job._replace(tries=job.tries + 1), max(BACKOFF * 2**job.tries * jitter, outcome.retry_after or 0)
-            )
+            jitter = random.Random(f"{request.key}/{job.failures}").uniform(0.5, 1.5)
+            backoff = BACKOFF_SECONDS * 2**job.failures * jitter
+            self._delay(job._replace(failures=job.failures + 1), max(backoff, outcome.retry_after or 0))
 
-    def _again(self, job: Job, wait: float) -> None:
-        heapq.heappush(self.later, (time.monotonic() + wait, next(self.numbers), job))
+    def _delay(self, job: Job, seconds: float) -> None:
+        heapq.heappush(self.delayed, (time.monotonic() + seconds, next(self.tiebreaks), job))
 
     def _give_up(self, job: Job, outcome: Outcome) -> None:
         self.tally.failed.append(outcome.message)
@@ -281,66 +257,41 @@ class _Round:
         self._finish(job)
 
     def _finish(self, job: Job) -> None:
-        del self.wanted[job.request.key]
-        self._tell()
+        del self.largest_caps[job.request.key]
+        self._report_progress()
 
-    def _tell(self) -> None:
+    def _report_progress(self) -> None:
         tally = self.tally
         self.report(tally.stored + tally.answered + len(tally.failed), tally.micro_dollars)
 
     def finish(self) -> Tally:
-        """The tally, or what went wrong as one line."""
-        tally, name = self.tally, self.teacher.name
-        if self.fatal is not None:
-            raise AskError(f"model {name!r}: {self.fatal}; nothing more was sent, and what was answered is kept")
-        if self.broke:
-            raise over_budget(name, self.scope, tally, *self.rest)
+        """Return the tally, or raise why some requests are not answered."""
+        tally, name = self.tally, self.model.name
+        if self.fatal_message is not None:
+            raise AskError(
+                f"model {name!r}: {self.fatal_message}; nothing more was sent, and what was answered is kept"
+            )
+        if self.cap_reached:
+            raise budget_error(name, self.scope, tally, *self.unanswered)
         if tally.failed:
-            raise no_answers(name, tally.failed)
+            raise unanswered_error(name, tally.failed)
         return tally
 
-    def _worst(self, request: Request) -> int:
-        return worst_case(request, self.teacher.price)
-
-    async def _count_rest(self) -> tuple[int, int]:
-        """How many requests the ledger still cannot answer, and the most they would cost."""
-        left = {job.request.key: self._worst(job.request) for job in (*self.ready, *(job for *_, job in self.later))}
-        while (chunk := await self._take())[0]:
-            requests, known = chunk
-            left |= {
-                request.key: self._worst(request)
+    async def _count_unanswered(self) -> tuple[int, int]:
+        """The number of requests that are not answered, and the most they would cost, in micro-dollars."""
+        price = self.model.price
+        jobs = (*self.ready, *(job for *_, job in self.delayed))
+        costs = {job.request.key: worst_case(job.request, price) for job in jobs}
+        while (chunk := await self._next_chunk())[0]:
+            requests, responses = chunk
+            costs |= {
+                request.key: worst_case(request, price)
                 for request in requests
-                if request.key not in known and request.key not in left
+                if request.key not in responses and request.key not in costs
             }
-        return len(left), sum(left.values())
-
-
-def over_budget(name: str, scope: Scope, tally: Tally, rest: int, worst: int) -> BudgetError:
-    """How far the money went, and what the ``rest`` requests would cost, ``worst`` micro-dollars at most."""
-    caps = {"run": scope.run_cap, f"rung {scope.rung}": scope.rung_cap}
-    limits = " and ".join(f"${cap / 1e6:.4f} for the {what}" for what, cap in caps.items() if cap is not None)
-    usual = ""
-    if tally.answered:
-        usual = f", about ${tally.micro_dollars / tally.answered * rest / 1e6:.4f} going by those before"
-    return BudgetError(
-        f"model {name!r}: the cap is reached ({limits}); {tally.stored + tally.answered} requests are answered and "
-        f"kept, {rest} are not and would cost at most ${worst / 1e6:.4f}{usual}; raise the cap and run again"
-    )
-
-
-def no_answers(name: str, failed: Sequence[str]) -> AskError:
-    """Some requests came to nothing."""
-    return AskError(
-        f"model {name!r}: {len(failed)} requests got no answer (the last: {failed[-1]}); all others are kept, run "
-        "again to ask for these"
-    )
-
-
-def with_cap(request: Request, max_tokens: int) -> Request:
-    """The same request with another cap."""
-    return request.model_copy(update={"max_tokens": max_tokens})
+        return len(costs), sum(costs.values())
 
 
 def _idempotency_key(request: Request, grant: Grant) -> str:
-    """The same for every retry that follows no answer, so that a server which keeps such keys bills one of them."""
+    """The same for all attempts without an answer in between, so that a server which supports it bills only one."""
     return digest([request.key, request.max_tokens, grant.answers_before])

@@ -1,4 +1,4 @@
-"""Callbacks for whoever waits for answers."""
+"""Callbacks of a call that asks a model."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 SpendReport = Callable[[int, int], None]
-"""Called with (requests dealt with, micro-dollars spent by this call) whenever that changes."""
+"""Called with (finished requests, micro-dollars spent by this call) whenever either changes."""
 Note = Callable[[str], None]
-"""Called with a line about something that happened and is worth knowing."""
+"""Called with a message of one line."""
 
 
 class Listener(NamedTuple):
-    """What a caller may want to hear while it waits: progress with spend, and notes."""
+    """Receives progress with spend, and messages."""
 
-    report: SpendReport = lambda done, micro_dollars: None
+    report: SpendReport = lambda finished, micro_dollars: None
     note: Note = lambda line: None
 
 
-NOBODY = Listener()
+NO_LISTENER = Listener()

@@ -1,4 +1,4 @@
-"""The servers of a model: which there are just now, and which of them may be sent requests."""
+"""The servers of a model: which there are at the moment, and which of them are admitted."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from stepladder.ask.remote.listener import Note
 from stepladder.ask.remote.openai_http import Http
 from stepladder.errors import AskError
 
-LOOK = 1.0
-"""Seconds between looks at which servers there are."""
-WAITS = (0.5, 1.0, 2.0, 4.0)
-"""Seconds between the first tries to reach a server; one that never answered is given up after them."""
-RETURN = (*WAITS, *(30.0,) * 20)
-"""The same for one that has answered before: it may be on its way back, for ten minutes."""
+REFRESH_SECONDS = 1.0
+"""Between two refreshes of the list of servers."""
+RETRY_WAITS_SECONDS = (0.5, 1.0, 2.0, 4.0)
+"""Between tries to reach a server; one that has never answered is given up after them."""
+RETURN_WAITS_SECONDS = (*RETRY_WAITS_SECONDS, *(30.0,) * 20)
+"""The same for a server that was admitted before: it has ten minutes to restart."""
 
 
 @dataclass
 class Endpoint:
-    """One server: its address, how to connect, its gate, and what it must pass before it is sent anything."""
+    """One server: its address, how to connect to it, its gate, and the admission it must pass, if any."""
 
     name: str
     connect: Callable[[], Http]
@@ -36,60 +36,61 @@ class Endpoint:
 
 
 class Servers:
-    """Who is there and who may be asked, while one call of the engine lasts.
+    """The servers of a model during one call of the engine.
 
     Args:
-        present: which endpoints there are now; the same address is the same endpoint every time.
-        changed: called when that, or who is admitted, changes.
+        list_endpoints: returns the current endpoints; for the same address always the same endpoint.
+        committer: of the ledger with the probe's answer.
+        note: called with a message when a server is rejected.
+        on_change: called when an admission has ended.
     """
 
     def __init__(
         self,
-        present: Callable[[], Sequence[Endpoint]],
+        list_endpoints: Callable[[], Sequence[Endpoint]],
         committer: Committer,
         note: Note,
-        changed: Callable[[], None],
+        on_change: Callable[[], None],
     ) -> None:
-        self._find, self._committer, self._note, self._changed = present, committer, note, changed
-        self._present: Sequence[Endpoint] = ()
-        self._looked_at = float("-inf")
+        self._list_endpoints, self._committer, self._note, self._on_change = list_endpoints, committer, note, on_change
+        self._endpoints: Sequence[Endpoint] = ()
+        self._refreshed_at = float("-inf")
         self._connections: dict[str, Http] = {}
-        self._doors: dict[str, asyncio.Task[None]] = {}
+        self._admissions: dict[str, asyncio.Task[None]] = {}
         self._admitted: set[str] = set()
-        self._known: set[str] = set()  # admitted at some time
-        self._turned_away: dict[str, str] = {}
+        self._ever_admitted: set[str] = set()
+        self._rejections: dict[str, str] = {}
 
-    def look_around(self) -> None:
-        """Note who came and who went; whoever came must first pass its admission."""
-        if (now := time.monotonic()) - self._looked_at < LOOK:
+    def refresh(self) -> None:
+        """Update the list of endpoints, if the last time is long enough ago; new ones begin their admission."""
+        if (now_seconds := time.monotonic()) - self._refreshed_at < REFRESH_SECONDS:
             return
-        self._looked_at = now
-        for door in self._doors.values():
-            if door.done():
-                door.result()  # raises what nobody foresaw
-        self._present = self._find()
-        for name in self._doors.keys() - {
-            endpoint.name for endpoint in self._present
-        }:  # who returns shows itself again
-            self._doors.pop(name).cancel()
+        self._refreshed_at = now_seconds
+        for admission in self._admissions.values():
+            if admission.done():
+                admission.result()  # raises its exception, if any
+        self._endpoints = self._list_endpoints()
+        gone = self._admissions.keys() - {endpoint.name for endpoint in self._endpoints}
+        for name in gone:  # if it returns, it must be admitted again
+            self._admissions.pop(name).cancel()
             self._admitted.discard(name)
-            self._turned_away.pop(name, None)
-        for endpoint in self._present:
+            self._rejections.pop(name, None)
+        for endpoint in self._endpoints:
             name = endpoint.name
             if endpoint.admission is None:
                 self._admitted.add(name)
-            elif name not in self._doors and name not in self._turned_away:
-                self._doors[name] = asyncio.create_task(self._admit(endpoint, endpoint.admission))
+            elif name not in self._admissions and name not in self._rejections:
+                self._admissions[name] = asyncio.create_task(self._admit(endpoint, endpoint.admission))
 
     @property
     def admitted(self) -> list[Endpoint]:
-        """Endpoints that are there and may be sent requests."""
-        return [endpoint for endpoint in self._present if endpoint.name in self._admitted]
+        """Current endpoints that may be sent requests."""
+        return [endpoint for endpoint in self._endpoints if endpoint.name in self._admitted]
 
     @property
-    def hopeless(self) -> str | None:
-        """Why nobody is left to ask, if that is so."""
-        reasons = [self._turned_away.get(endpoint.name) for endpoint in self._present]
+    def rejection(self) -> str | None:
+        """Why the first endpoint was rejected, if all of them were; otherwise None."""
+        reasons = [self._rejections.get(endpoint.name) for endpoint in self._endpoints]
         return reasons[0] if reasons and all(reasons) else None
 
     def connection(self, endpoint: Endpoint) -> Http:
@@ -98,72 +99,72 @@ class Servers:
             self._connections[endpoint.name] = endpoint.connect()
         return self._connections[endpoint.name]
 
-    def lost(self, endpoint: Endpoint) -> None:
-        """It did not answer the door: what comes back under its address must show again who it is."""
+    def revoke(self, endpoint: Endpoint) -> None:
+        """Require a new admission of a server that could not be reached: another one may return at its address."""
         if endpoint.admission is not None and endpoint.name in self._admitted:
             self._admitted.discard(endpoint.name)
-            del self._doors[endpoint.name]
+            del self._admissions[endpoint.name]
 
     async def _admit(self, endpoint: Endpoint, admission: Admission) -> None:
         name = endpoint.name
-        patience = RETURN if name in self._known else WAITS
-        for wait in itertools.chain(patience, [None]):
+        waits = RETURN_WAITS_SECONDS if name in self._ever_admitted else RETRY_WAITS_SECONDS
+        for wait in itertools.chain(waits, [None]):
             try:
                 await admission.check(self.connection(endpoint), self._committer)
             except WrongServer as error:
-                self._turn_away(name, str(error))
+                self._reject(name, str(error))
             except Unreachable as error:
                 if wait is not None:
                     await asyncio.sleep(wait)
                     continue
-                self._turn_away(name, f"it cannot be reached ({error})")
+                self._reject(name, f"it cannot be reached ({error})")
             else:
                 self._admitted.add(name)
-                self._known.add(name)
+                self._ever_admitted.add(name)
             break
-        self._changed()
+        self._on_change()
 
-    def _turn_away(self, name: str, why: str) -> None:
-        self._turned_away[name] = f"{name}: {why}"
-        self._note(f"not asked any more: {name}: {why}")
+    def _reject(self, name: str, reason: str) -> None:
+        self._rejections[name] = f"{name}: {reason}"
+        self._note(f"server not used: {name}: {reason}")
 
     async def close(self) -> None:
-        """Give up on who is still at the door, and close every connection."""
-        for door in self._doors.values():
-            door.cancel()
-        await asyncio.gather(*self._doors.values(), return_exceptions=True)
+        """Cancel admissions that have not ended, and close every connection."""
+        for admission in self._admissions.values():
+            admission.cancel()
+        await asyncio.gather(*self._admissions.values(), return_exceptions=True)
         for connection in self._connections.values():
             await connection.close()
 
 
 class Addresses:
-    """Base URLs of a file that may change at any time: one a line; empty lines and lines that begin with # say nothing.
+    """Base URLs from a file that may change at any time; see :func:`read_addresses`.
 
-    A change that cannot be read leaves the last good list in force.
+    If a changed file cannot be read, the last valid list stays in use.
 
     Raises:
-        AskError: the file cannot be read at first, or a line is no address.
+        AskError: on construction, the file cannot be read, or a line is no base URL.
     """
 
     def __init__(self, file: Path, note: Note) -> None:
         self._file, self._note = file, note
-        self._stamp = self._look()
+        self._version = self._file_version()
         self._urls = read_addresses(file)
         if not self._urls:
             note(f"{file}: no server yet; waiting for one")
 
     def __call__(self) -> list[str]:
-        if (stamp := self._look()) != self._stamp:
-            self._stamp = stamp
+        if (version := self._file_version()) != self._version:
+            self._version = version
             try:
                 self._urls = read_addresses(self._file)
             except AskError as error:
-                self._note(f"{error}; the last list stays in force")
+                self._note(f"{error}; the last valid list stays in use")
             else:
                 self._note(f"{self._file}: servers now: {', '.join(self._urls) or 'none'}")
         return self._urls
 
-    def _look(self) -> tuple[int, int] | None:
+    def _file_version(self) -> tuple[int, int] | None:
         try:
             stat = self._file.stat()
         except OSError:
@@ -172,10 +173,10 @@ class Addresses:
 
 
 def read_addresses(file: Path) -> list[str]:
-    """Base URLs of a file, one a line; empty lines and lines that begin with # say nothing.
+    """Base URLs from a file, one a line; empty lines and lines that begin with # are ignored.
 
     Raises:
-        AskError: it cannot be read, or a line is no address.
+        AskError: it cannot be read, or a line is no base URL.
     """
     try:
         lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
@@ -183,5 +184,5 @@ def read_addresses(file: Path) -> list[str]:
         raise AskError(f"{file}: cannot be read ({error}); write one base URL a line into it") from None
     for number, line in enumerate(lines, start=1):
         if line and not line.startswith(("#", "http://", "https://")):
-            raise AskError(f"{file}:{number}: {line!r} is no base URL; it begins with http:// and ends with /v1")
+            raise AskError(f"{file}:{number}: {line!r} is no base URL; write one such as http://127.0.0.1:8000/v1")
     return list(dict.fromkeys(line.rstrip("/") for line in lines if line and not line.startswith("#")))

@@ -1,60 +1,88 @@
-"""A priced model of the configuration: how it is to be asked, its key, its price, its servers."""
+"""A model of the configuration as it is asked over HTTP: name, price, API key, servers."""
 
 from __future__ import annotations
 
 import functools
 import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from stepladder.ask.remote.admission import Admission
-from stepladder.ask.remote.engine import Teacher
-from stepladder.ask.remote.gate import START, Gate
+from stepladder.ask.remote.gate import START_IN_FLIGHT, Gate
 from stepladder.ask.remote.listener import Note
 from stepladder.ask.remote.openai_http import Http
 from stepladder.ask.remote.servers import Addresses, Endpoint
-from stepladder.config import Model
+from stepladder.config import Model, Price
 from stepladder.errors import AskError
 
 
 class RemoteModel(NamedTuple):
-    """A model of the configuration, and how it is to be asked."""
+    """A model of the configuration, and how to ask it."""
 
     name: str
-    """As the ledger and messages call it."""
+    """Its name in the ledger and in messages."""
     settings: Model
     batch: bool = False
-    """Whether through the provider's batch API."""
+    """Whether to use the provider's batch API."""
     dedicated: bool = False
-    """Whether its servers are there for this alone: from the beginning as many requests are in flight as its
-    ``concurrency`` allows."""
+    """Whether its servers answer nobody else: then ``concurrency`` requests are in flight from the beginning."""
+
+    @property
+    def served(self) -> str:
+        """The name that its servers know it by."""
+        return self.settings.served_as(self.name)
 
 
-def teacher(
-    name: str,
-    model: Model,
+@dataclass
+class PricedModel:
+    """A model as the engine asks it."""
+
+    name: str
+    price: Price
+    servers: Callable[[], Sequence[Endpoint]]
+    """Returns the current servers; for the same address always the same endpoint."""
+
+
+def priced_model(
+    model: RemoteModel,
     admission: Admission | None = None,
     note: Note = lambda line: None,
-    start: int = START,
-) -> Teacher:
-    """A model of the configuration as the engine asks it; ``start`` is how many requests are in flight at each server
-    before its first answer."""
-    if model.price is None:
-        raise AskError(f"model {name!r} has no price; without one no budget can be kept")
-    served, key = model.served_as(name), api_key(name, model)
+    start: int = START_IN_FLIGHT,
+) -> PricedModel:
+    """Make a model of the configuration ready for the engine. ``start`` is how many requests are in flight at each
+    server before its first answer.
+
+    Raises:
+        AskError: it has no price, or its API key is not set.
+    """
+    settings = model.settings
+    if settings.price is None:
+        raise AskError(f"model {model.name!r} has no price, so no budget can be kept; set one in [models.{model.name}]")
+    key = api_key(model)
 
     @functools.cache
     def endpoint(url: str) -> Endpoint:
-        gate = Gate(model.concurrency, model.requests_per_minute, model.tokens_per_minute, start)
-        return Endpoint(url, lambda: Http(url, served, key, model.timeout, model.cap_name), gate, admission)
+        gate = Gate(settings.concurrency, settings.requests_per_minute, settings.tokens_per_minute, start)
+        return Endpoint(url, lambda: Http(url, model.served, key, settings.timeout, settings.cap_name), gate, admission)
 
-    file = None if model.base_url_file is None else Addresses(model.base_url_file, note)
-    return Teacher(name, model.price, lambda: [endpoint(url) for url in (model.base_url if file is None else file())])
+    addresses = None if settings.base_url_file is None else Addresses(settings.base_url_file, note)
+
+    def servers() -> list[Endpoint]:
+        return [endpoint(url) for url in (settings.base_url if addresses is None else addresses())]
+
+    return PricedModel(model.name, settings.price, servers)
 
 
-def api_key(name: str, model: Model) -> str:
-    """The API key; a server of one's own that wants none gets a word."""
-    if model.api_key_env is None:
+def api_key(model: RemoteModel) -> str:
+    """The API key from the environment; ``none`` for a model without ``api_key_env``.
+
+    Raises:
+        AskError: the environment variable is not set.
+    """
+    variable = model.settings.api_key_env
+    if variable is None:
         return "none"
-    if not (key := os.environ.get(model.api_key_env, "")):
-        raise AskError(f"model {name!r}: environment variable {model.api_key_env} is not set; put the key there")
+    if not (key := os.environ.get(variable, "")):
+        raise AskError(f"model {model.name!r}: environment variable {variable} is not set; put the key there")
     return key

@@ -1,6 +1,6 @@
-"""The process that sends priced requests: ``python -m stepladder.ask.remote.worker PARENT`` (see ``client``).
+"""The process that sends priced requests: ``python -m stepladder.ask.remote.worker PARENT_PID`` (see ``client``).
 
-Reads the job and its requests, one JSON line each, from standard input; reports on standard output.
+Reads the job and then its requests, one JSON object a line, from standard input; writes reports to standard output.
 """
 
 from __future__ import annotations
@@ -20,36 +20,37 @@ from typing import Any, cast
 
 from stepladder.ask.ledger import Ledger, Scope
 from stepladder.ask.remote.admission import Admission
-from stepladder.ask.remote.engine import Tally, ask_all
+from stepladder.ask.remote.engine import ask_all
 from stepladder.ask.remote.listener import Listener, SpendReport
-from stepladder.ask.remote.teacher import teacher
+from stepladder.ask.remote.tally import Tally
+from stepladder.ask.remote.teacher import RemoteModel, priced_model
 from stepladder.ask.request import Request
 from stepladder.config import Model
 from stepladder.errors import AskError, BudgetError
 
-WATCH = 0.1
-"""Seconds between looks at whether the parent is still there."""
-REPORT = 0.1
-"""Seconds between two reports, at least."""
+PARENT_POLL_SECONDS = 0.1
+"""Between checks whether the parent still runs."""
+REPORT_SECONDS = 0.1
+"""At least, between two reports of progress."""
 
 
 def main() -> None:
-    """Send the requests; an interrupt lets what is in flight come home."""
-    cast(io.TextIOWrapper, sys.stdin).reconfigure(encoding="utf-8")  # whatever the terminal's is
-    with contextlib.suppress(KeyboardInterrupt):  # by then, what was in flight is settled
-        _work()
+    """Send the requests. After an interrupt, wait for those in flight."""
+    cast(io.TextIOWrapper, sys.stdin).reconfigure(encoding="utf-8")  # not the encoding of the locale
+    with contextlib.suppress(KeyboardInterrupt):  # raised when the requests in flight are settled
+        _run_job()
 
 
-def _work() -> None:
-    threading.Thread(target=_end_with, args=(int(sys.argv[1]),), daemon=True).start()
+def _run_job() -> None:
+    threading.Thread(target=_interrupt_when_orphaned, args=(int(sys.argv[1]),), daemon=True).start()
     job = json.loads(sys.stdin.readline())
-    last = 0.0
+    reported_at = 0.0
 
-    def report(done: int, spent: int) -> None:
-        nonlocal last
-        if (now := time.monotonic()) - last >= REPORT:
-            last = now
-            _report({"done": done, "spent": spent})
+    def report(finished: int, spent: int) -> None:
+        nonlocal reported_at
+        if (now_seconds := time.monotonic()) - reported_at >= REPORT_SECONDS:
+            reported_at = now_seconds
+            _report({"done": finished, "spent": spent})
 
     with Ledger(Path(job["ledger"])) as ledger:
         try:
@@ -61,10 +62,11 @@ def _work() -> None:
 
 
 async def _ask(job: dict[str, Any], ledger: Ledger, report: SpendReport) -> Tally:
-    name, model, scope = job["name"], Model.model_validate(job["model"]), Scope(**job["scope"])
-    admission = Admission(job["identity"], model.served_as(name), job["probe"], scope.run) if model.is_own else None
-    engine_model = teacher(name, model, admission, _note, job["start"])
-    return await ask_all(_requests(), engine_model, ledger, scope, Listener(report, _note))
+    model, scope = RemoteModel(job["name"], Model.model_validate(job["model"])), Scope(**job["scope"])
+    is_own = model.settings.is_own
+    admission = Admission(job["identity"], model.served, job["probe"], scope.run) if is_own else None
+    priced = priced_model(model, admission, _note, job["start"])
+    return await ask_all(_requests(), priced, ledger, scope, Listener(report, _note))
 
 
 def _note(line: str) -> None:
@@ -76,15 +78,15 @@ def _requests() -> Iterator[Request]:
         yield Request.model_validate_json(line)
 
 
-def _end_with(parent: int) -> None:
-    """Interrupt this process once its parent is gone."""
+def _interrupt_when_orphaned(parent: int) -> None:
+    """Interrupt this process once its parent has ended."""
     while os.getppid() == parent:
-        time.sleep(WATCH)
+        time.sleep(PARENT_POLL_SECONDS)
     os.kill(os.getpid(), signal.SIGINT)
 
 
 def _report(message: dict[str, Any]) -> None:
-    with contextlib.suppress(OSError):  # nobody may be listening any more
+    with contextlib.suppress(OSError):  # the parent may be gone
         os.write(sys.stdout.fileno(), json.dumps(message).encode() + b"\n")
 
 

@@ -1,0 +1,45 @@
+"""What a call of the engine or of the batch API did, and the errors for what it left undone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from stepladder.ask.ledger import Scope
+from stepladder.errors import AskError, BudgetError
+
+
+@dataclass
+class Tally:
+    """Requests by what became of them, and what they cost."""
+
+    stored: int = 0
+    """Requests that the ledger answered."""
+    answered: int = 0
+    failed: list[str] = field(default_factory=list)
+    """The last error message of every request that got no answer."""
+    micro_dollars: int = 0
+    """Charged to, or still reserved for, the attempts of this call."""
+
+
+def budget_error(name: str, scope: Scope, tally: Tally, unanswered: int, worst: int) -> BudgetError:
+    """The error of a reached cap. ``unanswered`` is how many requests are left, ``worst`` the most that they would
+    cost, in micro-dollars."""
+    caps = {"run": scope.run_cap, f"rung {scope.rung}": scope.rung_cap}
+    limits = " and ".join(f"${cap / 1e6:.4f} for the {account}" for account, cap in caps.items() if cap is not None)
+    estimate = ""
+    if tally.answered:
+        dollars = tally.micro_dollars / tally.answered * unanswered / 1e6
+        estimate = f", about ${dollars:.4f} at the average so far"
+    return BudgetError(
+        f"model {name!r}: the cap is reached ({limits}); {tally.stored + tally.answered} requests are answered and "
+        f"kept, {unanswered} are not and would cost at most ${worst / 1e6:.4f}{estimate}; raise the cap and run again"
+    )
+
+
+def unanswered_error(name: str, failed: Sequence[str]) -> AskError:
+    """The error of a call in which some requests got no answer."""
+    return AskError(
+        f"model {name!r}: {len(failed)} requests got no answer (last error: {failed[-1]}); the other answers are kept; "
+        "run again to ask for the missing ones"
+    )
