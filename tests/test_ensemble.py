@@ -18,7 +18,7 @@ from stepladder.config import Config, Ensemble, Member, Model, Price, Questions,
 from stepladder.context import STAGES, Context, parts
 from stepladder.documents import CrossValidation
 from stepladder.ensembling.rules import RULES, Ballot, ballot
-from stepladder.ensembling.selection import choose, folds, rules, select
+from stepladder.ensembling.selection import _beats, choose, folds, rules, select
 from stepladder.errors import ConfigError, InputError, UserError
 from stepladder.mcq.answerfile import submission
 from stepladder.progress import Progress
@@ -319,6 +319,14 @@ def test_the_report_says_what_any_rule_could_reach() -> None:
         "At least one member is right on 50.0\u00a0% of the validation questions: the most that any rule could reach. "
         "Correlation of the members' errors (1: they err on the same questions): a and b 0.25."
     )
+
+
+@pytest.mark.parametrize(
+    ("won", "lost", "beats"), [(1, 0, False), (2, 0, False), (3, 0, True), (9, 7, False), (20, 9, True)]
+)
+def test_one_problem_won_is_luck(won: int, lost: int, beats: bool) -> None:
+    gains = np.array([1.0] * won + [-1.0] * lost + [0.0] * 323)
+    assert _beats(gains, np.arange(len(gains))) == beats
 
 
 # stepladder choose-rule

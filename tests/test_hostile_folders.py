@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from safetensors.torch import save_file
 from transformers import PreTrainedTokenizerBase
 
 from stepladder import models
@@ -17,6 +18,7 @@ from stepladder.mcq.prompts import ask_messages
 from stepladder.models import template
 from stepladder.models.files import refuse_code
 from stepladder.records import Message, Question
+from stepladder.training import merging
 
 QUESTION = Question(
     id="q#0",
@@ -151,3 +153,22 @@ def test_files_that_make_a_tokenizer_are_part_of_the_digest(folder: Path) -> Non
     before = models.content_digest(folder)
     (folder / "merges.txt").write_text("b a")
     assert models.content_digest(folder) != before
+
+
+def test_a_base_whose_files_are_links_gives_nothing_away(folder: Path, tmp_path: Path) -> None:
+    """Merged and packed folders hold copies of some files of the base."""
+    secret = tmp_path / "credentials"
+    secret.write_text('{"key": "secret"}')
+    bundled, adapter, merged = models.locate(models.BUNDLED), tmp_path / "adapter", tmp_path / "merged"
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors").symlink_to(next(bundled.glob("*.safetensors")))
+    (folder / "generation_config.json").unlink()
+    (folder / "generation_config.json").symlink_to(secret)
+    adapter.mkdir()
+    merged.mkdir()
+    template.write(models.load_tokenizer(bundled), adapter)
+    (adapter / "adapter_config.json").write_text('{"r": 1, "lora_alpha": 1}')
+    save_file({}, adapter / "adapter_model.safetensors")
+    with pytest.raises(InputError, match=r"generation_config\.json: is a link that leaves"):
+        merging.merge(folder, adapter, merged)
+    assert "secret" not in "".join(path.read_text(errors="replace") for path in merged.glob("*.json"))

@@ -77,6 +77,12 @@ def test_merged_options_are_split_and_the_label_follows_its_option(
     assert ("merged options" in [note.kind for note in found.notes]) == (split != options)
 
 
+def test_a_merged_option_that_would_leave_the_alphabet_is_left_whole() -> None:
+    options = ("Spain\nB. Japan", *(f"country {number}" for number in range(25)))
+    repaired = repair("Which?", options, "Z")
+    assert (repaired.options, repaired.answer) == (options, "Z")
+
+
 @pytest.mark.parametrize(
     ("stem", "options", "kinds"),
     [

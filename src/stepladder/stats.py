@@ -92,6 +92,13 @@ def mcnemar(before: Sequence[bool], after: Sequence[bool]) -> McNemar:
     return McNemar(lost, won, p)
 
 
+def sign_test(won: int, lost: int) -> float:
+    """One-sided exact p-value of winning at least so many of ``won + lost`` fair coin tosses; 1 where there is none."""
+    from scipy.stats import binomtest
+
+    return float(binomtest(won, won + lost, alternative="greater").pvalue) if won + lost else 1.0
+
+
 def holm(p_values: Sequence[float]) -> list[float]:
     """Holm's step-down adjustment for looking at several tests at once (Holm 1979), in the order given."""
     adjusted = [0.0] * len(p_values)

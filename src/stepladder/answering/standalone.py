@@ -20,6 +20,7 @@ from stepladder.config import Config, Predict, Serve
 from stepladder.config import settings as as_settings
 from stepladder.documents import Document
 from stepladder.errors import InputError
+from stepladder.isolation.folders import files_inside
 from stepladder.records import LETTERS, Language, Prediction, Question
 
 PROMPTS = "prompts"
@@ -74,6 +75,7 @@ def write_settings(config: Config, folder: Path) -> None:
         serve=Serve.model_validate(as_settings(config.serve, without=("environment", "base_url", "model"))),
     ).write(folder)
     if config.prompts is not None:
+        files_inside(config.prompts)
         shutil.copytree(config.prompts, folder / PROMPTS, dirs_exist_ok=True)
 
 

@@ -15,11 +15,13 @@ from numpy.typing import NDArray
 
 from stepladder.documents import CrossValidation, RuleScore
 from stepladder.ensembling.rules import RULES, Ballot, Letters, leader
-from stepladder.stats import Interval, accuracy_interval
+from stepladder.stats import Interval, accuracy_interval, sign_test
 
 OUTER_FOLDS, INNER_FOLDS = 10, 5
 MIN_STANDARD_ERRORS = 1.0
 """By which a rule must beat the best single model, since an ensemble costs its number of members times the compute."""
+MAX_LUCK = 0.16
+"""The p-value of one standard error, one-sided."""
 
 
 class Scored(NamedTuple):
@@ -120,9 +122,12 @@ def choose(ballot: Ballot, right: Letters, groups: NDArray[np.int64], seed: int)
 
 
 def _beats(gains: NDArray[np.float64], groups: NDArray[np.int64]) -> bool:
-    """Whether the sum of gains exceeds :data:`MIN_STANDARD_ERRORS`, taking problems as independent."""
+    """Whether the sum of gains exceeds :data:`MIN_STANDARD_ERRORS`, taking problems as independent, and more problems
+    were won than lost by more than the same luck. The sign test counts where a standard error says little: with one
+    problem won and none lost it equals the gain."""
     by_problem = np.bincount(groups, weights=gains)
-    return bool(gains.sum() > MIN_STANDARD_ERRORS * np.sqrt((by_problem**2).sum()))
+    won, lost = int((by_problem > 0).sum()), int((by_problem < 0).sum())
+    return bool(gains.sum() > MIN_STANDARD_ERRORS * np.sqrt((by_problem**2).sum()) and sign_test(won, lost) <= MAX_LUCK)
 
 
 def folds(groups: NDArray[np.int64], count: int, seed: int) -> list[NDArray[np.int64]]:

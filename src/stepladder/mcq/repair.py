@@ -81,6 +81,7 @@ def split_merged(options: tuple[str, ...], answer: str | None, notes: list[Note]
         own = LETTERS[min(len(split), len(LETTERS) - 1)]
         if (
             inner_letters
+            and len(split) + len(inner_letters) + len(options) - index <= len(LETTERS)
             and all(a < b for a, b in zip([own, *inner_letters], inner_letters, strict=False))
             and all(pieces[::2])
         ):

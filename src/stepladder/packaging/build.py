@@ -21,6 +21,7 @@ from stepladder.config import Config
 from stepladder.context import Context
 from stepladder.documents import Document, EnsembleChoice
 from stepladder.errors import UserError
+from stepladder.isolation.folders import check_inside, files_inside
 from stepladder.packaging import papers, selftest, wheels
 from stepladder.records import Language, Prediction, Question, Record
 from stepladder.reporting.model_card import base_name, licence_of
@@ -136,6 +137,7 @@ def _fill(
     base = models.locate(config.train.base)
     for name, weights in team.members.items():
         progress.update(f"copies {name}", 0, 1)
+        files_inside(weights)  # what a link leads to would be given away
         shutil.copytree(weights, folder / teams.WEIGHTS / name, ignore=lambda _, names: {MANIFEST} & {*names})
     packed = team._replace(members={name: folder / teams.WEIGHTS / name for name in team.members})
     teams.write(folder, packed)
@@ -157,6 +159,7 @@ def _fill(
     )
     _write(folder / "licenses" / "model" / "README", licence_note.encode())
     for path in base.glob("LICEN[CS]E*"):
+        check_inside(path, base)
         _write(folder / "licenses" / "model" / path.name, path.read_bytes())
     packed_models = [
         papers.PackedModel(name, models.content_digest(weights), parent, licence)
@@ -183,6 +186,7 @@ def _prompts(config: Config, folder: Path) -> None:
     packaged = Path(stepladder.__file__).parent / "mcq" / "prompts" / config.language
     shutil.copytree(packaged, folder)
     if config.prompts is not None:
+        files_inside(config.prompts)
         shutil.copytree(config.prompts, folder, dirs_exist_ok=True)
 
 

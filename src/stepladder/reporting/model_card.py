@@ -11,6 +11,8 @@ from stepladder.documents import TrainsetCard, Verdict
 from stepladder.models import BUNDLED
 from stepladder.reporting.data_card import code, yaml_head
 
+MAX_HEAD_CHARACTERS = 20_000
+"""Of a base's card that are read for its licence."""
 BUNDLED_LICENCE = "apache-2.0"
 """Of SmolLM2-135M-Instruct."""
 
@@ -129,5 +131,7 @@ def licence_of(config: Config, base: Path) -> str | None:
     card = base / "README.md"
     if not card.is_file():
         return None
-    match = re.match(r"---\n(?:.*\n)*?license:[ \t]*([\w.-]+)", card.read_text(encoding="utf-8", errors="replace"))
+    with card.open(encoding="utf-8", errors="replace") as file:
+        head = file.read(MAX_HEAD_CHARACTERS)
+    match = re.match(r"---\n(?:.*\n)*?license:[ \t]*+([\w.-]++)", head)
     return match[1] if match else None

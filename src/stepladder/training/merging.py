@@ -14,6 +14,7 @@ from stepladder import models
 from stepladder.config import Dtype
 from stepladder.documents import Distance
 from stepladder.errors import GateError, ModelError
+from stepladder.isolation.folders import check_inside
 from stepladder.models import template
 from stepladder.models.files import read_json
 from stepladder.records import Example
@@ -75,6 +76,7 @@ def merge(base: Path, adapter: Path, folder: Path) -> None:
         raise ModelError(f"{adapter}: {sorted(unused)[0]} is not in {base}; merge it into the base it was trained on")
     for name in ("config.json", "generation_config.json", "model.safetensors.index.json"):
         if (base / name).exists():
+            check_inside(base / name, base)
             shutil.copyfile(base / name, folder / name)
     tokenizer.save_pretrained(folder)
     template.write(tokenizer, folder)
