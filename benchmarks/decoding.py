@@ -100,7 +100,7 @@ def main() -> None:
         answers["embedded engine"][key] == answers["continuous batching"][key] for key in answers["embedded engine"]
     )
     print(
-        f"continuous batching takes {ratio:.2f} times the processor time; {same} of {len(requests)} answers are the same"
+        f"continuous batching takes {ratio:.2f} times the processor time; {same} of {len(requests)} answers are equal"
     )
 
 
