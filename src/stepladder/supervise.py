@@ -1,8 +1,9 @@
-"""A child process that ends with all it started when its parent does, however that ends.
+"""Runs a command so that it ends with its parent, even if the parent is killed, and so do all processes it started.
 
-Trainers and servers start processes of their own, in sessions of their own, which outlive a killed parent and keep the
-cards. So the command runs under a supervisor that reads a pipe only the parent holds open: when that is closed, by the
-parent or by its death, everything below is killed. Run as ``python -m stepladder.supervise COMMAND ...``.
+Trainers and servers start processes in sessions of their own, which would outlive a killed parent and keep the cards.
+So the command runs under a supervisor that reads a pipe which only the parent holds open: when the pipe is closed, by
+the parent or by its end, the supervisor kills everything below it.
+Run as ``python -m stepladder.supervise COMMAND ...``.
 """
 
 from __future__ import annotations
@@ -28,13 +29,13 @@ PR_SET_CHILD_SUBREAPER = 36
 def supervised(
     command: Sequence[str], log: Path, environment: Mapping[str, str], folder: Path | None = None
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """A running command that writes into ``log``; when the block is left it is over, with all it started. ``folder`` is
-    where it runs, by default where this process does."""
-    words = [sys.executable, "-m", "stepladder.supervise", *command]
+    """Run a command, with its output appended to ``log``. When the block ends, so do the command and all processes it
+    started. ``folder`` is its working directory, by default that of this process."""
+    arguments = [sys.executable, "-m", "stepladder.supervise", *command]
     with log.open("ab") as file:
-        # Its own session: Ctrl+C is for the parent, which then leaves the block.
+        # A session of its own, so that Ctrl+C reaches only the parent, which then leaves the block.
         child = subprocess.Popen(  # noqa: S603
-            words, stdin=subprocess.PIPE, stdout=file, stderr=subprocess.STDOUT, env=dict(environment),
+            arguments, stdin=subprocess.PIPE, stdout=file, stderr=subprocess.STDOUT, env=dict(environment),
             start_new_session=True, cwd=folder,
         )  # fmt: skip
     try:
@@ -46,7 +47,7 @@ def supervised(
 
 
 def main() -> int:
-    if sys.platform == "linux":  # whatever loses its parent below becomes a child of this process, and is found
+    if sys.platform == "linux":  # orphaned descendants become children of this process
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     child = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL, start_new_session=True)  # noqa: S603
 
@@ -57,7 +58,7 @@ def main() -> int:
 
     threading.Thread(target=watch, daemon=True).start()
     code = child.wait()
-    _kill_all(child.pid)  # what it started and left behind
+    _kill_all(child.pid)  # processes that the command left behind
     return code if code >= 0 else 128 - code
 
 
@@ -76,7 +77,7 @@ def _kill_all(group: int) -> None:
 
 
 def _descendants() -> list[psutil.Process]:
-    """Processes that this one, or one of its children, started, and that still run."""
+    """Running processes that this one or one of its descendants started."""
     running = []
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess):

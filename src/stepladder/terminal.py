@@ -1,4 +1,4 @@
-"""What commands print alike."""
+"""Tables and lines that commands print."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from rich.table import Table
 
 
 def table(texts: Sequence[str], figures: Sequence[str] = ()) -> Table:
-    """A table without lines: columns of words on the left, columns of figures on the right."""
-    made = Table(box=None, pad_edge=False, header_style="bold")
+    """A table without borders: left-aligned columns ``texts``, then right-aligned columns ``figures``."""
+    result = Table(box=None, pad_edge=False, header_style="bold")
     for name in texts:
-        made.add_column(name)
+        result.add_column(name)
     for name in figures:
-        made.add_column(name, justify="right", no_wrap=True)
-    return made
+        result.add_column(name, justify="right", no_wrap=True)
+    return result
 
 
 def say(console: Console, line: str) -> None:
-    """Print one line as it is, however long, whatever is in it."""
+    """Print a line without wrapping, markup or highlighting."""
     console.print(line, soft_wrap=True, markup=False, highlight=False)

@@ -63,9 +63,8 @@ class Responses(Connection):
         self._db.execute("INSERT OR IGNORE INTO requests VALUES (?, ?)", (request.key, request.identity()))
 
     def _insert_response(self, run: str, request: Request, r: Response, attempt: int | None) -> None:
-        if (
-            r.finish == "refused"
-        ):  # after a truncated answer, whose doubled cap the model does not accept: that one stays
+        if r.finish == "refused":
+            # After a truncated answer, twice its cap was more than the model accepts: the truncated answer stays.
             stored = self._db.execute("SELECT 1 FROM responses WHERE key = ?", (request.key,))
             if stored.fetchone() is not None:
                 return

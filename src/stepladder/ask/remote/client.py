@@ -121,9 +121,8 @@ def _send(requests: list[Request], job: dict[str, Any], listener: Listener, stop
                     listener.report(message["done"], message["spent"])
             process.wait()
         except BaseException:  # an interrupt, or the time limit of predict
-            if (
-                stop is None or not stop.is_set()
-            ):  # otherwise it is interrupted already, and a second interrupt would end it
+            # After ``stop`` the worker has been interrupted already, and a second interrupt would end it.
+            if stop is None or not stop.is_set():
                 process.send_signal(signal.SIGINT)
             process.wait()
             raise
