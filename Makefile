@@ -7,7 +7,7 @@ SWIFT := .venv-swift
 # As many processes as there are cores, but a GiB each; tests that share a fixture share a process (tests/conftest.py).
 PYTEST := $(VENV)/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-.PHONY: setup serve-env swift demo test test-other-dtype test-serve test-swift check coverage docs worlds clean
+.PHONY: setup serve-env swift demo test test-other-dtype test-serve test-swift check fuzz coverage docs worlds clean
 
 setup: $(READY)
 
@@ -66,6 +66,12 @@ check: setup
 	$(VENV)/bin/ruff format --check
 	$(VENV)/bin/mypy
 	$(PYTEST)
+
+# Hostile replies, files, folders, templates and programs, made at random for 20 minutes: MINUTES=5 SEED=1 make fuzz.
+MINUTES ?= 20
+SEED ?= 0
+fuzz: setup
+	$(VENV)/bin/python tests/fuzz.py --minutes $(MINUTES) --seed $(SEED)
 
 # Lines of ask/ that its tests run, processes of their own included.
 coverage: setup

@@ -25,5 +25,5 @@ def problems_in(answers: bytes) -> object:
     try:
         rows = [json.loads(line) for line in answers.splitlines()]
         return [(row["id"], len(row["questions"])) for row in rows]
-    except (ValueError, LookupError, TypeError):
+    except (ValueError, LookupError, TypeError, RecursionError):
         return None

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from stepladder.config import Dtype
-from stepladder.errors import ModelError
+from stepladder.errors import ModelError, UserError
 from stepladder.models.files import read_json
 from stepladder.models.gptq_format import load_gptq
 from stepladder.models.libraries import need, quiet, require
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
 SAFE = {"trust_remote_code": False, "use_safetensors": True}
 """A folder's code is never run, and its pickles are never read."""
-UNREADABLE = (OSError, ValueError, LookupError, TypeError, AttributeError, ImportError, RuntimeError)
-"""What the libraries raise for files that are not what they expect; a RecursionError is a RuntimeError."""
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
@@ -112,12 +110,14 @@ def load_in_4_bits(folder: Path, dtype: Dtype = "auto") -> PreTrainedModel:
 @contextlib.contextmanager
 def _loading(kind: str, folder: Path) -> Iterator[None]:
     """Turn the libraries' errors about files they cannot load into a ModelError of one line."""
-    from safetensors import SafetensorError
-
     try:
         yield
-    except (*UNREADABLE, SafetensorError) as error:
-        if "out of memory" in str(error).lower():
+    except UserError:
+        raise
+    except BaseException as error:
+        # The libraries raise anything for files that are not what they expect: tokenizers a bare Exception, or panics.
+        is_panic = type(error).__name__ == "PanicException"
+        if (not isinstance(error, Exception) and not is_panic) or "out of memory" in str(error).lower():
             raise
         reason = (str(error).strip().split("\n")[0].rstrip(" .:") or type(error).__name__)[:300]
         raise ModelError(
