@@ -20,6 +20,10 @@ TEMPLATE_TOKENS = 256
 """Upper bound on what a server's chat template adds once (a default system prompt, a date line, opening tokens)."""
 MESSAGE_TOKENS = 16
 """Upper bound on what it adds around each message."""
+ANSWER_SLACK_TOKENS = 16
+"""Upper bound on what a server counts beside an answer that fills its cap, such as an end token."""
+REPLY_BYTES, TOKEN_BYTES = 65_536, 1_024
+"""Upper bounds on the JSON of a reply around its tokens, and on that of one token or of one alternative to it."""
 
 Finish = Literal["stop", "length", "filtered", "refused"]
 """``stop``: complete; ``length``: truncated at ``max_tokens``; ``filtered``: withheld by the provider's content filter;
@@ -72,6 +76,17 @@ class Request(Record):
         """:func:`prompt_bound` of its messages, computed once."""
         return prompt_bound(self.messages)
 
+    @property
+    def answer_bound(self) -> int:
+        """The most tokens that a server may count for an answer up to its cap."""
+        return self.max_tokens + ANSWER_SLACK_TOKENS
+
+    @property
+    def reply_bound(self) -> int:
+        """The most bytes that a server's reply may have: text, reasoning, and log-probabilities where they are asked
+        for."""
+        return REPLY_BYTES + self.answer_bound * TOKEN_BYTES * (2 + 2 * (self.top_logprobs or 0))
+
 
 class Response(Record):
     """The answer to a request, as the ledger stores it."""
@@ -114,8 +129,9 @@ def idempotency_key(request: Request, answers_before: int) -> str:
 
 
 def worst_case(request: Request, price: Price) -> int:
-    """The most the request can cost, in micro-dollars: its longest possible prompt, and an answer up to its cap."""
-    return price.of(request.prompt_bound, request.max_tokens)
+    """The most the request can cost, in micro-dollars: its longest possible prompt, and an answer up to its cap, as
+    generously as a server may count it."""
+    return price.of(request.prompt_bound, request.answer_bound)
 
 
 def prompt_bound(messages: Sequence[Message]) -> int:

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from stepladder.ask.ledger.private import OWNER_ONLY, make_private
 from stepladder.ask.ledger.schema import MIGRATIONS
 from stepladder.errors import UserError
 
@@ -32,6 +33,7 @@ class Connection:
         self._lock: int | None = None
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            make_private(path)
             self._db = sqlite3.connect(path, timeout=60, isolation_level=None, check_same_thread=False)
         except (OSError, sqlite3.OperationalError) as error:
             raise UserError(f"{path}: cannot be opened ({error}); choose a folder you can write to") from None
@@ -85,7 +87,7 @@ class Connection:
         if self._session is None:
             inserted = self._db.execute("INSERT INTO sessions (pid, started) VALUES (?, ?)", (os.getpid(), time.time()))
             self._session = int(inserted.lastrowid or 0)
-            self._lock = os.open(self._session_file(self._session), os.O_CREAT | os.O_RDWR)
+            self._lock = os.open(self._session_file(self._session), os.O_CREAT | os.O_RDWR, OWNER_ONLY)
             fcntl.flock(self._lock, fcntl.LOCK_EX)
 
     def _session_file(self, session: int) -> Path:

@@ -215,10 +215,11 @@ class _Call:
             finally:
                 self.flight.remove(grant.attempt)
         ended_at = time.monotonic()
-        outcome = judge(request, delivery, price)
-        await self.committer.write(
-            lambda ledger: ledger.settle(grant, request, scope, delivery, outcome, ended_at - sent_at)
+        judged = judge(request, delivery, price)
+        outcome = await self.committer.write(
+            lambda ledger: ledger.settle(grant, request, scope, delivery, judged, ended_at - sent_at)
         )
+        self.tally.flag(self.model.name, outcome, self.listener.note)
         if outcome.charge is not None:
             self.tally.micro_dollars += outcome.charge - grant.reserved
         if self.attempts_left is not None:
