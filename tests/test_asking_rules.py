@@ -145,6 +145,28 @@ def test_a_delivery_is_judged(delivery: Delivery, kind: str, charge: int | None)
         assert outcome.response.micro_dollars == worst_case(request(), PRICE)
 
 
+@pytest.mark.parametrize(
+    ("delivery", "why"),
+    [
+        (reply(choices=choice(finish_reason="tool_calls")), "its finish_reason is 'tool_calls', where stop, length, "),
+        (reply(choices=choice(finish_reason=None)), "its finish_reason is missing"),
+        (reply(choices=choice(finish_reason=["stop"])), "its finish_reason is missing"),
+        (reply(choices=[]), "it has no message in choices[0]"),
+        (reply(choices=choice(message={"content": 5})), "the content of its message is no text"),
+        (
+            Delivery(200, b"<html>\x1b]52;c;\x07", {"content-type": "text/html"}),
+            "it is no JSON; text/html, begins '<html>",
+        ),
+        (Delivery(200, b""), "it is no JSON; without a content type, an empty body"),
+    ],
+)
+def test_a_reply_that_cannot_be_read_is_described(delivery: Delivery, why: str) -> None:
+    message = judge(request(), delivery, PRICE).message
+    assert message.startswith(f"HTTP 200 that cannot be read: {why}")
+    assert "Error" not in message
+    assert message.isprintable()
+
+
 @given(st.none() | st.integers(100, 599), st.binary(max_size=60), st.dictionaries(TEXTS, TEXTS, max_size=2))
 def test_judging_never_raises(status: int | None, body: bytes, headers: dict[str, str]) -> None:
     assert judge(request(), Delivery(status, body, headers), PRICE).kind

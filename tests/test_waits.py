@@ -46,7 +46,8 @@ def portal(status: int, **headers: str) -> Iterator[tuple[str, list[str]]]:
             self.end_headers()
             self.wfile.write(PAGE)
 
-        do_GET = do_POST
+        def do_GET(self) -> None:
+            self.do_POST()
 
         def log_message(self, format: str, *args: object) -> None:
             pass
@@ -75,9 +76,12 @@ def test_a_page_of_a_captive_portal_costs_a_few_probes_and_not_the_cap(ledger: L
 
 @pytest.mark.parametrize("status", [302, 307, 308])
 def test_a_redirect_is_called_one_and_not_followed(ledger: Ledger, status: int) -> None:
-    with portal(200) as (elsewhere, followed), portal(status, Location=elsewhere) as (url, asked):
-        with pytest.raises(AskError, match=rf"HTTP {status}.*redirects to {elsewhere}"):
-            ask(requests("redirected", 100), teacher(url), ledger, SCOPE)
+    with (
+        portal(200) as (elsewhere, followed),
+        portal(status, Location=elsewhere) as (url, asked),
+        pytest.raises(AskError, match=rf"HTTP {status}.*redirects to {elsewhere}"),
+    ):
+        ask(requests("redirected", 100), teacher(url), ledger, SCOPE)
     assert len(asked) <= PROBES
     assert followed == []
     assert ledger.spent("run") == 0
