@@ -20,6 +20,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -142,9 +143,9 @@ def replies(draw: random.Random, _: Path) -> int:
     headers = {name: str(draw.choice((value, *NASTY))) for name, value in HEADERS.items()}
     status = draw.choice((200, 200, 200, 200, 400, 401, 429, 500, 502, 302, 100, 999, None))
     request = Request(model="m", messages=(Message(role="user", content="x"),), max_tokens=draw.choice((1, 64)))
-    price = Price(input=1.0, output=2.0)
+    price = Price(input=Decimal(1), output=Decimal(2))
     outcome = judge(request, Delivery(status, body, headers), price, 1_700_000_000.0)
-    reset_wait(headers)
+    reset_wait(headers, 1_700_000_000.0)
     read_line(body)
     if outcome.response is not None:
         outcome.response.text.encode()
