@@ -355,7 +355,7 @@ def test_the_number_format_is_on_record_and_a_change_is_said(
     (project / "run.toml").write_text(TOML.format(base=merged, max_kl=2.0, repairs="[]"))
     shown = run(project)
     assert "adapter/all              up to date" in shown, "auto is no setting: what another machine made stays"
-    said = f"quantised/all is computed in {other}, and adapter/all, merged/all were in {here}; dtype in [train] holds"
+    said = f"quantised/all is computed in {other}, and adapter/all, merged/all were in {here}; set dtype in [train]"
     assert said in shown
     assert verdict(project)["dtype"] == {"trained": here, "quantised": other, "measured": other}
 
