@@ -87,7 +87,7 @@ def read(folder: Path) -> Shape:
     """The shape of the model in a folder, from its config.json.
 
     Raises:
-        ModelError: config.json lacks a field; the message names it.
+        ModelError: config.json lacks a field, which the message names, or a field is no number.
     """
     path = folder / "config.json"
     config = read_json(path)
@@ -105,3 +105,5 @@ def read(folder: Path) -> Shape:
         )
     except KeyError as error:
         raise ModelError(f"{path}: no {error}; memory can be planned only for models like Llama and Qwen2") from None
+    except (TypeError, ValueError, ArithmeticError) as error:
+        raise ModelError(f"{path}: a size is no number ({error}); give an undamaged folder") from None

@@ -230,7 +230,7 @@ def _unlettered(options: tuple[str, ...]) -> tuple[str, ...]:
 def _json(source: Path) -> Any:
     try:
         return json.loads(records.read_text(source))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(source, f"not JSON ({error})") from None
 
 
