@@ -10,28 +10,18 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-import re
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import psutil
 
 PR_SET_CHILD_SUBREAPER = 36
 """From linux/prctl.h."""
-
-_SECRET = re.compile(r"(^|_)(API_?)?(KEYS?|TOKEN|SECRETS?|PASSW(OR)?D|PASSPHRASE|CREDENTIALS?)(_|$)", re.IGNORECASE)
-"""In the name of an environment variable. ``TOKENS`` are counted, ``TOKEN`` opens doors."""
-
-
-def without_secrets(environment: Mapping[str, str], names: Collection[str] = ()) -> dict[str, str]:
-    """The environment without API keys, tokens and passwords, for programs that need none: those of these names, and
-    those that are named like one."""
-    return {name: value for name, value in environment.items() if name not in names and not _SECRET.search(name)}
 
 
 @contextlib.contextmanager

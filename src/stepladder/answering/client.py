@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
@@ -70,7 +70,6 @@ class FolderClient:
         dtype: number format of weights in this process.
         progress: the live view.
         stop: once it is set, servers are stopped and nothing more is asked.
-        withheld: environment variables that servers do not inherit, beside those that are named like secrets.
     """
 
     def __init__(
@@ -82,11 +81,9 @@ class FolderClient:
         dtype: Dtype,
         progress: Progress | Lane,
         stop: threading.Event | None = None,
-        withheld: Collection[str] = (),
     ) -> None:
         self._ledger, self._name, self._scratch = ledger, name, scratch
         self._serve, self._dtype, self._progress, self._stop = serve, dtype, progress, stop
-        self._withheld = withheld
         self._weights: Path | None = None
         self._loaded: Local | None = None
         self._fleet: Fleet | None = None
@@ -155,9 +152,7 @@ class FolderClient:
             self._clear()
             template.check_folder(models.load_tokenizer(weights), weights)
             self._progress.update(f"{label}: vLLM starts", 0, 1)
-            fleet = Fleet(
-                weights, self._serve.model, self._serve, self._scratch, self._progress.say, self._stop, self._withheld
-            )
+            fleet = Fleet(weights, self._serve.model, self._serve, self._scratch, self._progress.say, self._stop)
             self._fleet, self._weights = self._servers.enter_context(fleet), weights
             self._progress.update(f"{label}: vLLM starts", 1, 1)
         # Only this client asks these servers, and the fleet notices when one dies: a long wait is no fault.
@@ -174,10 +169,7 @@ def folder_client(context: Context) -> FolderClient:
     """A client that answers for a run."""
     workspace, config = context.workspace, context.config
     scratch = workspace.folder / ".serve"
-    keys = {model.api_key_env for model in config.models.values() if model.api_key_env is not None}
-    return FolderClient(
-        workspace.ledger, workspace.name, scratch, config.serve, config.predict.dtype, context.progress, withheld=keys
-    )
+    return FolderClient(workspace.ledger, workspace.name, scratch, config.serve, config.predict.dtype, context.progress)
 
 
 class ModelClient:

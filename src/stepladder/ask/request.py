@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import unicodedata
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
@@ -12,6 +11,7 @@ from pydantic import Field
 
 from stepladder.config import Price
 from stepladder.records import Message, Record
+from stepladder.text import nfkc_bytes
 from stepladder.workspace import canonical
 
 KEY_VERSION = "v1"
@@ -135,9 +135,5 @@ def prompt_bound(messages: Sequence[Message]) -> int:
     Today's tokenizers fall back to bytes for unknown text, so a text never has more tokens than UTF-8 bytes; some
     normalise it first (NFKC), which may lengthen it. What the chat template adds is bounded by constants.
     """
-    sizes = (max(_byte_count(m.content), _byte_count(unicodedata.normalize("NFKC", m.content))) for m in messages)
+    sizes = (max(len(m.content.encode()), nfkc_bytes(m.content)) for m in messages)
     return TEMPLATE_TOKENS + sum(size + MESSAGE_TOKENS for size in sizes)
-
-
-def _byte_count(text: str) -> int:
-    return len(text.encode())

@@ -15,14 +15,14 @@ import subprocess
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from stepladder.config import Serve
 from stepladder.errors import ServeError
 from stepladder.forecast import memory
 from stepladder.serving.cards import cards_by_server
-from stepladder.supervise import supervised, without_secrets
+from stepladder.supervise import supervised
 
 MAX_RESTARTS = 3
 """Of a server that had been healthy."""
@@ -70,7 +70,6 @@ class Fleet:
         folder: for logs and the file of addresses.
         note: called with a message when a server is restarted.
         stop: once it is set, the servers are stopped, even while they start or answer.
-        withheld: environment variables that the servers do not inherit, beside those that are named like secrets.
 
     Raises:
         ServeError: on entering, a server did not become healthy; the message says why.
@@ -84,9 +83,7 @@ class Fleet:
         folder: Path,
         note: Note = lambda message: None,
         stop: threading.Event | None = None,
-        withheld: Collection[str] = (),
     ) -> None:
-        self._withheld = withheld
         self._weights, self._name, self._settings, self._folder, self._note = weights, name, settings, folder, note
         self.addresses = folder / "addresses.txt"
         """File with the base URLs of the healthy servers, one a line."""
@@ -147,7 +144,7 @@ class Fleet:
         while not self._is_over:
             port = _free_port()
             arguments, environment = server_command(
-                self._weights, self._name, self._settings, program, cards, port, generation, self._withheld
+                self._weights, self._name, self._settings, program, cards, port, generation
             )
             log_offset = log.stat().st_size if log.exists() else 0
             with supervised(arguments, log, environment) as child:
@@ -199,17 +196,9 @@ class Fleet:
 
 
 def server_command(
-    weights: Path,
-    name: str,
-    settings: Serve,
-    program: Path,
-    cards: Sequence[str],
-    port: int,
-    generation: Path,
-    withheld: Collection[str] = (),
+    weights: Path, name: str, settings: Serve, program: Path, cards: Sequence[str], port: int, generation: Path
 ) -> tuple[list[str], dict[str, str]]:
-    """The command line and the environment of a server. ``generation`` is the folder of its generation config,
-    ``withheld`` are environment variables that it does not inherit."""
+    """The command line and the environment of a server. ``generation`` is the folder of its generation config."""
     arguments = [
         str(program), "serve", str(weights), "--served-model-name", name, "--host", "127.0.0.1", "--port", str(port),
         "--max-model-len", str(settings.max_length), "--generation-config", str(generation), "--dtype", settings.dtype,
@@ -224,13 +213,12 @@ def server_command(
     cache_gib = settings.kv_cache_gib if cards else settings.kv_cache_gib or HOST_CACHE_GIB
     if cache_gib is not None:
         arguments += ["--kv-cache-memory-bytes", str(round(cache_gib * 2**30))]
-    return arguments, server_environment(cards, withheld)
+    return arguments, server_environment(cards)
 
 
-def server_environment(cards: Sequence[str], withheld: Collection[str] = ()) -> dict[str, str]:
-    """Environment variables with which vLLM uses these cards, or without any this machine's cores; without secrets, and
-    without the variables ``withheld``."""
-    environment = without_secrets(os.environ, withheld) | OFFLINE_ENVIRONMENT
+def server_environment(cards: Sequence[str]) -> dict[str, str]:
+    """Environment variables with which vLLM uses these cards, or without any this machine's cores."""
+    environment = {**os.environ, **OFFLINE_ENVIRONMENT}
     if cards:
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(cards)
         return environment
@@ -272,9 +260,8 @@ def _free_port() -> int:
 
 
 def _is_healthy(port: int) -> bool:
-    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # HTTP_PROXY is not for this machine
     try:
-        with direct.open(f"http://127.0.0.1:{port}/health", timeout=2) as reply:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2) as reply:
             return bool(reply.status == 200)
     except OSError:
         return False

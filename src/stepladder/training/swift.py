@@ -21,7 +21,7 @@ from stepladder.errors import UserError
 from stepladder.models import template
 from stepladder.models.files import refuse_code
 from stepladder.records import Example
-from stepladder.supervise import supervised, without_secrets
+from stepladder.supervise import supervised
 from stepladder.training.data import (
     MAX_LOG_CHARACTERS,
     Data,
@@ -170,11 +170,7 @@ def check(settings: Train, base: Path, example: Example) -> None:
     row = json.dumps({"messages": [message.model_dump() for message in example.messages]})
     arguments = [python(swift.environment), "-c", _RENDER, base, swift.model_type or "", swift.template or "", row]
     done = subprocess.run(  # noqa: S603
-        [str(word) for word in arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=without_secrets(os.environ) | OFFLINE,
+        [str(word) for word in arguments], capture_output=True, text=True, check=False, env=os.environ | OFFLINE
     )
     if done.returncode:
         raise UserError(
@@ -212,7 +208,7 @@ def _run(
         UserError: it failed; the message holds the end of its log.
     """
     arguments = [str(python(swift.environment).with_name("swift")), *command]
-    with supervised(arguments, log, without_secrets(os.environ) | OFFLINE | dict(variables)) as child:
+    with supervised(arguments, log, os.environ | OFFLINE | dict(variables)) as child:
         reported = 0
         while child.poll() is None:
             time.sleep(0.5)
