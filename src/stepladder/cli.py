@@ -102,11 +102,14 @@ def ledger(
     export: Annotated[
         Path | None, typer.Option(help="Write every request and raw response, of all runs, as JSONL.")
     ] = None,
+    backup: Annotated[
+        Path | None, typer.Option(help="Write a copy of the ledger, also while it is in use, into a new file.")
+    ] = None,
 ) -> None:
     """Show what the run's model calls cost, by rung and model, and how they ended."""
     from stepladder.commands import ledger as command
 
-    command.ledger(config, runs, export)
+    command.ledger(config, runs, export, backup)
 
 
 @app.command()

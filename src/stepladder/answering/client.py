@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
@@ -44,6 +44,18 @@ def identity(config: Config, name: str) -> str:
 def computed_in(engine: Literal["local", "vllm"], predict: Predict, serve: Serve) -> str:
     """The setting that says which number format an engine computes in."""
     return predict.dtype if engine == "local" else serve.dtype
+
+
+def check_ledger(ledger: Path, say: Callable[[str], None]) -> None:
+    """Look for damage in a ledger, if it is there, and say what a user should know about its file.
+
+    Raises:
+        LedgerError: it is damaged.
+    """
+    if ledger.exists():
+        with Ledger(ledger, read_only=True) as opened:
+            for line in opened.check():
+                say(line)
 
 
 class Billing(NamedTuple):
@@ -116,7 +128,9 @@ class FolderClient:
 
         with Ledger(self._ledger) as ledger:
             if engine == "local":
-                return ask_embedded(requests, lambda: self._load(weights), ledger, self._name, report)
+                return ask_embedded(
+                    requests, lambda: self._load(weights), ledger, self._name, report, self._progress.say
+                )
             stored = ledger.find_all(requests)
             if all(request.key in stored and stored[request.key].settles(request) for request in requests):
                 report(len(requests), len(requests))

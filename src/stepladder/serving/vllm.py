@@ -36,7 +36,7 @@ CPU_BLOCK_TOKENS = 32
 HOST_CACHE_GIB = 2.0
 """KV cache in host memory, by default."""
 MAX_BOUND_CORES = 4
-"""With so many cores or fewer, vLLM is told to compute on all of them: of two it would reserve one for its server."""
+"""With so many cores or fewer, vLLM is made to compute on all of them: of two it would reserve one for its server."""
 POLL_SECONDS = 0.3
 """Between two checks of a server."""
 OFFLINE_ENVIRONMENT = {

@@ -16,8 +16,8 @@ class Attempts(Responses):
     """A run's spend is the sum over its attempts: of each the settled charge or, while that is unknown, the worst case
     reserved for it. So the sum is never too small, even if a process is killed."""
 
-    def __init__(self, path: Path) -> None:
-        super().__init__(path)
+    def __init__(self, path: Path, *, read_only: bool = False) -> None:
+        super().__init__(path, read_only=read_only)
         self._spent_cache: dict[tuple[str, str | None], int] = {}
         self._data_version = -1
 
