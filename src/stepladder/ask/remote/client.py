@@ -78,6 +78,7 @@ def ask_remote(
     job = {
         "name": model.name,
         "model": settings.model_dump(mode="json", exclude_unset=True),
+        "key": model.key,  # by a pipe: nobody else can read it
         "identity": missing[0].model,
         "probe": _probe_tokens(settings.path) if settings.is_own and settings.path else None,
         "ledger": str(ledger.path),

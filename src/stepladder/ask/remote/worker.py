@@ -62,7 +62,7 @@ def _run_job() -> None:
 
 
 async def _ask(job: dict[str, Any], ledger: Ledger, report: SpendReport) -> Tally:
-    model, scope = RemoteModel(job["name"], Model.model_validate(job["model"])), Scope(**job["scope"])
+    model, scope = RemoteModel(job["name"], Model.model_validate(job["model"]), key=job["key"]), Scope(**job["scope"])
     is_own = model.settings.is_own
     admission = Admission(job["identity"], model.served, job["probe"], scope.run) if is_own else None
     priced = priced_model(model, admission, _note, job["start"])
