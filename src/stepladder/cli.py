@@ -102,11 +102,14 @@ def ledger(
     export: Annotated[
         Path | None, typer.Option(help="Write every request and raw response, of all runs, as JSONL.")
     ] = None,
+    backup: Annotated[
+        Path | None, typer.Option(help="Write a copy of the ledger, also while it is in use, into a new file.")
+    ] = None,
 ) -> None:
     """Show what the run's model calls cost, by rung and model, and how they ended."""
     from stepladder.commands import ledger as command
 
-    command.ledger(config, runs, export)
+    command.ledger(config, runs, export, backup)
 
 
 @app.command()
@@ -191,7 +194,10 @@ def predict(
     kv_cache: Annotated[float | None, typer.Option(min=0.01, help="With vllm: GiB for the KV cache.")] = None,
     url: Annotated[
         list[str] | None,
-        typer.Option(help="Address, up to /v1, of a vLLM server that already serves the model; none is started."),
+        typer.Option(
+            help="Address, up to /v1, of a vLLM server that already serves the model; none is started. Its key: "
+            "VLLM_API_KEY."
+        ),
     ] = None,
     served_as: Annotated[str | None, typer.Option(help="With --url: the server's name for the model.")] = None,
     least: Annotated[

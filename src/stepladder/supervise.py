@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -22,6 +23,22 @@ import psutil
 
 PR_SET_CHILD_SUBREAPER = 36
 """From linux/prctl.h."""
+PASSED_ON = re.compile(
+    r"PATH|HOME|USER|LOGNAME|SHELL|TERM|TZ|TMP|TEMP|TMPDIR|PWD|HOSTNAME|LANG|LANGUAGE|VIRTUAL_ENV|CC|CXX|CPATH|MAX_JOBS"
+    r"|LIBRARY_PATH|DO_NOT_TRACK|RANK|WORLD_SIZE|PYTHON\w*"
+    r"|(LC|XDG|LD|CUDA|CUDNN|CUBLAS|NVIDIA|NCCL|GLOO|UCX|TORCH|TORCHELASTIC|TORCHINDUCTOR|PYTORCH|TRITON|VLLM|FLASHINFER"
+    r"|HF|TRANSFORMERS|SAFETENSORS|TOKENIZERS|MODELSCOPE|SWIFT|DS|ACCELERATE|GPTQMODEL|LLM_COMPRESSOR|OMP|MKL|KMP"
+    r"|OPENBLAS|GOMP|NUMEXPR|MALLOC|ROCR|ROCM|HIP|HSA|AMD|ZE|ONEAPI|ASCEND|XLA|MASTER|NODE|LOCAL|STEPLADDER)_\w+"
+)
+"""Names of the environment variables that programs of others are given: what they need to find libraries and cards."""
+SECRET = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)S?$", re.IGNORECASE)
+"""Names that are not passed on even so."""
+
+
+def child_environment() -> dict[str, str]:
+    """This process's environment for a program that asks no teacher: without the teachers' keys, whose variables a
+    configuration may call what it likes, and without any other secret."""
+    return {name: value for name, value in os.environ.items() if PASSED_ON.fullmatch(name) and not SECRET.search(name)}
 
 
 @contextlib.contextmanager

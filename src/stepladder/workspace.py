@@ -69,6 +69,25 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def open_itself(path: Path, flags: int) -> int:
+    """Open a file of ours, never what a link in its place leads to, and never for child processes.
+
+    Raises:
+        OSError: it cannot be opened; ELOOP: it is a link.
+    """
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+
+
+def sync_folder(folder: Path) -> None:
+    """Put a folder's entries on the disk: after a rename, so that it survives a loss of power."""
+    with contextlib.suppress(OSError):  # some file systems cannot
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
 def write_atomic(path: Path, text: str | Iterable[str]) -> None:
     """Write a text file, whole or piece by piece, so that readers see the old content or the new, never a part.
 
@@ -85,6 +104,7 @@ def write_atomic(path: Path, text: str | Iterable[str]) -> None:
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
+        sync_folder(path.parent)
     except OSError as error:
         with contextlib.suppress(OSError):
             partial.unlink()
@@ -174,6 +194,7 @@ class Artifact:
             if self.folder.exists():
                 shutil.rmtree(self.folder)
             partial.rename(self.folder)
+            sync_folder(self.folder.parent)
             shutil.rmtree(self._scratch, ignore_errors=True)
         finally:
             shutil.rmtree(partial, ignore_errors=True)

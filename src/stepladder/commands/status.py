@@ -22,7 +22,7 @@ def status(config: Path, runs: Path) -> None:
     if not context.workspace.ledger.exists():
         return
     name = context.workspace.name
-    with Ledger(context.workspace.ledger) as ledger:
+    with Ledger(context.workspace.ledger, read_only=True) as ledger:
         console.print(f"\n{ledger.calls(name)} model calls, ${ledger.spent(name) / 1e6:.2f} spent")
         for batch in ledger.unfinished_batches(name):
             line = f"batch {batch.remote}: " if batch.remote else "batch: "

@@ -7,7 +7,6 @@ PEFT adapter. Before training, its rendering of a conversation must match Stepla
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import time
@@ -21,7 +20,7 @@ from stepladder.errors import UserError
 from stepladder.models import template
 from stepladder.models.files import refuse_code
 from stepladder.records import Example
-from stepladder.supervise import supervised
+from stepladder.supervise import child_environment, supervised
 from stepladder.training.data import (
     MAX_LOG_CHARACTERS,
     Data,
@@ -170,7 +169,11 @@ def check(settings: Train, base: Path, example: Example) -> None:
     row = json.dumps({"messages": [message.model_dump() for message in example.messages]})
     arguments = [python(swift.environment), "-c", _RENDER, base, swift.model_type or "", swift.template or "", row]
     done = subprocess.run(  # noqa: S603
-        [str(word) for word in arguments], capture_output=True, text=True, check=False, env=os.environ | OFFLINE
+        [str(word) for word in arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=child_environment() | OFFLINE,
     )
     if done.returncode:
         raise UserError(
@@ -208,7 +211,7 @@ def _run(
         UserError: it failed; the message holds the end of its log.
     """
     arguments = [str(python(swift.environment).with_name("swift")), *command]
-    with supervised(arguments, log, os.environ | OFFLINE | dict(variables)) as child:
+    with supervised(arguments, log, child_environment() | OFFLINE | dict(variables)) as child:
         reported = 0
         while child.poll() is None:
             time.sleep(0.5)
