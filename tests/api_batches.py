@@ -49,6 +49,7 @@ class Batches:
     def __init__(self, provider: Provider) -> None:
         self.provider = provider
         self.files: dict[str, File] = {}
+        self.uploads = 0
         self.batches: dict[str, Batch] = {}
 
     def route(self, method: str, path: str, query: str, kind: str, body: bytes) -> Reply | None:  # noqa: PLR0911
@@ -63,6 +64,9 @@ class Batches:
             case ("GET", "files", name, "content"):
                 file = self.file(name)
                 return Reply(file.content, orders=file.orders)
+            case ("DELETE", "files", name):
+                del self.files[self.file(name).view["id"]]
+                return Reply(to_json({"id": name, "object": "file", "deleted": True}))
             case ("POST", "batches"):
                 return self.create(body)
             case ("GET", "batches"):
@@ -86,7 +90,8 @@ class Batches:
         return self.batches[name]
 
     def keep(self, filename: str, purpose: str, content: bytes) -> File:
-        name = f"file-{len(self.files) + 1}"
+        self.uploads += 1
+        name = f"file-{self.uploads}"
         view = {"id": name, "object": "file", "bytes": len(content), "created_at": int(time.time())}
         view |= {"filename": filename, "purpose": purpose, "status": "processed"}
         self.files[name] = File(view, content)
@@ -98,6 +103,8 @@ class Batches:
             raise Refusal(400, "An upload needs the fields 'purpose' (which must be batch) and 'file'.")
         filename, content = form["file"]
         file = self.keep(filename, "batch", content)
+        if "expires_after[seconds]" in form:
+            file.view["expires_at"] = file.view["created_at"] + int(form["expires_after[seconds]"][1])
         if self.provider.strike("upload_lost", content):
             raise Refusal(500, "The script says upload_lost.", why="upload_lost")
         return Reply(to_json(file.view))
@@ -112,6 +119,7 @@ class Batches:
         name, now = f"batch_{len(self.batches) + 1}", int(time.time())
         view = {"id": name, "object": "batch", "endpoint": CHAT, "errors": None, "input_file_id": source.view["id"]}
         view |= {"completion_window": "24h", "status": "validating", "output_file_id": None, "error_file_id": None}
+        view |= {"output_expires_after": wanted.get("output_expires_after")}
         view |= {"created_at": now, "expires_at": now + 24 * 3600, **dict.fromkeys(TIMES)}
         view |= {"request_counts": {"total": 0, "completed": 0, "failed": 0}, "metadata": wanted.get("metadata")}
         self.batches[name] = Batch(view)

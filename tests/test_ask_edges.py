@@ -27,9 +27,10 @@ from stepladder.ask.ledger.commit import Committer
 from stepladder.ask.outcome import Delivery, Unreachable, judge
 from stepladder.ask.remote import batch
 from stepladder.ask.remote.admission import FREE, Admission
+from stepladder.ask.remote.batch_api import BatchApi, Gone, Refused
 from stepladder.ask.remote.client import _probe_tokens
 from stepladder.ask.remote.engine import ask_all
-from stepladder.ask.remote.openai_http import BatchApi, Gone, Http, Refused, chat_body
+from stepladder.ask.remote.openai_http import Http, chat_body
 from stepladder.ask.remote.servers import Endpoint
 from stepladder.ask.remote.teacher import priced_model
 from stepladder.ask.request import Request, Response, worst_case
@@ -316,7 +317,7 @@ def test_a_batch_whose_making_is_never_confirmed_is_left_for_the_next_run(
     monkeypatch.setattr(batch, "PAUSES_SECONDS", (0.0,))
     monkeypatch.setattr(batch, "LISTING_WAIT_SECONDS", 0.0)
 
-    def nobody(self: BatchApi, file: str, metadata: dict[str, str]) -> str:
+    def nobody(self: BatchApi, file: str, intent: str) -> str:
         raise Unreachable("reset")
 
     with monkeypatch.context() as patch:
@@ -326,8 +327,7 @@ def test_a_batch_whose_making_is_never_confirmed_is_left_for_the_next_run(
     assert [row.requests for row in ledger.unfinished_batches("run")] == [3]
     assert len(ask_remote(requests("unsure", 3), RemoteModel("t", model, batch=True), ledger, SCOPE)) == 3
     with monkeypatch.context() as patch:
-        patch.setattr(BatchApi, "retrieve", nobody)
-        patch.setattr(BatchApi, "retrieve", lambda self, name: nobody(self, name, {}))
+        patch.setattr(BatchApi, "retrieve", lambda self, name: nobody(self, name, ""))
         with pytest.raises(AskError, match=r"does not answer \(reset\); nothing is lost, run again"):
             ask_remote(requests("unseen", 3), RemoteModel("t", model, batch=True), ledger, SCOPE)
     assert len(ask_remote(requests("unseen", 3), RemoteModel("t", model, batch=True), ledger, SCOPE)) == 3
@@ -384,9 +384,7 @@ def test_a_refusal_does_not_hide_what_was_cut_off(ledger: Ledger) -> None:
     assert ledger.find(wanted) == cut
 
 
-def test_a_listing_is_read_no_further_back_than_need_be() -> None:
-    views = [{"id": 1, "created_at": 9000}, {"id": 2, "created_at": 5500}, {"id": 3, "created_at": 1000}, {"id": 4}]
-    assert [view["id"] for view in batch._recent(views, 9000.0)] == [1, 2]
+def test_a_batch_is_polled_less_and_less_often() -> None:
     pauses = batch._pauses()
     assert [next(pauses) for _ in range(9)][-3:] == [60, 60, 60]
 

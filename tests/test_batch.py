@@ -15,8 +15,8 @@ from asker import outcomes, requests, rows
 from stepladder.ask import Listener, RemoteModel, ask_remote
 from stepladder.ask.ledger import Ledger, Scope
 from stepladder.ask.remote import batch
+from stepladder.ask.remote.batch_api import BatchApi
 from stepladder.ask.remote.batch_lines import read_line
-from stepladder.ask.remote.openai_http import BatchApi
 from stepladder.ask.request import worst_case
 from stepladder.config import Model
 from stepladder.errors import AskError, BudgetError
@@ -238,7 +238,7 @@ def test_a_line_is_read_or_kept(line: Any, number: int | None, status: int | Non
 
 def test_a_line_of_nobody_is_kept_with_its_batch(ledger: Ledger, model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     content = BatchApi.content
-    monkeypatch.setattr(BatchApi, "content", lambda self, file: content(self, file) + b"from nowhere\n")
+    monkeypatch.setattr(BatchApi, "content", lambda self, file, limit: content(self, file, limit) + b"from nowhere\n")
     ask_remote(requests("stray", 2), RemoteModel("t", model, batch=True), ledger, SCOPE)
     assert rows(ledger, "SELECT stray FROM batches") == [(b"from nowhere\n",)]
 

@@ -14,6 +14,7 @@ _PHRASES = ("\ufdfa", "\ufdfb")
 _PHRASE = re.compile("([\ufdfa\ufdfb])")
 _CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff]")
 """C0 and C1 controls but tab and newline, which terminals act upon, and what reorders or hides text."""
+_SURROGATES = re.compile("[\ud800-\udfff]")
 
 
 def nfkc(text: str) -> str:
@@ -24,6 +25,13 @@ def nfkc(text: str) -> str:
     """
     safe = _NONSTARTERS.sub(_interrupted, text)
     return "".join(part if part in _PHRASES else unicodedata.normalize("NFKC", part) for part in _PHRASE.split(safe))
+
+
+def nfkc_bytes(text: str) -> int:
+    """An upper bound on the bytes of a text's compatibility composition (NFKC) in UTF-8: those of :func:`nfkc`, and the
+    phrases unfolded."""
+    phrases = sum(text.count(phrase) * len(unicodedata.normalize("NFKC", phrase).encode()) for phrase in _PHRASES)
+    return len(nfkc(text).encode()) + phrases
 
 
 def _interrupted(run: re.Match[str]) -> str:
@@ -41,3 +49,8 @@ def _interrupted(run: re.Match[str]) -> str:
 def printable(text: str) -> str:
     """The text as a terminal may be given it: what it would act upon or hide stands there by its code (``\\x1b``)."""
     return _CONTROLS.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+
+
+def well_formed(text: str) -> str:
+    """The text with U+FFFD for lone surrogates, which JSON can name and no UTF-8 file or database can hold."""
+    return _SURROGATES.sub("\ufffd", text)

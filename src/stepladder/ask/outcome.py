@@ -15,13 +15,15 @@ malformed     a response that cannot be parsed: stored, charged at the worst cas
 from __future__ import annotations
 
 import email.utils
-import json
+import math
 import time
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
+from stepladder.ask.foreign_json import one_line, read_json
 from stepladder.ask.request import Finish, Request, Response, TokenLogprob, worst_case
 from stepladder.config import Price
+from stepladder.text import well_formed
 
 Kind = Literal[
     "answered",
@@ -47,6 +49,12 @@ PROMPT_CODES = ("content_filter", "context_length_exceeded", "content_policy_vio
 """Error codes of a 400 that is due to this prompt."""
 TOO_LONG_MESSAGE = "maximum context length"
 """In the message of vLLM's 400 for a prompt that is too long, whose error code says nothing."""
+MAX_RETRY_AFTER_SECONDS = 3600.0
+"""A server that asks for a longer wait is asked again after this one."""
+MIN_LOGPROB, MAX_LOGPROB = -10_000.0, 0.01
+"""vLLM writes -9999 for impossible tokens; rounding may lift a certain one a little above 0."""
+MAX_TOP_LOGPROBS = 32
+"""Of one position; requests ask for 20 at most."""
 
 
 class Delivery(NamedTuple):
@@ -56,6 +64,8 @@ class Delivery(NamedTuple):
     body: bytes = b""
     headers: Mapping[str, str] = {}
     error: str = ""
+    """Why there is no response, or why its body is not what the server sent: longer than the limit, or packed in an
+    unknown way."""
     sent: bool = True
     """False if no connection was made, so that nothing can have been billed."""
 
@@ -79,7 +89,8 @@ class Outcome(NamedTuple):
 def judge(  # noqa: PLR0911
     request: Request, delivery: Delivery, price: Price, timestamp: float | None = None
 ) -> Outcome:
-    """Classify a delivery and compute its charge. Never raises, whatever the bytes are. ``timestamp`` is when the
+    """Classify a delivery and compute its charge. Never raises, whatever the bytes are; what it returns is finite, in
+    range, and can be stored: nothing behind it need look at a server's values again. ``timestamp`` is when the
     delivery came, in seconds since the epoch, by default now."""
     status = delivery.status
     if status is None:
@@ -88,7 +99,9 @@ def judge(  # noqa: PLR0911
         )
     if status == 200:
         return _parse_answer(request, delivery, price)
-    message, code = _parse_error(delivery.body)
+    if 300 <= status < 400:
+        return _uncharged("fatal", redirect_message(status, delivery.headers))
+    message, code = parse_error(delivery.body)
     message = f"HTTP {status}: {message}"
     if status == 429:
         # A key without credit gets 429 too, and will always get it.
@@ -115,7 +128,9 @@ def _uncharged(kind: Kind, message: str) -> Outcome:
 def _parse_answer(request: Request, delivery: Delivery, price: Price) -> Outcome:
     """The outcome of a response with status 200."""
     try:
-        body = json.loads(delivery.body)
+        if delivery.error:
+            raise ValueError(delivery.error)
+        body = read_json(delivery.body)
         choice = body["choices"][0]
         message = choice["message"]
         text = message.get("content") or ""
@@ -124,71 +139,111 @@ def _parse_answer(request: Request, delivery: Delivery, price: Price) -> Outcome
         if not isinstance(text, str) or not isinstance(reasoning, str):
             raise TypeError("the content is not a text")
     except (ValueError, LookupError, TypeError, AttributeError) as error:
-        return Outcome("malformed", None, message=f"HTTP 200 that cannot be read ({type(error).__name__}: {error})")
-    usage = _parse_usage(request, body, empty=not (text or reasoning))
+        reason = one_line(f"{type(error).__name__}: {error}")
+        return Outcome("malformed", None, message=f"HTTP 200 that cannot be read ({reason})")
+    usage, doubt = _parse_usage(request, body, empty=not (text or reasoning))
     charge = None if usage is None else price.of(*usage)
     prompt_tokens, completion_tokens = usage or (0, 0)
     response = Response(
-        text=text,
+        text=well_formed(text),
         finish=finish,
         max_tokens=request.max_tokens,
         prompt_tokens=prompt_tokens,
         completion_tokens=completion_tokens,
-        reasoning=reasoning,
+        reasoning=well_formed(reasoning),
         micro_dollars=worst_case(request, price) if charge is None else charge,
-        logprobs=_parse_logprobs(choice),
+        logprobs=_parse_logprobs(request, choice),
     )
-    return Outcome(KINDS[finish], charge, response)
+    return Outcome(KINDS[finish], charge, response, doubt)
 
 
-def _parse_logprobs(choice: Any) -> tuple[TokenLogprob, ...]:
-    """Log-probabilities of the answer's tokens; empty if they cannot be parsed, since the answer is usable without."""
+def _parse_logprobs(request: Request, choice: Any) -> tuple[TokenLogprob, ...]:
+    """Log-probabilities of the answer's tokens; empty if the request asked for none, or if one of them cannot be, since
+    the answer is usable without."""
+    if request.top_logprobs is None:
+        return ()
     try:
-        return tuple(
-            TokenLogprob(
-                str(token["token"]),
-                float(token["logprob"]),
-                {str(top["token"]): float(top["logprob"]) for top in token.get("top_logprobs") or ()},
-            )
-            for token in (choice.get("logprobs") or {}).get("content") or ()
-        )
+        tokens = (choice.get("logprobs") or {}).get("content") or ()
+        if len(tokens) > request.answer_bound:
+            return ()
+        return tuple(_parse_logprob(token) for token in tokens)
     except (LookupError, TypeError, ValueError, AttributeError):
         return ()
 
 
-def _parse_usage(request: Request, body: Any, *, empty: bool) -> tuple[int, int] | None:
-    """Prompt and completion tokens as the server reports them, or None if the report is missing or implausible."""
+def _parse_logprob(token: Any) -> TokenLogprob:
+    """Raises an error of parsing if a value is missing, of another type, or out of range."""
+    top = token.get("top_logprobs") or ()
+    if len(top) > MAX_TOP_LOGPROBS:
+        raise ValueError("more alternatives than were asked for")
+    alternatives = {well_formed(other["token"]): _logprob(other["logprob"]) for other in top}
+    return TokenLogprob(well_formed(token["token"]), _logprob(token["logprob"]), alternatives)
+
+
+def _logprob(value: Any) -> float:
+    if type(value) not in (int, float) or not MIN_LOGPROB <= value <= MAX_LOGPROB:  # also if it is no number (NaN)
+        raise ValueError("no log-probability")
+    return float(value)
+
+
+def _parse_usage(request: Request, body: Any, *, empty: bool) -> tuple[tuple[int, int] | None, str]:
+    """Prompt and completion tokens as the server reports them; if the report is missing or cannot be true, None and a
+    message that says so."""
     try:
         prompt, completion = body["usage"]["prompt_tokens"], body["usage"]["completion_tokens"]
     except (LookupError, TypeError):
-        return None
-    if type(prompt) is not int or type(completion) is not int:
-        return None
-    plausible = 0 < prompt <= request.prompt_bound and (0 if empty else 1) <= completion
-    return (prompt, completion) if plausible else None
+        return None, "charged at the worst case: the server does not say how many tokens it counted"
+    if type(prompt) is int and type(completion) is int:
+        minimum = 0 if empty else 1
+        if 0 < prompt <= request.prompt_bound and minimum <= completion <= request.answer_bound:
+            return (prompt, completion), ""
+    counted = one_line(f"{_shortened(prompt)} and {_shortened(completion)}")
+    return None, (
+        f"charged at the worst case: the server counted {counted} tokens of prompt and answer, where at most "
+        f"{request.prompt_bound} and {request.answer_bound} are possible"
+    )
 
 
-def _parse_error(body: bytes) -> tuple[str, str]:
+def _shortened(value: Any) -> str:
+    """A reported count as a message shows it."""
+    if type(value) is int:
+        return str(value) if abs(value) < 10**12 else "over 10^12"
+    return type(value).__name__
+
+
+def parse_error(body: bytes) -> tuple[str, str]:
     """Message and code of an OpenAI-style error body; of any other body its beginning, and no code."""
     try:
-        error = json.loads(body)["error"]
-        return " ".join(str(error["message"]).split())[:300], str(error.get("code") or error.get("type") or "")
+        error = read_json(body)["error"]
+        message, code = error["message"], error.get("code") or error.get("type") or ""
+        if isinstance(message, str):
+            return one_line(message), one_line(str(code)) if type(code) in (str, int) else ""
     except (ValueError, LookupError, TypeError, AttributeError):
-        return " ".join(body[:200].decode(errors="replace").split()) or "no message", ""
+        pass
+    return one_line(body[:200].decode(errors="replace")) or "no message", ""
+
+
+def redirect_message(status: int, headers: Mapping[str, str]) -> str:
+    """What to say of a redirect: following it would send question and key to an address that nobody has named."""
+    target = one_line(headers.get("location", "")) or "an address it does not name"
+    return f"HTTP {status}: it redirects to {target}, which is not followed; if that is the model's, set base_url to it"
 
 
 def retry_after(headers: Mapping[str, str], timestamp: float) -> float | None:
-    """Seconds to wait by a Retry-After header, which holds seconds or a date (RFC 9110, 10.2.3), never negative; None
-    without such a header. ``timestamp`` is when it came, in seconds since the epoch."""
-    value = headers.get("retry-after-ms")
+    """Seconds to wait by a Retry-After header, which holds seconds or a date (RFC 9110, 10.2.3): between 0 and
+    MAX_RETRY_AFTER_SECONDS. None without such a header, or if it holds neither. ``timestamp`` is when it came, in
+    seconds since the epoch."""
+    milliseconds, value = headers.get("retry-after-ms"), headers.get("retry-after")
     try:
-        if value is not None:
-            return max(0.0, float(value) / 1000)
-        value = headers.get("retry-after")
-        return None if value is None else max(0.0, float(value))
+        if milliseconds is not None:
+            seconds = float(milliseconds) / 1000
+        elif value is not None:
+            seconds = float(value)
+        else:
+            return None
     except ValueError:
-        pass
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(str(value)).timestamp() - timestamp)
-    except ValueError:
-        return None
+        try:
+            seconds = email.utils.parsedate_to_datetime(str(value)).timestamp() - timestamp
+        except (ValueError, TypeError, OverflowError, IndexError):
+            return None
+    return None if math.isnan(seconds) else min(max(0.0, seconds), MAX_RETRY_AFTER_SECONDS)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import unicodedata
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
@@ -12,6 +11,7 @@ from pydantic import Field
 
 from stepladder.config import Price
 from stepladder.records import Message, Record
+from stepladder.text import nfkc_bytes
 from stepladder.workspace import canonical
 
 KEY_VERSION = "v1"
@@ -20,6 +20,10 @@ TEMPLATE_TOKENS = 256
 """Upper bound on what a server's chat template adds once (a default system prompt, a date line, opening tokens)."""
 MESSAGE_TOKENS = 16
 """Upper bound on what it adds around each message."""
+ANSWER_SLACK_TOKENS = 16
+"""Upper bound on what a server counts beside an answer that fills its cap, such as an end token."""
+REPLY_BYTES, TOKEN_BYTES = 65_536, 1_024
+"""Upper bounds on the JSON of a reply around its tokens, and on that of one token or of one alternative to it."""
 
 Finish = Literal["stop", "length", "filtered", "refused"]
 """``stop``: complete; ``length``: truncated at ``max_tokens``; ``filtered``: withheld by the provider's content filter;
@@ -72,6 +76,17 @@ class Request(Record):
         """:func:`prompt_bound` of its messages, computed once."""
         return prompt_bound(self.messages)
 
+    @property
+    def answer_bound(self) -> int:
+        """The most tokens that a server may count for an answer up to its cap."""
+        return self.max_tokens + ANSWER_SLACK_TOKENS
+
+    @property
+    def reply_bound(self) -> int:
+        """The most bytes that a server's reply may have: text, reasoning, and log-probabilities where they are asked
+        for."""
+        return REPLY_BYTES + self.answer_bound * TOKEN_BYTES * (2 + 2 * (self.top_logprobs or 0))
+
 
 class Response(Record):
     """The answer to a request, as the ledger stores it."""
@@ -109,8 +124,9 @@ def with_cap(request: Request, max_tokens: int) -> Request:
 
 
 def worst_case(request: Request, price: Price) -> int:
-    """The most the request can cost, in micro-dollars: its longest possible prompt, and an answer up to its cap."""
-    return price.of(request.prompt_bound, request.max_tokens)
+    """The most the request can cost, in micro-dollars: its longest possible prompt, and an answer up to its cap, as
+    generously as a server may count it."""
+    return price.of(request.prompt_bound, request.answer_bound)
 
 
 def prompt_bound(messages: Sequence[Message]) -> int:
@@ -119,9 +135,5 @@ def prompt_bound(messages: Sequence[Message]) -> int:
     Today's tokenizers fall back to bytes for unknown text, so a text never has more tokens than UTF-8 bytes; some
     normalise it first (NFKC), which may lengthen it. What the chat template adds is bounded by constants.
     """
-    sizes = (max(_byte_count(m.content), _byte_count(unicodedata.normalize("NFKC", m.content))) for m in messages)
+    sizes = (max(len(m.content.encode()), nfkc_bytes(m.content)) for m in messages)
     return TEMPLATE_TOKENS + sum(size + MESSAGE_TOKENS for size in sizes)
-
-
-def _byte_count(text: str) -> int:
-    return len(text.encode())

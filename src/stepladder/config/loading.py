@@ -8,6 +8,7 @@ from typing import Any, get_args
 
 from pydantic import ValidationError
 
+from stepladder.config.addresses import without_password
 from stepladder.config.schema import Config, Table
 from stepladder.errors import ConfigError
 
@@ -92,7 +93,10 @@ def _first_problem(error: ValidationError) -> str:
     if not key:
         return message
     # A whole table as value would hide the message.
-    value = "" if isinstance(problem["input"], dict | list) else f" (got {problem['input']!r})"
+    got = problem["input"]
+    value = (
+        "" if isinstance(got, dict | list) else f" (got {(without_password(got) if isinstance(got, str) else got)!r})"
+    )
     return f"key '{key}': {message}{value}"
 
 

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from stepladder.config.addresses import address_problem
 from stepladder.records import Language
 
 BASE = "base"
@@ -29,6 +30,15 @@ def _folder_name(value: str) -> str:
 
 
 FolderName = Annotated[str, AfterValidator(_folder_name)]
+
+
+def _base_url(value: str) -> str:
+    if (problem := address_problem(value)) is not None:
+        raise ValueError(problem)
+    return value
+
+
+BaseUrl = Annotated[str, AfterValidator(_base_url)]
 Dtype = Literal["auto", "float32", "bfloat16"]
 """A number format to compute in; ``auto``: bfloat16 where the hardware multiplies it, float32 elsewhere."""
 
@@ -82,7 +92,7 @@ class Model(Table):
     """``local`` and ``vllm``: a folder with weights, an id on a hub (see ``[train] base``), or ``bundled`` (the
     default) for the SmolLM2-135M-Instruct that comes with Stepladder. ``openai``: the folder or id of the weights your
     own servers serve, so that answers are identified by the weights instead of the address."""
-    base_url: tuple[str, ...] = ()
+    base_url: tuple[BaseUrl, ...] = ()
     """``openai``: the address up to and including ``/v1``, or a list of servers of the same model, among which requests
     are balanced."""
     base_url_file: Path | None = None
@@ -421,7 +431,7 @@ class Serve(Table):
     """Whether the common beginning of prompts, such as a problem's text, is computed only once."""
     startup: float = Field(default=900, gt=0)
     """Seconds within which a server must be healthy."""
-    base_url: tuple[str, ...] = ()
+    base_url: tuple[BaseUrl, ...] = ()
     """Address, up to and including ``/v1``, of a server that already serves the model, or a list of them; then none is
     started. A server that serves other weights is refused. Its key, if it wants one, is taken from VLLM_API_KEY."""
     model: str = "student"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 import time
 from pathlib import Path
 
@@ -10,6 +11,12 @@ from stepladder.ask.ledger.responses import Responses
 from stepladder.ask.outcome import Delivery, Outcome
 from stepladder.ask.request import Request, worst_case
 from stepladder.config import Price
+
+_UNSTORABLE = (
+    sqlite3.DataError, sqlite3.IntegrityError, sqlite3.InterfaceError, sqlite3.ProgrammingError,
+    OverflowError, TypeError, ValueError,
+)  # fmt: skip
+"""What SQLite raises at a value, as opposed to the state of its file."""
 
 
 class Attempts(Responses):
@@ -71,9 +78,25 @@ class Attempts(Responses):
 
     def settle(
         self, grant: Grant, request: Request, scope: Scope, delivery: Delivery, outcome: Outcome, seconds: float
+    ) -> Outcome:
+        """Close an attempt and store its raw bytes, charge and response; returns the outcome that is on record. Call
+        inside a transaction. ``seconds`` is how long it took.
+
+        An outcome that the database does not take is replaced by ``malformed``, charged at the worst case: it harms no
+        other attempt of the transaction. A database that cannot be written raises its error.
+        """
+        try:
+            self._record(grant, request, scope, delivery, outcome, seconds)
+        except _UNSTORABLE as error:
+            outcome = Outcome("malformed", None, message=f"a reply that cannot be stored ({type(error).__name__})")
+            self._record(grant, request, scope, Delivery(delivery.status), outcome, seconds)
+        if outcome.charge is not None:
+            self._add_to_cache(scope.run, scope.rung, outcome.charge - grant.reserved)
+        return outcome
+
+    def _record(
+        self, grant: Grant, request: Request, scope: Scope, delivery: Delivery, outcome: Outcome, seconds: float
     ) -> None:
-        """Close an attempt and store its raw bytes, charge and response. Call inside a transaction. ``seconds`` is how
-        long it took."""
         response = outcome.response
         self._db.execute(
             "UPDATE attempts SET charged = ?, outcome = ?, status = ?, message = ?, seconds = ?, prompt_tokens = ?,"
@@ -84,8 +107,6 @@ class Attempts(Responses):
                 delivery.body or None, grant.attempt,
             ),
         )  # fmt: skip
-        if outcome.charge is not None:
-            self._add_to_cache(scope.run, scope.rung, outcome.charge - grant.reserved)
         if response is not None:
             self._insert_response(scope.run, request, response, grant.attempt)
 

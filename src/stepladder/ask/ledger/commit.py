@@ -27,9 +27,10 @@ class Write(NamedTuple):
 class Committer:
     """Reads and writes a ledger on behalf of concurrent tasks. Use as an async context manager.
 
-    While one transaction waits for the disk, operations of other tasks queue for the next. Only waiting (for the lock,
-    for the disk) happens in a thread: a statement takes microseconds, but in a thread beside a busy event loop it would
-    wait milliseconds for the interpreter lock.
+    While one transaction waits for the disk, operations of other tasks queue for the next. Where one of them raises,
+    the others of its group are committed one by one: an operation must be one that can be run again. Only waiting (for
+    the lock, for the disk) happens in a thread: a statement takes microseconds, but in a thread beside a busy event
+    loop it would wait milliseconds for the interpreter lock.
 
     While the ledger cannot be written (disk full, locked, read-only), operations wait and are tried again, so that
     their answers are not lost; ``note`` is called with one line that says so (``patience``).
@@ -77,25 +78,50 @@ class Committer:
 
     async def _commit_group(self) -> sqlite3.Error | None:
         """Commit what is in the queue, without what begins something new if there is too little room. Returns the error
-        if the ledger cannot be written; then the queue is as before."""
-        group: list[Write] = []
+        if the ledger cannot be written; then what is not committed is in the queue again."""
+        if (error := await self._begin()) is not None:
+            return self._put_off(self._take_queue(), error)
+        has_room = self._patience.has_room
+        group = [write for write in self._queue if has_room or not write.begins]
+        self._queue = [write for write in self._queue if not has_room and write.begins]
+        error = await self._commit(group)
+        if error is None or passes(error):
+            return None if error is None else self._put_off(group, error)
+        for number, one in enumerate(group):  # one of them is at fault, and only that one fails
+            error = await self._begin() or await self._commit([one])
+            if error is not None and (passing := self._put_off([one], error)) is not None:
+                self._queue += group[number + 1 :]
+                return passing
+        return None
+
+    async def _begin(self) -> Exception | None:
+        """Open a transaction; returns why that failed, if it did."""
         try:
             await self._in_thread(self._ledger.begin)
-            has_room = self._patience.has_room
-            group = [write for write in self._queue if has_room or not write.begins]
-            self._queue = [write for write in self._queue if not has_room and write.begins]
-            results = [write.operation(self._ledger) for write in group]
-            await self._in_thread(self._ledger.commit)
         except Exception as error:  # noqa: BLE001 (whatever it is, the waiting tasks raise it)
             self._ledger.rollback()
-            if isinstance(error, sqlite3.Error) and passes(error):
-                self._queue = group + self._queue
-                return error
-            self._fail(group or self._take_queue(), error)
-            return None
+            return error
+        return None
+
+    async def _commit(self, group: list[Write]) -> Exception | None:
+        """Run the operations in the open transaction and commit it, or undo all of them and return why."""
+        try:
+            results = [write.operation(self._ledger) for write in group]
+            await self._in_thread(self._ledger.commit)
+        except Exception as error:  # noqa: BLE001 (as above)
+            self._ledger.rollback()
+            return error
         for write, result in zip(group, results, strict=True):
             if not write.future.done():  # its task may have been cancelled; the write stays
                 write.future.set_result(result)
+        return None
+
+    def _put_off(self, writes: list[Write], error: Exception) -> sqlite3.Error | None:
+        """Return writes to the queue if the error passes, and the error with it; otherwise their tasks raise it."""
+        if passes(error):
+            self._queue = writes + self._queue
+            return error
+        self._fail(writes, error)
         return None
 
     async def _wait(self, error: sqlite3.Error | None) -> None:

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 from stepladder.ask.ledger import faults
+from stepladder.ask.ledger.private import make_private
 from stepladder.ask.ledger.schema import APPLICATION_ID, MIGRATIONS
 from stepladder.errors import LedgerError
 from stepladder.workspace import MANIFEST
@@ -25,9 +26,10 @@ def connect(path: Path) -> sqlite3.Connection:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _refuse_emptied(path)
+        make_private(path)
     except OSError as error:
         raise LedgerError(f"{path}: cannot be opened ({error}); choose a folder you can write to") from None
-    _refuse_emptied(path)
     db = _connect(str(path))
     try:
         number = version(db, path)

@@ -63,7 +63,7 @@ class Admission:
         """
         names = await transport.models()
         if names is not None and self._served not in names:
-            raise WrongServer(f"it serves {', '.join(names) or 'nothing'} and not {self._served}")
+            raise WrongServer(f"it serves {', '.join(names[:5]) or 'nothing'} and not {self._served}")
         await self._check_template(transport)
         async with self._probe_lock:  # the others are compared with the first answer
             await self._check_weights(transport, committer)
@@ -97,7 +97,7 @@ class Admission:
         stored = await committer.read(lambda ledger: ledger.find(probe))
         if stored is None:
             await committer.write(lambda ledger: ledger.keep(self._run, probe, answer))
-        elif (nats := difference(stored, answer)) > MAX_DIFFERENCE_NATS:
+        elif not (nats := difference(stored, answer)) <= MAX_DIFFERENCE_NATS:  # also if it is no number
             raise WrongServer(
                 f"it has other weights than the server whose answers are in the ledger: log-probabilities of the probe "
                 f"differ by {nats:.2f} nats (at most {MAX_DIFFERENCE_NATS} between servers of the same weights)"
@@ -108,14 +108,14 @@ def difference(first: Response, second: Response) -> float:
     """Mean absolute difference of log-probabilities, in nats, between two greedy answers to the same prompt.
 
     Compared are the likely tokens at each position, up to the first position where the answers differ. If either answer
-    has no log-probabilities: 0 if the texts are equal, else infinite.
+    has no log-probabilities, or no likely token: 0 if the texts are equal, else infinite.
     """
     differences: list[float] = []
     for first_token, second_token in zip(first.logprobs, second.logprobs, strict=False):
         differences += _position_differences(first_token, second_token)
         if first_token.token != second_token.token:
             break
-    if not first.logprobs or not second.logprobs:
+    if not differences:
         return 0.0 if first.text == second.text else float("inf")
     return sum(differences) / len(differences)
 

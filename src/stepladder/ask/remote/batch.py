@@ -7,18 +7,20 @@ finds the batch by its remote id or by its intent, and settles every line that w
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from stepladder.ask.ledger import CHUNK, Batch, Grant, Ledger, Scope
 from stepladder.ask.outcome import FINAL, Delivery, Outcome, Unreachable, judge
+from stepladder.ask.remote.batch_api import BatchApi, BatchRecord, Gone, Refused
 from stepladder.ask.remote.batch_lines import read_line, write_line
 from stepladder.ask.remote.engine import MAX_ATTEMPTS
 from stepladder.ask.remote.listener import Listener
-from stepladder.ask.remote.openai_http import BatchApi, Gone, Refused, chat_body
+from stepladder.ask.remote.openai_http import chat_body
 from stepladder.ask.remote.tally import Tally, budget_error, unanswered_error
 from stepladder.ask.remote.teacher import RemoteModel
 from stepladder.ask.request import Request, with_cap, worst_case
@@ -31,8 +33,10 @@ PAUSES_SECONDS = (1, 2, 4, 8, 15, 30, 60)
 LISTING_WAIT_SECONDS = 5.0
 """Before a batch that is in no listing is searched for again: it may only just have been created."""
 ENDED_STATUSES = {"completed", "failed", "expired", "cancelled"}
-INTENT_KEY = "stepladder_intent"
-"""The key of the intent in a batch's metadata."""
+MAX_RESULT_BYTES = 2**30
+"""Of a result file, which is held in memory."""
+MAX_STRAY_BYTES = 1_000_000
+"""Of the lines that belong to nothing, as they are kept."""
 
 T = TypeVar("T")
 
@@ -149,17 +153,19 @@ class _BatchClient:
 
     def _create(self, batch: Batch, content: bytes) -> Batch:
         """Upload the input file and start the batch. Without a reply, the batch may have been started all the same."""
+        file: str | None = None
         try:
             file = self._until_reached(lambda: self.api.upload(content))
             for _ in range(MAX_ATTEMPTS):
                 try:
-                    remote: str | None = self.api.create(file, {INTENT_KEY: batch.intent})
+                    remote: str | None = self.api.create(file, batch.intent)
                 except Unreachable:
                     remote = self._find_remote(batch)
                 if remote is not None:
                     return self._record_remote(batch, remote)
         except Refused as error:
             self._settle_rest(batch, Delivery(error=str(error), sent=False), "refused")
+            self._delete(file)
             raise AskError(f"model {self.model.name!r}: the provider rejects the batch ({error})") from None
         raise AskError(
             f"model {self.model.name!r}: {self.endpoint} did not reply whether it made the batch; run again to find out"
@@ -170,12 +176,17 @@ class _BatchClient:
             return self.ledger.name_batch(batch, remote)
 
     def _find_remote(self, batch: Batch) -> str | None:
-        """The remote id of a batch by its intent, or None if the provider has no such batch."""
+        """The remote id of a batch by its intent, or None if the provider has no such batch. All of its list is looked
+        through, not only what is as young by this machine's clock: a batch that is not found is made, and paid, again.
+        """
+
+        def search() -> str | None:
+            return next((record.id for record in self.api.list_batches() if record.intent == batch.intent), None)
+
         for wait in (0.0, LISTING_WAIT_SECONDS):
             time.sleep(wait)
-            for record in self._until_reached(lambda: list(_recent(self.api.list_batches(), batch.created))):
-                if (record.get("metadata") or {}).get(INTENT_KEY) == batch.intent:
-                    return str(record["id"])
+            if (remote := self._until_reached(search)) is not None:
+                return remote
         return None
 
     # Collecting
@@ -196,32 +207,40 @@ class _BatchClient:
         """Wait until a batch has ended and settle its lines."""
         assert batch.remote is not None  # noqa: S101 (its remote id has been recorded)
         pauses = _pauses()
-        try:
-            while (record := self._retrieve(batch.remote))["status"] not in ENDED_STATUSES:
-                counts = record.get("request_counts") or {}
-                self._report_progress(int(counts.get("completed") or 0))
-                time.sleep(next(pauses))
-        except Gone as error:
-            self._settle_rest(batch, Delivery(error=f"the provider lost the batch ({error})"), "gone")
-            return
         stray = b""
-        for file in (record.get("output_file_id"), record.get("error_file_id")):
-            if file:
-                content = self._until_reached(lambda file_id=file: self.api.content(file_id))  # type: ignore[misc]
-                stray += self._settle_file(batch, content)
+        try:
+            while (record := self._retrieve(batch.remote)).status not in ENDED_STATUSES:
+                self._report_progress(record.completed)
+                time.sleep(next(pauses))
+            for file in record.result_files:
+                stray += self._settle_file(batch, file)
+        except Gone as error:
+            self._settle_rest(batch, Delivery(error=f"the provider lost the batch ({error})"), "gone", stray)
+            return
         # Lines in neither file: a batch that failed validation was not processed; of any other it is unknown.
-        reasons = [str(error.get("message")) for error in (record.get("errors") or {}).get("data") or ()]
-        if record["status"] == "failed":
-            self.fatal_message = f"the provider refused the batch: {'; '.join(reasons[:2]) or 'it gives no reason'}"
-        missing = f"the batch is {record['status']} and its files lack this line"
-        self._settle_rest(batch, Delivery(error=missing, sent=record["status"] != "failed"), record["status"], stray)
+        if record.status == "failed":
+            why = "; ".join(record.reasons) or "it gives no reason"
+            self.fatal_message = f"the provider refused the batch: {why}"
+        missing = f"the batch is {record.status} and its files lack this line"
+        self._settle_rest(batch, Delivery(error=missing, sent=record.status != "failed"), record.status, stray)
+        self._delete(record.input_file)
 
-    def _retrieve(self, remote: str) -> dict[str, Any]:
+    def _delete(self, file: str | None) -> None:
+        """Delete an input file, which holds the questions. What a result file holds is on the disk by now; the provider
+        deletes it after a while, and this file too where it cannot be reached."""
+        if file is not None:
+            with contextlib.suppress(Unreachable, Refused):
+                self.api.delete(file)
+
+    def _retrieve(self, remote: str) -> BatchRecord:
         return self._until_reached(lambda: self.api.retrieve(remote))
 
-    def _settle_file(self, batch: Batch, content: bytes) -> bytes:
+    def _settle_file(self, batch: Batch, file: str) -> bytes:
         """Settle the attempts that have a line in a file; returns the lines that belong to no attempt of the batch."""
         attempts = self.ledger.batch_attempts(batch)
+        bounds = (attempt[1].reply_bound for attempt in attempts.values() if attempt is not None)
+        limit_bytes = min(MAX_RESULT_BYTES, max(MAX_STRAY_BYTES, 2 * sum(bounds)))
+        content = self._until_reached(lambda: self.api.content(file, limit_bytes))
         stray = []
         lines = content.splitlines(keepends=True)
         for start in range(0, len(lines), CHUNK):
@@ -241,11 +260,14 @@ class _BatchClient:
             for attempt in self.ledger.batch_attempts(batch).values():
                 if attempt is not None:
                     self._settle_attempt(batch, *attempt, delivery)
-            self.ledger.end_batch(batch, status, stray)
+            self.ledger.end_batch(batch, status, stray[:MAX_STRAY_BYTES])
 
     def _settle_attempt(self, batch: Batch, grant: Grant, request: Request, delivery: Delivery) -> None:
-        outcome = judge(request, delivery, batch.price)
-        self.ledger.settle(grant, request, batch.scope, delivery, outcome, time.time() - batch.created)
+        seconds = max(0.0, time.time() - batch.created)
+        outcome = self.ledger.settle(
+            grant, request, batch.scope, delivery, judge(request, delivery, batch.price), seconds
+        )
+        self.tally.flag(self.model.name, outcome, self.listener.note)
         if outcome.charge is not None:
             self.tally.micro_dollars += outcome.charge - grant.reserved
         self._count(request, outcome)
@@ -289,11 +311,3 @@ def _pauses() -> Iterator[float]:
     yield from PAUSES_SECONDS
     while True:
         yield PAUSES_SECONDS[-1]
-
-
-def _recent(records: Iterable[dict[str, Any]], since: float) -> Iterable[dict[str, Any]]:
-    """The records, newest first, of batches created after ``since`` or at most an hour before it: clocks differ."""
-    for record in records:
-        if record.get("created_at", since) < since - 3600:
-            return
-        yield record

@@ -6,8 +6,11 @@ import json
 import re
 from typing import Any
 
+from stepladder.ask.foreign_json import custom_id, one_line, read_json, write_json
 from stepladder.ask.outcome import Delivery
 
+CUSTOM_ID = re.compile(rb'"custom_id"\s*:\s*"([1-9][0-9]{0,17})"')
+"""In a line that is no JSON."""
 UNPROCESSED_CODES = {"batch_expired", "batch_cancelled"}
 """Error codes of requests that the provider did not process."""
 
@@ -19,17 +22,20 @@ def write_line(attempt: int, body: dict[str, Any]) -> bytes:
 
 
 def read_line(line: bytes) -> tuple[int | None, Delivery]:
-    """Parse a line of an output or error file into the attempt's id (None if it has none) and its delivery."""
+    """Parse a line of an output or error file into the attempt's id (None if it has none) and its delivery. A line with
+    an id and without a readable delivery is delivered as it is, and will be judged malformed."""
     try:
-        row = json.loads(line)
-        attempt = int(row["custom_id"])
+        row = read_json(line)
+        attempt = custom_id(row["custom_id"])
         response, error = row.get("response"), row.get("error") or {}
         if response is not None:
-            body = json.dumps(response["body"], ensure_ascii=False).encode()
-            return attempt, Delivery(int(response["status_code"]), body)
+            status = response["status_code"]
+            if type(status) is not int or not 100 <= status < 600:
+                raise ValueError("no HTTP status")
+            return attempt, Delivery(status, write_json(response["body"]))
         if error.get("code") in UNPROCESSED_CODES:
-            return attempt, Delivery(error=str(error.get("message")), sent=False)
-        return attempt, Delivery(500, json.dumps({"error": error}, ensure_ascii=False).encode())
-    except (ValueError, LookupError, TypeError, AttributeError):
-        custom_id = re.search(rb'"custom_id"\s*:\s*"(\d+)"', line)
-        return (int(custom_id[1]) if custom_id else None), Delivery(200, line)
+            return attempt, Delivery(error=one_line(str(error.get("message"))), sent=False)
+        return attempt, Delivery(500, write_json({"error": error}))
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        found = CUSTOM_ID.search(line)
+        return (int(found[1]) if found else None), Delivery(200, line)

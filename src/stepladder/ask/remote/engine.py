@@ -79,7 +79,7 @@ class _Call:
         listener: Listener,
     ) -> None:
         self.source, self.model, self.committer, self.scope = source, model, committer, scope
-        self.report = listener.report
+        self.report, self.note = listener
         self.changed = asyncio.Event()
         self.servers = Servers(model.servers, committer, listener.note, self.changed.set)
         self.tally = Tally()
@@ -202,10 +202,11 @@ class _Call:
         sent_at = time.monotonic()
         delivery = await self.servers.connection(endpoint).send(request, _idempotency_key(request, grant))
         ended_at = time.monotonic()
-        outcome = judge(request, delivery, price)
-        await self.committer.write(
-            lambda ledger: ledger.settle(grant, request, scope, delivery, outcome, ended_at - sent_at)
+        judged = judge(request, delivery, price)
+        outcome = await self.committer.write(
+            lambda ledger: ledger.settle(grant, request, scope, delivery, judged, ended_at - sent_at)
         )
+        self.tally.flag(self.model.name, outcome, self.note)
         if outcome.charge is not None:
             self.tally.micro_dollars += outcome.charge - grant.reserved
         if self.attempts_left is not None:

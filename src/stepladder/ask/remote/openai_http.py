@@ -1,18 +1,20 @@
-"""OpenAI-compatible HTTP: chat requests, model lists and the batch API. The only module that imports openai."""
+"""OpenAI-compatible HTTP: chat requests and model lists (the batch API is in ``batch_api``)."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
+from stepladder.ask.foreign_json import one_line, read_json
 from stepladder.ask.outcome import Delivery, Unreachable
+from stepladder.ask.remote.wire import AsyncWire, Reply, causes, reason
 from stepladder.ask.request import Request
-from stepladder.errors import AskError, MissingExtra
 from stepladder.records import Message
 
 CapName = Literal["max_tokens", "max_completion_tokens"]
+MAX_LISTING_BYTES = 8_000_000
+"""Of a list of models, or of the token ids of a prompt."""
 
 
 def chat_body(request: Request, model: str, cap_name: CapName) -> dict[str, Any]:
@@ -33,7 +35,7 @@ def chat_body(request: Request, model: str, cap_name: CapName) -> dict[str, Any]
 
 
 class Http:
-    """A model behind an OpenAI-compatible base URL. Use as an async context manager.
+    """A model behind an OpenAI-compatible base URL.
 
     Args:
         base_url: up to and including ``/v1``.
@@ -44,160 +46,62 @@ class Http:
     """
 
     def __init__(self, base_url: str, model: str, key: str, timeout: float, cap_name: CapName = "max_tokens") -> None:
-        try:
-            import aiohttp
-            import httpx2
-            import openai
-        except ModuleNotFoundError as error:
-            raise MissingExtra(error.name or "openai", "'stepladder[api]'") from None
-        self._openai, self._raw, self._connect_error = openai, httpx2.Response, aiohttp.ClientConnectorError
-        self._model, self._timeout, self._cap_name = model, timeout, cap_name
-        self._root = base_url.rstrip("/").removesuffix("/v1")
-        self._client = openai.AsyncOpenAI(
-            base_url=base_url,
-            api_key=key,
-            max_retries=0,  # the engine owns retries
-            timeout=timeout,
-            http_client=openai.DefaultAioHttpClient(),
-        )
+        self._wire = AsyncWire(base_url, key, timeout)
+        self._key, self._model, self._timeout, self._cap_name = key, model, timeout, cap_name
+        self._base = base_url.rstrip("/")
+        self._root = self._base.removesuffix("/v1")
 
     async def send(self, request: Request, idempotency_key: str) -> Delivery:
-        """Make one attempt. Never raises an error of the connection: it is in the delivery."""
+        """Make one attempt. Never raises an error of the connection, or of what came over it: it is in the delivery."""
+        import aiohttp
+
         body = chat_body(request, self._model, self._cap_name)
+        headers = {"Idempotency-Key": idempotency_key}
         try:
-            async with asyncio.timeout(self._timeout):  # the SDK's timeout starts anew with every chunk that arrives
-                # The SDK's create() validates and converts the body, a third of the CPU time of a request.
-                reply = await self._client.post(
-                    "/chat/completions",
-                    cast_to=self._raw,
-                    body=body,
-                    options={"headers": {"Idempotency-Key": idempotency_key}},
+            async with asyncio.timeout(self._timeout):  # the client's own timeout starts anew with every chunk
+                reply = await self._wire.fetch(
+                    "POST", f"{self._base}/chat/completions", request.reply_bound, body, headers
                 )
-            return Delivery(reply.status_code, reply.content, _lower_names(reply.headers))
+            return Delivery(reply.status, reply.body, reply.headers, reply.flaw)
         except TimeoutError:
             return Delivery(error=f"no whole answer within {self._timeout:g} s")
-        except self._openai.APIStatusError as error:
-            return Delivery(error.response.status_code, error.response.content, _lower_names(error.response.headers))
-        except self._openai.APIConnectionError as error:
+        except Exception as error:  # noqa: BLE001 (the libraries raise all sorts of errors at bytes that are no HTTP)
             # Wrapping exceptions are misleading: a server that hangs up after reading, and billing, a request comes out
             # as "ConnectTimeout". Only aiohttp's own exception shows that nothing was sent.
-            causes = list(_causes(error))
-            reason = f"{type(causes[-1]).__name__}: {causes[-1]}".rstrip(": ")
-            return Delivery(error=reason, sent=not any(isinstance(cause, self._connect_error) for cause in causes))
+            connected = not any(isinstance(cause, aiohttp.ClientConnectorError) for cause in causes(error))
+            return Delivery(error=reason(error, self._key), sent=connected)
 
     async def models(self) -> list[str] | None:
         """Model names that the server lists, or None if it has no such list. Raises Unreachable."""
-        listed = await self._get_json(lambda: self._client.get("/models", cast_to=self._raw))
+        listed = await self._get_json("GET", f"{self._base}/models")
         try:
-            return None if listed is None else [str(model["id"]) for model in listed["data"]]
-        except (LookupError, TypeError):
+            return None if listed is None else [one_line(model["id"]) for model in listed["data"]]
+        except (LookupError, TypeError, AttributeError):
             return None
 
     async def tokens(self, messages: Sequence[Message]) -> list[int] | None:
         """Prompt token ids of a conversation from vLLM's /tokenize, or None if the server has no such path. Raises
         Unreachable."""
         body = {"model": self._model, "messages": [message.model_dump() for message in messages]}
-        reply = await self._get_json(lambda: self._client.post(f"{self._root}/tokenize", cast_to=self._raw, body=body))
-        try:
-            return None if reply is None else [int(token) for token in reply["tokens"]]
-        except (LookupError, TypeError, ValueError):
+        listed = await self._get_json("POST", f"{self._root}/tokenize", body)
+        tokens = listed.get("tokens") if isinstance(listed, dict) else None
+        if not isinstance(tokens, list) or any(type(token) is not int for token in tokens):
             return None
+        return tokens
 
-    async def _get_json(self, call: Callable[[], Awaitable[Any]]) -> Any:
+    async def _get_json(self, method: str, url: str, body: object = None) -> Any:
         """The JSON of a reply, or None if the server has no such path or replies something else. Raises Unreachable."""
         try:
             async with asyncio.timeout(self._timeout):
-                return (await call()).json()
-        except self._openai.APIStatusError as error:
-            if error.status_code >= 500 or error.status_code == 429:
-                raise Unreachable(f"HTTP {error.status_code}") from None
-            return None
+                reply: Reply = await self._wire.fetch(method, url, MAX_LISTING_BYTES, body)
+        except Exception as error:  # noqa: BLE001 (as above)
+            raise Unreachable(reason(error, self._key)) from None
+        if reply.status >= 500 or reply.status == 429:
+            raise Unreachable(f"HTTP {reply.status}")
+        try:
+            return read_json(reply.body) if reply.status == 200 and not reply.flaw else None
         except ValueError:
             return None
-        except (self._openai.APIConnectionError, TimeoutError) as error:
-            root = list(_causes(error))[-1]
-            raise Unreachable(f"{type(root).__name__}: {root}".rstrip(": ")) from None
 
     async def close(self) -> None:
-        await self._client.close()
-
-
-class BatchApi:
-    """The batch API of an OpenAI-compatible provider (platform.openai.com/docs/guides/batch).
-
-    Every method raises :class:`Unreachable` when there was no usable reply, so that the call may be tried again,
-    :class:`Gone` when the provider has no such batch or file, and :class:`Refused` when it rejects the call.
-    """
-
-    def __init__(self, base_url: str, key: str, timeout: float) -> None:
-        try:
-            import openai
-        except ModuleNotFoundError as error:
-            raise MissingExtra(error.name or "openai", "'stepladder[api]'") from None
-        self._openai, self._address = openai, base_url
-        self._client = openai.OpenAI(base_url=base_url, api_key=key, max_retries=0, timeout=timeout)
-
-    def upload(self, content: bytes) -> str:
-        """Upload an input file; returns its id."""
-        with self._translated_errors():
-            return self._client.files.create(file=("requests.jsonl", content), purpose="batch").id
-
-    def create(self, file: str, metadata: dict[str, str]) -> str:
-        """Start a batch over an uploaded file; returns its id."""
-        with self._translated_errors():
-            return self._client.batches.create(
-                input_file_id=file, endpoint="/v1/chat/completions", completion_window="24h", metadata=metadata
-            ).id
-
-    def retrieve(self, batch: str) -> dict[str, Any]:
-        """The provider's record of a batch."""
-        with self._translated_errors():
-            return self._client.batches.retrieve(batch).model_dump()
-
-    def list_batches(self) -> Iterable[dict[str, Any]]:
-        """The provider's records of all batches of the account, newest first."""
-        with self._translated_errors():
-            for batch in self._client.batches.list(limit=100):
-                yield batch.model_dump()
-
-    def content(self, file: str) -> bytes:
-        """The bytes of a file."""
-        with self._translated_errors():
-            return self._client.files.content(file).content
-
-    @contextlib.contextmanager
-    def _translated_errors(self) -> Iterator[None]:
-        try:
-            yield
-        except self._openai.APIStatusError as error:
-            message = f"HTTP {error.status_code}: {' '.join(str(error.message).split())[:300]}"
-            temporary = error.status_code >= 500 or error.status_code in (408, 409, 429)
-            kind = Unreachable if temporary else Gone if error.status_code == 404 else Refused
-            raise kind(f"{self._address}: {message}") from None
-        # For a body that is not JSON the SDK raises a ValueError, or returns a str, which has none of the attributes.
-        except (self._openai.APIError, ValueError, AttributeError) as error:
-            root = list(_causes(error))[-1]
-            raise Unreachable(f"{type(root).__name__}: {root}".rstrip(": ")) from None
-
-    def close(self) -> None:
-        self._client.close()
-
-
-class Refused(AskError):
-    """The provider rejects the call, and would reject it again."""
-
-
-class Gone(Refused):
-    """The provider has no batch or file of that id."""
-
-
-def _lower_names(headers: Any) -> dict[str, str]:
-    return {str(name).lower(): str(value) for name, value in headers.items()}
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    """The error, what it was raised from, and so on."""
-    cause: BaseException | None = error
-    while cause is not None:
-        yield cause
-        cause = cause.__cause__
+        await self._wire.close()

@@ -15,6 +15,7 @@ from stepladder.ask.remote.admission import Admission, WrongServer
 from stepladder.ask.remote.gate import Gate
 from stepladder.ask.remote.listener import Note
 from stepladder.ask.remote.openai_http import Http
+from stepladder.config.addresses import address_problem, without_password
 from stepladder.errors import AskError
 
 REFRESH_SECONDS = 1.0
@@ -183,6 +184,6 @@ def read_addresses(file: Path) -> list[str]:
     except (OSError, UnicodeDecodeError) as error:
         raise AskError(f"{file}: cannot be read ({error}); write one base URL a line into it") from None
     for number, line in enumerate(lines, start=1):
-        if line and not line.startswith(("#", "http://", "https://")):
-            raise AskError(f"{file}:{number}: {line!r} is no base URL; write one such as http://127.0.0.1:8000/v1")
+        if line and not line.startswith("#") and (problem := address_problem(line)) is not None:
+            raise AskError(f"{file}:{number}: {without_password(line)!r} {problem}")
     return list(dict.fromkeys(line.rstrip("/") for line in lines if line and not line.startswith("#")))

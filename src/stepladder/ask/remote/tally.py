@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from stepladder.ask.ledger import Scope
+from stepladder.ask.outcome import FINAL, Outcome
+from stepladder.ask.remote.listener import Note
 from stepladder.errors import AskError, BudgetError
 
 
@@ -20,6 +22,15 @@ class Tally:
     """The last error message of every request that got no answer."""
     micro_dollars: int = 0
     """Charged to, or still reserved for, the attempts of this call."""
+    unbelieved: int = 0
+    """Answers whose reported usage is missing or impossible, charged at the worst case."""
+
+    def flag(self, name: str, outcome: Outcome, note: Note) -> None:
+        """Count an answer whose usage is not believed, and say so of the first one."""
+        if outcome.kind in FINAL and outcome.charge is None:
+            self.unbelieved += 1
+            if self.unbelieved == 1:
+                note(f"model {name!r}: an answer is {outcome.message} (more of them are not mentioned)")
 
 
 def budget_error(name: str, scope: Scope, tally: Tally, unanswered: int, worst: int) -> BudgetError:

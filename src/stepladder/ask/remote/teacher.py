@@ -80,7 +80,7 @@ def api_key(model: RemoteModel) -> str:
     """The API key: the model's own, or from the environment; ``none`` for a model without ``api_key_env``.
 
     Raises:
-        AskError: the environment variable is not set.
+        AskError: the environment variable is not set, or holds no key.
     """
     if model.key is not None:
         return model.key
@@ -89,4 +89,9 @@ def api_key(model: RemoteModel) -> str:
         return "none"
     if not (key := os.environ.get(variable, "")):
         raise AskError(f"model {model.name!r}: environment variable {variable} is not set; put the key there")
+    if not key.isascii() or not key.isprintable() or " " in key:
+        raise AskError(
+            f"model {model.name!r}: environment variable {variable} holds a character that no key has (a space, a line "
+            "break?); put the key alone there"
+        )
     return key
