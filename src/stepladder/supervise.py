@@ -48,7 +48,7 @@ def supervised(
     """A running command that writes into ``log``; when the block is left it is over, with all it started. ``folder`` is
     where it runs, by default where this process does."""
     words = [sys.executable, "-m", "stepladder.supervise", *command]
-    with log.open("ab") as file:
+    with open(log, "ab", opener=_open_itself) as file:
         # Its own session: Ctrl+C is for the parent, which then leaves the block.
         child = subprocess.Popen(  # noqa: S603
             words, stdin=subprocess.PIPE, stdout=file, stderr=subprocess.STDOUT, env=dict(environment),
@@ -60,6 +60,11 @@ def supervised(
         if child.stdin is not None:
             child.stdin.close()
         child.wait()
+
+
+def _open_itself(path: str, flags: int) -> int:
+    """Open a log, never what a link in its place leads to."""
+    return os.open(path, flags | os.O_NOFOLLOW, 0o644)
 
 
 def main() -> int:

@@ -27,7 +27,7 @@ from stepladder.models.files import read_json, refuse_code
 from stepladder.serving.cards import cards_by_server
 from stepladder.serving.probe import free_port, is_healthy, is_ours, refuses_strangers
 from stepladder.supervise import child_environment, supervised
-from stepladder.workspace import write_atomic
+from stepladder.workspace import refuse_link, write_atomic
 
 MAX_RESTARTS = 3
 """Of a server that had been healthy."""
@@ -111,6 +111,7 @@ class Fleet:
         groups = cards_by_server(self._settings)
         if groups == [()]:
             _check_memory(self._weights, self._settings)
+        refuse_link(self._folder)
         self._folder.mkdir(parents=True, exist_ok=True)
         write_atomic(self.addresses, "")
         generation = _write_generation_config(self._weights, self._folder / "generation")

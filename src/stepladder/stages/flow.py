@@ -47,6 +47,8 @@ def run(context: Context, names: Collection[str] = STAGES) -> None:
         if not is_checked:
             check_ledger(context.workspace.ledger, context.progress.say)
             is_checked = True
+        for file in artifact.edited():
+            context.progress.say(f"{label(name, part)}: {file} was changed since it was made; it is made again")
         dtype = computes_in(context.config, name)
         if dtype is not None:
             _note_other_formats(context, label(name, part), dtype)

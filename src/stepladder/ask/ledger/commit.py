@@ -7,7 +7,7 @@ import sqlite3
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
-from typing import Any, NamedTuple, Self, TypeGuard, TypeVar
+from typing import Any, NamedTuple, Self, TypeVar
 
 from stepladder.ask.ledger import Ledger
 from stepladder.ask.ledger.faults import passes
@@ -28,9 +28,9 @@ class Committer:
     """Reads and writes a ledger on behalf of concurrent tasks. Use as an async context manager.
 
     While one transaction waits for the disk, operations of other tasks queue for the next. Where one of them raises,
-    the others of its group are committed one by one. Only waiting (for the lock, for the disk) happens in a thread: a
-    statement takes microseconds, but in a thread beside a busy event loop it would wait milliseconds for the
-    interpreter lock.
+    the others of its group are committed one by one: an operation must be one that can be run again. Only waiting (for
+    the lock, for the disk) happens in a thread: a statement takes microseconds, but in a thread beside a busy event
+    loop it would wait milliseconds for the interpreter lock.
 
     While the ledger cannot be written (disk full, locked, read-only), operations wait and are tried again, so that
     their answers are not lost; ``note`` is called with one line that says so (``patience``).
@@ -69,31 +69,29 @@ class Committer:
     async def _commit_queue(self) -> None:
         while self._queue:
             async with self._lock:
-                error = await self._commit_some()
+                error = await self._commit_group()
                 held_back = error is None and bool(self._queue) and not self._patience.has_room
             if error is not None or held_back:
                 await self._wait(error)
             else:
                 self._patience.end()
 
-    async def _commit_some(self) -> sqlite3.Error | None:
+    async def _commit_group(self) -> sqlite3.Error | None:
         """Commit what is in the queue, without what begins something new if there is too little room. Returns the error
         if the ledger cannot be written; then what is not committed is in the queue again."""
         if (error := await self._begin()) is not None:
-            return self._refused(self._take_queue(), error)
+            return self._put_off(self._take_queue(), error)
         has_room = self._patience.has_room
         group = [write for write in self._queue if has_room or not write.begins]
         self._queue = [write for write in self._queue if not has_room and write.begins]
-        if (error := await self._commit(group)) is None:
-            return None
-        if len(group) == 1 or _passes(error):
-            return self._refused(group, error)
-        for place, write in enumerate(group):  # one of them is at fault, and only that one fails
-            error = await self._begin() or await self._commit([write])
-            if error is not None and _passes(error):
-                return self._refused(group[place:], error)
-            if error is not None:
-                self._fail([write], error)
+        error = await self._commit(group)
+        if error is None or passes(error):
+            return None if error is None else self._put_off(group, error)
+        for number, one in enumerate(group):  # one of them is at fault, and only that one fails
+            error = await self._begin() or await self._commit([one])
+            if error is not None and (passing := self._put_off([one], error)) is not None:
+                self._queue += group[number + 1 :]
+                return passing
         return None
 
     async def _begin(self) -> Exception | None:
@@ -106,7 +104,7 @@ class Committer:
         return None
 
     async def _commit(self, group: list[Write]) -> Exception | None:
-        """Run operations in the open transaction and commit it, or undo all of them and return why."""
+        """Run the operations in the open transaction and commit it, or undo all of them and return why."""
         try:
             results = [write.operation(self._ledger) for write in group]
             await self._in_thread(self._ledger.commit)
@@ -118,9 +116,9 @@ class Committer:
                 write.future.set_result(result)
         return None
 
-    def _refused(self, writes: list[Write], error: Exception) -> sqlite3.Error | None:
-        """Put writes back into the queue and return the error, if they may succeed later; otherwise they fail."""
-        if _passes(error):
+    def _put_off(self, writes: list[Write], error: Exception) -> sqlite3.Error | None:
+        """Return writes to the queue if the error passes, and the error with it; otherwise their tasks raise it."""
+        if passes(error):
             self._queue = writes + self._queue
             return error
         self._fail(writes, error)
@@ -157,8 +155,3 @@ class Committer:
         if self._commit_task is not None:
             await self._commit_task
         self._thread.shutdown()
-
-
-def _passes(error: Exception) -> TypeGuard[sqlite3.Error]:
-    """Whether the same operation may succeed later."""
-    return isinstance(error, sqlite3.Error) and passes(error)

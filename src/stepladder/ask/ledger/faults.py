@@ -11,6 +11,7 @@ import resource
 import shutil
 import sqlite3
 from pathlib import Path
+from typing import TypeGuard
 
 import psutil
 
@@ -31,9 +32,9 @@ _DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 _DETACHED = {sqlite3.SQLITE_READONLY_DBMOVED}
 
 
-def passes(error: sqlite3.Error) -> bool:
+def passes(error: Exception) -> TypeGuard[sqlite3.Error]:
     """Whether the same statement may succeed later: the file is busy, full or not writable, and not damaged."""
-    return _primary(error) in _PASSING
+    return isinstance(error, sqlite3.Error) and _primary(error) in _PASSING
 
 
 def explain(path: Path, error: sqlite3.Error) -> LedgerError | None:

@@ -26,10 +26,10 @@ def connect(path: Path) -> sqlite3.Connection:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _refuse_emptied(path)
+        make_private(path)
     except OSError as error:
         raise LedgerError(f"{path}: cannot be opened ({error}); choose a folder you can write to") from None
-    _refuse_emptied(path)
-    make_private(path)
     db = _connect(str(path))
     try:
         number = version(db, path)

@@ -19,5 +19,5 @@ def make_private(path: Path) -> None:
     for file in (path, path.with_name(f"{path.name}-wal"), path.with_name(f"{path.name}-shm")):
         with contextlib.suppress(OSError):  # not there, or another user's
             mode = file.stat().st_mode & 0o777
-            if mode & OTHERS:
+            if mode & OTHERS and file.is_file():
                 file.chmod(mode & ~OTHERS)
