@@ -1,4 +1,7 @@
-"""The command line: a command for each stage, and those for a whole run. Heavy imports happen inside functions."""
+"""The command line: a command for each stage, and those for a whole run. Heavy imports happen inside functions.
+
+One long list of declarations: what a command does is in the module of its name in ``commands/``.
+"""
 
 from __future__ import annotations
 

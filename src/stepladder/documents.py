@@ -1,6 +1,7 @@
 """JSON documents that stages hand on: one object a file, with the file's name in the class.
 
-Rows, of which a file has many, are in :mod:`stepladder.records`.
+Rows, of which a file has many, are in :mod:`stepladder.records`. One long list, so that what crosses a stage is seen in
+one place.
 """
 
 from __future__ import annotations

@@ -32,6 +32,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
     with _loading("tokenizer", folder):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        tokenizer("x", add_special_tokens=False)  # settings of another type than expected fail when they are used
     if tokenizer.chat_template is None:
         raise ModelError(f"{folder}: the tokenizer has no chat template; use the instruct or chat version of the model")
     return tokenizer
