@@ -162,7 +162,7 @@ def prefixes(asked: argparse.Namespace, folder: Path, order: str) -> dict[str, A
         path = str(asked.model)
         model = Model(engine="openai", base_url_file=fleet.addresses, model="student", path=path, price=FREE)
         begun = time.perf_counter()
-        found = ask_remote(wanted, RemoteModel("student", model), ledger, Scope("run", "all"))
+        found = ask_remote(wanted, RemoteModel("student", model, key=fleet.key), ledger, Scope("run", "all"))
         seconds = time.perf_counter() - begun
         address = fleet.addresses.read_text().split()[0].removesuffix("/v1")
         with urllib.request.urlopen(f"{address}/metrics") as reply:  # noqa: S310

@@ -32,10 +32,11 @@ FLOORS = (
     ("documents",),
     ("isolation",),
     ("workspace", "records", "progress"),
-    ("errors", "stats", "terminal", "supervise", "text"),
+    ("terminal",),
+    ("errors", "stats", "supervise", "text"),
 )
 """Rooms, the highest floor first. A room imports from floors below it, never from its own or from above."""
-GROUND = {name for floor in FLOORS[-2:] for name in floor}
+GROUND = {name for floor in FLOORS[-3:] for name in floor}
 STAGES = "stages.flow"
 """The module that imports the stages by their names."""
 

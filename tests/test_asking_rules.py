@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import tempfile
+import time
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +79,19 @@ def test_the_bound_covers_bytes_and_what_normalising_makes_of_them(texts: list[s
     messages = [Message(role="user", content=text) for text in texts]
     assert prompt_bound(messages) >= sum(len(text.encode()) for text in texts)
     assert prompt_bound([Message(role="user", content="㍿")]) - prompt_bound([Message(role="user", content="")]) == 12
+
+
+@given(st.text(st.sampled_from("a가㍿\ufdfa\ufdfb\u0301\u0327\u0345\u1100\u1161\u11a8\ufb2c\u0f73"), max_size=90))
+def test_the_bound_covers_the_composition_of_odd_texts(text: str) -> None:
+    bound = prompt_bound([Message(role="user", content=text)])
+    assert bound >= prompt_bound([Message(role="user", content="")]) + len(unicodedata.normalize("NFKC", text).encode())
+
+
+def test_the_bound_of_many_combining_characters_is_found_at_once() -> None:
+    """NFKC takes most of a minute for this one."""
+    began_seconds = time.process_time()
+    assert prompt_bound([Message(role="user", content="\u0301\u0327" * 50_000)]) > 200_000
+    assert time.process_time() - began_seconds < 5
 
 
 def test_money_is_whole_and_rounded_up() -> None:

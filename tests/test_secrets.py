@@ -4,23 +4,17 @@ from __future__ import annotations
 
 import os
 import stat
-import sys
 from pathlib import Path
 
 import pytest
 from asker import request
-from raw_server import Raw, http
 
-from stepladder.answering.client import folder_client
 from stepladder.ask.ledger import Ledger
 from stepladder.ask.remote.servers import read_addresses
 from stepladder.ask.request import Response
 from stepladder.config import Config, load
 from stepladder.config.addresses import address_problem
-from stepladder.context import Context
 from stepladder.errors import AskError, ConfigError
-from stepladder.serving.vllm import _is_healthy, server_environment
-from stepladder.supervise import supervised, without_secrets
 
 TABLE = """
 name = "r"
@@ -64,32 +58,6 @@ def test_one_of_the_version_before_becomes_so(tmp_path: Path) -> None:
         use(path)
 
 
-SECRETS = {
-    "OPENAI_API_KEY", "MY_TEACHER", "HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "DB_PASSWORD", "ApiKey",
-    "GOOGLE_APPLICATION_CREDENTIALS",
-}  # fmt: skip
-HARMLESS = {"PATH", "TOKENIZERS_PARALLELISM", "VLLM_MAX_NUM_BATCHED_TOKENS", "KEYBOARD", "CUDA_VISIBLE_DEVICES"}
-
-
-def test_servers_of_our_own_get_no_keys(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in SECRETS | HARMLESS:
-        monkeypatch.setenv(name, os.environ.get(name, "1"))
-    inherited = server_environment(("0",), {"MY_TEACHER"})
-    assert not SECRETS & inherited.keys()
-    assert inherited.keys() >= HARMLESS
-    assert not (SECRETS - {"MY_TEACHER"}) & without_secrets(os.environ).keys()
-    log = tmp_path / "log"
-    with supervised([sys.executable, "-c", "import os; print(*os.environ)"], log, inherited) as child:
-        child.wait()
-    assert not SECRETS & set(log.read_text().split())
-
-
-def test_the_run_knows_which_variables_are_keys(tmp_path: Path) -> None:
-    file = tmp_path / "run.toml"
-    file.write_text(TABLE.format(url='"https://api.example.com/v1"'))
-    assert folder_client(Context.open(file, tmp_path / "runs"))._withheld == {"MY_TEACHER"}
-
-
 @pytest.mark.parametrize(
     ("url", "said"),
     [
@@ -130,10 +98,3 @@ def test_an_address_is_an_address(tmp_path: Path, url: str, said: str | None) ->
         with pytest.raises(AskError, match=r"servers.txt:1: ") as unread:
             read_addresses(addresses)
         assert "hunter2@" not in str(unread.value)
-
-
-def test_a_server_s_health_is_asked_of_no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
-    with Raw(lambda head, body: http(b"no", 502)) as proxy, Raw(lambda head, body: http(b"")) as server:
-        monkeypatch.setenv("http_proxy", proxy.url.removesuffix("/v1"))
-        assert _is_healthy(int(server.url.split(":")[2].split("/")[0]))
-        assert proxy.heads == []

@@ -3,6 +3,7 @@ and like vLLM it starts a process in a session of its own. tests/test_vllm_servi
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
@@ -11,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from io import StringIO
 from pathlib import Path
@@ -18,6 +20,7 @@ from types import SimpleNamespace
 
 import pynvml
 import pytest
+from jinja2 import Environment, PackageLoader
 from rich.console import Console
 
 from stepladder import models
@@ -28,11 +31,12 @@ from stepladder.ask.request import Request
 from stepladder.closedworld.generate import generate, to_line
 from stepladder.commands.predict import predict
 from stepladder.config import Serve
-from stepladder.errors import ServeError
+from stepladder.errors import ModelError, ServeError
 from stepladder.progress import Progress
 from stepladder.records import Message, Prediction, Question
 from stepladder.serving import vllm
 from stepladder.serving.cards import cards_by_server, side_by_side_settings, visible_cards
+from stepladder.serving.probe import free_port, is_healthy, is_ours
 from stepladder.serving.vllm import Fleet, server_command
 
 PROGRAM = """#!{python}
@@ -46,6 +50,9 @@ says = script[min(len((folder / "starts").read_text().splitlines()), len(script)
 if says:
     sys.exit(says)
 child = subprocess.Popen(["sleep", "1000"], start_new_session=True)
+(folder / "environment").write_text(json.dumps({{**os.environ}}))
+if (folder / "open").exists():
+    del os.environ["VLLM_API_KEY"]
 (folder / f"pids-{{os.getpid()}}").write_text(f"{{os.getpid()}} {{child.pid}}")
 says = Path(sys.argv[2], "says")
 text = says.read_text() if says.exists() else "Answer: A"
@@ -64,8 +71,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 time.sleep(0.05)
         while self.path == "/health" and len((folder / "starts").read_text().splitlines()) < number("servers"):
             time.sleep(0.05)
+        key = "Bearer " + os.environ.get("VLLM_API_KEY", "")
+        known = not self.path.startswith("/v1") or key in ("Bearer ", self.headers.get("Authorization"))
         body = json.dumps(pages.get(self.path)).encode()
-        self.send_response(200 if self.path in pages else 404)
+        self.send_response(401 if not known else 200 if self.path in pages else 404)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
@@ -159,6 +168,68 @@ def test_a_desk_keeps_a_model_s_server_from_one_round_to_the_next(settings: Serv
     assert not any(map(is_alive, pids(settings)))
 
 
+def test_a_server_wants_a_key_that_only_its_environment_holds(
+    settings: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "paid for")
+    monkeypatch.setenv("MY_TEACHER", "paid for")
+    monkeypatch.setenv("VLLM_API_KEY", "somebody else's")
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")  # nobody is there
+    with fleet(settings, tmp_path) as running:
+        url = running.addresses.read_text().strip()
+        words = (settings.environment / "bin" / "starts").read_text()
+        environment = json.loads((settings.environment / "bin" / "environment").read_text())
+        assert running.key not in words
+        assert environment["VLLM_API_KEY"] == running.key
+        assert "paid for" not in environment.values()
+        assert not {"HTTP_PROXY", "MY_TEACHER"} & environment.keys()
+        assert "--host 127.0.0.1" in words
+        assert "--load-format safetensors" in words
+        with pytest.raises(urllib.error.HTTPError, match="401"):
+            urllib.request.build_opener(urllib.request.ProxyHandler({})).open(f"{url}/models")
+    assert fleet(settings, tmp_path).key != running.key
+
+
+def test_a_server_that_lets_everybody_in_is_not_used(settings: Serve, tmp_path: Path) -> None:
+    (settings.environment / "bin" / "open").touch()
+    with pytest.raises(ServeError, match="does not ask for its key; update vLLM"), fleet(settings, tmp_path):
+        pass
+    assert not any(map(is_alive, pids(settings)))
+
+
+def test_whoever_took_the_port_first_is_not_taken_for_the_server(
+    settings: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = PROGRAM.format(python=sys.executable).partition("\n")[2]
+    stranger = tmp_path / "stranger"
+    stranger.mkdir()
+    (stranger / "vllm").write_text(code, encoding="utf-8")
+    script(stranger, "")
+    port, other = free_port(), free_port()
+    ports = iter([port, other])
+    monkeypatch.setattr(vllm, "free_port", lambda: next(ports))
+    words = [sys.executable, str(stranger / "vllm"), str(tmp_path), "--port", str(port)]
+    with subprocess.Popen(words, env=os.environ | {"VLLM_API_KEY": "theirs"}) as process:
+        try:
+            until(lambda: is_healthy(port))
+            assert is_ours(process.pid, port)
+            assert not is_ours(os.getppid(), other)
+            with fleet(settings, tmp_path) as running:
+                assert running.addresses.read_text() == f"http://127.0.0.1:{other}/v1\n"
+        finally:
+            process.kill()
+            for pid in (int(pid) for path in stranger.glob("pids-*") for pid in path.read_text().split()):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+
+
+def test_weights_that_bring_code_are_not_served(settings: Serve, tmp_path: Path) -> None:
+    (weights(tmp_path) / "config.json").write_text('{"auto_map": {"AutoConfig": "evil.Config"}}')
+    with pytest.raises(ModelError, match=r"its own code \(auto_map\), which vLLM may run"), fleet(settings, tmp_path):
+        pass
+    assert not (settings.environment / "bin" / "starts").exists()
+
+
 def members(base: Path, folder: Path, **says: str) -> dict[str, Path]:
     """A package's members, each of which says one thing."""
     found = {name: folder / "model" / name for name in says}
@@ -200,10 +271,13 @@ def asked_of(
     return {question["answer"] for row in rows for question in row["questions"]}, screen.getvalue()
 
 
-def test_a_running_server_that_hangs_is_not_waited_for_either(settings: Serve, base: Path, tmp_path: Path) -> None:
+def test_a_running_server_that_hangs_is_not_waited_for_either(
+    settings: Serve, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     members(base, tmp_path, a="Answer: B")
     (settings.environment / "bin" / "together").write_text("1000000")
     with fleet(settings, tmp_path) as running:
+        monkeypatch.setenv("VLLM_API_KEY", running.key)
         begun = time.monotonic()
         letters, said = asked_of(settings, tmp_path, minutes=0.15, url=running.addresses.read_text().strip())
         assert time.monotonic() - begun < 25
@@ -259,7 +333,7 @@ def test_members_that_cannot_stand_side_by_side_follow_one_another(
     script(settings.environment / "bin", "torch.OutOfMemoryError: CUDA out of memory.", "")
     letters, said = asked_of(settings, tmp_path)
     assert letters == {"B"}
-    assert "one after another now" in said
+    assert "now one after the other" in said
 
 
 def test_a_server_that_hangs_is_not_waited_for_when_the_time_is_up(
@@ -373,7 +447,7 @@ def test_one_that_does_not_start_says_why(settings: Serve, tmp_path: Path, said:
 
 
 def test_one_that_takes_too_long_is_stopped(settings: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vllm, "_is_healthy", lambda port: False)
+    monkeypatch.setattr(vllm, "is_healthy", lambda port: False)
     slow = settings.model_copy(update={"startup": 0.8})
     with pytest.raises(ServeError, match="did not start"), fleet(slow, tmp_path):
         pass
@@ -393,6 +467,7 @@ KILLED = """
 import signal, sys, time
 from pathlib import Path
 from stepladder.config import Serve
+from stepladder.serving.probe import free_port, is_healthy, is_ours
 from stepladder.serving.vllm import Fleet
 signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell takes from what it starts in the background
 settings = Serve(environment=Path(sys.argv[1]), startup=20, kv_cache_gib=0.01)
@@ -452,3 +527,37 @@ def test_nothing_but_where_answers_end_is_taken_from_the_weights(settings: Serve
         pass
     path = tmp_path / "serve" / "generation" / "generation_config.json"
     assert path.read_text() == '{"eos_token_id": [2, 3]}'
+
+
+def test_a_package_serves_this_machine_only_unless_it_is_told_otherwise(tmp_path: Path) -> None:
+    templates = Environment(loader=PackageLoader("stepladder.packaging", "files"), autoescape=False)  # noqa: S701
+    package = SimpleNamespace(name="demo", leader="a", longest=100, engine="vllm")
+    (tmp_path / "serve.sh").write_text(templates.get_template("serve.sh.j2").render(package=package))
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "vllm").write_text('#!/bin/sh\necho "$*"\necho "$VLLM_API_KEY"\n')
+    (tmp_path / "bin" / "vllm").chmod(0o755)
+    shellcheck = Path(sys.prefix) / "bin" / "shellcheck"
+    assert subprocess.run([shellcheck, tmp_path / "serve.sh"], check=False).returncode == 0
+
+    def serve(**variables: str) -> tuple[list[str], str]:
+        environment = {"PATH": os.environ["PATH"], "VLLM": str(tmp_path), **variables}
+        done = subprocess.run(
+            ["/bin/sh", tmp_path / "serve.sh"], env=environment, capture_output=True, text=True, check=False
+        )
+        return done.stdout.splitlines(), done.stderr
+
+    (words, key), said = serve()
+    assert "--host 127.0.0.1 --port 8000" in words
+    assert len(key) == 48
+    assert key not in words
+    assert said == f"VLLM_API_KEY={key}\n"
+    assert serve()[0][1] != key
+    assert serve(ADDRESS="0.0.0.0") == (  # noqa: S104
+        [],
+        "error: others can reach 0.0.0.0, so set VLLM_API_KEY to the key that they must send\n",
+    )
+    (words, key), said = serve(ADDRESS="0.0.0.0", VLLM_API_KEY="ours")  # noqa: S104
+    assert ("--host 0.0.0.0" in words, key, said) == (True, "ours", "")
+    compose = templates.get_template("compose.yaml.j2").render(package=package)
+    assert 'ports: ["127.0.0.1:8000:8000"]' in compose
+    assert "ADDRESS: 0.0.0.0" in compose

@@ -33,6 +33,7 @@ from stepladder.errors import ServeError
 from stepladder.mcq.questionfile import read_problems
 from stepladder.records import Message, Prediction
 from stepladder.serving import vllm
+from stepladder.serving.probe import free_port
 from stepladder.serving.vllm import Fleet
 
 SERVE = Serve(
@@ -65,7 +66,9 @@ def until_gone(seconds: float = 10) -> set[int]:
     return left
 
 
-def test_a_model_folder_answers_through_vllm_as_it_does_in_this_process(tmp_path: Path) -> None:
+def test_a_model_folder_answers_through_vllm_as_it_does_in_this_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = tmp_path / "student"
     shutil.copytree(models.locate(models.BUNDLED), folder)
     table = {
@@ -79,6 +82,7 @@ def test_a_model_folder_answers_through_vllm_as_it_does_in_this_process(tmp_path
     own = SERVE.model_dump(exclude_defaults=True)
     questions = [question for one in read_problems(asked, "en", labelled=False) for question in one.questions]
     with Fleet(folder, "there", SERVE, tmp_path / "there") as fleet:
+        monkeypatch.setenv("VLLM_API_KEY", fleet.key)
         running = {"base_url": fleet.addresses.read_text().strip(), "model": "there"}
         predict(
             str(folder), asked, tmp_path / "there.jsonl", Console(file=StringIO()), predict_settings={"engine": "vllm"},
@@ -123,7 +127,11 @@ def test_a_server_that_is_killed_in_the_middle_costs_nothing_but_time(tmp_path: 
         killer.start()
         model = Model(engine="openai", base_url_file=fleet.addresses, model="student", path=str(weights), price=FREE)
         found = ask_remote(
-            wanted, RemoteModel("student", model), ledger, Scope("run", "easy"), Listener(note=notes.append)
+            wanted,
+            RemoteModel("student", model, key=fleet.key),
+            ledger,
+            Scope("run", "easy"),
+            Listener(note=notes.append),
         )
         killer.join()
         assert all(found[one.key].text for one in wanted)
@@ -159,9 +167,9 @@ def test_a_port_that_another_process_takes_first(tmp_path: Path, monkeypatch: py
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
-        taken, free = other.getsockname()[1], vllm._free_port()
+        taken, free = other.getsockname()[1], free_port()
         ports = iter([taken, free])
-        monkeypatch.setattr(vllm, "_free_port", lambda: next(ports))
+        monkeypatch.setattr(vllm, "free_port", lambda: next(ports))
         with Fleet(models.locate(models.BUNDLED), "student", SERVE, tmp_path) as fleet:
             assert fleet.addresses.read_text() == f"http://127.0.0.1:{free}/v1\n"
     assert not until_gone()

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from stepladder.errors import StepladderError, UserError
+from stepladder.terminal import PlainConsole
+from stepladder.text import printable
 from stepladder.workspace import RUNS
 
 app = typer.Typer(
@@ -29,6 +30,8 @@ ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="The run's TO
 Runs = Annotated[Path, typer.Option(help="Folder that holds all runs and their ledger.")]
 ENGINES = ("local", "vllm")
 LANGUAGES = ("zh", "en")
+MAX_ERROR_CHARACTERS = 2000
+"""Of the line that an error prints; the middle of a longer one is left out."""
 DTYPES = ("float32", "bfloat16")
 
 INTERRUPTED = 130
@@ -105,11 +108,14 @@ def ledger(
     export: Annotated[
         Path | None, typer.Option(help="Write every request and raw response, of all runs, as JSONL.")
     ] = None,
+    backup: Annotated[
+        Path | None, typer.Option(help="Write a copy of the ledger, also while it is in use, into a new file.")
+    ] = None,
 ) -> None:
     """Show what the run's model calls cost, by rung and model, and how they ended."""
     from stepladder.commands import ledger as command
 
-    command.ledger(config, runs, export)
+    command.ledger(config, runs, export, backup)
 
 
 @app.command()
@@ -122,7 +128,7 @@ def audit(
     """Rank labels by the evidence against them in the answers of several models."""
     from stepladder.commands import audit as command
 
-    command.audit(votes, out, Console())
+    command.audit(votes, out, PlainConsole())
 
 
 @app.command("choose-rule")
@@ -139,7 +145,7 @@ def choose_rule(
     """Choose an ensemble rule by cross-validation on recorded votes."""
     from stepladder.commands import choose_rule as command
 
-    command.choose_rule(votes, _names(members), seed, Console(), as_json=as_json)
+    command.choose_rule(votes, _names(members), seed, PlainConsole(), as_json=as_json)
 
 
 @app.command("import")
@@ -164,7 +170,7 @@ def import_(
     from stepladder.commands import import_ as command
     from stepladder.mcq.formats import Columns
 
-    command.import_(source, out, form, Columns(question, _names(options), answer, passage, one_based), Console())
+    command.import_(source, out, form, Columns(question, _names(options), answer, passage, one_based), PlainConsole())
 
 
 @app.command()
@@ -194,7 +200,10 @@ def predict(
     kv_cache: Annotated[float | None, typer.Option(min=0.01, help="With vllm: GiB for the KV cache.")] = None,
     url: Annotated[
         list[str] | None,
-        typer.Option(help="Address, up to /v1, of a vLLM server that already serves the model; none is started."),
+        typer.Option(
+            help="Address, up to /v1, of a vLLM server that already serves the model; none is started. Its key: "
+            "VLLM_API_KEY."
+        ),
     ] = None,
     served_as: Annotated[str | None, typer.Option(help="With --url: the server's name for the model.")] = None,
     least: Annotated[
@@ -225,7 +234,7 @@ def predict(
         model,
         questions,
         out,
-        Console(),
+        PlainConsole(),
         language=language,  # type: ignore[arg-type]  # checked above
         predict_settings={key: value for key, value in predict_settings.items() if value is not None},
         serve_settings={key: value for key, value in serve_settings.items() if value is not None},
@@ -264,7 +273,7 @@ def doctor() -> None:
     """Show what is installed and what is missing, and the number format that is fast here."""
     from stepladder.commands import doctor as command
 
-    if not command.doctor(Console()):
+    if not command.doctor(PlainConsole()):
         raise typer.Exit(2)
 
 
@@ -285,7 +294,7 @@ def init(
 
     _check_choice("--language", language, LANGUAGES)
     _check_choice("--teacher", teacher, tuple(command.MODELS))
-    command.init(folder, language, teacher, base, Console())
+    command.init(folder, language, teacher, base, PlainConsole())
 
 
 @app.command()
@@ -324,6 +333,13 @@ def _use_utf8() -> None:
         os.execv(sys.executable, [sys.executable, "-m", "stepladder", *sys.argv[1:]])  # noqa: S606 (this command)
 
 
+def _one_line(message: str) -> str:
+    """A message as one line of bounded length, since it may quote what a stranger wrote."""
+    line = printable(" ".join(message.split()))
+    half = MAX_ERROR_CHARACTERS // 2
+    return line if len(line) <= MAX_ERROR_CHARACTERS else f"{line[:half]} [...] {line[-half:]}"
+
+
 def main() -> None:
     """Entry point: a user error is one line and its exit code, and so is Ctrl-C; anything else is a bug and keeps its
     traceback."""
@@ -338,10 +354,10 @@ def main() -> None:
             print("interrupted: what is done is kept; the same command goes on from there", file=sys.stderr)
         raise
     except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {_one_line(str(error))}", file=sys.stderr)
         sys.exit(error.exit_code)
     except StepladderError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {_one_line(str(error))}", file=sys.stderr)
         sys.exit(1)
 
 

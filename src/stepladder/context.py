@@ -6,12 +6,11 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
-
 from stepladder.config import BASE, Config, load
 from stepladder.errors import UserError
 from stepladder.mcq import prompts
 from stepladder.progress import Progress
+from stepladder.terminal import PlainConsole
 from stepladder.workspace import RUNS, Artifact, Workspace
 
 STAGES = (
@@ -44,7 +43,7 @@ class Context:
         loaded = load(config)
         if runs.exists() and not runs.is_dir():
             raise UserError(f"{runs}: is not a folder; give --runs a folder; it is made if it does not exist")
-        return cls(loaded, Workspace(runs, loaded.name), Progress(Console()), config)
+        return cls(loaded, Workspace(runs, loaded.name), Progress(PlainConsole()), config)
 
     def input(self, stage: str, part: str | None = None) -> Path:
         """Folder of a finished artifact to read from."""

@@ -8,6 +8,7 @@
         ├── ModelError       weights that cannot be found or loaded
         ├── AskError         a model that cannot be asked, or did not answer
         ├── ServeError       a server of one's own that does not start, or stay
+        ├── LedgerError      the ledger cannot be read or written at the moment, or is damaged
         ├── BudgetError      a cap on dollars is reached (exit code 1: what was bought is kept)
         ├── TemplateError    the tokens of training and of serving differ
         └── GateError        a measured quality gate failed (exit code 1: the input was fine, the result is not)
@@ -59,6 +60,10 @@ class AskError(UserError):
 
 class ServeError(UserError):
     """A server of one's own does not start, or ended too often."""
+
+
+class LedgerError(UserError):
+    """The ledger is busy, read-only, full, damaged or no ledger; the message says which, and what to do."""
 
 
 class BudgetError(UserError):

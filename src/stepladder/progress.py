@@ -17,6 +17,9 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.progress import Progress as Bars
+from rich.text import Text
+
+from stepladder.text import printable
 
 
 class Progress:
@@ -37,7 +40,7 @@ class Progress:
         """When that began, when something was last said of it, and how much was done at its begin."""
 
     def up_to_date(self, label: str) -> None:
-        self.console.print(f"[dim]  ·  {label:<24} up to date[/dim]")
+        self.console.print(f"  ·  {printable(label):<24} up to date", style="dim", markup=False, highlight=False)
 
     @contextlib.contextmanager
     def stage(self, label: str) -> Iterator[None]:
@@ -45,8 +48,9 @@ class Progress:
         start = time.monotonic()
         self._work = ""  # the last stage may have called its work the same
         columns = (
-            SpinnerColumn(), TextColumn("{task.description:<24}"), TextColumn("{task.fields[what]}"), BarColumn(24),
-            MofNCompleteColumn(), TextColumn("{task.fields[note]}"), TimeElapsedColumn(), TextColumn("left"),
+            SpinnerColumn(), TextColumn("{task.description:<24}", markup=False),
+            TextColumn("{task.fields[what]}", markup=False), BarColumn(24), MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}", markup=False), TimeElapsedColumn(), TextColumn("left"),
             TimeRemainingColumn(),
         )  # fmt: skip
         with Bars(*columns, console=self.console, transient=True, disable=not self.console.is_terminal) as bars:
@@ -55,11 +59,14 @@ class Progress:
                 yield
             except BaseException:
                 bars.stop()
-                self.console.print(f"  [red]x[/red]  {label:<24} stopped")
+                self._mark("x", "red", label, "stopped")
                 raise
             finally:
                 self._bars = self._task = None
-        self.console.print(f"  [green]✓[/green]  {label:<24} {duration(time.monotonic() - start)}")
+        self._mark("✓", "green", label, duration(time.monotonic() - start))
+
+    def _mark(self, mark: str, style: str, label: str, text: str) -> None:
+        self.console.print(Text.assemble("  ", (mark, style), f"  {printable(label):<24} {text}"))
 
     def update(self, what: str, done: float, total: float, note: str = "") -> None:
         """How far the running stage is: ``what`` names the unit of work, ``note`` a figure worth seeing."""
@@ -84,7 +91,7 @@ class Progress:
 
     def say(self, text: str) -> None:
         """A finding worth one line."""
-        self.console.print(f"     {text}", style="dim", highlight=False, markup=False)
+        self.console.print(f"     {printable(text)}", style="dim", highlight=False, markup=False)
 
 
 class Lane:

@@ -12,6 +12,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from stepladder.errors import InputError
 
+MAX_LINE_BYTES = 10_000_000
+"""Of a line of JSONL; parsed, it may take a hundred times the memory."""
+MAX_TEXT_BYTES = 100_000_000
+"""Of a file that is read as a whole."""
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 Language = Literal["zh", "en"]
@@ -124,12 +128,15 @@ def parse_lines(path: Path) -> Iterator[tuple[int, Any]]:
     """Yield ``(line number, JSON value)`` of every non-empty line.
 
     Raises:
-        InputError: the file is missing or not UTF-8, or a line is not JSON or cannot be parsed (nested too deeply, for
-            example).
+        InputError: the file is missing or not UTF-8, or a line is not JSON, too long, or cannot be parsed (nested too
+            deeply, for example).
     """
     with _open_bytes(path) as file:
         start = 0
-        for number, raw in enumerate(file, start=1):  # bytes: only "\n" ends a line, not U+2028 inside a JSON string
+        # Bytes: only "\n" ends a line, not U+2028 inside a JSON string.
+        for number, raw in enumerate(iter(lambda: file.readline(MAX_LINE_BYTES + 1), b""), start=1):
+            if len(raw) > MAX_LINE_BYTES:
+                raise InputError(path, f"is longer than {MAX_LINE_BYTES:,} bytes; split it", line=number)
             try:
                 line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeDecodeError as error:
@@ -143,11 +150,14 @@ def read_text(path: Path) -> str:
     """The text of a file.
 
     Raises:
-        InputError: the file is missing, cannot be read or is not UTF-8.
+        InputError: the file is missing, cannot be read, is too large or is not UTF-8.
     """
     with _open_bytes(path) as file:
+        content = file.read(MAX_TEXT_BYTES + 1)
+        if len(content) > MAX_TEXT_BYTES:
+            raise InputError(path, f"is larger than {MAX_TEXT_BYTES:,} bytes; split it, or convert it to JSONL")
         try:
-            return file.read().decode("utf-8-sig")
+            return content.decode("utf-8-sig")
         except UnicodeDecodeError as error:
             raise _not_utf8(path, error.start) from None
 

@@ -16,22 +16,29 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import psutil
 
 PR_SET_CHILD_SUBREAPER = 36
 """From linux/prctl.h."""
+PASSED_ON = re.compile(
+    r"PATH|HOME|USER|LOGNAME|SHELL|TERM|TZ|TMP|TEMP|TMPDIR|PWD|HOSTNAME|LANG|LANGUAGE|VIRTUAL_ENV|CC|CXX|CPATH|MAX_JOBS"
+    r"|LIBRARY_PATH|DO_NOT_TRACK|RANK|WORLD_SIZE|PYTHON\w*"
+    r"|(LC|XDG|LD|CUDA|CUDNN|CUBLAS|NVIDIA|NCCL|GLOO|UCX|TORCH|TORCHELASTIC|TORCHINDUCTOR|PYTORCH|TRITON|VLLM|FLASHINFER"
+    r"|HF|TRANSFORMERS|SAFETENSORS|TOKENIZERS|MODELSCOPE|SWIFT|DS|ACCELERATE|GPTQMODEL|LLM_COMPRESSOR|OMP|MKL|KMP"
+    r"|OPENBLAS|GOMP|NUMEXPR|MALLOC|ROCR|ROCM|HIP|HSA|AMD|ZE|ONEAPI|ASCEND|XLA|MASTER|NODE|LOCAL|STEPLADDER)_\w+"
+)
+"""Names of the environment variables that programs of others are given: what they need to find libraries and cards."""
+SECRET = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)S?$", re.IGNORECASE)
+"""Names that are not passed on even so."""
 
-_SECRET = re.compile(r"(^|_)(API_?)?(KEYS?|TOKEN|SECRETS?|PASSW(OR)?D|PASSPHRASE|CREDENTIALS?)(_|$)", re.IGNORECASE)
-"""In the name of an environment variable. ``TOKENS`` are counted, ``TOKEN`` opens doors."""
 
-
-def without_secrets(environment: Mapping[str, str], names: Collection[str] = ()) -> dict[str, str]:
-    """The environment without API keys, tokens and passwords, for programs that need none: those of these names, and
-    those that are named like one."""
-    return {name: value for name, value in environment.items() if name not in names and not _SECRET.search(name)}
+def child_environment() -> dict[str, str]:
+    """This process's environment for a program that asks no teacher: without the teachers' keys, whose variables a
+    configuration may call what it likes, and without any other secret."""
+    return {name: value for name, value in os.environ.items() if PASSED_ON.fullmatch(name) and not SECRET.search(name)}
 
 
 @contextlib.contextmanager
@@ -41,7 +48,7 @@ def supervised(
     """A running command that writes into ``log``; when the block is left it is over, with all it started. ``folder`` is
     where it runs, by default where this process does."""
     words = [sys.executable, "-m", "stepladder.supervise", *command]
-    with log.open("ab") as file:
+    with open(log, "ab", opener=_open_itself) as file:
         # Its own session: Ctrl+C is for the parent, which then leaves the block.
         child = subprocess.Popen(  # noqa: S603
             words, stdin=subprocess.PIPE, stdout=file, stderr=subprocess.STDOUT, env=dict(environment),
@@ -53,6 +60,11 @@ def supervised(
         if child.stdin is not None:
             child.stdin.close()
         child.wait()
+
+
+def _open_itself(path: str, flags: int) -> int:
+    """Open a log, never what a link in its place leads to."""
+    return os.open(path, flags | os.O_NOFOLLOW, 0o644)
 
 
 def main() -> int:

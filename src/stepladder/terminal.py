@@ -1,12 +1,33 @@
-"""What commands print alike."""
+"""What commands print, and how: everything on the terminal passes a :class:`PlainConsole`."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.measure import Measurement
+from rich.segment import Segment
 from rich.table import Table
+from rich.text import Text
+
+from stepladder.text import printable
+
+
+class PlainConsole(Console):
+    """A console that prints texts of strangers (ids, names, what a model wrote) as texts: square brackets are no
+    markup, and what a terminal would act upon stands there by its code. Colours are given as styles."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(markup=False, emoji=False, **settings)
+
+    def render_str(self, text: str, **settings: Any) -> Text:
+        return super().render_str(printable(text), **settings)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else segment._replace(text=printable(segment.text))
+
 
 MAX_WIDTH = 10_000
 """Of a table, in characters."""
@@ -34,4 +55,4 @@ def print_table(console: Console, rows: Table) -> None:
 
 def say(console: Console, line: str) -> None:
     """Print one line as it is, however long, whatever is in it."""
-    console.print(line, soft_wrap=True, markup=False, highlight=False)
+    console.print(printable(line), soft_wrap=True, markup=False, highlight=False)

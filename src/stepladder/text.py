@@ -27,6 +27,13 @@ def nfkc(text: str) -> str:
     return "".join(part if part in _PHRASES else unicodedata.normalize("NFKC", part) for part in _PHRASE.split(safe))
 
 
+def nfkc_bytes(text: str) -> int:
+    """An upper bound on the bytes of a text's compatibility composition (NFKC) in UTF-8: those of :func:`nfkc`, and the
+    phrases unfolded."""
+    phrases = sum(text.count(phrase) * len(unicodedata.normalize("NFKC", phrase).encode()) for phrase in _PHRASES)
+    return len(nfkc(text).encode()) + phrases
+
+
 def _interrupted(run: re.Match[str]) -> str:
     characters: list[str] = []
     nonstarters = 0

@@ -9,6 +9,8 @@ artifact is up to date.
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -69,6 +71,25 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def open_itself(path: Path, flags: int) -> int:
+    """Open a file of ours, never what a link in its place leads to, and never for child processes.
+
+    Raises:
+        OSError: it cannot be opened; ELOOP: it is a link.
+    """
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+
+
+def sync_folder(folder: Path) -> None:
+    """Put a folder's entries on the disk: after a rename, so that it survives a loss of power."""
+    with contextlib.suppress(OSError):  # some file systems cannot
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
 def write_atomic(path: Path, text: str | Iterable[str]) -> None:
     """Write a text file, whole or piece by piece, so that readers see the old content or the new, never a part.
 
@@ -80,15 +101,34 @@ def write_atomic(path: Path, text: str | Iterable[str]) -> None:
     """
     partial = path.with_name(f".{path.name}.partial")
     try:
-        with partial.open("w", encoding="utf-8", newline="\n") as file:
+        partial.unlink(missing_ok=True)  # a link goes, and not what it leads to
+        handle = os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
             file.writelines([text] if isinstance(text, str) else text)
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
+        sync_folder(path.parent)
     except OSError as error:
         with contextlib.suppress(OSError):
             partial.unlink()
-        raise UserError(f"{path}: cannot be written ({error.strerror}); name a folder you can write to") from None
+        raise UserError(f"{path}: cannot be written ({error.strerror}); {_remedy(error)}") from None
+
+
+def refuse_link(path: Path) -> None:
+    """Refuse a link in the place of a folder of ours, since what is written or deleted there would be somewhere else.
+
+    Raises:
+        UserError: it is one.
+    """
+    if path.is_symlink():
+        raise UserError(f"{path}: is a link; remove it, since nothing is written to where it leads")
+
+
+def _remedy(error: OSError) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return "free some space, or raise the limit, and run again"
+    return "name a folder you can write to"
 
 
 @dataclass(frozen=True)
@@ -117,7 +157,24 @@ class Artifact:
         manifest = self.manifest()
         if manifest is None:
             return "missing"
-        return "done" if manifest["fingerprint"] == self.fingerprint else "stale"
+        return "done" if manifest["fingerprint"] == self.fingerprint and not self.edited() else "stale"
+
+    def edited(self) -> list[str]:
+        """Names of the files that are not as they were made.
+
+        The manifest was written last, so a file that has not changed since is as it was; of any other the digest is
+        compared. If all are right (the folder was copied), the manifest's time is set to now, which saves doing it
+        again. An edit within the same few milliseconds of the manifest is not noticed.
+        """
+        if (manifest := self.manifest()) is None:
+            return []
+        made_ns = (self.folder / MANIFEST).stat().st_ctime_ns
+        later = [name for name in manifest["files"] if (self.folder / name).stat().st_ctime_ns > made_ns]
+        names = [name for name in later if file_digest(self.folder / name) != manifest["files"][name]["sha256"]]
+        if later and not names:
+            with contextlib.suppress(OSError):  # a folder of somebody else
+                os.utime(self.folder / MANIFEST)
+        return names
 
     def digest(self, run: str = "stepladder run") -> str:
         """Digest of the finished files, for the inputs of a later stage. ``run`` is the command that makes them.
@@ -128,12 +185,15 @@ class Artifact:
         manifest = self.manifest()
         if manifest is None:
             raise UserError(f"{self.folder}: not there yet; run the stages before this one ('{run}')")
+        if edited := self.edited():
+            raise UserError(f"{self.folder}: {edited[0]} was changed since it was made; '{run}' makes it again")
         return digest({name: entry["sha256"] for name, entry in manifest["files"].items()})
 
     def scratch(self, dtype: str) -> Path:
         """A folder for what a build that was killed continues from. It is deleted once the artifact is finished, and
         emptied when the artifact is made from something else or in another number format."""
         folder = self._scratch
+        refuse_link(folder)
         file, made_from = folder / "fingerprint", f"{self.fingerprint} in {dtype}"
         if not file.exists() or file.read_text(encoding="utf-8") != made_from:
             shutil.rmtree(folder, ignore_errors=True)
@@ -152,10 +212,12 @@ class Artifact:
         ``dtype``, the number format that is computed in, is recorded in the manifest but not in the fingerprint.
         """
         partial = self.folder.with_name(f".{self.folder.name}.partial")
+        for folder in (partial, self.folder):
+            refuse_link(folder)
         shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
         start = time.monotonic()
         try:
+            partial.mkdir(parents=True)
             yield partial
             files = sorted(path for path in partial.rglob("*") if path.is_file())
             manifest: Manifest = {
@@ -174,7 +236,12 @@ class Artifact:
             if self.folder.exists():
                 shutil.rmtree(self.folder)
             partial.rename(self.folder)
+            sync_folder(self.folder.parent)
             shutil.rmtree(self._scratch, ignore_errors=True)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
+                raise UserError(f"{self.folder}: cannot be written ({error.strerror}); {_remedy(error)}") from error
+            raise
         finally:
             shutil.rmtree(partial, ignore_errors=True)
 
@@ -204,20 +271,27 @@ class Workspace:
         Raises:
             UserError: another process works on this run, or its folder cannot be made.
         """
-        from filelock import FileLock, Timeout
-
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"{self.folder}: cannot be made ({error.strerror}); give --runs another folder") from None
-        lock = FileLock(self.folder / ".lock", blocking=False)
+        lock = self.folder / ".lock"
         try:
-            lock.acquire()
-        except Timeout:
-            raise UserError(
-                f"{self.folder}: another stepladder process is working on this run; wait for it to end"
-            ) from None
+            handle = open_itself(lock, os.O_CREAT | os.O_RDWR)
+        except OSError as error:
+            reason = "it is a link" if error.errno == errno.ELOOP else error.strerror
+            raise UserError(f"{lock}: cannot be opened ({reason}); remove it, or make it writable") from None
         try:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(
+                    f"{self.folder}: another stepladder process is working on this run; wait for it to end"
+                ) from None
+            except OSError as error:
+                raise UserError(
+                    f"{lock}: cannot be locked ({error.strerror}); give --runs a folder on a local disk"
+                ) from None
             yield
         finally:
-            lock.release()
+            os.close(handle)

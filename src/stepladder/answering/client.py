@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import threading
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
@@ -23,6 +24,8 @@ from stepladder.models import template
 from stepladder.progress import Lane, Progress
 from stepladder.serving.vllm import Fleet
 
+SERVE_KEY_VARIABLE = "VLLM_API_KEY"
+"""Environment variable with the key of servers under ``[serve] base_url``, if they want one, as vLLM's own."""
 ANSWER_TIMEOUT_SECONDS = 12 * 3600.0
 """For one answer of a server that was started for a run: it writes many at once, so each may take long."""
 
@@ -44,6 +47,18 @@ def identity(config: Config, name: str) -> str:
 def computed_in(engine: Literal["local", "vllm"], predict: Predict, serve: Serve) -> str:
     """The setting that says which number format an engine computes in."""
     return predict.dtype if engine == "local" else serve.dtype
+
+
+def check_ledger(ledger: Path, say: Callable[[str], None]) -> None:
+    """Look for damage in a ledger, if it is there, and say what a user should know about its file.
+
+    Raises:
+        LedgerError: it is damaged.
+    """
+    if ledger.exists():
+        with Ledger(ledger, read_only=True) as opened:
+            for line in opened.check():
+                say(line)
 
 
 class Billing(NamedTuple):
@@ -70,7 +85,6 @@ class FolderClient:
         dtype: number format of weights in this process.
         progress: the live view.
         stop: once it is set, servers are stopped and nothing more is asked.
-        withheld: environment variables that servers do not inherit, beside those that are named like secrets.
     """
 
     def __init__(
@@ -82,11 +96,9 @@ class FolderClient:
         dtype: Dtype,
         progress: Progress | Lane,
         stop: threading.Event | None = None,
-        withheld: Collection[str] = (),
     ) -> None:
         self._ledger, self._name, self._scratch = ledger, name, scratch
         self._serve, self._dtype, self._progress, self._stop = serve, dtype, progress, stop
-        self._withheld = withheld
         self._weights: Path | None = None
         self._loaded: Local | None = None
         self._fleet: Fleet | None = None
@@ -119,16 +131,19 @@ class FolderClient:
 
         with Ledger(self._ledger) as ledger:
             if engine == "local":
-                return ask_embedded(requests, lambda: self._load(weights), ledger, self._name, report)
+                return ask_embedded(
+                    requests, lambda: self._load(weights), ledger, self._name, report, self._progress.say
+                )
             stored = ledger.find_all(requests)
             if all(request.key in stored and stored[request.key].settles(request) for request in requests):
                 report(len(requests), len(requests))
                 return stored
             served = self._served_model(weights, label)
+            key = None if self._fleet is None else self._fleet.key
             try:
                 return ask_remote(
                     requests,
-                    RemoteModel(self._serve.model, served, dedicated=not self._serve.base_url),
+                    RemoteModel(self._serve.model, served, dedicated=not self._serve.base_url, key=key),
                     ledger,
                     scope or Scope(self._name, label),
                     Listener(lambda done, _: report(done, len(requests)), self._progress.say),
@@ -150,14 +165,13 @@ class FolderClient:
         fields: dict[str, Any] = {"engine": "openai", "model": self._serve.model, "path": str(weights), "price": FREE}
         if self._serve.base_url:
             template.check_folder(models.load_tokenizer(weights), weights)
-            return Model(base_url=self._serve.base_url, **fields)
+            variable = SERVE_KEY_VARIABLE if os.environ.get(SERVE_KEY_VARIABLE) else None
+            return Model(base_url=self._serve.base_url, api_key_env=variable, **fields)
         if self._fleet is None or self._weights != weights:
             self._clear()
             template.check_folder(models.load_tokenizer(weights), weights)
             self._progress.update(f"{label}: vLLM starts", 0, 1)
-            fleet = Fleet(
-                weights, self._serve.model, self._serve, self._scratch, self._progress.say, self._stop, self._withheld
-            )
+            fleet = Fleet(weights, self._serve.model, self._serve, self._scratch, self._progress.say, self._stop)
             self._fleet, self._weights = self._servers.enter_context(fleet), weights
             self._progress.update(f"{label}: vLLM starts", 1, 1)
         # Only this client asks these servers, and the fleet notices when one dies: a long wait is no fault.
@@ -174,10 +188,7 @@ def folder_client(context: Context) -> FolderClient:
     """A client that answers for a run."""
     workspace, config = context.workspace, context.config
     scratch = workspace.folder / ".serve"
-    keys = {model.api_key_env for model in config.models.values() if model.api_key_env is not None}
-    return FolderClient(
-        workspace.ledger, workspace.name, scratch, config.serve, config.predict.dtype, context.progress, withheld=keys
-    )
+    return FolderClient(workspace.ledger, workspace.name, scratch, config.serve, config.predict.dtype, context.progress)
 
 
 class ModelClient:

@@ -149,7 +149,7 @@ def so_far(ledger: Path, weights: Path, questions: Sequence[Question], settings:
     """Predictions from what a ledger holds while answers still come in; a question without any has no votes."""
 
     def stored(requests: Sequence[Request]) -> Mapping[str, Response]:
-        with Ledger(ledger) as opened:
+        with Ledger(ledger, read_only=True) as opened:
             return opened.find_all(requests)
 
     model = _identity(weights, settings)

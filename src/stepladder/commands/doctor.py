@@ -9,8 +9,8 @@ import sys
 from typing import NamedTuple
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from stepladder import models
 
@@ -42,8 +42,8 @@ def doctor(console: Console) -> bool:
     checks.append(Check("Free disk", f"{free:.0f} GiB", free > 4, "free at least 4 GiB; the demo takes about 2"))
     table = Table(box=None, show_header=False, pad_edge=False)
     for check in checks:
-        mark = "[green]✓[/green]" if check.ok else "[red]x[/red]"
-        table.add_row(mark, check.subject, escape(check.value), "" if check.ok else escape(check.fix))
+        mark = Text("✓", style="green") if check.ok else Text("x", style="red")
+        table.add_row(mark, check.subject, Text(check.value), Text("" if check.ok else check.fix))
     console.print(table)
     return all(check.ok for check in checks)
 

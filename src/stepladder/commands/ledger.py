@@ -1,4 +1,5 @@
-"""``stepladder ledger``: what a run's model calls cost and how they ended; ``--export`` writes every one as JSONL."""
+"""``stepladder ledger``: what a run's model calls cost and how they ended; ``--export`` writes every one as JSONL,
+``--backup`` a copy of the ledger."""
 
 from __future__ import annotations
 
@@ -14,21 +15,30 @@ from stepladder.terminal import print_table, say, table
 from stepladder.workspace import write_atomic
 
 
-def ledger(config: Path, runs: Path, export: Path | None) -> None:
-    """Show the accounts of a run; ``export`` is a file for every request and raw response of all runs.
+def ledger(config: Path, runs: Path, export: Path | None, backup: Path | None) -> None:
+    """Show the accounts of a run. Nothing in the ledger is changed.
+
+    Args:
+        config: the run's TOML file.
+        runs: the folder of the ledger.
+        export: a file for every request and raw response of all runs.
+        backup: a new file for a copy of the ledger, which may be in use.
 
     Raises:
-        UserError: there is no ledger yet, or the file cannot be written.
+        UserError: there is no ledger yet, or a file cannot be written.
     """
     context = Context.open(config, runs)
     path = context.workspace.ledger
     if not path.exists():
         raise UserError(f"{path}: there is no ledger yet; '{context.run_command}' starts one")
-    with Ledger(path) as opened:
+    with Ledger(path, read_only=True) as opened:
         show(opened.accounts(context.workspace.name), context.progress.console)
         if export is not None:
             write_atomic(export, (json.dumps(row, ensure_ascii=False) + "\n" for row in opened.export()))
             say(context.progress.console, f"Wrote {export}")
+        if backup is not None:
+            opened.back_up(backup)
+            say(context.progress.console, f"Wrote {backup}: put it in the place of {path} to go on from it")
 
 
 def show(accounts: list[Account], console: Console) -> None:

@@ -112,7 +112,7 @@ def _model_rates(usage: Usage, questions: int, assumed: ModelRates, median: floa
 def _accounts(context: Context) -> list[Account]:
     if not context.workspace.ledger.exists():
         return []
-    with Ledger(context.workspace.ledger) as ledger:
+    with Ledger(context.workspace.ledger, read_only=True) as ledger:
         return ledger.accounts(context.workspace.name)
 
 

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from stepladder import models
 from stepladder.answering import team as teams
-from stepladder.answering.client import FolderClient
+from stepladder.answering.client import FolderClient, check_ledger
 from stepladder.answering.standalone import Answers, AnswerSettings, answer, read_settings, so_far
 from stepladder.answering.team import Team
 from stepladder.ask.local.engine import BATCH_SIZE
@@ -106,6 +106,7 @@ def predict(
         validated = f"it was validated in {settings.validated_in}, so a near tie may fall the other way"
         say(console, f"Computed in {computed_in}; {validated}")
     ledger, scratch = out.with_name(f"{out.name}.ledger.sqlite"), out.with_name(f"{out.name}.serve")
+    check_ledger(ledger, progress.say)
     work = Assignment(ledger, scratch, progress, team, questions, settings)
     try:
         with progress.stage(out.name):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rich.markup import escape
+from rich.text import Text
 
 from stepladder.context import Context
 from stepladder.reporting.content import Report
 from stepladder.stages import flow
 from stepladder.stages.report import HTML, summary
+from stepladder.terminal import say
 
 
 def run(config: Path, runs: Path) -> None:
@@ -20,13 +21,13 @@ def run(config: Path, runs: Path) -> None:
     """
     context = Context.open(config, runs)
     console = context.progress.console
-    console.print(f"[bold]{context.config.name}[/bold]  [dim]{escape(str(context.workspace.folder))}[/dim]")
+    console.print(Text.assemble((context.config.name, "bold"), "  ", (str(context.workspace.folder), "dim")))
     with context.workspace.locked():
         flow.check_keys(context)
         flow.run(context)
     folder = context.input("report")
     summary(Report.read(folder), console)
-    console.print(f"\nReport: {escape(str(folder / HTML))}", soft_wrap=True)
+    say(console, f"\nReport: {folder / HTML}")
 
 
 def run_stage(config: Path, runs: Path, name: str) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rich.markup import escape
+from rich.text import Text
 
 from stepladder.ask.ledger import Ledger
 from stepladder.context import Context
 from stepladder.stages import flow
+from stepladder.terminal import say
 
-MARKS = {"done": "[green]✓[/green]", "stale": "[yellow]~[/yellow]", "missing": "[dim]·[/dim]"}
+MARKS = {"done": ("✓", "green"), "stale": ("~", "yellow"), "missing": ("·", "dim")}
 
 
 def status(config: Path, runs: Path) -> None:
@@ -18,16 +19,16 @@ def status(config: Path, runs: Path) -> None:
     context = Context.open(config, runs)
     console = context.progress.console
     for label, state in flow.states(context):
-        console.print(f"  {MARKS[state]}  {label:<24} {state}")
+        console.print(Text.assemble("  ", MARKS[state], f"  {label:<24} {state}"))
     if not context.workspace.ledger.exists():
         return
     name = context.workspace.name
-    with Ledger(context.workspace.ledger) as ledger:
+    with Ledger(context.workspace.ledger, read_only=True) as ledger:
         console.print(f"\n{ledger.calls(name)} model calls, ${ledger.spent(name) / 1e6:.2f} spent")
         for batch in ledger.unfinished_batches(name):
             line = f"batch {batch.remote}: " if batch.remote else "batch: "
             line += f"{batch.requests:,} requests at the provider; the next run collects them"
-            console.print(f"  ${batch.reserved / 1e6:.4f}  {escape(line)}", highlight=False)
+            say(console, f"  ${batch.reserved / 1e6:.4f}  {line}")
         for attempt in ledger.unsettled(name):
             outcome = "in flight" if attempt.alive else "in flight when its process ended, so charged at the worst case"
-            console.print(f"  ${attempt.reserved / 1e6:.4f}  {escape(attempt.model)}: {outcome}", highlight=False)
+            say(console, f"  ${attempt.reserved / 1e6:.4f}  {attempt.model}: {outcome}")

@@ -12,6 +12,9 @@ from stepladder.config.addresses import without_password
 from stepladder.config.schema import Config, Table
 from stepladder.errors import ConfigError
 
+MAX_BYTES = 1_000_000
+"""Of a TOML file."""
+
 
 def load(path: Path) -> Config:
     """Read and check a TOML file; relative paths in it start at the file's folder.
@@ -20,6 +23,8 @@ def load(path: Path) -> Config:
         ConfigError: one line naming file, key and what is allowed.
     """
     try:
+        if path.stat().st_size > MAX_BYTES:
+            raise ConfigError(f"{path}: is larger than {MAX_BYTES:,} bytes; name a TOML file")
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file; 'stepladder init' writes an example") from None
@@ -29,6 +34,8 @@ def load(path: Path) -> Config:
         raise ConfigError(f"{path}: not UTF-8 at byte {error.start}; save the file as UTF-8") from None
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path}: not TOML: {error}; correct that place") from None
+    except RecursionError:
+        raise ConfigError(f"{path}: is nested too deeply; the keys have three levels at most") from None
     try:
         config = Config.model_validate(raw)
     except ValidationError as error:

@@ -41,7 +41,7 @@ def show(rows: Sequence[CostRow], config: Config, console: Console) -> None:
 
 def sources(rates: Mapping[str, Rates], console: Console) -> None:
     """Print the rates that the forecast is based on, a line for each rung."""
-    console.print("\n[bold]Based on[/bold]")
+    console.print("\nBased on", style="bold")
     for name, rung_rates in rates.items():
         line = f"  {name}: solves {_percent(rung_rates.solved)} of what reaches it ({rung_rates.source})"
         for model, model_rates in rung_rates.models.items():

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from stepladder import records
-from stepladder.errors import InputError, MissingExtra, UserError
+from stepladder.errors import InputError, UserError
+from stepladder.isolation import parquet
 from stepladder.records import LETTERS
 from stepladder.workspace import write_atomic
 
@@ -103,7 +104,7 @@ def guess(source: Path) -> str:
 
 def table(source: Path, columns: Columns) -> Iterator[SourceRow]:
     """Rows with named fields: JSON (a list of objects), JSONL (as AGIEval's), CSV with a header, Parquet."""
-    readers = {".json": _json_rows, ".csv": _csv_rows, ".parquet": _parquet_rows}
+    readers = {".json": _json_rows, ".csv": _csv_rows, ".parquet": parquet.rows}
     for line, row in readers.get(source.suffix.lower(), records.parse_lines)(source):
         if not isinstance(row, dict):
             raise InputError(source, "is not an object with named fields", line=line)
@@ -230,7 +231,7 @@ def _unlettered(options: tuple[str, ...]) -> tuple[str, ...]:
 def _json(source: Path) -> Any:
     try:
         return json.loads(records.read_text(source))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(source, f"not JSON ({error})") from None
 
 
@@ -256,16 +257,3 @@ def _csv_rows(source: Path) -> Iterator[tuple[int, Any]]:
     _, header = next(rows, (0, []))
     for line, cells in rows:
         yield line, dict(zip(header, cells, strict=False))
-
-
-def _parquet_rows(source: Path) -> Iterator[tuple[int, Any]]:
-    try:
-        import pyarrow.parquet
-    except ModuleNotFoundError:
-        raise MissingExtra("pyarrow (to read Parquet)") from None
-    try:
-        file = pyarrow.parquet.ParquetFile(source)
-    except (OSError, pyarrow.ArrowInvalid) as error:
-        raise InputError(source, f"not Parquet ({error})") from None
-    rows = (row for batch in file.iter_batches(batch_size=1000) for row in batch.to_pylist())
-    yield from enumerate(rows, start=1)

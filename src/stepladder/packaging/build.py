@@ -26,7 +26,7 @@ from stepladder.records import Language, Prediction, Question, Record
 from stepladder.reporting.model_card import base_name, licence_of
 from stepladder.stages.flow import states
 from stepladder.stages.quantised import verdict
-from stepladder.workspace import MANIFEST, digest, file_digest, write_atomic
+from stepladder.workspace import MANIFEST, digest, file_digest, refuse_link, write_atomic
 
 MAX_SELFTEST_PROBLEMS = 8
 SCRIPTS = ("run.sh", "serve.sh", "selftest.sh", "install.sh", "healthcheck")
@@ -98,6 +98,7 @@ def pack(context: Context, out: Path, engine: Engine | None, image: str | None, 
     team = _team(context)
     chosen_engine = engine or context.config.predict.engine
     partial = out.with_name(f".{out.name}.partial")
+    refuse_link(partial)
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     try:

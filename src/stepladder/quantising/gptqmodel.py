@@ -17,7 +17,7 @@ from stepladder.errors import UserError
 from stepladder.models import template
 from stepladder.models.files import refuse_code
 from stepladder.quantising.gptq import group_size, linears
-from stepladder.supervise import supervised, without_secrets
+from stepladder.supervise import child_environment, supervised
 from stepladder.training.data import log_tail
 from stepladder.training.swift import OFFLINE, python
 
@@ -55,9 +55,7 @@ def quantise(
     rows.write_text(json.dumps(calibration), encoding="utf-8")
     command = [python(environment).absolute(), "-c", _QUANTISE_SCRIPT, merged.resolve(), rows, out, settings.bits, size]
     workers = {"GPTQMODEL_CPU_WORKERS": str(os.cpu_count() or 1)}
-    with supervised(
-        [str(word) for word in command], log, without_secrets(os.environ) | OFFLINE | workers, work
-    ) as child:
+    with supervised([str(word) for word in command], log, child_environment() | OFFLINE | workers, work) as child:
         child.wait()
     if child.returncode:
         raise UserError(f"gptqmodel ended with {child.returncode}: ... {log_tail(log)}")

@@ -3,6 +3,9 @@
 A server runs under supervise.py: when this process ends, even if it is killed, the server and vLLM's engine processes
 end too. A server that dies is started again on another port. Clients read the current addresses from a file
 (ask/remote/servers.py); the answers so far are in the ledger.
+
+A server listens on this machine only and wants a random key, which it gets by its environment: other users can read
+command lines. Its address is used once the process that was started listens there (``probe``).
 """
 
 from __future__ import annotations
@@ -10,19 +13,21 @@ from __future__ import annotations
 import json
 import os
 import re
-import socket
+import secrets
 import subprocess
 import threading
 import time
-import urllib.request
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from stepladder.config import Serve
 from stepladder.errors import ServeError
 from stepladder.forecast import memory
+from stepladder.models.files import read_json, refuse_code
 from stepladder.serving.cards import cards_by_server
-from stepladder.supervise import supervised, without_secrets
+from stepladder.serving.probe import free_port, is_healthy, is_ours, refuses_strangers
+from stepladder.supervise import child_environment, supervised
+from stepladder.workspace import refuse_link, write_atomic
 
 MAX_RESTARTS = 3
 """Of a server that had been healthy."""
@@ -36,7 +41,7 @@ CPU_BLOCK_TOKENS = 32
 HOST_CACHE_GIB = 2.0
 """KV cache in host memory, by default."""
 MAX_BOUND_CORES = 4
-"""With so many cores or fewer, vLLM is told to compute on all of them: of two it would reserve one for its server."""
+"""With so many cores or fewer, vLLM is made to compute on all of them: of two it would reserve one for its server."""
 POLL_SECONDS = 0.3
 """Between two checks of a server."""
 OFFLINE_ENVIRONMENT = {
@@ -70,10 +75,10 @@ class Fleet:
         folder: for logs and the file of addresses.
         note: called with a message when a server is restarted.
         stop: once it is set, the servers are stopped, even while they start or answer.
-        withheld: environment variables that the servers do not inherit, beside those that are named like secrets.
 
     Raises:
         ServeError: on entering, a server did not become healthy; the message says why.
+        ModelError: on entering, the folder brings code that vLLM may run.
     """
 
     def __init__(
@@ -84,12 +89,12 @@ class Fleet:
         folder: Path,
         note: Note = lambda message: None,
         stop: threading.Event | None = None,
-        withheld: Collection[str] = (),
     ) -> None:
-        self._withheld = withheld
         self._weights, self._name, self._settings, self._folder, self._note = weights, name, settings, folder, note
         self.addresses = folder / "addresses.txt"
         """File with the base URLs of the healthy servers, one a line."""
+        self.key = secrets.token_urlsafe()
+        """The API key that the servers want."""
         self.failure: str | None = None
         """Why a server was given up, or None."""
         self._urls: dict[int, str] = {}
@@ -102,11 +107,13 @@ class Fleet:
         program = self._settings.environment.absolute() / "bin" / "vllm"
         if not program.is_file():
             raise ServeError(f"[serve] environment {self._settings.environment}: no vllm in it; run 'make serve-env'")
+        refuse_code(self._weights, "vLLM")
         groups = cards_by_server(self._settings)
         if groups == [()]:
             _check_memory(self._weights, self._settings)
+        refuse_link(self._folder)
         self._folder.mkdir(parents=True, exist_ok=True)
-        self.addresses.write_text("", encoding="utf-8")
+        write_atomic(self.addresses, "")
         generation = _write_generation_config(self._weights, self._folder / "generation")
         for slot, cards in enumerate(groups):
             arguments = (slot, cards, program, generation)
@@ -145,13 +152,16 @@ class Fleet:
         restarts = ports_taken = 0
         log = self._folder / f"server-{slot}.log"
         while not self._is_over:
-            port = _free_port()
+            port = free_port()
             arguments, environment = server_command(
-                self._weights, self._name, self._settings, program, cards, port, generation, self._withheld
+                self._weights, self._name, self._settings, program, cards, port, generation
             )
             log_offset = log.stat().st_size if log.exists() else 0
-            with supervised(arguments, log, environment) as child:
+            with supervised(arguments, log, environment | {"VLLM_API_KEY": self.key}) as child:
                 healthy = self._wait_until_healthy(child, port)
+                if healthy and not refuses_strangers(port):
+                    self._give_up(f"the vLLM server of {self._weights} does not ask for its key; update vLLM")
+                    return
                 if healthy:
                     self._set_url(slot, f"http://127.0.0.1:{port}/v1")
                     while child.poll() is None and not self._is_over:
@@ -173,7 +183,7 @@ class Fleet:
         """Wait until a server is healthy; False if it ended, took too long, or the fleet is being closed."""
         deadline = time.monotonic() + self._settings.startup
         while child.poll() is None and time.monotonic() < deadline and not self._is_over:
-            if _is_healthy(port):
+            if is_ours(child.pid, port) and is_healthy(port):
                 return True
             time.sleep(POLL_SECONDS)
         return False
@@ -188,31 +198,22 @@ class Fleet:
     def _give_up(self, reason: str) -> None:
         with self._changed:
             # Clients wait while the file is empty; with an address where nobody listens, they fail.
-            self._write_addresses(self._urls.values() or [f"http://127.0.0.1:{_free_port()}/v1"])
+            self._write_addresses(self._urls.values() or [f"http://127.0.0.1:{free_port()}/v1"])
             self.failure = reason  # last, since it is read without the lock
 
     def _write_addresses(self, urls: Iterable[str]) -> None:
-        temporary = self.addresses.with_suffix(".new")
-        temporary.write_text("".join(f"{url}\n" for url in urls), encoding="utf-8")
-        temporary.replace(self.addresses)
+        write_atomic(self.addresses, "".join(f"{url}\n" for url in urls))
         self._changed.notify_all()
 
 
 def server_command(
-    weights: Path,
-    name: str,
-    settings: Serve,
-    program: Path,
-    cards: Sequence[str],
-    port: int,
-    generation: Path,
-    withheld: Collection[str] = (),
+    weights: Path, name: str, settings: Serve, program: Path, cards: Sequence[str], port: int, generation: Path
 ) -> tuple[list[str], dict[str, str]]:
-    """The command line and the environment of a server. ``generation`` is the folder of its generation config,
-    ``withheld`` are environment variables that it does not inherit."""
+    """The command line and the environment of a server. ``generation`` is the folder of its generation config."""
     arguments = [
         str(program), "serve", str(weights), "--served-model-name", name, "--host", "127.0.0.1", "--port", str(port),
         "--max-model-len", str(settings.max_length), "--generation-config", str(generation), "--dtype", settings.dtype,
+        "--load-format", "safetensors",  # never a pickle
         "--disable-uvicorn-access-log", "--max-num-seqs", str(memory.MAX_SEQUENCES),
         "--max-num-batched-tokens", str(max(MAX_BATCHED_TOKENS, settings.max_length)),
     ]  # fmt: skip
@@ -224,13 +225,12 @@ def server_command(
     cache_gib = settings.kv_cache_gib if cards else settings.kv_cache_gib or HOST_CACHE_GIB
     if cache_gib is not None:
         arguments += ["--kv-cache-memory-bytes", str(round(cache_gib * 2**30))]
-    return arguments, server_environment(cards, withheld)
+    return arguments, server_environment(cards)
 
 
-def server_environment(cards: Sequence[str], withheld: Collection[str] = ()) -> dict[str, str]:
-    """Environment variables with which vLLM uses these cards, or without any this machine's cores; without secrets, and
-    without the variables ``withheld``."""
-    environment = without_secrets(os.environ, withheld) | OFFLINE_ENVIRONMENT
+def server_environment(cards: Sequence[str]) -> dict[str, str]:
+    """Environment variables with which vLLM uses these cards, or without any this machine's cores."""
+    environment = child_environment() | OFFLINE_ENVIRONMENT
     if cards:
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(cards)
         return environment
@@ -244,12 +244,12 @@ def _write_generation_config(weights: Path, folder: Path) -> Path:
     """Write a generation config with the model's special tokens only: otherwise vLLM takes sampling settings that a
     request leaves out from the model's own. Returns the folder it is in."""
     path = weights / "generation_config.json"
-    config = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    config = read_json(path) if path.exists() else {}
     tokens = {
         key: config[key] for key in ("eos_token_id", "bos_token_id", "pad_token_id") if config.get(key) is not None
     }
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "generation_config.json").write_text(json.dumps(tokens), encoding="utf-8")
+    write_atomic(folder / "generation_config.json", json.dumps(tokens))
     return folder
 
 
@@ -263,21 +263,6 @@ def _check_memory(weights: Path, settings: Serve) -> None:
             f"{weights}: a server needs about {needed / 2**30:.1f} GiB of memory and {free / 2**30:.1f} are free; "
             "lower [serve] kv_cache_gib, or end other programs"
         )
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def _is_healthy(port: int) -> bool:
-    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # HTTP_PROXY is not for this machine
-    try:
-        with direct.open(f"http://127.0.0.1:{port}/health", timeout=2) as reply:
-            return bool(reply.status == 200)
-    except OSError:
-        return False
 
 
 def _failure_reason(log: Path, offset: int, settings: Serve) -> tuple[str, str]:

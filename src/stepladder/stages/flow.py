@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Protocol, cast
 
 from stepladder import models
+from stepladder.answering.client import check_ledger
 from stepladder.config import Config
 from stepladder.context import STAGES, Context, artifacts, label
 from stepladder.errors import AskError, MissingExtra, UserError
@@ -30,7 +31,12 @@ def stage(name: str) -> Stage:
 
 
 def run(context: Context, names: Collection[str] = STAGES) -> None:
-    """Bring the named stages up to date, in flow order."""
+    """Bring the named stages up to date, in flow order.
+
+    Raises:
+        LedgerError: the ledger is damaged.
+    """
+    is_checked = False
     for name, part in artifacts(context.config):
         if name not in names:
             continue
@@ -38,6 +44,11 @@ def run(context: Context, names: Collection[str] = STAGES) -> None:
         if artifact.state() == "done":
             context.progress.up_to_date(label(name, part))
             continue
+        if not is_checked:
+            check_ledger(context.workspace.ledger, context.progress.say)
+            is_checked = True
+        for file in artifact.edited():
+            context.progress.say(f"{label(name, part)}: {file} was changed since it was made; it is made again")
         dtype = computes_in(context.config, name)
         if dtype is not None:
             _note_other_formats(context, label(name, part), dtype)

@@ -15,7 +15,7 @@ from stepladder import models, records
 from stepladder.config import Train
 from stepladder.errors import UserError
 from stepladder.records import Example
-from stepladder.supervise import supervised, without_secrets
+from stepladder.supervise import child_environment, supervised
 from stepladder.training import trl
 from stepladder.training.data import MAX_LOG_CHARACTERS, Data, Report
 
@@ -43,9 +43,7 @@ def train(settings: Train, seed: int, base: Path, data: Data, folder: Path, scra
     for path in (progress, scratch / ERROR_FILE):
         path.unlink(missing_ok=True)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={settings.devices}"]
-    with supervised(
-        [*command, "-m", "stepladder.training.distributed", str(job)], log, without_secrets(os.environ)
-    ) as child:
+    with supervised([*command, "-m", "stepladder.training.distributed", str(job)], log, child_environment()) as child:
         reported = ""
         while child.poll() is None:
             time.sleep(POLL_SECONDS)

@@ -7,7 +7,6 @@ PEFT adapter. Before training, its rendering of a conversation must match Stepla
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import time
@@ -21,7 +20,7 @@ from stepladder.errors import UserError
 from stepladder.models import template
 from stepladder.models.files import refuse_code
 from stepladder.records import Example
-from stepladder.supervise import supervised, without_secrets
+from stepladder.supervise import child_environment, supervised
 from stepladder.training.data import (
     MAX_LOG_CHARACTERS,
     Data,
@@ -174,7 +173,7 @@ def check(settings: Train, base: Path, example: Example) -> None:
         capture_output=True,
         text=True,
         check=False,
-        env=without_secrets(os.environ) | OFFLINE,
+        env=child_environment() | OFFLINE,
     )
     if done.returncode:
         raise UserError(
@@ -212,7 +211,7 @@ def _run(
         UserError: it failed; the message holds the end of its log.
     """
     arguments = [str(python(swift.environment).with_name("swift")), *command]
-    with supervised(arguments, log, without_secrets(os.environ) | OFFLINE | dict(variables)) as child:
+    with supervised(arguments, log, child_environment() | OFFLINE | dict(variables)) as child:
         reported = 0
         while child.poll() is None:
             time.sleep(0.5)

@@ -23,8 +23,8 @@ class Attempts(Responses):
     """A run's spend is the sum over its attempts: of each the settled charge or, while that is unknown, the worst case
     reserved for it. So the sum is never too small, even if a process is killed."""
 
-    def __init__(self, path: Path) -> None:
-        super().__init__(path)
+    def __init__(self, path: Path, *, read_only: bool = False) -> None:
+        super().__init__(path, read_only=read_only)
         self._spent_cache: dict[tuple[str, str | None], int] = {}
         self._data_version = -1
 
@@ -89,7 +89,8 @@ class Attempts(Responses):
             self._record(grant, request, scope, delivery, outcome, seconds)
         except _UNSTORABLE as error:
             outcome = Outcome("malformed", None, message=f"a reply that cannot be stored ({type(error).__name__})")
-            self._record(grant, request, scope, Delivery(delivery.status), outcome, seconds)
+            body = b"" if isinstance(error, sqlite3.DataError) else delivery.body  # which is said of what is too big
+            self._record(grant, request, scope, Delivery(delivery.status, body), outcome, seconds)
         if outcome.charge is not None:
             self._add_to_cache(scope.run, scope.rung, outcome.charge - grant.reserved)
         return outcome

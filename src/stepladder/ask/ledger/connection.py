@@ -12,50 +12,55 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from stepladder.ask.ledger.private import OWNER_ONLY, make_private
+from stepladder.ask.ledger import opening
+from stepladder.ask.ledger.faults import explain
 from stepladder.ask.ledger.schema import MIGRATIONS
-from stepladder.errors import UserError
+from stepladder.workspace import open_itself
 
 CHUNK = 500
 """Keys looked up in one SQL statement."""
 
 
 class Connection:
-    """Open ``path``, creating or migrating it. Use as a context manager.
+    """Open ``path``, creating or migrating it. Use as a context manager: an error of the file that leaves the block
+    becomes a LedgerError.
 
     A session is the id of a process that opens attempts. The lock on the session's file shows whether that process
     still runs.
+
+    Args:
+        path: the SQLite file.
+        read_only: change nothing; the file must be there. One of an older version is migrated all the same.
+
+    Raises:
+        LedgerError: it cannot be opened, is damaged or is no ledger; the message tells these apart.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, read_only: bool = False) -> None:
         self.path = path
         self._session: int | None = None
         self._lock: int | None = None
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            make_private(path)
-            self._db = sqlite3.connect(path, timeout=60, isolation_level=None, check_same_thread=False)
-        except (OSError, sqlite3.OperationalError) as error:
-            raise UserError(f"{path}: cannot be opened ({error}); choose a folder you can write to") from None
-        try:
-            self._db.execute("PRAGMA journal_mode = WAL")
-            self._db.execute("PRAGMA synchronous = FULL")
-            self._migrate(path)
-        except sqlite3.DatabaseError as error:
-            self._db.close()
-            raise UserError(f"{path}: not a usable ledger ({error}); move it away to start a new one") from None
+        self._read_only = read_only
+        with self._explained():
+            if read_only:
+                self._db = opening.connect_read_only(path)
+                if opening.version(self._db, path) == len(MIGRATIONS):
+                    return
+                self._db.close()
+            self._db = opening.connect(path)
 
-    def _migrate(self, path: Path) -> None:
-        self._db.execute("BEGIN IMMEDIATE")
-        version = self._db.execute("PRAGMA user_version").fetchone()[0]
-        if version > len(MIGRATIONS):
-            self._db.execute("ROLLBACK")
-            raise UserError(f"{path}: written by a newer Stepladder; upgrade this one")
-        for migration in MIGRATIONS[version:]:
-            for statement in migration.split(";"):
-                self._db.execute(statement)
-        self._db.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
-        self._db.execute("COMMIT")
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            self._explain(error)
+            raise
+
+    def _explain(self, error: sqlite3.Error) -> None:
+        """Raise what an error of the file means."""
+        if (explained := explain(self.path, error)) is not None:
+            raise explained from error
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:
@@ -87,7 +92,7 @@ class Connection:
         if self._session is None:
             inserted = self._db.execute("INSERT INTO sessions (pid, started) VALUES (?, ?)", (os.getpid(), time.time()))
             self._session = int(inserted.lastrowid or 0)
-            self._lock = os.open(self._session_file(self._session), os.O_CREAT | os.O_RDWR, OWNER_ONLY)
+            self._lock = open_itself(self._session_file(self._session), os.O_CREAT | os.O_RDWR)
             fcntl.flock(self._lock, fcntl.LOCK_EX)
 
     def _session_file(self, session: int) -> Path:
@@ -97,7 +102,7 @@ class Connection:
         if session == self._session:
             return True
         try:
-            handle = os.open(self._session_file(session), os.O_RDWR)
+            handle = open_itself(self._session_file(session), os.O_RDONLY)
         except OSError:
             return False
         try:
@@ -106,7 +111,8 @@ class Connection:
             return True
         finally:
             os.close(handle)
-        self._session_file(session).unlink(missing_ok=True)
+        if not self._read_only:
+            self._session_file(session).unlink(missing_ok=True)
         return False
 
     def close(self) -> None:
@@ -123,3 +129,5 @@ class Connection:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+        if isinstance(error, sqlite3.Error):
+            self._explain(error)

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Iterable
+import sqlite3
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
 
 from stepladder.ask.ledger.connection import CHUNK, Connection
-from stepladder.ask.request import Request, Response, TokenLogprob
+from stepladder.ask.ledger.faults import damaged
+from stepladder.ask.ledger.patience import Patience
+from stepladder.ask.request import Request, Response, TokenLogprob, is_logprob
 
 
 class Responses(Connection):
@@ -18,7 +24,11 @@ class Responses(Connection):
         return self.find_all([request]).get(request.key)
 
     def find_all(self, requests: Iterable[Request]) -> dict[str, Response]:
-        """The stored responses that serve the requests, by key."""
+        """The stored responses that serve the requests, by key.
+
+        Raises:
+            LedgerError: one of them was changed since it was stored.
+        """
         by_key = {request.key: request for request in requests}
         keys = list(by_key)
         responses: dict[str, Response] = {}
@@ -27,10 +37,13 @@ class Responses(Connection):
             marks = ",".join("?" * len(chunk))
             rows = self._db.execute(
                 "SELECT key, text, finish, max_tokens, prompt_tokens, completion_tokens, reasoning, micro_dollars,"  # noqa: S608
-                f" logprobs FROM responses WHERE key IN ({marks}) ORDER BY finish != 'length', max_tokens",
+                f" logprobs, checksum FROM responses WHERE key IN ({marks}) ORDER BY finish != 'length', max_tokens",
                 chunk,
             )
-            for key, text, finish, max_tokens, prompt, completion, reasoning, micro_dollars, logprobs in rows:
+            for *stored, checksum in rows:
+                if checksum and checksum != _checksum(stored):  # older versions stored none
+                    raise damaged(self.path, f"the answer to request {stored[0]} is not what was stored")
+                key, text, finish, max_tokens, prompt, completion, reasoning, micro_dollars, logprobs = stored
                 response = Response.model_construct(
                     text=text,
                     finish=finish,
@@ -39,20 +52,30 @@ class Responses(Connection):
                     completion_tokens=completion,
                     reasoning=reasoning,
                     micro_dollars=micro_dollars,
-                    logprobs=tuple(TokenLogprob(*row) for row in json.loads(logprobs)) if logprobs else (),
+                    logprobs=_stored_logprobs(logprobs) if logprobs else (),
                 )
                 if response.serves(by_key[key]):
                     responses[key] = response
         return responses
 
-    def store(self, run: str, answers: Iterable[tuple[Request, Response]]) -> None:
-        """Commit a group of responses that cost nothing; when this returns they are on the disk.
+    def store(
+        self, run: str, answers: Iterable[tuple[Request, Response]], note: Callable[[str], None] = lambda line: None
+    ) -> None:
+        """Commit a group of responses that cost nothing; when this returns they are on the disk. While the ledger
+        cannot be written, it waits (``patience``) and tells ``note``.
 
         The first response to a request stays: storing another under the same key and cap changes nothing.
         """
-        with self.transaction():
-            for request, response in answers:
-                self.keep(run, request, response)
+        waiting, patience = list(answers), Patience(self.path, note)
+        while True:
+            try:
+                with self.transaction():
+                    for request, response in waiting:
+                        self.keep(run, request, response)
+            except sqlite3.Error as error:
+                time.sleep(patience.pause(error, len(waiting)))
+            else:
+                return patience.end()
 
     def keep(self, run: str, request: Request, response: Response) -> None:
         """Store one response that cost nothing. Call inside a transaction."""
@@ -69,9 +92,27 @@ class Responses(Connection):
             stored = self._db.execute("SELECT 1 FROM responses WHERE key = ?", (request.key,))
             if stored.fetchone() is not None:
                 return
+        logprobs = json.dumps(r.logprobs) if r.logprobs else ""
+        checksum = _checksum(
+            [request.key, r.text, r.finish, r.max_tokens, r.prompt_tokens, r.completion_tokens, r.reasoning,
+             r.micro_dollars, logprobs]
+        )  # fmt: skip
         self._db.execute(
             "INSERT OR IGNORE INTO responses (key, max_tokens, run, text, finished, finish, reasoning, prompt_tokens,"
-            " completion_tokens, micro_dollars, attempt, logprobs) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            " completion_tokens, micro_dollars, attempt, logprobs, checksum)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (request.key, r.max_tokens, run, r.text, r.finished, r.finish, r.reasoning, r.prompt_tokens,
-             r.completion_tokens, r.micro_dollars, attempt, json.dumps(r.logprobs) if r.logprobs else ""),
+             r.completion_tokens, r.micro_dollars, attempt, logprobs, checksum),
         )  # fmt: skip
+
+
+def _checksum(columns: list[Any]) -> str:
+    """SHA-256 (hex) of what :meth:`Responses.find_all` reads of a response, in that order."""
+    return hashlib.sha256(json.dumps(columns).encode()).hexdigest()
+
+
+def _stored_logprobs(stored: str) -> tuple[TokenLogprob, ...]:
+    """Log-probabilities as they were stored; none if one of them cannot be, which older versions did not look at."""
+    tokens = tuple(TokenLogprob(*row) for row in json.loads(stored))
+    possible = all(is_logprob(value) for token in tokens for value in (token.logprob, *token.top.values()))
+    return tokens if possible else ()

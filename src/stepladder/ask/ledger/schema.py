@@ -85,5 +85,10 @@ MIGRATIONS = (
     ALTER TABLE attempts ADD COLUMN batch INTEGER REFERENCES batches (id);
     CREATE INDEX attempts_batch ON attempts (batch) WHERE batch IS NOT NULL;
     """,
+    """
+    ALTER TABLE responses ADD COLUMN checksum TEXT NOT NULL DEFAULT '';
+    """,
 )
 """Append-only: a migration that has shipped is never edited; ``PRAGMA user_version`` counts those applied."""
+APPLICATION_ID = 0x53544C44
+"""``PRAGMA application_id`` of a ledger ("STLD"); 0 in those of older versions."""

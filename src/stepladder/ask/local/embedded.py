@@ -29,6 +29,7 @@ def ask_embedded(
     ledger: Ledger,
     run: str,
     report: ProgressReport = lambda answered, total: None,
+    note: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Response]:
     """Answer every request and return the responses by request key.
 
@@ -47,7 +48,7 @@ def ask_embedded(
             continue
         missing = [request for request in group if request.key not in responses]
         answers = engine.answer(missing)
-        ledger.store(run, zip(missing, answers, strict=True))
+        ledger.store(run, zip(missing, answers, strict=True), note)
         responses.update(zip((request.key for request in missing), answers, strict=True))
         report(len(responses), len(unique))
     return responses

@@ -28,10 +28,10 @@ from stepladder.ask.remote.listener import NO_LISTENER, Listener
 from stepladder.ask.remote.stopping import GRACE_SECONDS
 from stepladder.ask.remote.teacher import RemoteModel, api_key
 from stepladder.ask.request import Request, Response
-from stepladder.errors import AskError, BudgetError
+from stepladder.errors import AskError, BudgetError, LedgerError
 from stepladder.models import template
 
-ERRORS = {error.__name__: error for error in (AskError, BudgetError)}
+ERRORS = {error.__name__: error for error in (AskError, BudgetError, LedgerError)}
 POLL_SECONDS = 0.1
 """Between checks whether the worker has ended."""
 KILL_SECONDS = GRACE_SECONDS + 1.0
@@ -59,6 +59,7 @@ def ask_remote(
     Raises:
         BudgetError: a cap is reached; the answers are kept, and with a higher cap the same call asks for the rest.
         AskError: the key or the model is wrong, some requests got no answer, or ``stop`` was set.
+        LedgerError: the ledger could not be written for long, or is damaged.
     """
     responses = ledger.find_all(requests)
     missing = [r for r in requests if r.key not in responses or not responses[r.key].settles(r)]
@@ -79,6 +80,7 @@ def ask_remote(
     job = {
         "name": model.name,
         "model": settings.model_dump(mode="json", exclude_unset=True),
+        "key": model.key,  # by a pipe: nobody else can read it
         "identity": missing[0].model,
         "probe": _probe_tokens(settings.path) if settings.is_own and settings.path else None,
         "ledger": str(ledger.path),

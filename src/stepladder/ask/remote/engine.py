@@ -48,9 +48,9 @@ async def ask_all(
     When stopped or cancelled, it sends nothing more, but waits for the requests in flight and commits their answers.
 
     Raises:
-        BudgetError, AskError: see :func:`stepladder.ask.ask_remote`.
+        BudgetError, AskError, LedgerError: see :func:`stepladder.ask.ask_remote`.
     """
-    async with Committer(ledger) as committer:
+    async with Committer(ledger, listener.note) as committer:
         call = _Call(iter(requests), model, committer, scope, listener, stop or Stop())
         await call.run()
     return call.finish()
@@ -189,7 +189,7 @@ class _Call:
         """Reserve, send, commit and settle; then act on the outcome."""
         request, scope, price = job.request, self.scope, self.model.price
         grant = await self.committer.write(
-            lambda ledger: ledger.reserve(request, price, scope, self.model.name, endpoint.name)
+            lambda ledger: ledger.reserve(request, price, scope, self.model.name, endpoint.name), begins=True
         )
         if not isinstance(grant, Grant):
             endpoint.gate.cancel()

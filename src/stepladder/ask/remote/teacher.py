@@ -27,6 +27,8 @@ class RemoteModel(NamedTuple):
     """Whether to use the provider's batch API."""
     dedicated: bool = False
     """Whether its servers answer nobody else: then ``concurrency`` requests are in flight from the beginning."""
+    key: str | None = None
+    """The API key of servers that this process has started; the keys of all others are in the environment."""
 
     @property
     def served(self) -> str:
@@ -76,11 +78,13 @@ def priced_model(
 
 
 def api_key(model: RemoteModel) -> str:
-    """The API key from the environment; ``none`` for a model without ``api_key_env``.
+    """The API key: the model's own, or from the environment; ``none`` for a model without ``api_key_env``.
 
     Raises:
         AskError: the environment variable is not set, or holds no key.
     """
+    if model.key is not None:
+        return model.key
     variable = model.settings.api_key_env
     if variable is None:
         return "none"

@@ -27,7 +27,7 @@ from stepladder.ask.remote.tally import Tally
 from stepladder.ask.remote.teacher import RemoteModel, priced_model
 from stepladder.ask.request import Request
 from stepladder.config import Model
-from stepladder.errors import AskError, BudgetError
+from stepladder.errors import AskError, BudgetError, LedgerError
 
 PARENT_POLL_SECONDS = 0.1
 """Between checks whether the parent still runs."""
@@ -55,17 +55,17 @@ def main() -> None:
             reported_at = now_seconds
             _report({"done": finished, "spent": spent})
 
-    with Ledger(Path(job["ledger"])) as ledger:
-        try:
+    try:
+        with Ledger(Path(job["ledger"])) as ledger:
             tally = asyncio.run(_ask(job, ledger, report, stop))
-        except (AskError, BudgetError) as error:
-            _report({"error": type(error).__name__, "message": str(error)})
-        else:
-            _report({"done": tally.stored + tally.answered, "spent": tally.micro_dollars})
+    except (AskError, BudgetError, LedgerError) as error:
+        _report({"error": type(error).__name__, "message": str(error)})
+    else:
+        _report({"done": tally.stored + tally.answered, "spent": tally.micro_dollars})
 
 
 async def _ask(job: dict[str, Any], ledger: Ledger, report: SpendReport, stop: Stop) -> Tally:
-    model, scope = RemoteModel(job["name"], Model.model_validate(job["model"])), Scope(**job["scope"])
+    model, scope = RemoteModel(job["name"], Model.model_validate(job["model"]), key=job["key"]), Scope(**job["scope"])
     is_own = model.settings.is_own
     admission = Admission(job["identity"], model.served, job["probe"], scope.run) if is_own else None
     priced = priced_model(model, admission, _note, job["start"])
