@@ -18,7 +18,7 @@ from typing import Any
 
 import openai  # noqa: F401 (imported before the clock starts)
 
-from stepladder.ask import RemoteModel, ask_remote
+from stepladder.ask import Listener, RemoteModel, ask_remote
 from stepladder.ask.ledger import Ledger, Scope
 from stepladder.ask.remote.engine import ask_all
 from stepladder.ask.remote.teacher import priced_model
@@ -109,7 +109,7 @@ def main() -> None:
             if asked.in_process:
                 asyncio.run(ask_all(stream(), priced_model(served), ledger, scope))
             else:
-                ask_remote(list(stream()), served, ledger, scope)
+                ask_remote(list(stream()), served, ledger, scope, Listener(note=lambda line: print(line, flush=True)))
         except (AskError, BudgetError) as error:
             said = f"{type(error).__name__}: {error}"
         figures = {

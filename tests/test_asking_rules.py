@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 import time
 import unicodedata
@@ -16,7 +17,18 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from stepladder.ask.ledger import Grant, Ledger, Scope
 from stepladder.ask.outcome import FINAL, Delivery, Outcome, judge, retry_after
-from stepladder.ask.remote.gate import START_IN_FLIGHT, Bucket, Gate, parse_duration, reset_wait
+from stepladder.ask.remote.gate import (
+    FIRST_TRIES,
+    MAX_PAUSE_SECONDS,
+    PROBES,
+    START_IN_FLIGHT,
+    TRIES,
+    Bucket,
+    Gate,
+    parse_duration,
+    reset_wait,
+)
+from stepladder.ask.remote.waiting import Wait, WaitNotes, clock
 from stepladder.ask.request import Request, prompt_bound, worst_case
 from stepladder.config import Price
 from stepladder.records import Message
@@ -148,6 +160,28 @@ def test_a_delivery_is_judged(delivery: Delivery, kind: str, charge: int | None)
         assert outcome.response.micro_dollars == worst_case(request(), PRICE)
 
 
+@pytest.mark.parametrize(
+    ("delivery", "why"),
+    [
+        (reply(choices=choice(finish_reason="tool_calls")), "its finish_reason is 'tool_calls', where stop, length, "),
+        (reply(choices=choice(finish_reason=None)), "its finish_reason is missing"),
+        (reply(choices=choice(finish_reason=["stop"])), "its finish_reason is missing"),
+        (reply(choices=[]), "it has no message in choices[0]"),
+        (reply(choices=choice(message={"content": 5})), "the content of its message is no text"),
+        (
+            Delivery(200, b"<html>\x1b]52;c;\x07", {"content-type": "text/html"}),
+            "it is no JSON; text/html, begins '<html>",
+        ),
+        (Delivery(200, b""), "it is no JSON; without a content type, an empty body"),
+    ],
+)
+def test_a_reply_that_cannot_be_read_is_described(delivery: Delivery, why: str) -> None:
+    message = judge(request(), delivery, PRICE).message
+    assert message.startswith(f"HTTP 200 that cannot be read: {why}")
+    assert "Error" not in message
+    assert message.isprintable()
+
+
 @given(st.none() | st.integers(100, 599), st.binary(max_size=60), st.dictionaries(TEXTS, TEXTS, max_size=2))
 def test_judging_never_raises(status: int | None, body: bytes, headers: dict[str, str]) -> None:
     assert judge(request(), Delivery(status, body, headers), PRICE).kind
@@ -185,6 +219,9 @@ def test_a_gate_doubles_until_the_server_shows_strain_and_then_grows_slowly() ->
             gate.leave(kind, now, now + 1, 0.0)
         now += 1
 
+    assert gate.limit == PROBES
+    round_trip()
+    assert gate.limit >= START_IN_FLIGHT
     round_trip()
     assert gate.limit >= 1.5 * START_IN_FLIGHT
     round_trip()
@@ -195,6 +232,8 @@ def test_a_gate_doubles_until_the_server_shows_strain_and_then_grows_slowly() ->
     assert gate.limit == pytest.approx(before * 2 / 3)  # once for all that were sent together
     eased = gate.limit
     now += 1
+    round_trip()  # of one request, which looks whether the server is well again
+    assert gate.limit == eased
     round_trip()
     assert eased < gate.limit < 1.2 * eased
 
@@ -208,7 +247,7 @@ def test_single_failures_do_not_slow_a_gate_down_and_a_failing_server_does() -> 
             gate.leave(kind, 0, 1)
 
     outcomes(["lost", *["answered"] * 9, "transient", *["answered"] * 9])
-    assert gate.limit == START_IN_FLIGHT
+    assert gate.limit >= START_IN_FLIGHT
     outcomes(["lost"] * 8)
     assert gate.limit < START_IN_FLIGHT
 
@@ -220,8 +259,7 @@ def test_a_gate_stays_shut_as_long_as_the_server_asks() -> None:
     assert gate.wait(1, 1) == 5
     assert gate.wait(1, 6) == 0
     gate.enter(1, 6)
-    headers = {"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "2s"}
-    gate.leave("answered", 6, 7, headers=headers)
+    gate.leave("answered", 6, 7, reset_wait=2)
     assert gate.wait(1, 7) == 2
 
 
@@ -246,11 +284,104 @@ def test_a_request_larger_than_the_burst_goes_when_the_bucket_is_full() -> None:
 
 
 def test_durations_of_headers() -> None:
-    assert [parse_duration(text) for text in ("1s", "6m0s", "20ms", "1h2m3.5s", "12", "", "soon")] == [
-        1, 360, 0.02, 3723.5, 12, 0, 0,
-    ]  # fmt: skip
-    assert reset_wait({"x-ratelimit-remaining-tokens": "0", "x-ratelimit-reset-tokens": "3s"}) == 3
-    assert reset_wait({"x-ratelimit-remaining-tokens": "5", "x-ratelimit-reset-tokens": "3s"}) == 0
+    texts = ("1s", "6m0s", "20ms", "1h2m3.5s", "12", "", "soon", "2026-11-26T05:33Z")
+    assert [parse_duration(text) for text in texts] == [1, 360, 0.02, 3723.5, 12, 0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("remaining", "reset", "seconds"),
+    [
+        ("0", "3s", 3),
+        ("5", "3s", 0),
+        ("0", "1000000030", 30),  # a point in time
+        ("0", "1000000030500", 30.5),  # the same in milliseconds
+        ("0", "999999000", MAX_PAUSE_SECONDS),
+        ("0", "6h", MAX_PAUSE_SECONDS),
+        ("0", "9" * 400, 0),
+    ],
+)
+def test_a_reset_is_awaited_and_never_for_long(remaining: str, reset: str, seconds: float) -> None:
+    headers = {"x-ratelimit-remaining-tokens": remaining, "x-ratelimit-reset-tokens": reset}
+    assert reset_wait(headers, 1e9) == seconds
+
+
+@pytest.mark.parametrize("asked", [86_400.0, float("inf")])
+def test_a_gate_is_never_shut_for_long(asked: float) -> None:
+    gate = Gate(10)
+    gate.enter(1, 0)
+    gate.leave("rate_limited", 0, 1, retry_after=asked, message="HTTP 429: no")
+    assert gate.wait(1, 1) == MAX_PAUSE_SECONDS
+    wait = gate.awaited("http://a/v1", 1)
+    assert wait.what == "http://a/v1, which is asked nothing for now (HTTP 429: no)"
+    assert wait.until == 1 + MAX_PAUSE_SECONDS
+
+
+@pytest.mark.parametrize("kind", ["transient", "lost", "malformed", "rate_limited"])
+@pytest.mark.parametrize(("answers", "tries"), [(0, FIRST_TRIES), (1, TRIES)])
+def test_a_server_that_gives_nothing_gets_single_probes_and_is_given_up(kind: Any, answers: int, tries: int) -> None:
+    gate, now, sent = Gate(100), 0.0, 0
+    for _ in range(answers):
+        gate.enter(1, now)
+        gate.leave("answered", now, now)
+    while not gate.is_exhausted:
+        now += gate.wait(1, now) or 0.0
+        together = 0
+        while gate.wait(1, now) == 0:
+            gate.enter(1, now)
+            together += 1
+        sent += together
+        now += 1
+        for _ in range(together):
+            gate.leave(kind, now - 1, now)
+    assert sent == (START_IN_FLIGHT if answers else PROBES) + tries - 1
+    assert 10 < now < 400
+    gate.enter(1, now)
+    gate.leave("answered", now, now)
+    assert gate.failures == 0
+
+
+def test_a_success_among_failures_keeps_a_server() -> None:
+    gate = Gate(100)
+    for round_trip in range(40):
+        gate.enter(1, round_trip)
+        gate.leave("malformed" if round_trip % 3 else "answered", round_trip, round_trip + 0.5)
+        assert not gate.is_exhausted
+
+
+# Waits
+
+
+def test_a_wait_is_told_once_it_lasts_and_not_again_and_again() -> None:
+    said: list[str] = []
+    notes = WaitNotes(said.append, 0.0)
+    answers = Wait("3 answers of http://a/v1", 600.0, "answers")
+    for now in (1.0, 4.9, 5.0, 6.0, 64.9):
+        notes.look(answers, now)
+    assert len(said) == 1
+    assert re.fullmatch(r"waiting for 3 answers of http://a/v1, until \d\d:\d\d:\d\d at the latest", said[0])
+    notes.look(answers, 65.0)
+    assert len(said) == 2
+    notes.hear(66.0)
+    notes.look(answers, 70.0)
+    assert len(said) == 2
+    notes.look(None, 80.0)
+    notes.look(Wait("a server", None, "no server"), 80.0)
+    assert said[2:] == ["waiting for a server"]
+
+
+def test_a_pause_is_told_at_its_beginning_if_it_will_last() -> None:
+    said: list[str] = []
+    notes = WaitNotes(said.append, 0.0)
+    notes.look(Wait("a moment", 5.0, "short", is_pause=True), 0.0)
+    assert said == []
+    for _ in range(2):
+        notes.look(Wait("the limit", 30.0, "long", is_pause=True), 0.0)
+    assert re.fullmatch(r"waiting for the limit, until \d\d:\d\d:\d\d", "".join(said))
+
+
+def test_times_of_other_days_have_a_date() -> None:
+    assert re.fullmatch(r"\d\d:\d\d:\d\d", clock(-3))
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", clock(100_000))
 
 
 # What a statement costs must not grow with the ledger

@@ -362,6 +362,14 @@ def test_a_ledger_that_is_not_there_yet(desk: Desk) -> None:
     refused(desk.run("ledger", "run.toml"), "there is no ledger yet", "stepladder run run.toml")
 
 
+def test_a_stage_after_one_that_is_out_of_date_is_not_up_to_date(desk: Desk) -> None:
+    assert desk.run("questions", "run.toml").code == 0
+    desk.data(*(problem(f"p{number}") for number in range(5)))
+    assert "questions                stale" in desk.run("status", "run.toml").out
+    for stage in STAGES[1:]:
+        refused(desk.run(stage, "run.toml"), "questions is not up to date", f"so {stage} cannot be", "stepladder run")
+
+
 @pytest.mark.parametrize("files", [(), ("config.json",), ("config.json", "pytorch_model.bin")], ids=str)
 def test_every_stage_survives_a_folder_that_is_no_model(desk: Desk, files: tuple[str, ...]) -> None:
     assert desk.run("questions", "run.toml").code == 0

@@ -18,6 +18,7 @@ from stepladder.ask.remote.gate import Gate
 from stepladder.ask.remote.listener import NO_LISTENER
 from stepladder.ask.remote.openai_http import Http
 from stepladder.ask.remote.servers import Endpoint
+from stepladder.ask.remote.stopping import Stop
 from stepladder.ask.remote.tally import Tally
 from stepladder.ask.remote.teacher import PricedModel
 from stepladder.ask.request import Request, Response, worst_case
@@ -157,8 +158,10 @@ def test_a_400_stops_the_run_as_a_first_answer_and_costs_one_request_later(api: 
 
 
 def test_a_server_that_is_not_there_is_named(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stepladder.ask.remote.engine.BACKOFF_SECONDS", 0.01)
-    with pytest.raises(AskError, match=r"http://127.0.0.1:9/v1 cannot be reached"):
+    monkeypatch.setattr("stepladder.ask.remote.gate.PAUSES_SECONDS", (0.01,))
+    with pytest.raises(
+        AskError, match=r"http://127.0.0.1:9/v1: cannot be reached .*, 6 times in a row.*run again to go on"
+    ):
         ask(requests("nobody", 3), teacher("http://127.0.0.1:9/v1"), ledger, Scope("run"))
     assert ledger.spent("run") == 0
 
@@ -227,7 +230,7 @@ def test_an_interrupt_is_heard_while_an_answer_arrives(ledger: Ledger) -> None:
     async def interrupted() -> None:
         async with Committer(ledger) as committer:
             nobody = PricedModel("t", PRICE, lambda: [])
-            asking = _Call(iter(requests("waits", 1)), nobody, committer, Scope("run"), NO_LISTENER)
+            asking = _Call(iter(requests("waits", 1)), nobody, committer, Scope("run"), NO_LISTENER, Stop())
             task = asyncio.create_task(asking.run())
             await asyncio.sleep(0.2)
             asking.changed.set()

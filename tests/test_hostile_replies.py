@@ -422,7 +422,7 @@ def test_a_ledger_of_the_version_before_is_read(ledger: Ledger) -> None:
     (wanted,) = requests("old", 1)
     ledger.store("run", [(wanted, Response(text="A", max_tokens=16, prompt_tokens=1, completion_tokens=1))])
     with sqlite3.connect(ledger.path) as db:
-        db.execute("UPDATE responses SET logprobs = ?", (json.dumps([["A", math.nan, {"A": 1000.0}]]),))
+        db.execute("UPDATE responses SET checksum = '', logprobs = ?", (json.dumps([["A", math.nan, {"A": 1000.0}]]),))
     db.close()
     found = ledger.find(wanted)
     assert found is not None

@@ -34,6 +34,9 @@ MAX_ERROR_CHARACTERS = 2000
 """Of the line that an error prints; the middle of a longer one is left out."""
 DTYPES = ("float32", "bfloat16")
 
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, which typer turns into it: 128 and the number of SIGINT."""
+
 STAGES_PANEL = "Stages, in the order of the flow"
 STAGE_HELP = {
     "questions": "Read, check and split the labelled questions.",
@@ -338,13 +341,18 @@ def _one_line(message: str) -> str:
 
 
 def main() -> None:
-    """Entry point: a user error is one line and its exit code; anything else is a bug and keeps its traceback."""
+    """Entry point: a user error is one line and its exit code, and so is Ctrl-C; anything else is a bug and keeps its
+    traceback."""
     _use_utf8()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # print "?" for characters that the encoding lacks
             stream.reconfigure(errors="replace")
     try:
         app()
+    except SystemExit as ended:
+        if ended.code == INTERRUPTED:
+            print("interrupted: what is done is kept; the same command goes on from there", file=sys.stderr)
+        raise
     except UserError as error:
         print(f"error: {_one_line(str(error))}", file=sys.stderr)
         sys.exit(error.exit_code)

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderableType
+from rich.measure import Measurement
 from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
@@ -28,14 +29,28 @@ class PlainConsole(Console):
             yield segment if segment.control else segment._replace(text=printable(segment.text))
 
 
+MAX_WIDTH = 10_000
+"""Of a table, in characters."""
+
+
 def table(texts: Sequence[str], figures: Sequence[str] = ()) -> Table:
     """A table without lines: columns of words on the left, columns of figures on the right."""
     made = Table(box=None, pad_edge=False, header_style="bold")
     for name in texts:
-        made.add_column(name)
+        made.add_column(name, overflow="fold")
     for name in figures:
         made.add_column(name, justify="right", no_wrap=True)
     return made
+
+
+def print_table(console: Console, rows: Table) -> None:
+    """Print a table whole: off a terminal (a file, a pipe) at its full width, on one with words wrapped, and where even
+    that is too narrow with lines that are too long; cells are never cut."""
+    needed = Measurement.get(console, console.options.update_width(MAX_WIDTH), rows)
+    width = needed.minimum if console.is_terminal else needed.maximum
+    if width > console.width:
+        rows.width = width
+    console.print(rows, crop=False)
 
 
 def say(console: Console, line: str) -> None:

@@ -53,6 +53,8 @@ MAX_RETRY_AFTER_SECONDS = 3600.0
 """A server that asks for a longer wait is asked again after this one."""
 MIN_LOGPROB, MAX_LOGPROB = -10_000.0, 0.01
 """vLLM writes -9999 for impossible tokens; rounding may lift a certain one a little above 0."""
+SHOWN_BYTES = 120
+"""Of a reply that cannot be read."""
 MAX_TOP_LOGPROBS = 32
 """Of one position; requests ask for 20 at most."""
 
@@ -128,19 +130,10 @@ def _uncharged(kind: Kind, message: str) -> Outcome:
 def _parse_answer(request: Request, delivery: Delivery, price: Price) -> Outcome:
     """The outcome of a response with status 200."""
     try:
-        if delivery.error:
-            raise ValueError(delivery.error)
-        body = read_json(delivery.body)
-        choice = body["choices"][0]
-        message = choice["message"]
-        text = message.get("content") or ""
-        reasoning = message.get("reasoning_content") or message.get("reasoning") or ""
-        finish = FINISHES[choice["finish_reason"]]
-        if not isinstance(text, str) or not isinstance(reasoning, str):
-            raise TypeError("the content is not a text")
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
-        reason = one_line(f"{type(error).__name__}: {error}")
-        return Outcome("malformed", None, message=f"HTTP 200 that cannot be read ({reason})")
+        body, choice, text, reasoning, finish = _read_choice(delivery)
+    except UnreadableError as error:
+        message = f"HTTP 200 that cannot be read: {error}; {_described(delivery)}"
+        return Outcome("malformed", None, message=message)
     usage, doubt = _parse_usage(request, body, empty=not (text or reasoning))
     charge = None if usage is None else price.of(*usage)
     prompt_tokens, completion_tokens = usage or (0, 0)
@@ -155,6 +148,46 @@ def _parse_answer(request: Request, delivery: Delivery, price: Price) -> Outcome
         logprobs=_parse_logprobs(request, choice),
     )
     return Outcome(KINDS[finish], charge, response, doubt)
+
+
+class UnreadableError(Exception):
+    """A reply is no answer; the message says what is wrong with it."""
+
+
+def _read_choice(delivery: Delivery) -> tuple[Any, Any, str, str, Finish]:
+    """The parsed body of a response with status 200, its first choice, and text, reasoning and finish of that.
+
+    Raises:
+        UnreadableError: it is no answer to a chat request.
+    """
+    if delivery.error:
+        raise UnreadableError(one_line(delivery.error))
+    try:
+        body = read_json(delivery.body)
+    except ValueError:
+        raise UnreadableError("it is no JSON") from None
+    try:
+        choice = body["choices"][0]
+        message = choice["message"]
+        text = message.get("content") or ""
+        reasoning = message.get("reasoning_content") or message.get("reasoning") or ""
+    except (LookupError, TypeError, AttributeError):
+        raise UnreadableError("it has no message in choices[0]") from None
+    if not isinstance(text, str) or not isinstance(reasoning, str):
+        raise UnreadableError("the content of its message is no text")
+    reason = choice.get("finish_reason")
+    if not isinstance(reason, str) or reason not in FINISHES:
+        shown = repr(one_line(reason)) if isinstance(reason, str) else "missing"
+        raise UnreadableError(f"its finish_reason is {shown}, where {', '.join(FINISHES)} are known")
+    return body, choice, text, reasoning, FINISHES[reason]
+
+
+def _described(delivery: Delivery) -> str:
+    """The content type and the first bytes of a reply."""
+    kind = one_line(delivery.headers.get("content-type", "")) or "without a content type"
+    if not delivery.body:
+        return f"{kind}, an empty body"
+    return f"{kind}, begins {one_line(delivery.body[:SHOWN_BYTES].decode(errors='replace'))!r}"
 
 
 def _parse_logprobs(request: Request, choice: Any) -> tuple[TokenLogprob, ...]:

@@ -12,7 +12,7 @@ from pydantic import Field
 from stepladder.config import Price
 from stepladder.records import Message, Record
 from stepladder.text import nfkc_bytes
-from stepladder.workspace import canonical
+from stepladder.workspace import canonical, digest
 
 KEY_VERSION = "v1"
 
@@ -121,6 +121,11 @@ class Response(Record):
 def with_cap(request: Request, max_tokens: int) -> Request:
     """The request with another ``max_tokens``."""
     return request.model_copy(update={"max_tokens": max_tokens})
+
+
+def idempotency_key(request: Request, answers_before: int) -> str:
+    """The same for all attempts without an answer in between, so that a server which supports it bills only one."""
+    return digest([request.key, request.max_tokens, answers_before])
 
 
 def worst_case(request: Request, price: Price) -> int:

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from stepladder.mcq.labels import Evidence, weigh
 from stepladder.mcq.votefile import read_votes
-from stepladder.terminal import say, table
+from stepladder.terminal import print_table, say, table
 from stepladder.workspace import write_atomic
 
 MAX_SUSPECTS_PRINTED = 10
@@ -42,5 +42,5 @@ def _show(evidence: Evidence, questions: int, out: Path, console: Console) -> No
         rows = table(["question", "label", "suggested"], ["log-odds"])
         for suspect in against[:MAX_SUSPECTS_PRINTED]:
             rows.add_row(suspect.id, suspect.label, suspect.suggested, f"{suspect.score:.2f}")
-        console.print(rows)
+        print_table(console, rows)
     say(console, f"Wrote {out}: {len(evidence.suspects)} contested labels")

@@ -14,7 +14,7 @@ from stepladder.ensembling.rules import ballot
 from stepladder.ensembling.selection import Selection, select
 from stepladder.errors import InputError, UserError
 from stepladder.mcq.votefile import read_votes
-from stepladder.terminal import table
+from stepladder.terminal import print_table, table
 
 
 def choose_rule(votes: Path, members: Sequence[str], seed: int, console: Console, *, as_json: bool) -> None:
@@ -79,7 +79,7 @@ def show(selection: Selection, questions: int, console: Console) -> None:
             name, f"{100 * scored.accuracy:.2f} %", f"{100 * low:.1f} to {100 * high:.1f}",
             f"{100 * (scored.accuracy - single):+.2f}", style="bold" if name == selection.choice else "",
         )  # fmt: skip
-    console.print(rows)
+    print_table(console, rows)
     use = f"one model, {selection.leader}" if selection.choice == "single" else f"the rule {selection.choice}"
     console.print(f"\n{questions:,} questions. Use {use}.", highlight=False, markup=False, soft_wrap=True)
     console.print(

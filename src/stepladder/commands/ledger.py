@@ -11,7 +11,7 @@ from rich.console import Console
 from stepladder.ask.ledger import Account, Ledger
 from stepladder.context import Context
 from stepladder.errors import UserError
-from stepladder.terminal import say, table
+from stepladder.terminal import print_table, say, table
 from stepladder.workspace import write_atomic
 
 
@@ -59,7 +59,7 @@ def show(accounts: list[Account], console: Console) -> None:
             _percentile(account.seconds, 0.95),
             f"{account.micro_dollars / 1e6:,.4f}",
         )
-    console.print(rows)
+    print_table(console, rows)
     console.print(f"\n${sum(account.micro_dollars for account in accounts) / 1e6:,.4f} in all", highlight=False)
 
 

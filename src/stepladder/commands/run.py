@@ -31,7 +31,12 @@ def run(config: Path, runs: Path) -> None:
 
 
 def run_stage(config: Path, runs: Path, name: str) -> None:
-    """Run one stage if it is not up to date; those before it must be there."""
+    """Run one stage if it is not up to date; those before it must be there and up to date.
+
+    Raises:
+        UserError: one before it is not.
+    """
     context = Context.open(config, runs)
     with context.workspace.locked():
+        flow.check_inputs(context, name)
         flow.run(context, (name,))

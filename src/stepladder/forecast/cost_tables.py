@@ -10,7 +10,7 @@ from stepladder.ask.ledger import Account
 from stepladder.config import Config
 from stepladder.forecast.cost import ZERO, CostRow, Estimate, Rates, actual
 from stepladder.progress import duration
-from stepladder.terminal import table
+from stepladder.terminal import print_table, table
 
 
 def show(rows: Sequence[CostRow], config: Config, console: Console) -> None:
@@ -20,7 +20,7 @@ def show(rows: Sequence[CostRow], config: Config, console: Console) -> None:
         forecast.add_row(row.rung, row.model, *_cells([row]))
     forecast.add_section()
     forecast.add_row("all", "", *_cells(rows), style="bold")
-    console.print(forecast)
+    print_table(console, forecast)
     cap, dollars = config.limits.dollars, _sum(rows, "dollars")
     if cap is None:
         console.print("\nThere is no cap; set dollars under [limits].", markup=False)
@@ -64,7 +64,7 @@ def compare(rows: Sequence[CostRow], accounts: Sequence[Account], console: Conso
             ("", "", "") if spent is None else (f"{spent.calls:,}", _count(spent.tokens), f"{spent.dollars:,.4f}")
         )
         comparison.add_row(rung, *forecast_cells, *spent_cells)
-    console.print(comparison)
+    print_table(console, comparison)
 
 
 def _cells(rows: Sequence[CostRow]) -> tuple[str, ...]:

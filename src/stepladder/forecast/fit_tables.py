@@ -14,7 +14,7 @@ from stepladder.forecast.capacity import Card, Workload
 from stepladder.forecast.memory import GIB
 from stepladder.forecast.model_shape import Shape
 from stepladder.progress import duration
-from stepladder.terminal import table
+from stepladder.terminal import print_table, table
 
 CARD_COUNTS = (1, 2, 4, 8)
 """For which the memory of training is shown."""
@@ -57,9 +57,9 @@ def show(
         f"{memory.kv_per_token(shape) / 1024:,.0f} KiB of keys and values a token\n",
         highlight=False,
     )
-    console.print(_serving_table(shape, workload, card, hours, rate))
+    print_table(console, _serving_table(shape, workload, card, hours, rate))
     _print_verdict(shape, workload, card, hours, rate, console)
-    console.print(_making_table(config, shape, workload))
+    print_table(console, _making_table(config, shape, workload))
 
 
 def _serving_table(shape: Shape, workload: Workload, card: Card, hours: float, rate: float | None) -> Table:

@@ -13,7 +13,7 @@ from stepladder import models
 from stepladder.answering.client import check_ledger
 from stepladder.config import Config
 from stepladder.context import STAGES, Context, artifacts, label
-from stepladder.errors import AskError, MissingExtra
+from stepladder.errors import AskError, MissingExtra, UserError
 from stepladder.workspace import Artifact, State
 
 
@@ -101,6 +101,23 @@ def check_keys(context: Context) -> None:
             raise AskError(
                 f"model {model!r}: environment variable {variable} is not set, and {artifact} will ask this model; put "
                 "the key there"
+            )
+
+
+def check_inputs(context: Context, name: str) -> None:
+    """Check that the artifacts before a stage are up to date: one that is there may have been made from a file that
+    has changed since. One that is missing is left to the stage that reads it.
+
+    Raises:
+        UserError: naming the first artifact that is not up to date.
+    """
+    for before, part in artifacts(context.config):
+        if before == name or not context.input(before, part).exists():
+            return
+        if stage(before).artifact(context, part).state() != "done":
+            raise UserError(
+                f"{label(before, part)} is not up to date, since what it was made from has changed, so {name} cannot "
+                f"be; run '{context.run_command}'"
             )
 
 

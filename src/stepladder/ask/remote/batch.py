@@ -275,6 +275,8 @@ class _BatchClient:
     def _count(self, request: Request, outcome: Outcome) -> None:
         """Count a request as answered or failed; otherwise the next batch will contain it again."""
         self.attempts[request.key] += 1
+        if outcome.response is not None:
+            self.tally.answered_micro_dollars += outcome.response.micro_dollars
         if outcome.kind in FINAL:
             self.tally.answered += outcome.response is not None and outcome.response.settles(request)
             if outcome.kind == "refused":  # it would be refused again

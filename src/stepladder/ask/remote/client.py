@@ -2,7 +2,8 @@
 
 They are paid for, and would be lost with the run's memory. The worker outlives the run: when its parent is gone, or
 interrupts it, it sends nothing more, waits for the requests in flight, commits their answers and ends. A run that is
-started meanwhile finds those requests busy and waits for them.
+started meanwhile finds those requests busy and waits for them. A second Ctrl-C limits the wait; a third ends only the
+run, and leaves the worker to it.
 """
 
 from __future__ import annotations
@@ -15,15 +16,16 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import IO, Any
 
 from stepladder import models
 from stepladder.ask.ledger import Ledger, Scope
 from stepladder.ask.remote.admission import PROBE
 from stepladder.ask.remote.batch import ask_in_batches, collect
-from stepladder.ask.remote.gate import START_IN_FLIGHT
+from stepladder.ask.remote.gate import PROBES
 from stepladder.ask.remote.listener import NO_LISTENER, Listener
+from stepladder.ask.remote.stopping import GRACE_SECONDS
 from stepladder.ask.remote.teacher import RemoteModel, api_key
 from stepladder.ask.request import Request, Response
 from stepladder.errors import AskError, BudgetError, LedgerError
@@ -32,8 +34,8 @@ from stepladder.models import template
 ERRORS = {error.__name__: error for error in (AskError, BudgetError, LedgerError)}
 POLL_SECONDS = 0.1
 """Between checks whether the worker has ended."""
-STOP_SECONDS = 5.0
-"""For a worker's requests in flight once ``stop`` is set; then it is killed. Only used with servers that are free."""
+KILL_SECONDS = GRACE_SECONDS + 1.0
+"""After ``stop`` is set, for a worker to end; then it is killed. Only used with servers that are free."""
 
 
 def ask_remote(
@@ -83,7 +85,7 @@ def ask_remote(
         "probe": _probe_tokens(settings.path) if settings.is_own and settings.path else None,
         "ledger": str(ledger.path),
         "scope": scope._asdict(),
-        "start": settings.concurrency if model.dedicated else START_IN_FLIGHT,
+        "start": settings.concurrency if model.dedicated else PROBES,
     }
     _send(missing, job, after_hits, stop)
     return ledger.find_all(requests)
@@ -94,6 +96,8 @@ def _send(requests: list[Request], job: dict[str, Any], listener: Listener, stop
 
     Raises:
         BudgetError, AskError: see :func:`ask_remote`.
+        AskError: the worker was killed.
+        KeyboardInterrupt: after Ctrl-C, once the worker has ended, or at the third.
         RuntimeError: the worker failed.
     """
     process = subprocess.Popen(  # noqa: S603 (our own module, no shell)
@@ -106,47 +110,108 @@ def _send(requests: list[Request], job: dict[str, Any], listener: Listener, stop
     )
     assert process.stdin is not None  # noqa: S101 (both are pipes)
     assert process.stdout is not None  # noqa: S101
+    signals = _Signals(process)
     feeder = threading.Thread(target=_feed, args=(process.stdin, job, requests), daemon=True)
     feeder.start()
     if stop is not None:
-        threading.Thread(target=_interrupt, args=(process, stop), daemon=True).start()
+        threading.Thread(target=_end_on_stop, args=(signals, stop), daemon=True).start()
     failure: dict[str, str] = {}
-    with process.stdout as lines:
+    with process.stdout as lines, signals.passing_interrupts_on():
         try:
             for line in lines:
                 message = json.loads(line)
-                if "error" in message:
+                if "ready" in message:
+                    signals.open()
+                elif "error" in message:
                     failure = message
                 elif "note" in message:
                     listener.note(message["note"])
                 else:
                     listener.report(message["done"], message["spent"])
-            process.wait()
-        except BaseException:  # an interrupt, or the time limit of predict
-            if (
-                stop is None or not stop.is_set()
-            ):  # otherwise it is interrupted already, and a second interrupt would end it
-                process.send_signal(signal.SIGINT)
-            process.wait()
+        except BaseException:  # the time limit of predict, or an error of the listener
+            signals.send(signal.SIGINT)
+            lines.close()  # a full pipe would hold the worker up
+            if not signals.is_left_alone:
+                process.wait()
             raise
+        process.wait()
     feeder.join()
+    if signals.interrupts:
+        raise KeyboardInterrupt
     if stop is not None and stop.is_set():
         raise AskError("stopped before all requests were answered")
     if failure:
         raise ERRORS[failure["error"]](failure["message"])
+    if process.returncode < 0:
+        raise AskError(
+            f"model {job['name']!r}: the process that sends requests was killed "
+            f"({signal.Signals(-process.returncode).name}); what was answered is kept, what was in flight is charged "
+            "at the worst case; run again to go on"
+        )
     if process.returncode:
         raise RuntimeError(f"the worker process ended with code {process.returncode}")
 
 
-def _interrupt(process: subprocess.Popen[str], stop: threading.Event) -> None:
-    """Interrupt a worker once ``stop`` is set; kill it if it has not ended after STOP_SECONDS."""
-    while process.poll() is None:
+class _Signals:
+    """Signals to a worker, kept back until it is ready for them."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.process = process
+        self.interrupts = 0
+        self._kept_back: list[signal.Signals] = []
+        self._is_open = False
+        self._lock = threading.RLock()  # a signal handler may find its own thread in here
+
+    @property
+    def is_left_alone(self) -> bool:
+        """Whether the user has no more patience; the worker keeps what arrives, and ends by itself."""
+        return self.interrupts > 2
+
+    def open(self) -> None:
+        """Send what has been kept back, and from now on send at once."""
+        with self._lock:
+            self._is_open = True
+            for number in self._kept_back:
+                self.process.send_signal(number)
+            self._kept_back.clear()
+
+    def send(self, number: signal.Signals) -> None:
+        with self._lock:
+            if self._is_open:
+                self.process.send_signal(number)
+            else:
+                self._kept_back.append(number)
+
+    @contextlib.contextmanager
+    def passing_interrupts_on(self) -> Iterator[None]:
+        """Pass Ctrl-C on to the worker instead of raising KeyboardInterrupt: the first as SIGINT, the second as
+        SIGTERM; the third raises. Python gives Ctrl-C to the main thread only."""
+        is_main_thread = threading.current_thread() is threading.main_thread()
+        if not is_main_thread or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+            yield
+            return
+        signal.signal(signal.SIGINT, lambda *_: self._interrupt())
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def _interrupt(self) -> None:
+        self.interrupts += 1
+        if self.is_left_alone:
+            raise KeyboardInterrupt
+        self.send(signal.SIGINT if self.interrupts == 1 else signal.SIGTERM)
+
+
+def _end_on_stop(signals: _Signals, stop: threading.Event) -> None:
+    """End a worker soon once ``stop`` is set; kill it if it has not ended after KILL_SECONDS."""
+    while signals.process.poll() is None:
         if stop.wait(POLL_SECONDS):
-            process.send_signal(signal.SIGINT)
+            signals.send(signal.SIGTERM)
             try:
-                process.wait(STOP_SECONDS)
+                signals.process.wait(KILL_SECONDS)
             except subprocess.TimeoutExpired:
-                process.kill()
+                signals.process.kill()
             return
 
 

@@ -15,6 +15,7 @@ from stepladder.ask.remote.admission import Admission, WrongServer
 from stepladder.ask.remote.gate import Gate
 from stepladder.ask.remote.listener import Note
 from stepladder.ask.remote.openai_http import Http
+from stepladder.ask.remote.waiting import Wait
 from stepladder.config.addresses import address_problem, without_password
 from stepladder.errors import AskError
 
@@ -24,6 +25,8 @@ RETRY_WAITS_SECONDS = (0.5, 1.0, 2.0, 4.0)
 """Between tries to reach a server; one that has never answered is given up after them."""
 RETURN_WAITS_SECONDS = (*RETRY_WAITS_SECONDS, *(30.0,) * 20)
 """The same for a server that was admitted before: it has ten minutes to restart."""
+CHECK_CALLS = 3
+"""Calls of an admission, each of which may take as long as an answer."""
 
 
 @dataclass
@@ -34,6 +37,8 @@ class Endpoint:
     connect: Callable[[], Http]
     gate: Gate
     admission: Admission | None = None
+    timeout_seconds: float = 600.0
+    """For a whole answer."""
 
 
 class Servers:
@@ -61,6 +66,7 @@ class Servers:
         self._admitted: set[str] = set()
         self._ever_admitted: set[str] = set()
         self._rejections: dict[str, str] = {}
+        self._waits: dict[str, Wait] = {}
 
     def refresh(self) -> None:
         """Update the list of endpoints, if the last time is long enough ago; new ones begin their admission."""
@@ -71,16 +77,20 @@ class Servers:
             if admission.done():
                 admission.result()  # raises its exception, if any
         self._endpoints = self._list_endpoints()
-        gone = self._admissions.keys() - {endpoint.name for endpoint in self._endpoints}
-        for name in gone:  # if it returns, it must be admitted again
-            self._admissions.pop(name).cancel()
+        known = self._admissions.keys() | self._rejections.keys() | self._admitted
+        for name in known - {endpoint.name for endpoint in self._endpoints}:  # if it returns, it begins anew
+            if name in self._admissions:
+                self._admissions.pop(name).cancel()
             self._admitted.discard(name)
             self._rejections.pop(name, None)
+            self._waits.pop(name, None)
         for endpoint in self._endpoints:
             name = endpoint.name
+            if name in self._rejections:
+                continue
             if endpoint.admission is None:
                 self._admitted.add(name)
-            elif name not in self._admissions and name not in self._rejections:
+            elif name not in self._admissions:
                 self._admissions[name] = asyncio.create_task(self._admit(endpoint, endpoint.admission))
 
     @property
@@ -93,6 +103,16 @@ class Servers:
         """Why the first endpoint was rejected, if all of them were; otherwise None."""
         reasons = [self._rejections.get(endpoint.name) for endpoint in self._endpoints]
         return reasons[0] if reasons and all(reasons) else None
+
+    def awaited(self) -> Wait:
+        """What is waited for while no server may be sent requests."""
+        return next(iter(self._waits.values()), Wait("a server; none is in the list yet", None, "no server"))
+
+    def give_up(self, endpoint: Endpoint) -> None:
+        """Use a server no more after too many failures in a row."""
+        self._admitted.discard(endpoint.name)
+        if endpoint.name not in self._rejections:
+            self._reject(endpoint.name, f"{endpoint.gate.last_failure}, {endpoint.gate.failures} times in a row")
 
     def connection(self, endpoint: Endpoint) -> Http:
         """The open connection to a server."""
@@ -111,18 +131,25 @@ class Servers:
         waits = RETURN_WAITS_SECONDS if name in self._ever_admitted else RETRY_WAITS_SECONDS
         for wait in itertools.chain(waits, [None]):
             try:
+                until = time.monotonic() + CHECK_CALLS * endpoint.timeout_seconds
+                self._waits[name] = Wait(f"{name} to show which model it serves", until, (name, "check"))
                 await admission.check(self.connection(endpoint), self._committer)
             except WrongServer as error:
                 self._reject(name, str(error))
             except Unreachable as error:
                 if wait is not None:
+                    until = time.monotonic() + wait
+                    what = f"the next try to reach {name} ({error})"
+                    self._waits[name] = Wait(what, until, (name, str(error)), is_pause=True)
                     await asyncio.sleep(wait)
                     continue
                 self._reject(name, f"it cannot be reached ({error})")
             else:
                 self._admitted.add(name)
                 self._ever_admitted.add(name)
+                endpoint.gate.forgive()
             break
+        self._waits.pop(name, None)
         self._on_change()
 
     def _reject(self, name: str, reason: str) -> None:

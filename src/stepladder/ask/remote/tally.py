@@ -22,6 +22,8 @@ class Tally:
     """The last error message of every request that got no answer."""
     micro_dollars: int = 0
     """Charged to, or still reserved for, the attempts of this call."""
+    answered_micro_dollars: int = 0
+    """The part of it that the answered requests cost, without attempts that failed or could not be read."""
     unbelieved: int = 0
     """Answers whose reported usage is missing or impossible, charged at the worst case."""
 
@@ -40,8 +42,8 @@ def budget_error(name: str, scope: Scope, tally: Tally, unanswered: int, worst: 
     limits = " and ".join(f"${cap / 1e6:.4f} for the {account}" for account, cap in caps.items() if cap is not None)
     estimate = ""
     if tally.answered:
-        dollars = tally.micro_dollars / tally.answered * unanswered / 1e6
-        estimate = f", about ${dollars:.4f} at the average so far"
+        dollars = tally.answered_micro_dollars / tally.answered * unanswered / 1e6
+        estimate = f", about ${dollars:.4f} at what an answer cost so far"
     return BudgetError(
         f"model {name!r}: the cap is reached ({limits}); {tally.stored + tally.answered} requests are answered and "
         f"kept, {unanswered} are not and would cost at most ${worst / 1e6:.4f}{estimate}; raise the cap and run again"

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from stepladder.ask.remote.admission import Admission
-from stepladder.ask.remote.gate import START_IN_FLIGHT, Gate
+from stepladder.ask.remote.gate import PROBES, Gate
 from stepladder.ask.remote.listener import Note
 from stepladder.ask.remote.openai_http import Http
 from stepladder.ask.remote.servers import Addresses, Endpoint
@@ -50,7 +50,7 @@ def priced_model(
     model: RemoteModel,
     admission: Admission | None = None,
     note: Note = lambda line: None,
-    start: int = START_IN_FLIGHT,
+    start: int = PROBES,
 ) -> PricedModel:
     """Make a model of the configuration ready for the engine. ``start`` is how many requests are in flight at each
     server before its first answer.
@@ -66,7 +66,8 @@ def priced_model(
     @functools.cache
     def endpoint(url: str) -> Endpoint:
         gate = Gate(settings.concurrency, settings.requests_per_minute, settings.tokens_per_minute, start)
-        return Endpoint(url, lambda: Http(url, model.served, key, settings.timeout, settings.cap_name), gate, admission)
+        timeout = settings.timeout
+        return Endpoint(url, lambda: Http(url, model.served, key, timeout, settings.cap_name), gate, admission, timeout)
 
     addresses = None if settings.base_url_file is None else Addresses(settings.base_url_file, note)
 

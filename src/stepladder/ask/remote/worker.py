@@ -22,6 +22,7 @@ from stepladder.ask.ledger import Ledger, Scope
 from stepladder.ask.remote.admission import Admission
 from stepladder.ask.remote.engine import ask_all
 from stepladder.ask.remote.listener import Listener, SpendReport
+from stepladder.ask.remote.stopping import GRACE_SECONDS, Stop
 from stepladder.ask.remote.tally import Tally
 from stepladder.ask.remote.teacher import RemoteModel, priced_model
 from stepladder.ask.request import Request
@@ -35,15 +36,17 @@ REPORT_SECONDS = 0.1
 
 
 def main() -> None:
-    """Send the requests. After an interrupt, wait for those in flight."""
+    """Send the requests. SIGINT: send nothing more, and wait for answers in flight; SIGTERM: no longer than
+    GRACE_SECONDS. Either may come again and again, and the end of the parent counts as a SIGINT."""
     cast(io.TextIOWrapper, sys.stdin).reconfigure(encoding="utf-8")  # not the encoding of the locale
-    with contextlib.suppress(KeyboardInterrupt):  # raised when the requests in flight are settled
-        _run_job()
-
-
-def _run_job() -> None:
-    threading.Thread(target=_interrupt_when_orphaned, args=(int(sys.argv[1]),), daemon=True).start()
-    job = json.loads(sys.stdin.readline())
+    stop = Stop()
+    signal.signal(signal.SIGINT, lambda *_: stop.request())
+    signal.signal(signal.SIGTERM, lambda *_: stop.request(GRACE_SECONDS))
+    threading.Thread(target=_stop_when_orphaned, args=(int(sys.argv[1]), stop), daemon=True).start()
+    _report({"ready": True})  # before it, a signal would end this process with a traceback
+    if not (line := sys.stdin.readline()).endswith("\n"):
+        return  # the parent ended before it had said what to do
+    job = json.loads(line)
     reported_at = 0.0
 
     def report(finished: int, spent: int) -> None:
@@ -54,19 +57,19 @@ def _run_job() -> None:
 
     try:
         with Ledger(Path(job["ledger"])) as ledger:
-            tally = asyncio.run(_ask(job, ledger, report))
+            tally = asyncio.run(_ask(job, ledger, report, stop))
     except (AskError, BudgetError, LedgerError) as error:
         _report({"error": type(error).__name__, "message": str(error)})
     else:
         _report({"done": tally.stored + tally.answered, "spent": tally.micro_dollars})
 
 
-async def _ask(job: dict[str, Any], ledger: Ledger, report: SpendReport) -> Tally:
+async def _ask(job: dict[str, Any], ledger: Ledger, report: SpendReport, stop: Stop) -> Tally:
     model, scope = RemoteModel(job["name"], Model.model_validate(job["model"]), key=job["key"]), Scope(**job["scope"])
     is_own = model.settings.is_own
     admission = Admission(job["identity"], model.served, job["probe"], scope.run) if is_own else None
     priced = priced_model(model, admission, _note, job["start"])
-    return await ask_all(_requests(), priced, ledger, scope, Listener(report, _note))
+    return await ask_all(_requests(), priced, ledger, scope, Listener(report, _note), stop)
 
 
 def _note(line: str) -> None:
@@ -75,14 +78,16 @@ def _note(line: str) -> None:
 
 def _requests() -> Iterator[Request]:
     for line in sys.stdin:
+        if not line.endswith("\n"):
+            return  # the parent ended in the middle of it
         yield Request.model_validate_json(line)
 
 
-def _interrupt_when_orphaned(parent: int) -> None:
-    """Interrupt this process once its parent has ended."""
+def _stop_when_orphaned(parent: int, stop: Stop) -> None:
+    """Stop once the parent has ended."""
     while os.getppid() == parent:
         time.sleep(PARENT_POLL_SECONDS)
-    os.kill(os.getpid(), signal.SIGINT)
+    stop.request()
 
 
 def _report(message: dict[str, Any]) -> None:
