@@ -426,4 +426,4 @@ def test_a_ledger_of_the_version_before_is_read(ledger: Ledger) -> None:
     db.close()
     found = ledger.find(wanted)
     assert found is not None
-    assert found.text == "A"
+    assert (found.text, found.logprobs) == ("A", ())

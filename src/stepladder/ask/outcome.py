@@ -21,7 +21,7 @@ from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
 from stepladder.ask.foreign_json import one_line, read_json
-from stepladder.ask.request import Finish, Request, Response, TokenLogprob, worst_case
+from stepladder.ask.request import Finish, Request, Response, TokenLogprob, is_logprob, worst_case
 from stepladder.config import Price
 from stepladder.text import well_formed
 
@@ -51,8 +51,6 @@ TOO_LONG_MESSAGE = "maximum context length"
 """In the message of vLLM's 400 for a prompt that is too long, whose error code says nothing."""
 MAX_RETRY_AFTER_SECONDS = 3600.0
 """A server that asks for a longer wait is asked again after this one."""
-MIN_LOGPROB, MAX_LOGPROB = -10_000.0, 0.01
-"""vLLM writes -9999 for impossible tokens; rounding may lift a certain one a little above 0."""
 SHOWN_BYTES = 120
 """Of a reply that cannot be read."""
 MAX_TOP_LOGPROBS = 32
@@ -214,7 +212,7 @@ def _parse_logprob(token: Any) -> TokenLogprob:
 
 
 def _logprob(value: Any) -> float:
-    if type(value) not in (int, float) or not MIN_LOGPROB <= value <= MAX_LOGPROB:  # also if it is no number (NaN)
+    if not is_logprob(value):
         raise ValueError("no log-probability")
     return float(value)
 

@@ -25,6 +25,9 @@ ANSWER_SLACK_TOKENS = 16
 REPLY_BYTES, TOKEN_BYTES = 65_536, 1_024
 """Upper bounds on the JSON of a reply around its tokens, and on that of one token or of one alternative to it."""
 
+MIN_LOGPROB, MAX_LOGPROB = -10_000.0, 0.01
+"""vLLM writes -9999 for impossible tokens; rounding may lift a certain one a little above 0."""
+
 Finish = Literal["stop", "length", "filtered", "refused"]
 """``stop``: complete; ``length``: truncated at ``max_tokens``; ``filtered``: withheld by the provider's content filter;
 ``refused``: the provider does not accept this prompt (too long, not allowed), so it is not sent again."""
@@ -37,6 +40,11 @@ class TokenLogprob(NamedTuple):
     logprob: float
     top: dict[str, float]
     """Log-probabilities of the ``top_logprobs`` most likely tokens at this position, most likely first."""
+
+
+def is_logprob(value: object) -> bool:
+    """Whether a value can be a log-probability; NaN cannot."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and MIN_LOGPROB <= value <= MAX_LOGPROB
 
 
 class Request(Record):

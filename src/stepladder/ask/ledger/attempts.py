@@ -89,7 +89,8 @@ class Attempts(Responses):
             self._record(grant, request, scope, delivery, outcome, seconds)
         except _UNSTORABLE as error:
             outcome = Outcome("malformed", None, message=f"a reply that cannot be stored ({type(error).__name__})")
-            self._record(grant, request, scope, Delivery(delivery.status), outcome, seconds)
+            body = b"" if isinstance(error, sqlite3.DataError) else delivery.body  # which is said of what is too big
+            self._record(grant, request, scope, Delivery(delivery.status, body), outcome, seconds)
         if outcome.charge is not None:
             self._add_to_cache(scope.run, scope.rung, outcome.charge - grant.reserved)
         return outcome

@@ -12,7 +12,7 @@ from typing import Any
 from stepladder.ask.ledger.connection import CHUNK, Connection
 from stepladder.ask.ledger.faults import damaged
 from stepladder.ask.ledger.patience import Patience
-from stepladder.ask.request import Request, Response, TokenLogprob
+from stepladder.ask.request import Request, Response, TokenLogprob, is_logprob
 
 
 class Responses(Connection):
@@ -52,7 +52,7 @@ class Responses(Connection):
                     completion_tokens=completion,
                     reasoning=reasoning,
                     micro_dollars=micro_dollars,
-                    logprobs=tuple(TokenLogprob(*row) for row in json.loads(logprobs)) if logprobs else (),
+                    logprobs=_stored_logprobs(logprobs) if logprobs else (),
                 )
                 if response.serves(by_key[key]):
                     responses[key] = response
@@ -109,3 +109,10 @@ class Responses(Connection):
 def _checksum(columns: list[Any]) -> str:
     """SHA-256 (hex) of what :meth:`Responses.find_all` reads of a response, in that order."""
     return hashlib.sha256(json.dumps(columns).encode()).hexdigest()
+
+
+def _stored_logprobs(stored: str) -> tuple[TokenLogprob, ...]:
+    """Log-probabilities as they were stored; none if one of them cannot be, which older versions did not look at."""
+    tokens = tuple(TokenLogprob(*row) for row in json.loads(stored))
+    possible = all(is_logprob(value) for token in tokens for value in (token.logprob, *token.top.values()))
+    return tokens if possible else ()
