@@ -130,6 +130,7 @@ class _Call:
             self.changed.clear()
             now_seconds = time.monotonic()
             if stop.requested:
+                self.committer.withdraw()
                 self.flight.say_stopping(stop, now_seconds)
             else:
                 self.wait_notes.look(self._awaited(), now_seconds)
