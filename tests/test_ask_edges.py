@@ -224,7 +224,7 @@ def test_two_caps_in_flight_are_one_request(api: ApiServer, model: Model, ledger
 def test_a_request_given_up_is_not_asked_again_in_the_same_call(
     api: ApiServer, model: Model, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("stepladder.ask.remote.engine.CHUNK", 2)
+    monkeypatch.setattr("stepladder.ask.remote.jobs.CHUNK", 2)
     api.set_script({"faults": [{"kind": "400", "match": "worse"}]})
     before = api.settled()["requests"]
     good, worse = requests("good", 30), asker.request("worse")
@@ -245,7 +245,7 @@ def test_a_request_given_up_is_not_asked_again_in_the_same_call(
 def test_what_the_budget_leaves_over_is_counted_to_the_end(
     api: ApiServer, model: Model, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("stepladder.ask.remote.engine.CHUNK", 5)
+    monkeypatch.setattr("stepladder.ask.remote.jobs.CHUNK", 5)
     api.set_script({"completion_tokens": "cap", "prompt_tokens": 300})
     wanted = requests("left", 40)
     assert model.price is not None

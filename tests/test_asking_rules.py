@@ -361,6 +361,10 @@ def test_a_wait_is_told_once_it_lasts_and_not_again_and_again() -> None:
     assert re.fullmatch(r"waiting for 3 answers of http://a/v1, until \d\d:\d\d:\d\d at the latest", said[0])
     notes.look(answers, 65.0)
     assert len(said) == 2
+    notes.look(answers._replace(key="batch", until=86_466.0), 66.0)
+    notes.look(answers._replace(key="batch", until=86_466.0), 3600.0)  # once an hour, of a day
+    assert len(said) == 3
+    said.pop()
     notes.hear(66.0)
     notes.look(answers, 70.0)
     assert len(said) == 2

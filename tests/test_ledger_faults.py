@@ -19,11 +19,13 @@ from asker import model, request, requests, rows
 
 from stepladder.ask import Listener, RemoteModel, ask_remote
 from stepladder.ask.ledger import Ledger, Scope, faults, health, opening, patience
+from stepladder.ask.ledger.commit import Committer
 from stepladder.ask.ledger.schema import APPLICATION_ID, MIGRATIONS
 from stepladder.ask.remote.engine import ask_all
+from stepladder.ask.remote.stopping import Stop
 from stepladder.ask.remote.teacher import priced_model
 from stepladder.ask.request import Response
-from stepladder.errors import LedgerError
+from stepladder.errors import AskError, LedgerError
 
 SCOPE = Scope("run")
 ANSWER = Response(text="A", max_tokens=16, prompt_tokens=1, completion_tokens=1)
@@ -106,6 +108,39 @@ def test_nothing_is_begun_on_a_disk_that_is_nearly_full(
             ask_all(requests("nearly", 5), priced_model(RemoteModel("test-model", model(api.url, 8))), ledger, SCOPE)
         )
     assert api.settled()["billed"] == before
+
+
+def test_a_stop_does_not_wait_for_room(api: ApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(patience, "room_bytes", lambda path: 1000)
+    api.set_script({})
+    stop = Stop()
+    with Ledger(tmp_path / "ledger.sqlite") as ledger:
+        served = priced_model(RemoteModel("test-model", model(api.url, 8)))
+        listener = Listener(note=lambda line: stop.request())
+        with pytest.raises(AskError, match="stopped before all requests were answered"):
+            asyncio.run(ask_all(requests("stop", 5), served, ledger, SCOPE, listener, stop))
+        assert ledger.calls("run") == 0
+
+
+@pytest.mark.parametrize("lasting", [False, True])
+def test_an_answer_that_no_task_waits_for_is_tried_once_more_at_the_end(
+    tmp_path: Path, limit: object, lasting: bool
+) -> None:
+    assert callable(limit)
+    path = tmp_path / "ledger.sqlite"
+
+    async def write(ledger: Ledger) -> None:
+        async with Committer(ledger, lambda line: limit(None) if not lasting else None) as committer:
+            limit(largest(path))
+            task = asyncio.create_task(committer.write(lambda ledger: ledger.keep("run", request("one"), ANSWER)))
+            await asyncio.sleep(0.02)
+            task.cancel()
+
+    with Ledger(path) as ledger:
+        ledger.begin_session()
+        asyncio.run(write(ledger))
+        limit(None)
+        assert ledger.calls("run") == (0 if lasting else 1)
 
 
 def test_a_worker_that_may_not_write_ends_with_one_line(api: ApiServer, tmp_path: Path, limit: object) -> None:

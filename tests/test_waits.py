@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,12 +14,13 @@ from api_server import ApiServer
 from asker import outcomes, request, requests
 from test_engine import ask, teacher
 
-from stepladder.ask import Listener
+from stepladder.ask import Listener, RemoteModel, ask_remote
 from stepladder.ask.ledger import Ledger, Scope
-from stepladder.ask.remote import gate, waiting
+from stepladder.ask.remote import batch, gate, waiting
 from stepladder.ask.remote.engine import ask_all
 from stepladder.ask.remote.gate import FIRST_TRIES, PROBES, TRIES
 from stepladder.ask.request import worst_case
+from stepladder.config import Model
 from stepladder.errors import AskError, BudgetError
 
 SCOPE = Scope("run")
@@ -145,10 +147,10 @@ def test_what_is_waited_for_is_said(api: ApiServer, ledger: Ledger, monkeypatch:
     asyncio.run(ask_all([request("slow")], teacher(api.url), ledger, SCOPE, listener))
     api.set_script({"faults": [{"kind": "429", "retry_after": 0.5, "times": 1}]})
     asyncio.run(ask_all([request("limited")], teacher(api.url), ledger, SCOPE, listener))
-    slow, limited = notes
-    assert slow.startswith(f"waiting for 1 answer of {api.url}, until ")
-    assert slow.endswith(" at the latest")
-    assert f"{api.url}, which is asked nothing for now (HTTP 429: The script says 429.), until " in limited
+    said = "\n".join(notes)
+    assert re.search(rf"waiting for 1 answer of {api.url}, until \d\d:\d\d:\d\d at the latest", said)
+    closed = rf"{api.url}, which is asked nothing for now \(HTTP 429: The script says 429.\), until \d\d:\d\d:\d\d$"
+    assert re.search(closed, said, re.MULTILINE)
 
 
 def test_the_estimate_of_a_reached_cap_leaves_out_what_could_not_be_read(api: ApiServer, ledger: Ledger) -> None:
@@ -162,3 +164,19 @@ def test_the_estimate_of_a_reached_cap_leaves_out_what_could_not_be_read(api: Ap
     unanswered = 300 - len(answered)
     assert f"{unanswered} are not" in str(said.value)
     assert f"about ${mean * unanswered / 1e6:.4f} at what an answer cost so far" in str(said.value)
+
+
+def test_a_batch_that_takes_long_and_a_provider_that_is_away_are_named(
+    api: ApiServer, model: Model, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(waiting, "SILENCE_SECONDS", 0.05)
+    monkeypatch.setattr(batch, "PAUSES_SECONDS", (0.1,))
+    notes: list[str] = []
+    batched = RemoteModel("t", model, batch=True)
+    ask_remote(requests("batch", 2), batched, ledger, SCOPE, Listener(note=notes.append))
+    waited = notes.pop()
+    assert waited.startswith(f"waiting for a batch at {api.url}, until ")
+    away = RemoteModel("t", model.model_copy(update={"base_url": ("http://127.0.0.1:9/v1",)}), batch=True)
+    with pytest.raises(AskError, match="does not answer"):
+        ask_remote(requests("away", 2), away, ledger, SCOPE, Listener(note=notes.append))
+    assert notes[-1].startswith("waiting for the next try to reach http://127.0.0.1:9/v1 (")

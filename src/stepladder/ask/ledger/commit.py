@@ -66,6 +66,14 @@ class Committer:
             self._commit_task = asyncio.create_task(self._commit_queue())
         return await future
 
+    def withdraw(self) -> None:
+        """Cancel what would begin something new, if it waits for a ledger that cannot be written."""
+        if self._patience.is_waiting:
+            for write in self._queue:
+                if write.begins:
+                    write.future.cancel()
+            self._queue = [write for write in self._queue if not write.begins]
+
     async def _commit_queue(self) -> None:
         while self._queue:
             async with self._lock:
@@ -152,6 +160,7 @@ class Committer:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        self._patience.give_up()  # whoever waited for a write has gone
         if self._commit_task is not None:
             await self._commit_task
         self._thread.shutdown()

@@ -29,6 +29,7 @@ class Patience:
     def __init__(self, path: Path, note: Callable[[str], None]) -> None:
         self._path, self._note = path, note
         self._since: float | None = None
+        self._is_over = False
 
     @property
     def has_room(self) -> bool:
@@ -54,10 +55,19 @@ class Patience:
             self._since = now_seconds
             waiting = f"{answers} answers wait in memory, up to {WAIT_SECONDS / 60:.0f} min"
             self._note(f"{reason}. Nothing more is begun; {waiting}")
-        elif now_seconds - self._since >= WAIT_SECONDS:
+        elif self._is_over or now_seconds - self._since >= WAIT_SECONDS:
             lost = f"; {answers} answers that waited in memory are lost and stay charged" if answers else ""
-            raise LedgerError(f"{reason}. Given up after {WAIT_SECONDS / 60:.0f} min{lost}") from error
+            raise LedgerError(f"{reason}. Given up after {(now_seconds - self._since) / 60:.0f} min{lost}") from error
         return POLL_SECONDS
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether the last write failed."""
+        return self._since is not None
+
+    def give_up(self) -> None:
+        """Wait no longer: the next failure is the last."""
+        self._is_over = True
 
     def end(self) -> None:
         """A write has succeeded."""

@@ -23,6 +23,7 @@ from stepladder.ask.remote.listener import Listener
 from stepladder.ask.remote.openai_http import chat_body
 from stepladder.ask.remote.tally import Tally, budget_error, unanswered_error
 from stepladder.ask.remote.teacher import RemoteModel
+from stepladder.ask.remote.waiting import Wait, WaitNotes
 from stepladder.ask.request import Request, with_cap, worst_case
 from stepladder.errors import AskError
 
@@ -30,6 +31,8 @@ MAX_LINES, MAX_BYTES = 50_000, 190_000_000
 """Of one input file; providers accept 50,000 requests and 200 MB."""
 PAUSES_SECONDS = (1, 2, 4, 8, 15, 30, 60)
 """Between polls of a batch; the last one repeats."""
+WINDOW_SECONDS = 86_400.0
+"""In which a provider answers a batch."""
 LISTING_WAIT_SECONDS = 5.0
 """Before a batch that is in no listing is searched for again: it may only just have been created."""
 ENDED_STATUSES = {"completed", "failed", "expired", "cancelled"}
@@ -75,6 +78,7 @@ class _BatchClient:
         self.attempts: Counter[str] = Counter()
         self.given_up: set[str] = set()
         self.fatal_message: str | None = None
+        self.wait_notes = WaitNotes(listener.note, time.monotonic())
 
     def __enter__(self) -> _BatchClient:
         return self
@@ -108,8 +112,8 @@ class _BatchClient:
             elif cap_reached:
                 worst = sum(worst_case(request, self.price) for request in unanswered)
                 raise budget_error(self.model.name, scope, tally, len(unanswered), worst)
-            else:  # they are in a batch of another process
-                time.sleep(next(pauses))
+            else:
+                self._wait(next(pauses), f"a batch of another process at {self.endpoint}")
         if tally.failed:
             raise unanswered_error(self.model.name, tally.failed)
         return tally
@@ -211,7 +215,7 @@ class _BatchClient:
         try:
             while (record := self._retrieve(batch.remote)).status not in ENDED_STATUSES:
                 self._report_progress(record.completed)
-                time.sleep(next(pauses))
+                self._wait(next(pauses), f"a batch at {self.endpoint}", batch.created + WINDOW_SECONDS - time.time())
             for file in record.result_files:
                 stray += self._settle_file(batch, file)
         except Gone as error:
@@ -287,6 +291,14 @@ class _BatchClient:
             self.tally.failed.append(outcome.message)
             self.given_up.add(request.key)
 
+    def _wait(self, seconds: float, what: str, limit_seconds: float | None = None) -> None:
+        """Sleep, after saying what for; ``limit_seconds`` is when the wait ends at the latest, where more sleeps may
+        follow."""
+        now_seconds = time.monotonic()
+        until = now_seconds + (seconds if limit_seconds is None else limit_seconds)
+        self.wait_notes.look(Wait(what, until, what, is_pause=limit_seconds is None), now_seconds)
+        time.sleep(seconds)
+
     def _until_reached(self, call: Callable[[], T]) -> T:
         """Return what ``call`` returns, tried again while the provider is unreachable.
 
@@ -298,7 +310,7 @@ class _BatchClient:
                 return call()
             except Unreachable as error:
                 reason = str(error)
-                time.sleep(pause)
+                self._wait(pause, f"the next try to reach {self.endpoint} ({reason})")
         raise AskError(
             f"model {self.model.name!r}: {self.endpoint} does not answer ({reason}); nothing is lost, run "
             "again to collect what it has done"

@@ -13,8 +13,8 @@ from stepladder.ask.remote.listener import Note
 
 SILENCE_SECONDS = 5.0
 """Without an answer, before it is said what is waited for; a pause that will last longer is said at its beginning."""
-REPEAT_SECONDS = 60.0
-"""Before the same wait is said again."""
+REPEAT_SECONDS, REPEAT_SHARE = 60.0, 1 / 24
+"""Before the same wait is said again: a minute, or this share of what is left of it."""
 DAY_SECONDS = 86_400.0
 
 
@@ -41,7 +41,7 @@ class WaitNotes:
     def __init__(self, note: Note, now_seconds: float) -> None:
         self._note = note
         self._quiet_since = now_seconds
-        self._said: dict[Hashable, float] = {}
+        self._silent_until: dict[Hashable, float] = {}
 
     def hear(self, now_seconds: float) -> None:
         """An answer came."""
@@ -54,9 +54,10 @@ class WaitNotes:
         is_long_pause = wait.is_pause and wait.until is not None and wait.until - now_seconds > SILENCE_SECONDS
         if not is_long_pause and now_seconds - self._quiet_since < SILENCE_SECONDS:
             return
-        if now_seconds - self._said.get(wait.key, float("-inf")) >= REPEAT_SECONDS:
-            self._said = {key: said for key, said in self._said.items() if now_seconds - said < REPEAT_SECONDS}
-            self._said[wait.key] = now_seconds
+        left_seconds = 0.0 if wait.until is None else wait.until - now_seconds
+        if now_seconds >= self._silent_until.get(wait.key, now_seconds):
+            self._silent_until = {key: until for key, until in self._silent_until.items() if until > now_seconds}
+            self._silent_until[wait.key] = now_seconds + max(REPEAT_SECONDS, REPEAT_SHARE * left_seconds)
             self._note(f"waiting for {wait.what}{_until(wait, now_seconds)}")
 
 
