@@ -372,7 +372,7 @@ def test_an_echoed_key_is_kept_nowhere(ledger: Ledger, monkeypatch: pytest.Monke
     assert stored.text == "Your key is [api key]."
     ledger.close()
     kept = b"".join(path.read_bytes() for path in ledger.path.parent.iterdir() if path.is_file())
-    assert len(said) >= 5  # with what is waited for
+    assert len(said) >= 5
     assert not any(KEY in text for text in [*said, exported, kept.decode(errors="replace")])
 
 
