@@ -45,6 +45,7 @@ def ask(url: str, wanted: list[Request], ledger: Ledger, notes: list[str] | None
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("stepladder.ask.remote.jobs.BACKOFF_SECONDS", 0.001)
+    monkeypatch.setattr("stepladder.ask.remote.gate.PAUSES_SECONDS", (0.001,))
 
 
 # One reply harms itself only

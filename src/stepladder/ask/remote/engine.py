@@ -208,11 +208,10 @@ class _Call:
         if is_withdrawn := self.is_ending:
             delivery = Delivery(error="the run was stopped before it was sent", sent=False)
         else:
+            connection, key = self.servers.connection(endpoint), idempotency_key(request, grant.answers_before)
             self.flight.add(grant.attempt, Sent(endpoint.name, sent_at + endpoint.timeout_seconds, grant.reserved))
             try:
-                delivery = await self.servers.connection(endpoint).send(
-                    request, idempotency_key(request, grant.answers_before)
-                )
+                delivery = await connection.send(request, key)
             finally:
                 self.flight.remove(grant.attempt)
         ended_at = time.monotonic()

@@ -154,7 +154,8 @@ class Servers:
 
     def _reject(self, name: str, reason: str) -> None:
         self._rejections[name] = f"{name}: {reason}"
-        self._note(f"server not used: {name}: {reason}")
+        if self.rejection is None:  # otherwise the call ends with the reason
+            self._note(f"server not used: {name}: {reason}")
 
     async def close(self) -> None:
         """Cancel admissions that have not ended, and close every connection."""
