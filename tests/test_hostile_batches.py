@@ -15,7 +15,7 @@ from raw_server import Raw, http
 from stepladder.ask import Listener, RemoteModel, ask_remote
 from stepladder.ask.ledger import Ledger, Scope
 from stepladder.ask.outcome import Delivery, Unreachable
-from stepladder.ask.remote import batch, batch_api
+from stepladder.ask.remote import batch, batch_api, batch_results
 from stepladder.ask.remote.batch_api import BatchApi, Refused
 from stepladder.ask.remote.batch_lines import read_line
 from stepladder.ask.request import worst_case
@@ -122,7 +122,7 @@ def test_a_result_file_that_is_gone_does_not_block_the_next_run(
     wanted = requests("gone", 2)
     with monkeypatch.context() as patch:
         patch.setattr(BatchApi, "content", lambda self, file, limit: self._fetch("GET", "/files/none/content", limit))
-        patch.setattr(batch, "MAX_ATTEMPTS", 1)
+        patch.setattr(batch_results, "MAX_ATTEMPTS", 1)
         with pytest.raises(AskError, match="the provider lost the batch"):
             ask_remote(wanted, RemoteModel("t", model, batch=True), ledger, SCOPE)
     assert ledger.unfinished_batches("run") == []
@@ -136,7 +136,8 @@ def test_a_file_longer_than_all_answers_may_be_is_read_no_further(
 ) -> None:
     limits: list[int] = []
     content = BatchApi.content
-    monkeypatch.setattr(batch, "MAX_STRAY_BYTES", 1000)
+    monkeypatch.setattr(batch_results, "MAX_STRAY_BYTES", 1000)
+    monkeypatch.setattr(batch, "MIN_RESULT_BYTES", 1000)
 
     def padded(self: BatchApi, file: str, limit: int) -> bytes:
         limits.append(limit)

@@ -10,14 +10,14 @@ from __future__ import annotations
 import contextlib
 import functools
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
-from stepladder.ask.ledger import CHUNK, Batch, Grant, Ledger, Scope
-from stepladder.ask.outcome import FINAL, Delivery, Outcome, Unreachable, judge
+from stepladder.ask.ledger import Batch, Grant, Ledger, Scope
+from stepladder.ask.outcome import Delivery, Unreachable
 from stepladder.ask.remote.batch_api import BatchApi, BatchRecord, Gone, Refused
-from stepladder.ask.remote.batch_lines import read_line, write_line
+from stepladder.ask.remote.batch_lines import write_line
+from stepladder.ask.remote.batch_results import BatchResults
 from stepladder.ask.remote.engine import MAX_ATTEMPTS
 from stepladder.ask.remote.listener import Listener
 from stepladder.ask.remote.openai_http import chat_body
@@ -36,10 +36,8 @@ WINDOW_SECONDS = 86_400.0
 LISTING_WAIT_SECONDS = 5.0
 """Before a batch that is in no listing is searched for again: it may only just have been created."""
 ENDED_STATUSES = {"completed", "failed", "expired", "cancelled"}
-MAX_RESULT_BYTES = 2**30
-"""Of a result file, which is held in memory."""
-MAX_STRAY_BYTES = 1_000_000
-"""Of the lines that belong to nothing, as they are kept."""
+MIN_RESULT_BYTES, MAX_RESULT_BYTES = 1_000_000, 2**30
+"""That are read of a result file, which is held in memory, however few and however many answers are in it."""
 
 T = TypeVar("T")
 
@@ -75,9 +73,7 @@ class _BatchClient:
         self.account = f"{model.served} {model.settings.api_key_env}"
         self.ledger, self.listener = ledger, listener
         self.tally = Tally()
-        self.attempts: Counter[str] = Counter()
-        self.given_up: set[str] = set()
-        self.fatal_message: str | None = None
+        self.results = BatchResults(model.name, ledger, self.tally, listener.note)
         self.wait_notes = WaitNotes(listener.note, time.monotonic())
 
     def __enter__(self) -> _BatchClient:
@@ -102,10 +98,10 @@ class _BatchClient:
             batches, cap_reached = self._reserve(unanswered, scope)
             for batch in [self._create(batch, content) for batch, content in batches]:
                 self._collect(batch)
-            if self.fatal_message is not None:
+            if self.results.fatal_message is not None:
                 raise AskError(
-                    f"model {self.model.name!r}: {self.fatal_message}; no further batch is made, and what was answered "
-                    "is kept"
+                    f"model {self.model.name!r}: {self.results.fatal_message}; no further batch is made, and what was "
+                    "answered is kept"
                 )
             if batches:
                 pauses = _pauses()
@@ -124,7 +120,7 @@ class _BatchClient:
         unanswered: dict[str, Request] = {}
         for request in sorted(requests, key=lambda request: request.max_tokens):
             response = responses.get(request.key)
-            if request.key in self.given_up or (response is not None and response.settles(request)):
+            if request.key in self.results.given_up or (response is not None and response.settles(request)):
                 continue
             unanswered[request.key] = request if response is None else with_cap(request, 2 * request.max_tokens)
         return list(unanswered.values())
@@ -168,7 +164,7 @@ class _BatchClient:
                 if remote is not None:
                     return self._record_remote(batch, remote)
         except Refused as error:
-            self._settle_rest(batch, Delivery(error=str(error), sent=False), "refused")
+            self.results.settle_rest(batch, Delivery(error=str(error), sent=False), "refused")
             self._delete(file)
             raise AskError(f"model {self.model.name!r}: the provider rejects the batch ({error})") from None
         raise AskError(
@@ -203,7 +199,7 @@ class _BatchClient:
             self.listener.note(f"model {self.model.name!r}: a batch of an earlier run is collected first")
             remote = batch.remote or self._find_remote(batch)
             if remote is None:
-                self._settle_rest(batch, Delivery(error="the batch was never made", sent=False), "never made")
+                self.results.settle_rest(batch, Delivery(error="the batch was never made", sent=False), "never made")
             else:
                 self._collect(self._record_remote(batch, remote))
 
@@ -219,14 +215,14 @@ class _BatchClient:
             for file in record.result_files:
                 stray += self._settle_file(batch, file)
         except Gone as error:
-            self._settle_rest(batch, Delivery(error=f"the provider lost the batch ({error})"), "gone", stray)
+            self.results.settle_rest(batch, Delivery(error=f"the provider lost the batch ({error})"), "gone", stray)
             return
         # Lines in neither file: a batch that failed validation was not processed; of any other it is unknown.
         if record.status == "failed":
             why = "; ".join(record.reasons) or "it gives no reason"
-            self.fatal_message = f"the provider refused the batch: {why}"
+            self.results.fatal_message = f"the provider refused the batch: {why}"
         missing = f"the batch is {record.status} and its files lack this line"
-        self._settle_rest(batch, Delivery(error=missing, sent=record.status != "failed"), record.status, stray)
+        self.results.settle_rest(batch, Delivery(error=missing, sent=record.status != "failed"), record.status, stray)
         self._delete(record.input_file)
 
     def _delete(self, file: str | None) -> None:
@@ -243,53 +239,9 @@ class _BatchClient:
         """Settle the attempts that have a line in a file; returns the lines that belong to no attempt of the batch."""
         attempts = self.ledger.batch_attempts(batch)
         bounds = (attempt[1].reply_bound for attempt in attempts.values() if attempt is not None)
-        limit_bytes = min(MAX_RESULT_BYTES, max(MAX_STRAY_BYTES, 2 * sum(bounds)))
+        limit_bytes = min(MAX_RESULT_BYTES, max(MIN_RESULT_BYTES, 2 * sum(bounds)))
         content = self._until_reached(lambda: self.api.content(file, limit_bytes))
-        stray = []
-        lines = content.splitlines(keepends=True)
-        for start in range(0, len(lines), CHUNK):
-            with self.ledger.transaction():
-                for line in lines[start : start + CHUNK]:
-                    attempt_id, delivery = read_line(line)
-                    if attempt_id not in attempts:
-                        stray.append(line)
-                    elif (attempt := attempts[attempt_id]) is not None:
-                        self._settle_attempt(batch, *attempt, delivery)
-                        attempts[attempt_id] = None
-        return b"".join(stray)
-
-    def _settle_rest(self, batch: Batch, delivery: Delivery, status: str, stray: bytes = b"") -> None:
-        """Settle the remaining attempts of a batch with one delivery, and end the batch."""
-        with self.ledger.transaction():
-            for attempt in self.ledger.batch_attempts(batch).values():
-                if attempt is not None:
-                    self._settle_attempt(batch, *attempt, delivery)
-            self.ledger.end_batch(batch, status, stray[:MAX_STRAY_BYTES])
-
-    def _settle_attempt(self, batch: Batch, grant: Grant, request: Request, delivery: Delivery) -> None:
-        seconds = max(0.0, time.time() - batch.created)
-        outcome = self.ledger.settle(
-            grant, request, batch.scope, delivery, judge(request, delivery, batch.price), seconds
-        )
-        self.tally.flag(self.model.name, outcome, self.listener.note)
-        if outcome.charge is not None:
-            self.tally.micro_dollars += outcome.charge - grant.reserved
-        self._count(request, outcome)
-
-    def _count(self, request: Request, outcome: Outcome) -> None:
-        """Count a request as answered or failed; otherwise the next batch will contain it again."""
-        self.attempts[request.key] += 1
-        if outcome.response is not None:
-            self.tally.answered_micro_dollars += outcome.response.micro_dollars
-        if outcome.kind in FINAL:
-            self.tally.answered += outcome.response is not None and outcome.response.settles(request)
-            if outcome.kind == "refused":  # it would be refused again
-                self.given_up.add(request.key)
-        elif outcome.kind == "fatal":
-            self.fatal_message = outcome.message
-        elif outcome.kind == "rejected" or self.attempts[request.key] >= MAX_ATTEMPTS:
-            self.tally.failed.append(outcome.message)
-            self.given_up.add(request.key)
+        return self.results.settle_lines(batch, content, attempts)
 
     def _wait(self, seconds: float, what: str, limit_seconds: float | None = None) -> None:
         """Sleep, after saying what for; ``limit_seconds`` is when the wait ends at the latest, where more sleeps may
