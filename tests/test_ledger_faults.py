@@ -323,6 +323,14 @@ def test_an_emptied_ledger_is_not_a_new_one(tmp_path: Path) -> None:
             Ledger(tmp_path / "ledger.sqlite", read_only=read_only)
 
 
+def test_a_ledger_whose_creation_was_killed_is_made_again(tmp_path: Path) -> None:
+    (tmp_path / "demo" / "questions").mkdir(parents=True)
+    (tmp_path / "demo" / "questions" / "manifest.json").write_text("{}")
+    (tmp_path / "ledger.sqlite").touch()
+    with Ledger(tmp_path / "ledger.sqlite") as made:
+        assert made.calls("demo") == 0
+
+
 def test_a_changed_answer_is_noticed(ledger: Ledger) -> None:
     (wanted,) = requests("changed", 1)
     ledger.store("run", [(wanted, ANSWER)])

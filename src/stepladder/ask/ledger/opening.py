@@ -98,15 +98,15 @@ def _migrate(db: sqlite3.Connection, path: Path) -> None:
 
 
 def _refuse_emptied(path: Path) -> None:
-    """Refuse a file without a byte beside finished artifacts: it was a ledger, and a new one would buy every answer
-    again, with whole caps.
+    """Refuse a file without a byte beside finished samples: it was a ledger, and a new one would buy every answer
+    again, with whole caps. Beside nothing but questions it is one whose creation was killed.
 
     Raises:
         LedgerError: it is.
     """
     deadline = time.monotonic() + EMPTY_WAIT_SECONDS
     while path.is_file() and path.stat().st_size == 0:
-        if next(path.parent.glob(f"*/*/{MANIFEST}"), None) is None:
+        if next(path.parent.glob(f"*/samples/{MANIFEST}"), None) is None:
             return
         if time.monotonic() >= deadline:
             raise LedgerError(
