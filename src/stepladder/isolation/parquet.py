@@ -49,11 +49,11 @@ def rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 if not line.endswith(b"\n"):  # it ended in the middle
                     break
                 yield number, json.loads(line)
-            said = child.stderr.read(10_000).decode(errors="replace").strip()
+            error_text = child.stderr.read(10_000).decode(errors="replace").strip()
             code = child.wait()
         finally:
             child.kill()
     if code == 2:
-        raise InputError(path, f"not Parquet ({' '.join(said.split())[:300]})")
+        raise InputError(path, f"not Parquet ({' '.join(error_text.split())[:300]})")
     if code != 0:
         raise too_large

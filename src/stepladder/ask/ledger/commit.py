@@ -95,9 +95,9 @@ class Committer:
         error = await self._commit(group)
         if error is None or passes(error):
             return None if error is None else self._put_off(group, error)
-        for number, one in enumerate(group):  # one of them is at fault, and only that one fails
-            error = await self._begin() or await self._commit([one])
-            if error is not None and (passing := self._put_off([one], error)) is not None:
+        for number, write in enumerate(group):  # one of them is at fault, and only that one fails
+            error = await self._begin() or await self._commit([write])
+            if error is not None and (passing := self._put_off([write], error)) is not None:
                 self._queue += group[number + 1 :]
                 return passing
         return None

@@ -32,9 +32,9 @@ class Health(Connection):
                 f"{MAX_CHECKED_BYTES / 2**20:,.0f}); 'sqlite3 {self.path} \"PRAGMA quick_check\"' does it"
             )
         else:
-            found = self._db.execute("PRAGMA quick_check(1)").fetchone()[0]
-            if found != "ok":
-                raise damaged(self.path, found)
+            check_result = self._db.execute("PRAGMA quick_check(1)").fetchone()[0]
+            if check_result != "ok":
+                raise damaged(self.path, check_result)
         if (kind := network_file_system(self.path)) is not None:
             notes.append(
                 f"{self.path}: lies on a network file system ({kind}), where the locks between processes may fail: use "

@@ -37,5 +37,5 @@ def read_line(line: bytes) -> tuple[int | None, Delivery]:
             return attempt, Delivery(error=one_line(str(error.get("message"))), sent=False)
         return attempt, Delivery(500, write_json({"error": error}))
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        found = CUSTOM_ID.search(line)
-        return (int(found[1]) if found else None), Delivery(200, line)
+        match = CUSTOM_ID.search(line)
+        return (int(match[1]) if match else None), Delivery(200, line)

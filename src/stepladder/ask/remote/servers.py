@@ -77,8 +77,8 @@ class Servers:
             if admission.done():
                 admission.result()  # raises its exception, if any
         self._endpoints = self._list_endpoints()
-        known = self._admissions.keys() | self._rejections.keys() | self._admitted
-        for name in known - {endpoint.name for endpoint in self._endpoints}:  # if it returns, it begins anew
+        tracked_names = self._admissions.keys() | self._rejections.keys() | self._admitted
+        for name in tracked_names - {endpoint.name for endpoint in self._endpoints}:  # if it returns, it begins anew
             if name in self._admissions:
                 self._admissions.pop(name).cancel()
             self._admitted.discard(name)
