@@ -62,6 +62,19 @@ def test_no_template_takes_all_time_or_memory_and_the_next_one_renders(
     assert rendered("{{ 1 + 1 }}") == "2"
 
 
+def test_a_reply_that_nobody_waits_for_is_not_taken_for_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert rendered("{{ 0 }}") == "0"
+
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("stepladder.isolation.templates.select.poll", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            rendered("{{ 1 }}")
+    assert rendered("{{ 2 }}") == "2"
+
+
 def test_the_chat_template_of_the_bundled_model_renders_as_transformers_renders_it() -> None:
     from stepladder import models
 

@@ -93,6 +93,9 @@ class _Worker:
             except TimeoutError:
                 self.close()
                 raise TemplateFault(f"it takes longer than {SECONDS:g} s", name) from None
+            except BaseException:  # an interrupt, or a time limit: the reply is still to come, and is nobody's
+                self.close()
+                raise
             self._head = head
         content: dict[str, Any] = json.loads(reply)
         return content
