@@ -99,7 +99,7 @@ def _templates(source: str) -> Templates:
 
 def as_text(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> tuple[Message, ...]:
     """The messages without the tokenizer's control tokens: in a question or a chain, ``<|im_end|>`` would end the turn.
-    Behind its first character goes a space, which every engine, trainer and server reads as text."""
+    A space behind its first character makes it text."""
     pattern = _control_tokens(tuple(tokenizer.all_special_tokens))
     if pattern is None or not any(pattern.search(message.content) for message in messages):
         return tuple(messages)
