@@ -1,10 +1,22 @@
-"""Documents for tests that care about a few of their fields."""
+"""Documents and a question for tests that care about a few of their fields."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from stepladder.documents import QuantisedForm, TrainsetCard, Verdict
+from stepladder.records import Question
+
+QUESTION = Question(
+    id="q#0",
+    problem_id="q",
+    problem="p",
+    question="Who?",
+    options=("one", "two"),
+    answer="A",
+    language="en",
+    source="s",
+)
 
 
 def verdict(**changes: Any) -> Verdict:

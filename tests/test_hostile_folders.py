@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from made import QUESTION
 from safetensors.torch import save_file
 from transformers import PreTrainedTokenizerBase
 
@@ -17,19 +18,8 @@ from stepladder.errors import InputError, ModelError, TemplateError, UserError
 from stepladder.mcq.prompts import ask_messages
 from stepladder.models import template
 from stepladder.models.files import refuse_code
-from stepladder.records import Message, Question
+from stepladder.records import Message
 from stepladder.training import merging
-
-QUESTION = Question(
-    id="q#0",
-    problem_id="q",
-    problem="p",
-    question="Who?",
-    options=("one", "two"),
-    answer="A",
-    language="en",
-    source="s",
-)
 
 
 @pytest.fixture

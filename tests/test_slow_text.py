@@ -10,6 +10,7 @@ from collections.abc import Callable
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from made import QUESTION
 
 from stepladder.mcq.answer import lenient, strict, up_to_letter, with_final_line
 from stepladder.mcq.balance import _may_reorder
@@ -19,7 +20,7 @@ from stepladder.mcq.language import is_written_in
 from stepladder.mcq.repair import repair
 from stepladder.mcq.shuffle import fixed
 from stepladder.mcq.variant import Unfit, facts, only_asks, read
-from stepladder.records import Question, Sample
+from stepladder.records import Sample
 from stepladder.text import nfkc, printable
 
 LENGTH = 20_000
@@ -35,16 +36,6 @@ FRAGMENTS = (
     "推理：", "程序：", "Question", "Reasoning:", "opt(", "opt(0) :- ", "p :- q. ", "̖́", "̖ͅ", "\ufdfa",
     "第一", "最后", "前面的", "1", "x", "\u200b", "\x1b[", "\U0001f600",
 )  # fmt: skip
-QUESTION = Question(
-    id="q#0",
-    problem_id="q",
-    problem="p",
-    question="Who?",
-    options=("one", "two"),
-    answer="A",
-    language="en",
-    source="s",
-)
 
 
 def may_reorder(text: str) -> None:

@@ -12,6 +12,7 @@ from stepladder.ask.request import Request
 from stepladder.config import Rung
 from stepladder.context import Context
 from stepladder.mcq.answer import leading
+from stepladder.mcq.balance import WORKED_KEY_PREFIX
 from stepladder.mcq.chains import most_different
 from stepladder.mcq.prompts import ask_messages, worked_solution
 from stepladder.mcq.shuffle import Permutation, fixed, orders
@@ -181,7 +182,7 @@ def worked(rung: Rung, questions: Sequence[Question], seed: int) -> list[Sample]
                 model=WORKED,
                 sample_index=0,
                 permutation=order,
-                key=f"worked:{digest([question.id, order, text])}",
+                key=f"{WORKED_KEY_PREFIX}{digest([question.id, order, text])}",
                 text=text,
                 answer=letter,
                 verdict=verdict,
