@@ -19,6 +19,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from api_hostile import HOSTILE, UNREADABLE
 from api_script import LINES, REFUSALS, SHAPES, SPOILT, WIRE, Fault, Refusal, Script
 
 NO_CAP = 4096
@@ -34,6 +35,8 @@ class Order:
     reply: Mapping[str, Any]
     fault: Fault | None
     latency_s: float = 0
+    hostile: str = ""
+    """Which of the hostile replies it is."""
 
     @property
     def kind(self) -> str:
@@ -194,7 +197,8 @@ class Provider:
         if kind != "no_usage":
             reply["usage"] = dict.fromkeys(usage, 0) if kind == "wrong_usage" else usage
         self.bill(n, sha, prompt, completion, kind, key, custom_id)
-        return Order(n, sha, reply, fault, latency_s)
+        hostile = dice.choice(sorted(HOSTILE)) if kind == "hostile" else ""
+        return Order(n, sha, reply, fault, latency_s, hostile)
 
     # The books
 
@@ -215,7 +219,7 @@ class Provider:
         )
 
     def deliver(self, order: Order) -> None:
-        if order.kind not in SPOILT:
+        if order.kind not in SPOILT and order.hostile not in UNREADABLE:
             self._write(
                 f'{{"event": "delivered", "n": {order.n}, "body_sha256": "{order.body_sha256}", '
                 f'"fault": {_text(order.kind)}, "t": {time.time():.6f}}}\n'

@@ -13,8 +13,9 @@ REFUSALS = {"400", "403", "429", "500", "503"}
 """Answered with that status; nothing is billed."""
 SHAPES = {"content_filter", "empty_choices", "length", "malformed", "no_usage", "wrong_usage"}
 """Billed, with something odd in the reply."""
-WIRE = {"disconnect_after", "disconnect_before", "duplicate", "hang", "slow_drip", "truncated_body"}
-"""Something odd on the connection; billed, but for ``disconnect_before`` and a ``hang`` that says otherwise."""
+WIRE = {"disconnect_after", "disconnect_before", "duplicate", "hang", "hostile", "slow_drip", "truncated_body"}
+"""Something odd on the connection; billed, but for ``disconnect_before`` and a ``hang`` that says otherwise.
+A ``hostile`` reply is one of api_hostile.py."""
 LINES = {"line_error", "line_missing"}
 """A batch line that ends in the error file without a status, or in neither file."""
 BATCHES = {"batch_expired", "batch_lost", "batch_shuffled", "upload_lost"}

@@ -28,6 +28,7 @@ from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 from api_batches import CHAT, Batches, from_json
+from api_hostile import HOSTILE
 from api_provider import Provider, Reply, to_json
 from api_script import Refusal, Script, ScriptError
 
@@ -190,7 +191,10 @@ class Server:
             f"HTTP/1.1 {reply.status} {HTTPStatus(reply.status).phrase}\r\n"
             f"content-type: application/json\r\ncontent-length: {len(body)}\r\n{extra}\r\n"
         ).encode("latin-1")
-        if fault and kind == "slow_drip":
+        if kind == "hostile":
+            (order,) = reply.orders
+            writer.write(HOSTILE[order.hostile](order.reply))
+        elif fault and kind == "slow_drip":
             step = len(body) // PIECES + 1
             writer.write(head)
             for start in range(0, len(body), step):
@@ -207,6 +211,7 @@ class Server:
         reply.orders.clear()  # a file that is fetched again delivers nothing new
         if kind == "duplicate":
             writer.write(head + body)
+        if kind in {"duplicate", "hostile"}:
             return False
         return not call.last
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import copy
 import json
 import os
 import random
@@ -107,17 +108,17 @@ def spoilt(value: Any, draw: random.Random) -> Any:
             path.append((node, key))
             node = node[key]
         if not path:
-            return draw.choice(NASTY)
+            return copy.deepcopy(draw.choice(NASTY))
         parent, key = path[-1]
         act = draw.random()
         if act < 0.6:
-            parent[key] = draw.choice(NASTY)
+            parent[key] = copy.deepcopy(draw.choice(NASTY))
         elif act < 0.75:
             parent[key] = text(draw)
         elif act < 0.9:
             del parent[key]
         else:
-            parent[key] = [parent[key]] * draw.choice((0, 2, 30))
+            parent[key] = [copy.deepcopy(parent[key]) for _ in range(draw.choice((0, 2, 30)))]
     return value
 
 

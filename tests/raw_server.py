@@ -48,13 +48,6 @@ class Raw:
         self._server.server_close()
 
 
-def http(body: bytes, status: int = 200, **headers: str) -> bytes:
-    """A response with this body; underscores in the names of headers are hyphens."""
-    lines = [f"HTTP/1.1 {status} Whatever", f"Content-Length: {len(body)}", "Connection: close"]
-    lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
-    return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
-
-
 def answer(text: str = "Answer: A", usage: object = None, **choice: Any) -> bytes:
     """The body of an ordinary answer."""
     said = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop", **choice}

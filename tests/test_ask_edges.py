@@ -26,9 +26,8 @@ from stepladder.ask.ledger import Ledger, Scope
 from stepladder.ask.ledger.commit import Committer
 from stepladder.ask.outcome import Delivery, Unreachable, judge
 from stepladder.ask.remote import batch
-from stepladder.ask.remote.admission import FREE, Admission
+from stepladder.ask.remote.admission import FREE, PROBE, Admission
 from stepladder.ask.remote.batch_api import BatchApi, Gone, Refused
-from stepladder.ask.remote.client import _probe_tokens
 from stepladder.ask.remote.engine import ask_all
 from stepladder.ask.remote.openai_http import Http, chat_body
 from stepladder.ask.remote.servers import Endpoint
@@ -36,6 +35,8 @@ from stepladder.ask.remote.teacher import priced_model
 from stepladder.ask.request import Request, Response, worst_case
 from stepladder.config import Model
 from stepladder.errors import AskError, BudgetError, MissingExtra, UserError
+from stepladder.models import template
+from stepladder.text import USUAL_CONTROL_TOKENS
 
 SCOPE = Scope("run", "easy")
 
@@ -125,7 +126,7 @@ def test_a_batch_api_that_says_no_or_nothing(status: int, body: bytes, error: ty
 
 def test_settings_go_over_the_wire_as_they_are_meant() -> None:
     request = asker.request("x", 9).model_copy(update={"top_p": 0.5, "top_logprobs": 3, "temperature": 0.7})
-    assert chat_body(request, "m", "max_completion_tokens") == {
+    assert chat_body(request, "m", "max_completion_tokens", USUAL_CONTROL_TOKENS) == {
         "model": "m",
         "messages": [{"role": "user", "content": "x"}],
         "temperature": 0.7,
@@ -186,7 +187,7 @@ def test_a_worker_that_breaks_down_is_a_bug_and_says_so(
 
 
 def test_weights_at_hand_say_how_a_prompt_must_look(api: ApiServer, model: Model, ledger: Ledger) -> None:
-    tokens = _probe_tokens(models.BUNDLED)
+    tokens = template.prompt_tokens(models.load_tokenizer(models.locate(models.BUNDLED)), PROBE)
     own = model.model_copy(update={"price": FREE, "path": models.BUNDLED})
     api.set_script({"tokens": tokens, "prompt_tokens": len(tokens)})
     assert len(ask_remote(requests("same", 2), RemoteModel("t", own), ledger, SCOPE)) == 2

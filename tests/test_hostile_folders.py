@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import shutil
@@ -110,6 +111,18 @@ def test_control_tokens_in_a_message_are_text(tokenizer: PreTrainedTokenizerBase
     chain = Message(role="assistant", content="so <|im_end|> it is\nAnswer: A")
     _, completion = template.conversation_tokens(tokenizer, [*plain, chain])
     assert completion.count(closing) == 1
+
+
+def test_every_special_token_is_text_and_tags_of_an_answer_stay(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Also those that a tokenizer does not list with its roles, and added ones that look like roles."""
+    changed = copy.deepcopy(tokenizer)
+    changed.add_tokens(["<｜User｜>", "<think>"])
+    special = {number for number, token in changed.added_tokens_decoder.items() if token.special}
+    names = [changed.added_tokens_decoder[number].content for number in special]
+    (message,) = template.as_text(changed, [Message(role="user", content=" ".join([*names, "<｜User｜><think>"]))])
+    ids = changed(message.content, add_special_tokens=False)["input_ids"]
+    assert not (special | {changed.convert_tokens_to_ids("<｜User｜>")}) & set(ids)
+    assert changed.convert_tokens_to_ids("<think>") in ids
 
 
 def test_nested_control_tokens_do_not_come_back(tokenizer: PreTrainedTokenizerBase) -> None:

@@ -47,7 +47,17 @@ def test_no_prompt_has_more_tokens_than_the_bound_without_a_tokenizer_says(
     tokenizer: PreTrainedTokenizerBase, language: str
 ) -> None:
     texts = [record["problem"] for record in generate(7, 24, language, "test")]
-    texts += ["", " ", "\n" * 50, "㍿①ﬁ", "🧑‍🚀" * 9, "a" * 300, "0123456789" * 9, "\u200b\u0301" * 40]
+    texts += [
+        "",
+        " ",
+        "\n" * 50,
+        "㍿①ﬁ",
+        "🧑‍🚀" * 9,
+        "a" * 300,
+        "0123456789" * 9,
+        "\u200b\u0301" * 40,
+        "<|im_end|>" * 40,
+    ]
     for text in texts:
         for messages in ([Message(role="user", content=text)], [CHAT[0], Message(role="user", content=text)]):
             assert len(template.prompt_tokens(tokenizer, messages)) <= prompt_bound(messages)

@@ -14,6 +14,11 @@ _PHRASES = ("\ufdfa", "\ufdfb")
 _PHRASE = re.compile("([\ufdfa\ufdfb])")
 _CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff]")
 """C0 and C1 controls but tab and newline, which terminals act upon, and what reorders or hides text."""
+USUAL_CONTROL_TOKENS = re.compile(
+    r"<[|｜][^<>|｜\s]{1,64}[|｜]>|</?s>|<[be]os>|<(?:start|end)_of_turn>"
+    r"|\[/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS)\]"
+)
+"""Control tokens of ChatML, Llama, Phi, DeepSeek (``<|...|>``, also with full-width bars), Mistral and Gemma."""
 _SURROGATES = re.compile("[\ud800-\udfff]")
 
 
@@ -49,6 +54,14 @@ def _interrupted(run: re.Match[str]) -> str:
 def printable(text: str) -> str:
     """The text as a terminal may be given it: what it would act upon or hide stands there by its code (``\\x1b``)."""
     return _CONTROLS.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+
+
+def without_control_tokens(control_tokens: re.Pattern[str], text: str) -> str:
+    """The text with a space behind the first character of what a model's tokenizer would take for a control token: in
+    a question or a chain, ``<|im_end|>`` would end the turn."""
+    while (broken := control_tokens.sub(lambda match: f"{match[0][0]} {match[0][1:]}".rstrip(), text)) != text:
+        text = broken
+    return text
 
 
 def well_formed(text: str) -> str:

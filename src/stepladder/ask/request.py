@@ -146,7 +146,9 @@ def prompt_bound(messages: Sequence[Message]) -> int:
     """An upper bound on the tokens of these messages, whatever the tokenizer.
 
     Today's tokenizers fall back to bytes for unknown text, so a text never has more tokens than UTF-8 bytes; some
-    normalise it first (NFKC), which may lengthen it. What the chat template adds is bounded by constants.
+    normalise it first (NFKC), which may lengthen it. A control token in it is broken up by a space. What the chat
+    template adds is bounded by constants.
     """
     sizes = (max(len(m.content.encode()), nfkc_bytes(m.content)) for m in messages)
-    return TEMPLATE_TOKENS + sum(size + MESSAGE_TOKENS for size in sizes)
+    spaces = sum(m.content.count("<") + m.content.count("[") for m in messages)
+    return TEMPLATE_TOKENS + spaces + sum(size + MESSAGE_TOKENS for size in sizes)

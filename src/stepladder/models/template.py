@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -17,6 +17,7 @@ from stepladder.errors import TemplateError
 from stepladder.isolation.templates import TemplateFault, Templates
 from stepladder.models.files import read_json
 from stepladder.records import Message
+from stepladder.text import USUAL_CONTROL_TOKENS, without_control_tokens
 from stepladder.workspace import digest
 
 if TYPE_CHECKING:
@@ -98,24 +99,25 @@ def _templates(source: str) -> Templates:
 
 
 def as_text(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> tuple[Message, ...]:
-    """The messages without the tokenizer's control tokens: in a question or a chain, ``<|im_end|>`` would end the turn.
-    A space behind its first character makes it text."""
-    pattern = _control_tokens(tuple(tokenizer.all_special_tokens))
-    if pattern is None or not any(pattern.search(message.content) for message in messages):
+    """The messages without the tokenizer's control tokens (:func:`stepladder.text.without_control_tokens`)."""
+    pattern = control_tokens(tokenizer)
+    if not any(pattern.search(message.content) for message in messages):
         return tuple(messages)
-    return tuple(message.model_copy(update={"content": _broken(pattern, message.content)}) for message in messages)
+    return tuple(
+        message.model_copy(update={"content": without_control_tokens(pattern, message.content)}) for message in messages
+    )
 
 
-@cache
-def _control_tokens(tokens: tuple[str, ...]) -> re.Pattern[str] | None:
-    written = sorted({token.strip() for token in tokens} - {""}, key=lambda token: (-len(token), token))
-    return re.compile("|".join(map(re.escape, written))) if written else None
-
-
-def _broken(pattern: re.Pattern[str], text: str) -> str:
-    while (broken := pattern.sub(lambda match: f"{match[0][0]} {match[0][1:]}".rstrip(), text)) != text:
-        text = broken
-    return text
+@lru_cache(maxsize=8)
+def control_tokens(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
+    """What a tokenizer makes a control token of: tokens that it marks as special, and added ones that look like it, as
+    some mark turns with tokens that are not special (DeepSeek's ``<｜User｜>``). Other added tokens, such as
+    ``<think>``, are part of an answer's text."""
+    added = tokenizer.added_tokens_decoder.values()
+    marked = {token.content for token in added if token.special or USUAL_CONTROL_TOKENS.fullmatch(token.content)}
+    written = {token.strip() for token in marked | set(tokenizer.all_special_tokens)} - {""}
+    # Without any, a pattern that matches nowhere.
+    return re.compile("|".join(map(re.escape, sorted(written, key=lambda token: (-len(token), token)))) or "(?!)")
 
 
 def fingerprint(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:

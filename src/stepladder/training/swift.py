@@ -12,7 +12,7 @@ import subprocess
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from stepladder import models
 from stepladder.config import Swift, Train
@@ -31,6 +31,9 @@ from stepladder.training.data import (
     uses_checkpointing,
 )
 from stepladder.training.merging import refuse_quantised
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
 """Without these variables ms-swift asks the hub at start, and waits through retries where there is no network."""
@@ -54,11 +57,10 @@ def train(settings: Train, seed: int, base: Path, data: Data, folder: Path, scra
         TemplateError: it renders conversations differently.
     """
     check(settings, base, data.examples[0])
-    rows = scratch / "rows.jsonl"
+    tokenizer, rows = models.load_tokenizer(base), scratch / "rows.jsonl"
     with rows.open("w", encoding="utf-8") as file:
         for example in data.examples:
-            chat = [message.model_dump() for message in example.messages]
-            file.write(json.dumps({"messages": chat}, ensure_ascii=False) + "\n")
+            file.write(_row(tokenizer, example) + "\n")
     out = scratch / "swift"
     command = sft(settings, seed, base, rows, out, models.dtype_name(settings.dtype), cuda=models.has_cuda())
     if (resumed := last_complete_checkpoint(out)) is not None:
@@ -71,9 +73,15 @@ def train(settings: Train, seed: int, base: Path, data: Data, folder: Path, scra
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         shutil.copy(trained / name, folder / name)
     _remove_local_paths(folder / "adapter_config.json", base)
-    template.write(models.load_tokenizer(base), folder)
+    template.write(tokenizer, folder)
     with (folder / "log.jsonl").open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(row) + "\n" for row in _read_log(out / "logging.jsonl"))
+
+
+def _row(tokenizer: PreTrainedTokenizerBase, example: Example) -> str:
+    """A conversation as ms-swift reads it, which renders it itself: control tokens in its messages are broken up."""
+    chat = [message.model_dump() for message in template.as_text(tokenizer, example.messages)]
+    return json.dumps({"messages": chat}, ensure_ascii=False)
 
 
 def sft(settings: Train, seed: int, base: Path, rows: Path, out: Path, dtype: str, *, cuda: bool) -> list[str]:
@@ -166,8 +174,8 @@ def check(settings: Train, base: Path, example: Example) -> None:
     swift = settings.swift
     tokenizer = models.load_tokenizer(base)
     prompt, completion = template.conversation_tokens(tokenizer, example.messages)
-    row = json.dumps({"messages": [message.model_dump() for message in example.messages]})
-    arguments = [python(swift.environment), "-c", _RENDER, base, swift.model_type or "", swift.template or "", row]
+    settings_of_swift = [swift.model_type or "", swift.template or ""]
+    arguments = [python(swift.environment), "-c", _RENDER, base, *settings_of_swift, _row(tokenizer, example)]
     done = subprocess.run(  # noqa: S603
         [str(word) for word in arguments],
         capture_output=True,

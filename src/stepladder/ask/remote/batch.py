@@ -141,7 +141,8 @@ class _BatchClient:
                     grant = self.ledger.reserve(request, self.price, scope, self.model.name, self.endpoint, batch)
                     cap_reached = grant == "over_budget"
                     if isinstance(grant, Grant):
-                        body = chat_body(request, self.model.served, self.model.settings.cap_name)
+                        settings, control_tokens = self.model.settings, self.model.control_tokens
+                        body = chat_body(request, self.model.served, settings.cap_name, control_tokens)
                         lines.append(write_line(grant.attempt, body))
                         size += len(lines[-1])
                         self.tally.micro_dollars += grant.reserved

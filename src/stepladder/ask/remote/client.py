@@ -17,7 +17,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from stepladder import models
 from stepladder.ask.ledger import Ledger, Scope
@@ -30,6 +30,9 @@ from stepladder.ask.remote.teacher import RemoteModel, api_key
 from stepladder.ask.request import Request, Response
 from stepladder.errors import AskError, BudgetError, LedgerError
 from stepladder.models import template
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 ERRORS = {error.__name__: error for error in (AskError, BudgetError, LedgerError)}
 POLL_SECONDS = 0.1
@@ -71,6 +74,9 @@ def ask_remote(
     if not missing:
         return responses
     settings, key = model.settings, api_key(model)  # raises before anything starts
+    tokenizer = _tokenizer(settings.path) if settings.is_own and settings.path else None
+    if tokenizer is not None:
+        model = model._replace(control_tokens=template.control_tokens(tokenizer))
     after_hits = Listener(lambda finished, spent: listener.report(hits + finished, spent), listener.note)
     if model.batch:
         ask_in_batches(missing, model, key, ledger, scope, after_hits)
@@ -82,7 +88,8 @@ def ask_remote(
         "model": settings.model_dump(mode="json", exclude_unset=True),
         "key": model.key,  # by a pipe: nobody else can read it
         "identity": missing[0].model,
-        "probe": _probe_tokens(settings.path) if settings.is_own and settings.path else None,
+        "probe": None if tokenizer is None else template.prompt_tokens(tokenizer, PROBE),
+        "control_tokens": model.control_tokens.pattern,
         "ledger": str(ledger.path),
         "scope": scope._asdict(),
         "start": settings.concurrency if model.dedicated else PROBES,
@@ -222,6 +229,5 @@ def _feed(pipe: IO[str], job: dict[str, Any], requests: list[Request]) -> None:
 
 
 @functools.cache
-def _probe_tokens(path: str) -> list[int]:
-    """Token ids of the probe by the tokenizer of these weights."""
-    return template.prompt_tokens(models.load_tokenizer(models.locate(path)), PROBE)
+def _tokenizer(path: str) -> PreTrainedTokenizerBase:
+    return models.load_tokenizer(models.locate(path))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -11,17 +12,22 @@ from stepladder.ask.outcome import Delivery, Unreachable
 from stepladder.ask.remote.wire import AsyncWire, Reply, causes, reason
 from stepladder.ask.request import Request
 from stepladder.records import Message
+from stepladder.text import USUAL_CONTROL_TOKENS, without_control_tokens
 
 CapName = Literal["max_tokens", "max_completion_tokens"]
 MAX_LISTING_BYTES = 8_000_000
 """Of a list of models, or of the token ids of a prompt."""
 
 
-def chat_body(request: Request, model: str, cap_name: CapName) -> dict[str, Any]:
-    """The JSON body of a POST to /chat/completions."""
+def chat_body(request: Request, model: str, cap_name: CapName, control_tokens: re.Pattern[str]) -> dict[str, Any]:
+    """The JSON body of a POST to /chat/completions. The server renders the messages itself, so that their
+    ``control_tokens`` are broken up before."""
     body: dict[str, Any] = {
         "model": model,
-        "messages": [message.model_dump() for message in request.messages],
+        "messages": [
+            {"role": message.role, "content": without_control_tokens(control_tokens, message.content)}
+            for message in request.messages
+        ],
         "temperature": request.temperature,
         cap_name: request.max_tokens,
     }
@@ -43,11 +49,21 @@ class Http:
         key: the API key, only ever sent in the Authorization header.
         timeout: seconds for a whole attempt.
         cap_name: the server's name for ``max_tokens``; some providers use the longer one for reasoning models.
+        control_tokens: what its tokenizer makes control tokens of.
     """
 
-    def __init__(self, base_url: str, model: str, key: str, timeout: float, cap_name: CapName = "max_tokens") -> None:
+    def __init__(
+        self,
+        base_url: str,
+        model: str,
+        key: str,
+        timeout: float,
+        cap_name: CapName = "max_tokens",
+        control_tokens: re.Pattern[str] = USUAL_CONTROL_TOKENS,
+    ) -> None:
         self._wire = AsyncWire(base_url, key, timeout)
         self._key, self._model, self._timeout, self._cap_name = key, model, timeout, cap_name
+        self._control_tokens = control_tokens
         self._base = base_url.rstrip("/")
         self._root = self._base.removesuffix("/v1")
 
@@ -55,7 +71,7 @@ class Http:
         """Make one attempt. Never raises an error of the connection, or of what came over it: it is in the delivery."""
         import aiohttp
 
-        body = chat_body(request, self._model, self._cap_name)
+        body = chat_body(request, self._model, self._cap_name, self._control_tokens)
         headers = {"Idempotency-Key": idempotency_key}
         try:
             async with asyncio.timeout(self._timeout):  # the client's own timeout starts anew with every chunk

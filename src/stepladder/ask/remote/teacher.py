@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -15,6 +16,7 @@ from stepladder.ask.remote.openai_http import Http
 from stepladder.ask.remote.servers import Addresses, Endpoint
 from stepladder.config import Model, Price
 from stepladder.errors import AskError
+from stepladder.text import USUAL_CONTROL_TOKENS
 
 
 class RemoteModel(NamedTuple):
@@ -29,6 +31,8 @@ class RemoteModel(NamedTuple):
     """Whether its servers answer nobody else: then ``concurrency`` requests are in flight from the beginning."""
     key: str | None = None
     """The API key of servers that this process has started; the keys of all others are in the environment."""
+    control_tokens: re.Pattern[str] = USUAL_CONTROL_TOKENS
+    """What its tokenizer makes control tokens of."""
 
     @property
     def served(self) -> str:
@@ -67,7 +71,8 @@ def priced_model(
     def endpoint(url: str) -> Endpoint:
         gate = Gate(settings.concurrency, settings.requests_per_minute, settings.tokens_per_minute, start)
         timeout = settings.timeout
-        return Endpoint(url, lambda: Http(url, model.served, key, timeout, settings.cap_name), gate, admission, timeout)
+        http = functools.partial(Http, url, model.served, key, timeout, settings.cap_name, model.control_tokens)
+        return Endpoint(url, http, gate, admission, timeout)
 
     addresses = None if settings.base_url_file is None else Addresses(settings.base_url_file, note)
 

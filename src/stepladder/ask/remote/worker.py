@@ -10,6 +10,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import signal
 import sys
 import threading
@@ -65,7 +66,9 @@ def main() -> None:
 
 
 async def _ask(job: dict[str, Any], ledger: Ledger, report: SpendReport, stop: Stop) -> Tally:
-    model, scope = RemoteModel(job["name"], Model.model_validate(job["model"]), key=job["key"]), Scope(**job["scope"])
+    control_tokens = re.compile(job["control_tokens"])
+    model = RemoteModel(job["name"], Model.model_validate(job["model"]), key=job["key"], control_tokens=control_tokens)
+    scope = Scope(**job["scope"])
     is_own = model.settings.is_own
     admission = Admission(job["identity"], model.served, job["probe"], scope.run) if is_own else None
     priced = priced_model(model, admission, _note, job["start"])
