@@ -2,14 +2,19 @@
 
 python benchmarks/asking.py kill         SIGKILL at random moments under load and faults: what was lost or billed
 python benchmarks/asking.py budget       a cap of one dollar at 512 in flight: how near the bill comes
+python benchmarks/asking.py full         a small disk (tmpfs, as root) filled at random moments: what was lost or bought
 python benchmarks/asking.py throughput   5,000 requests at 50 ms against a bare asyncio.gather over the same SDK
 python benchmarks/asking.py scale        10,000 and 100,000 requests at no latency: time, memory, ledger size, rerun
+
+``--hostile 0.1`` makes a tenth of all replies hostile ones (tests/api_hostile.py), for kill, budget and full.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import random
+import subprocess
 import sys
 import tempfile
 import time
@@ -26,6 +31,12 @@ from stepladder.ask.ledger import Ledger  # noqa: E402
 from stepladder.ask.request import worst_case  # noqa: E402
 
 WRONG_USAGE = {"kind": "wrong_usage", "share": 0.01}
+DISK_BYTES = 64_000_000
+
+
+def hostile(settings: argparse.Namespace) -> list[dict[str, object]]:
+    """The fault of the test server that is asked for."""
+    return [{"kind": "hostile", "share": settings.hostile}] if settings.hostile else []
 
 
 def tell(line: str, sound: bool | None = None) -> None:
@@ -33,11 +44,11 @@ def tell(line: str, sound: bool | None = None) -> None:
     print(line if sound is None else f"{line}  {'ok' if sound else 'BROKEN'}", flush=True)
 
 
-def kill(folder: Path, rounds: int, _: str | None) -> None:
+def kill(folder: Path, rounds: int, settings: argparse.Namespace) -> None:
     """What the server delivered whole is counted against what the ledger holds, after every kill."""
     ledger, draw, count = folder / "ledger.sqlite", random.Random(), 40_000
     cap = 30_000 * worst_case(request("question 1"), PRICE)
-    script = {"latency_s": [0.2, 0.8], "faults": [*FAULTS, WRONG_USAGE]}
+    script = {"latency_s": [0.2, 0.8], "faults": [*FAULTS, WRONG_USAGE, *hostile(settings)]}
     with ApiServer(folder, script) as api:
         for number in range(rounds):
             process = start(api.url, ledger, "--count", count, "--cap", cap)
@@ -60,12 +71,12 @@ def kill(folder: Path, rounds: int, _: str | None) -> None:
             )
 
 
-def budget(folder: Path, rounds: int, _: str | None) -> None:
+def budget(folder: Path, rounds: int, settings: argparse.Namespace) -> None:
     cap = 1_000_000
     for number in range(rounds):
         place = folder / str(number)
         place.mkdir()
-        script = {"latency_s": 1.0, "completion_tokens": [1, 500], "prompt_tokens": "words"}
+        script = {"latency_s": 1.0, "completion_tokens": [1, 500], "faults": hostile(settings)}
         with ApiServer(place, script, seed=number) as api:
             asked = ("--count", 20_000, "--cap", cap, "--concurrency", 512, "--max-tokens", 500)
             figures = finish(start(api.url, place / "ledger.sqlite", *asked))
@@ -74,11 +85,69 @@ def budget(folder: Path, rounds: int, _: str | None) -> None:
         tell(
             f"run {number + 1:2}: bill ${bill / 1e6:.4f}, ledger ${figures['spent'] / 1e6:.4f}, most in flight "
             f"{billing['max_in_flight']}, {figures['answered']} answers in {figures['seconds']:.0f} s",
-            0.9 * cap <= bill <= figures["spent"] <= cap,
+            # A reply without a readable usage is charged at its worst case, which is more than was billed.
+            (0.9 - settings.hostile) * cap <= bill <= figures["spent"] <= cap,
         )
 
 
-def throughput(folder: Path, rounds: int, curator: str | None) -> None:
+def full(folder: Path, rounds: int, settings: argparse.Namespace) -> None:
+    """A ledger on a disk of its own, which another file fills at a random moment and leaves again 2 to 4 s later; in
+    every other round the run is killed while the disk is full, and started again once there is room."""
+    draw = random.Random()
+    for number in range(rounds):
+        place, disk = folder / str(number), folder / f"disk {number}"
+        place.mkdir()
+        disk.mkdir()
+        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "tmpfs", str(disk)], check=True)  # noqa: S607
+        try:
+            script = {"latency_s": [0.2, 0.8], "faults": [*FAULTS, *hostile(settings)]}
+            with ApiServer(place, script, seed=number) as api:
+                _fill_once(api, disk, draw, killed=number % 2 == 1, label=f"full {number + 1:2}")
+        finally:
+            subprocess.run(["umount", "--lazy", str(disk)], check=True)  # noqa: S607
+
+
+def _fill_once(api: ApiServer, disk: Path, draw: random.Random, *, killed: bool, label: str) -> None:
+    ledger, filler, count = disk / "ledger.sqlite", disk / "filler", 4000
+    command = (api.url, ledger, "--count", count, "--concurrency", 128)
+    process = start(*command)
+    while not api.billing()["billed"]:
+        time.sleep(0.01)
+    time.sleep(draw.uniform(0.0, 4.0))
+    with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(4096))
+    before = api.billing()["billed"]
+    time.sleep(draw.uniform(2.0, 4.0))
+    during = api.settled()["billed"] - before
+    if killed:
+        process.kill()
+        process.communicate()
+    filler.unlink()
+    figures = {} if killed else finish(process)
+    while True:  # what the killed run had in flight is still taken in by its worker
+        with Ledger(ledger) as opened:
+            if not any(attempt.alive for attempt in opened.unsettled("run")):
+                break
+        time.sleep(0.05)
+    first = len(api.log("delivered"))
+    with Ledger(ledger) as opened:
+        kept = answers(opened)
+    figures = finish(start(*command)) if killed else figures
+    billing = api.settled()
+    with Ledger(ledger) as opened:
+        spent, open_, stored = opened.spent("run"), len(opened.unsettled("run")), answers(opened)
+        bought = Counter(row["key"] for row in opened.export() if row["outcome"] == "answered")
+    twice, delivered = sum(times > 1 for times in bought.values()), len(api.log("delivered"))
+    tell(
+        f"{label}{', killed' if killed else ''}: {before} billed before it was full, {during} while it was; delivered "
+        f"whole {first}, on record {kept}; at the end {delivered} and {stored} of {count}, open {open_}, bought twice "
+        f"{twice}, bill {billing['micro_dollars']} <= spent {spent}  {figures['said']}",
+        delivered == stored and first == kept and not twice and billing["micro_dollars"] <= spent,
+    )
+
+
+def throughput(folder: Path, rounds: int, settings: argparse.Namespace) -> None:
     """Wall time of whole processes, interpreter and imports included, since the worker brings a second one."""
     count = 5000
     for number in range(rounds):
@@ -93,8 +162,8 @@ def throughput(folder: Path, rounds: int, curator: str | None) -> None:
                 "engine alone": lambda engine=engine: start(*engine),
                 "with worker": lambda worker=worker: start(*worker),
             }
-            if curator is not None:
-                work["curator"] = lambda api=api: start(api.url, count, script=HERE / "curator_ask.py", python=curator)
+            if (python := settings.curator) is not None:
+                work["curator"] = lambda api=api: start(api.url, count, script=HERE / "curator_ask.py", python=python)
             for name, command in work.items():
                 begun = time.perf_counter()
                 f = finish(command())
@@ -106,7 +175,7 @@ def throughput(folder: Path, rounds: int, curator: str | None) -> None:
                 )
 
 
-def scale(folder: Path, rounds: int, _: str | None) -> None:
+def scale(folder: Path, rounds: int, settings: argparse.Namespace) -> None:
     took = {}
     with ApiServer(folder, {}) as api:
         for count in (10_000, 100_000):
@@ -123,14 +192,21 @@ def scale(folder: Path, rounds: int, _: str | None) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    work = {"kill": (kill, 20), "budget": (budget, 20), "throughput": (throughput, 3), "scale": (scale, 1)}
+    work = {
+        "kill": (kill, 20),
+        "budget": (budget, 20),
+        "full": (full, 20),
+        "throughput": (throughput, 3),
+        "scale": (scale, 1),
+    }
     parser.add_argument("what", choices=work)
     parser.add_argument("--rounds", type=int)
     parser.add_argument("--curator", help="throughput: the Python of an environment with bespokelabs-curator 0.1.31")
-    asked = parser.parse_args()
-    function, rounds = work[asked.what]
+    parser.add_argument("--hostile", type=float, default=0.0, help="kill, budget, full: share of hostile replies")
+    settings = parser.parse_args()
+    function, rounds = work[settings.what]
     with tempfile.TemporaryDirectory() as folder:
-        function(Path(folder), asked.rounds or rounds, asked.curator)
+        function(Path(folder), settings.rounds or rounds, settings)
 
 
 if __name__ == "__main__":

@@ -260,6 +260,21 @@ def test_a_duplicate_reply_is_billed_once(server: ApiServer) -> None:
     assert events(server, before) == ["billed", "delivered"]
 
 
+def test_hostile_replies_are_billed_and_those_with_an_answer_are_delivered(server: ApiServer) -> None:
+    before = one_fault(server, "hostile")
+    readable = 0
+    for number in range(80):
+        try:
+            answer = chat(server, f"hostile {number}")
+            is_text = "content-encoding" not in answer.headers
+            readable += is_text and bool(answer.json["choices"][0]["message"]["content"])
+        except (http.client.HTTPException, RecursionError, ValueError, LookupError, TypeError):
+            continue
+    kinds = events(server, before)
+    assert (kinds.count("billed"), kinds.count("delivered")) == (80, readable)
+    assert 20 < readable < 60
+
+
 def test_faults_know_how_often_and_whom(server: ApiServer) -> None:
     faults = [
         {"kind": "500", "match": "spider", "times": 2},

@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from api_hostile import http
 from api_server import ApiServer
 from asker import outcomes, requests, rows
-from raw_server import Raw, http
+from raw_server import Raw
 
 from stepladder.ask import Listener, RemoteModel, ask_remote
 from stepladder.ask.ledger import Ledger, Scope

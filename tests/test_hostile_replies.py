@@ -12,10 +12,11 @@ from typing import Any
 
 import asker
 import pytest
+from api_hostile import http
 from asker import PRICE, outcomes, request, requests, rows
 from hypothesis import given
 from hypothesis import strategies as st
-from raw_server import Raw, answer, http
+from raw_server import Raw, answer
 
 from stepladder.ask import Listener, RemoteModel, ask_remote
 from stepladder.ask.ledger import Grant, Ledger, Scope
