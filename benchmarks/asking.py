@@ -113,7 +113,7 @@ def _fill_once(api: ApiServer, disk: Path, draw: random.Random, *, killed: bool,
     process = start(*command)
     while not api.billing()["billed"]:
         time.sleep(0.01)
-    time.sleep(draw.uniform(0.0, 4.0))
+    time.sleep(draw.uniform(0.0, 12.0))
     with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
         while True:
             file.write(bytes(4096))
