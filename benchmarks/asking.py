@@ -51,8 +51,11 @@ def kill(folder: Path, rounds: int, settings: argparse.Namespace) -> None:
     script = {"latency_s": [0.2, 0.8], "faults": [*FAULTS, WRONG_USAGE, *hostile(settings)]}
     with ApiServer(folder, script) as api:
         for number in range(rounds):
+            before = api.billing()["billed"]
             process = start(api.url, ledger, "--count", count, "--cap", cap)
-            time.sleep(draw.uniform(2.0, 6.0))
+            while api.billing()["billed"] == before:
+                time.sleep(0.01)
+            time.sleep(draw.uniform(0.5, 4.5))
             process.kill()
             process.communicate()
             with Ledger(ledger) as opened:  # what it had in flight is still taken in by its worker
