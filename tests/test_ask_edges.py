@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import builtins
 import dataclasses
 import fcntl
 import os
 import sqlite3
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -137,19 +137,15 @@ def test_settings_go_over_the_wire_as_they_are_meant() -> None:
     }
 
 
-@pytest.mark.parametrize("make", [lambda: Http("http://x", "m", "k", 1), lambda: BatchApi("http://x", "k", 1)])
-def test_without_the_sdk_there_is_a_line_on_how_to_get_it(
-    monkeypatch: pytest.MonkeyPatch, make: Callable[[], object]
+@pytest.mark.parametrize(
+    ("library", "make"),
+    [("aiohttp", lambda: Http("http://x", "m", "k", 1)), ("openai", lambda: BatchApi("http://x", "k", 1))],
+)
+def test_without_its_library_there_is_a_line_on_how_to_get_it(
+    monkeypatch: pytest.MonkeyPatch, library: str, make: Callable[[], object]
 ) -> None:
-    real = builtins.__import__
-
-    def missing(name: str, *arguments: Any, **more: Any) -> Any:
-        if name == "openai":
-            raise ModuleNotFoundError("No module named 'openai'", name="openai")
-        return real(name, *arguments, **more)
-
-    monkeypatch.setattr(builtins, "__import__", missing)
-    with pytest.raises(MissingExtra, match=r"openai is not installed: pip install 'stepladder\[api\]'"):
+    monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(MissingExtra, match=rf"{library} is not installed: pip install 'stepladder\[api\]'"):
         make()
 
 

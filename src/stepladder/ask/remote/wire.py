@@ -6,11 +6,14 @@ key is struck out of whatever comes back; and what is meant for this machine goe
 
 from __future__ import annotations
 
-import contextlib
+import importlib
 import ipaddress
 import json
+import os
+import ssl
 import time
 import urllib.parse
+import urllib.request
 import zlib
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
@@ -41,35 +44,46 @@ class AsyncWire:
     """Requests of many tasks to one base URL. ``timeout_seconds`` is for each wait for the server."""
 
     def __init__(self, base_url: str, key: str, timeout_seconds: float) -> None:
-        openai = _import_sdk()
+        aiohttp = _import("aiohttp")
         self._key = key
-        self._client = openai.DefaultAioHttpClient(**_options(base_url, key, timeout_seconds))
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, ssl=_trusted(base_url)),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=timeout_seconds, sock_read=timeout_seconds),
+            headers=_headers(key),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            auto_decompress=False,
+            proxy=_proxy(base_url),  # and not trust_env, with which a line of ~/.netrc would come before the key
+        )
 
     async def fetch(
         self, method: str, url: str, limit_bytes: int, body: object = None, headers: Mapping[str, str] = {}
     ) -> Reply:
         """Send a request with a JSON body, if there is one. Raises whatever the libraries raise."""
-        async with self._client.stream(method, url, json=body, headers=dict(headers)) as response:
+        async with self._session.request(method, url, json=body, headers=headers, allow_redirects=False) as response:
             packed = bytearray()
-            parts = response.aiter_raw()
-            async with contextlib.aclosing(parts):
-                async for part in parts:
-                    packed += part
-                    if len(packed) > limit_bytes:
-                        break
-        return _reply(response, bytes(packed), limit_bytes, self._key)
+            async for part in response.content.iter_any():
+                packed += part
+                if len(packed) > limit_bytes:
+                    response.close()
+                    break
+        return _reply(response.status, response.headers, bytes(packed), limit_bytes, self._key)
 
     async def close(self) -> None:
-        await self._client.aclose()
+        await self._session.close()
 
 
 class Wire:
     """Requests to one base URL, one at a time."""
 
     def __init__(self, base_url: str, key: str, timeout_seconds: float) -> None:
-        openai = _import_sdk()
+        openai = _import("openai")
         self._key, self._timeout_seconds = key, timeout_seconds
-        self._client = openai.DefaultHttpxClient(**_options(base_url, key, timeout_seconds))
+        self._client = openai.DefaultHttpxClient(
+            headers=_headers(key),
+            timeout=timeout_seconds,
+            follow_redirects=False,
+            trust_env=not is_loopback(base_url),
+        )
 
     def fetch(self, method: str, url: str, limit_bytes: int, **content: Any) -> Reply:
         """Send a request; ``content`` is the body, in the words of httpx. Raises whatever the libraries raise, and
@@ -84,7 +98,7 @@ class Wire:
                 allowed_seconds = self._timeout_seconds + len(packed) / MIN_BYTES_PER_SECOND
                 if time.monotonic() - began_seconds > allowed_seconds:
                     raise TimeoutError(f"only {len(packed):,} bytes in {allowed_seconds:g} s")
-        return _reply(response, bytes(packed), limit_bytes, self._key)
+        return _reply(response.status_code, response.headers, bytes(packed), limit_bytes, self._key)
 
     def close(self) -> None:
         self._client.close()
@@ -122,29 +136,41 @@ def is_loopback(url: str) -> bool:
         return host == "localhost" or host.endswith(".localhost")
 
 
-def _import_sdk() -> Any:
+def _import(library: str) -> Any:
+    """A library of the extra ``api``: both are slow to import, and most commands need neither."""
     try:
-        import aiohttp  # noqa: F401 (the SDK imports it only when it is used)
-        import openai
+        return importlib.import_module(library)
     except ModuleNotFoundError as error:
-        raise MissingExtra(error.name or "openai", "'stepladder[api]'") from None
-    return openai
+        raise MissingExtra(error.name or library, "'stepladder[api]'") from None
 
 
-def _options(base_url: str, key: str, timeout_seconds: float) -> dict[str, Any]:
-    """Of httpx's clients."""
-    return {
-        "headers": {"Authorization": f"Bearer {key}", "Accept": "application/json", "Accept-Encoding": "gzip"},
-        "timeout": timeout_seconds,
-        "follow_redirects": False,
-        "trust_env": not is_loopback(base_url),
+def _headers(key: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {key}", "Accept": "application/json", "Accept-Encoding": "gzip"}
+
+
+def _proxy(base_url: str) -> str | None:
+    """The proxy that the environment names for an address."""
+    address = urllib.parse.urlsplit(base_url)
+    if is_loopback(base_url) or urllib.request.proxy_bypass(address.netloc):
+        return None
+    proxies = urllib.request.getproxies()
+    return proxies.get(address.scheme) or proxies.get("all")
+
+
+def _trusted(base_url: str) -> ssl.SSLContext | bool:
+    """The certificates by which a server is known: those of the environment (``SSL_CERT_FILE``), else certifi's, as in
+    the SDK; True where none are needed."""
+    if urllib.parse.urlsplit(base_url).scheme != "https":
+        return True
+    return ssl.create_default_context(cafile=os.environ.get("SSL_CERT_FILE") or _import("certifi").where())
+
+
+def _reply(status: int, headers: Mapping[str, str], packed: bytes, limit_bytes: int, key: str) -> Reply:
+    kept = {
+        str(name).lower(): redact(str(value).encode(errors="replace"), key).decode() for name, value in headers.items()
     }
-
-
-def _reply(response: Any, packed: bytes, limit_bytes: int, key: str) -> Reply:
-    headers = {str(name).lower(): redact(str(value).encode(), key).decode() for name, value in response.headers.items()}
-    body, flaw = _unpacked(packed, headers.get("content-encoding", "").strip().lower(), limit_bytes)
-    return Reply(response.status_code, headers, redact(body, key), flaw)
+    body, flaw = _unpacked(packed, kept.get("content-encoding", "").strip().lower(), limit_bytes)
+    return Reply(status, kept, redact(body, key), flaw)
 
 
 def _unpacked(packed: bytes, encoding: str, limit_bytes: int) -> tuple[bytes, str]:
