@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
 
 from stepladder import models
 from stepladder.ask import Listener, RemoteModel, ask_remote
@@ -15,6 +16,7 @@ from stepladder.ask.ledger import Ledger, Scope
 from stepladder.ask.local.embedded import ask_embedded
 from stepladder.ask.local.engine import Local
 from stepladder.ask.remote.admission import FREE
+from stepladder.ask.remote.sender import Sender
 from stepladder.ask.request import Request, Response
 from stepladder.config import Config, Dtype, Model, Predict, Serve
 from stepladder.context import Context
@@ -24,8 +26,13 @@ from stepladder.models import template
 from stepladder.progress import Lane, Progress
 from stepladder.serving.vllm import Fleet
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 SERVE_KEY_VARIABLE = "VLLM_API_KEY"
 """Environment variable with the key of servers under ``[serve] base_url``, if they want one, as vLLM's own."""
+QUEUED_BATCHES = 4
+"""Batches of a server's that are in flight at once: so that it never waits for this process between two answers."""
 ANSWER_TIMEOUT_SECONDS = 12 * 3600.0
 """For one answer of a server that was started for a run: it writes many at once, so each may take long."""
 
@@ -102,6 +109,8 @@ class FolderClient:
         self._weights: Path | None = None
         self._loaded: Local | None = None
         self._fleet: Fleet | None = None
+        self._sender: Sender | None = None
+        self._tokenizer: tuple[Path, PreTrainedTokenizerBase] | None = None
         self._servers = ExitStack()
 
     def __enter__(self) -> Self:
@@ -138,16 +147,25 @@ class FolderClient:
             if all(request.key in stored and stored[request.key].settles(request) for request in requests):
                 report(len(requests), len(requests))
                 return stored
-            served = self._served_model(weights, label)
-            key = None if self._fleet is None else self._fleet.key
+            served, tokenizer = self._served_model(weights, label)
+            remote = RemoteModel(
+                self._serve.model,
+                served,
+                dedicated=self._fleet is not None,
+                takes_token_ids=True,
+                key=None if self._fleet is None else self._fleet.key,
+                tokenizer=tokenizer,
+            )
+            sender, self._sender = self._sender, None
             try:
                 return ask_remote(
                     requests,
-                    RemoteModel(self._serve.model, served, dedicated=not self._serve.base_url, key=key),
+                    remote,
                     ledger,
                     scope or Scope(self._name, label),
                     Listener(lambda done, _: report(done, len(requests)), self._progress.say),
                     self._stop,
+                    sender,
                 )
             except AskError as error:
                 if self._fleet is None or self._fleet.failure is None:
@@ -160,27 +178,45 @@ class FolderClient:
             self._loaded, self._weights = Local.load(weights, self._dtype), weights
         return self._loaded
 
-    def _served_model(self, weights: Path, label: str) -> Model:
-        """The model as its servers offer it; they are started if need be."""
+    def _served_model(self, weights: Path, label: str) -> tuple[Model, PreTrainedTokenizerBase]:
+        """The model as its servers offer it, and its tokenizer. Servers are started if need be; meanwhile the tokenizer
+        is loaded and a process that sends is started."""
         fields: dict[str, Any] = {"engine": "openai", "model": self._serve.model, "path": str(weights), "price": FREE}
         if self._serve.base_url:
-            template.check_folder(models.load_tokenizer(weights), weights)
             variable = SERVE_KEY_VARIABLE if os.environ.get(SERVE_KEY_VARIABLE) else None
-            return Model(base_url=self._serve.base_url, api_key_env=variable, **fields)
+            model = Model(base_url=self._serve.base_url, api_key_env=variable, **fields)
+            return model, self._checked_tokenizer(weights)
         if self._fleet is None or self._weights != weights:
             self._clear()
-            template.check_folder(models.load_tokenizer(weights), weights)
             self._progress.update(f"{label}: vLLM starts", 0, 1)
             fleet = Fleet(weights, self._serve.model, self._serve, self._scratch, self._progress.say, self._stop)
-            self._fleet, self._weights = self._servers.enter_context(fleet), weights
+            with ThreadPoolExecutor(1) as pool:
+                tokenizer = pool.submit(self._checked_tokenizer, weights)
+                self._sender = Sender()
+                self._fleet, self._weights = self._servers.enter_context(fleet), weights
+                tokenizer.result()
             self._progress.update(f"{label}: vLLM starts", 1, 1)
         # Only this client asks these servers, and the fleet notices when one dies: a long wait is no fault.
-        return Model(
-            base_url_file=self._fleet.addresses, concurrency=MAX_SEQUENCES, timeout=ANSWER_TIMEOUT_SECONDS, **fields
+        model = Model(
+            base_url_file=self._fleet.addresses,
+            concurrency=QUEUED_BATCHES * MAX_SEQUENCES,
+            timeout=ANSWER_TIMEOUT_SECONDS,
+            **fields,
         )
+        return model, self._checked_tokenizer(weights)
+
+    def _checked_tokenizer(self, weights: Path) -> PreTrainedTokenizerBase:
+        if self._tokenizer is None or self._tokenizer[0] != weights:
+            tokenizer = models.load_tokenizer(weights)
+            template.check_folder(tokenizer, weights)
+            self._tokenizer = weights, tokenizer
+        return self._tokenizer[1]
 
     def _clear(self) -> None:
         self._loaded = self._fleet = None
+        if self._sender is not None:
+            self._sender.close()
+            self._sender = None
         self._servers.close()
 
 

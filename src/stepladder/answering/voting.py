@@ -56,8 +56,9 @@ class Poll(NamedTuple):
 
     def ballot(self, question: Question) -> list[Vote]:
         """All votes that may be asked for on a question: the options in their own order first, then shuffled."""
-        size, votes = len(question.options), self.settings.votes
-        shuffled = orders(votes - 1, size, self.seed, question.id, "predict", places=fixed(question).places)
+        size, more = len(question.options), self.settings.votes - 1
+        places = fixed(question).places if more else frozenset[int]()
+        shuffled = orders(more, size, self.seed, question.id, "predict", places=places)
         return [
             Vote(
                 order,
@@ -98,18 +99,19 @@ def vote(poll: Poll, ask: Ask) -> list[Prediction]:
     settings, questions = poll.settings, poll.questions
     ballots = [poll.ballot(question) for question in questions]
     responses: list[list[Response]] = [[] for _ in questions]
+    letters: list[tuple[str | None, ...]] = [() for _ in questions]
     count = first_round(settings.votes) if settings.adaptive else settings.votes
     undecided = [*range(len(questions))]
     while undecided:
         next_votes = {i: ballots[i][len(responses[i]) : len(responses[i]) + count] for i in undecided}
         answers = ask([vote.request for votes in next_votes.values() for vote in votes])
         for i, votes in next_votes.items():
-            responses[i] += [answers[vote.request.key] for vote in votes]
-        undecided = [
-            i for i in undecided if not is_decided(_letters(questions[i], ballots[i], responses[i]), settings.votes)
-        ]
+            new = [answers[vote.request.key] for vote in votes]
+            responses[i] += new
+            letters[i] += _letters(questions[i], votes, new)
+        undecided = [i for i in undecided if not is_decided(letters[i], settings.votes)]
         count = 1
-    return _predictions(poll, ballots, responses, ask)
+    return _predictions(poll, ballots, responses, letters, ask)
 
 
 def count_stored(poll: Poll, stored: Ask) -> list[Prediction]:
@@ -119,7 +121,8 @@ def count_stored(poll: Poll, stored: Ask) -> list[Prediction]:
     answers = stored([vote.request for ballot in ballots for vote in ballot])
     ballots = [[vote for vote in ballot if vote.request.key in answers] for ballot in ballots]
     responses = [[answers[vote.request.key] for vote in ballot] for ballot in ballots]
-    return _predictions(poll, ballots, responses, stored)
+    letters = [_letters(*each) for each in zip(poll.questions, ballots, responses, strict=True)]
+    return _predictions(poll, ballots, responses, letters, stored)
 
 
 def letter_request(
@@ -143,7 +146,7 @@ def letter_logprobs(response: Response, count: int) -> dict[str, float]:
 
 
 def _letters(question: Question, ballot: Sequence[Vote], responses: Sequence[Response]) -> tuple[str | None, ...]:
-    """The letter of every response so far, in the original option order."""
+    """The letter of every response, in the original option order."""
     read = []
     for (order, _), response in zip(ballot, responses, strict=False):
         letter = strict(response.text, shown(question.options, order)).letter
@@ -152,11 +155,14 @@ def _letters(question: Question, ballot: Sequence[Vote], responses: Sequence[Res
 
 
 def _predictions(
-    poll: Poll, ballots: Sequence[Sequence[Vote]], responses: Sequence[Sequence[Response]], ask: Ask
+    poll: Poll,
+    ballots: Sequence[Sequence[Vote]],
+    responses: Sequence[Sequence[Response]],
+    votes: Sequence[tuple[str | None, ...]],
+    ask: Ask,
 ) -> list[Prediction]:
-    """One prediction a question, from its responses: those to the first votes of its ballot."""
+    """One prediction a question, from its responses, those to the first votes of its ballot, and their letters."""
     questions = poll.questions
-    votes = [_letters(*each) for each in zip(questions, ballots, responses, strict=True)]
     follow_ups: list[list[Vote]] = [[] for _ in questions]
     if poll.settings.probabilities:
         rows = zip(follow_ups, questions, ballots, responses, votes, strict=True)

@@ -67,12 +67,15 @@ class Request(Record):
     final: bool = False
     """Whether a truncated answer is kept, as it is with weights in this process. Otherwise the request is sent once
     more with twice ``max_tokens``."""
+    prompt_token_ids: tuple[int, ...] | None = None
+    """The messages as the tokenizer of the model's weights renders them, for servers that take token ids."""
 
     def identity(self) -> str:
         """Canonical JSON of everything that determines the answer. Left out are ``max_tokens`` and ``final``, so that a
-        finished answer serves any cap, and settings that are not set, so that keys stay the same when a setting is
-        added to this class."""
-        return canonical(self.model_dump(mode="json", exclude={"max_tokens", "final"}, exclude_none=True))
+        finished answer serves any cap; the token ids, which follow from the messages; and settings that are not set, so
+        that keys stay the same when a setting is added to this class."""
+        left_out = {"max_tokens", "final", "prompt_token_ids"}
+        return canonical(self.model_dump(mode="json", exclude=left_out, exclude_none=True))
 
     @functools.cached_property
     def key(self) -> str:

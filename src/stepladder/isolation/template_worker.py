@@ -1,8 +1,9 @@
 """The process that renders templates, run as a script under ``python -I``: it confines itself, then answers lines.
 
-A line in is ``{"sources": {name: text}, "chat": bool}``, which sets the templates, or ``{"name", "values"}``, which
-renders one; the line out is ``{"text"}``, or ``{"error", "file", "line"}``. The sandbox of Jinja2 keeps a template from
-Python's objects (jinja.palletsprojects.com/sandbox); what it does not limit, time and memory, the process does.
+A line in is ``{"sources": {name: text}, "chat": bool}``, which sets the templates, or ``{"name", "values": [...]}``,
+which renders one with each of several sets of values; the line out is ``{"texts": [...]}``, or
+``{"error", "file", "line"}``. The sandbox of Jinja2 keeps a template from Python's objects
+(jinja.palletsprojects.com/sandbox); what it does not limit, time and memory, the process does.
 """
 
 from __future__ import annotations
@@ -71,10 +72,13 @@ def _raise(message: str) -> None:
     raise jinja2.TemplateError(message)
 
 
-def answer(templates: jinja2.Environment, sources: dict[str, str], name: str, values: dict[str, Any]) -> dict[str, Any]:
-    """The rendered text, or what went wrong and where."""
+def answer(
+    templates: jinja2.Environment, sources: dict[str, str], name: str, values: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """The rendered texts, or what went wrong and where."""
     try:
-        text = templates.get_template(name).render(**values)
+        template = templates.get_template(name)
+        texts = [template.render(**each) for each in values]
     except jinja2.TemplateSyntaxError as error:
         return {"error": error.message, "file": error.name or error.filename or name, "line": error.lineno}
     except MemoryError:
@@ -84,15 +88,15 @@ def answer(templates: jinja2.Environment, sources: dict[str, str], name: str, va
         frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename in sources]
         place = {"file": frames[-1].filename, "line": frames[-1].lineno} if frames else {"file": name, "line": None}
         return {"error": str(error)[:500] or type(error).__name__, **place}
-    if len(text) > MAX_CHARACTERS:
+    if max(map(len, texts)) > MAX_CHARACTERS:
         return {"error": f"it renders more than {MAX_CHARACTERS:,} characters", "file": name, "line": None}
-    return {"text": text}
+    return {"texts": texts}
 
 
 def serve(confine: Callable[[int], bool]) -> None:
     """Answer until standard input ends."""
     warm_up = {"warm-up": WARM_UP}
-    answer(environment(warm_up, chat=True), warm_up, "warm-up", {})
+    answer(environment(warm_up, chat=True), warm_up, "warm-up", [{}])
     confine(MEBIBYTES)
     sources: dict[str, str] = {}
     templates = environment(sources, chat=False)

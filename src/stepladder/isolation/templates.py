@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,9 @@ from stepladder.isolation.folders import files_inside
 from stepladder.records import read_text
 
 SECONDS = 5.0
-"""For one rendering."""
+"""For one rendering, or a group of them."""
+GROUP = 32
+"""Renderings that the process is asked for at once."""
 MAX_FILES, MAX_FILE_BYTES = 200, 1_000_000
 """Of a folder of templates."""
 MAX_REPLY_BYTES = 32_000_000
@@ -62,15 +64,23 @@ class Templates:
         return cls(packaged | {path.relative_to(folder).as_posix(): read_text(path) for path in files}, chat=False)
 
     def render(self, name: str, values: Mapping[str, Any]) -> str:
-        """The text of a template with plain JSON values.
+        """:meth:`render_all` of one set of values."""
+        return self.render_all(name, [values])[0]
+
+    def render_all(self, name: str, values: Sequence[Mapping[str, Any]]) -> list[str]:
+        """The texts of a template with each of these sets of plain JSON values.
 
         Raises:
-            TemplateFault: it cannot be rendered, or not within :data:`SECONDS`.
+            TemplateFault: one cannot be rendered, or :data:`GROUP` of them not within :data:`SECONDS`.
         """
-        reply = _worker.ask(self._head, json.dumps({"name": name, "values": values}), name)
-        if "text" not in reply:
-            raise TemplateFault(str(reply["error"]), str(reply["file"]), reply["line"])
-        return str(reply["text"])
+        texts: list[str] = []
+        for start in range(0, len(values), GROUP):
+            group = values[start : start + GROUP]
+            reply = _worker.ask(self._head, json.dumps({"name": name, "values": group}), name)
+            if "texts" not in reply:
+                raise TemplateFault(str(reply["error"]), str(reply["file"]), reply["line"])
+            texts += map(str, reply["texts"])
+        return texts
 
 
 class _Worker:

@@ -59,6 +59,19 @@ _LENIENT = (
 )
 
 
+class _Removed(dict[int, int | None]):
+    """A table for ``str.translate`` without emphasis, quotes and format characters; it fills as they are met."""
+
+    def __missing__(self, code: int) -> int | None:
+        character = chr(code)
+        is_removed = character in "*_`$\"'“”‘’「」『』【】" or unicodedata.category(character) == "Cf"
+        self[code] = None if is_removed else code
+        return self[code]
+
+
+_REMOVED = _Removed()
+
+
 def strict(text: str, options: Sequence[str]) -> Extracted:
     """The letter of the answer line that a text ends with.
 
@@ -151,7 +164,7 @@ def _plain(text: str) -> str:
     text = re.sub(r"<answer>\s*+", "\nAnswer: ", text)
     for _ in range(2):  # a box around a font
         text = _BOX.sub(r"\1", text)
-    return "".join(c for c in text if c not in "*_`$\"'“”‘’「」『』【】" and unicodedata.category(c) != "Cf")
+    return text.translate(_REMOVED)
 
 
 def _is_empty_or_option(rest: str, option: str) -> bool:

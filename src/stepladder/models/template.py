@@ -42,8 +42,21 @@ CONVERSATIONS = (
 
 
 def prompt_tokens(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[int]:
-    """Token ids of the messages and of the beginning of the assistant's turn."""
-    return _render(tokenizer, messages, add_generation_prompt=True)
+    """:func:`prompts_tokens` of one conversation."""
+    return prompts_tokens(tokenizer, [messages])[0]
+
+
+def prompts_tokens(tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Sequence[Message]]) -> list[list[int]]:
+    """Token ids of each conversation's messages and of the beginning of the assistant's turn. A last message from the
+    assistant is left open, to be continued."""
+    openings = [chat[-1].content if chat[-1].role == "assistant" else None for chat in conversations]
+    prompts = [chat if opening is None else chat[:-1] for chat, opening in zip(conversations, openings, strict=True)]
+    tokens = _render(tokenizer, prompts, add_generation_prompt=True)
+    for number, opening in enumerate(openings):
+        if opening is not None:
+            text = without_control_tokens(control_tokens(tokenizer), opening)
+            tokens[number] += tokenizer(text, add_special_tokens=False)["input_ids"]
+    return tokens
 
 
 def conversation_tokens(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> tuple[list[int], list[int]]:
@@ -55,7 +68,7 @@ def conversation_tokens(tokenizer: PreTrainedTokenizerBase, messages: Sequence[M
             would differ.
     """
     prompt = prompt_tokens(tokenizer, messages[:-1])
-    conversation = _render(tokenizer, messages, add_generation_prompt=False)
+    (conversation,) = _render(tokenizer, [messages], add_generation_prompt=False)
     if conversation[: len(prompt)] != prompt:
         raise TemplateError("the chat template renders a prompt differently before and after its answer")
     completion = conversation[len(prompt) :]
@@ -78,19 +91,24 @@ def closing_token(tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def _render(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, add_generation_prompt: bool
-) -> list[int]:
-    """Token ids of a conversation, as ``apply_chat_template`` of transformers gives them; but the template is rendered
+    tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Sequence[Message]], *, add_generation_prompt: bool
+) -> list[list[int]]:
+    """Token ids of conversations, as ``apply_chat_template`` of transformers gives them; but the template is rendered
     in a process of its own, and what looks like a control token in a message is text."""
-    chat = [message.model_dump() for message in as_text(tokenizer, messages)]
-    values = {"messages": chat, "tools": None, "documents": None, "add_generation_prompt": add_generation_prompt}
+    given = {"tools": None, "documents": None, "add_generation_prompt": add_generation_prompt}
+    values = [
+        {"messages": [message.model_dump() for message in as_text(tokenizer, messages)]}
+        | given
+        | tokenizer.special_tokens_map
+        for messages in conversations
+    ]
     try:
-        text = _templates(tokenizer.get_chat_template()).render(NAME, values | tokenizer.special_tokens_map)
+        texts = _templates(tokenizer.get_chat_template()).render_all(NAME, values)
     except TemplateFault as fault:
         raise TemplateError(
             f"{tokenizer.name_or_path}: the chat template cannot be rendered ({fault}); use another model or mend it"
         ) from None
-    return cast("list[int]", tokenizer(text, add_special_tokens=False)["input_ids"])
+    return cast("list[list[int]]", tokenizer(texts, add_special_tokens=False)["input_ids"])
 
 
 @cache

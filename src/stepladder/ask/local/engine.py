@@ -126,9 +126,5 @@ class Local:
         )
 
     def _prompt(self, request: Request) -> Prompt:
-        """The request with its prompt's token ids. A last message from the assistant is left open, to be continued."""
-        messages = request.messages
-        if messages[-1].role != "assistant":
-            return Prompt(request, tuple(template.prompt_tokens(self._tokenizer, messages)))
-        opening = self._tokenizer(messages[-1].content, add_special_tokens=False)["input_ids"]
-        return Prompt(request, (*template.prompt_tokens(self._tokenizer, messages[:-1]), *opening))
+        """The request with its prompt's token ids."""
+        return Prompt(request, tuple(template.prompt_tokens(self._tokenizer, request.messages)))

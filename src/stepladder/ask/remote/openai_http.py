@@ -9,7 +9,8 @@ from typing import Any, Literal
 
 from stepladder.ask.foreign_json import one_line, read_json
 from stepladder.ask.outcome import Delivery, Unreachable
-from stepladder.ask.remote.wire import AsyncWire, Reply, causes, reason
+from stepladder.ask.remote.completions import Completions
+from stepladder.ask.remote.wire import AsyncWire, Reply, reason
 from stepladder.ask.request import Request
 from stepladder.records import Message
 from stepladder.text import USUAL_CONTROL_TOKENS, without_control_tokens
@@ -66,11 +67,13 @@ class Http:
         self._control_tokens = control_tokens
         self._base = base_url.rstrip("/")
         self._root = self._base.removesuffix("/v1")
+        self._completions = Completions(self._wire, f"{self._base}/completions", model, timeout)
 
     async def send(self, request: Request, idempotency_key: str) -> Delivery:
-        """Make one attempt. Never raises an error of the connection, or of what came over it: it is in the delivery."""
-        import aiohttp
-
+        """Make one attempt. Never raises an error of the connection, or of what came over it: it is in the delivery. A
+        request with ``prompt_token_ids`` goes to vLLM's completions, together with others."""
+        if request.prompt_token_ids is not None:
+            return await self._completions.send(request)
         body = chat_body(request, self._model, self._cap_name, self._control_tokens)
         headers = {"Idempotency-Key": idempotency_key}
         try:
@@ -81,11 +84,8 @@ class Http:
             return Delivery(reply.status, reply.body, reply.headers, reply.flaw)
         except TimeoutError:
             return Delivery(error=f"no whole answer within {self._timeout:g} s")
-        except Exception as error:  # noqa: BLE001 (the libraries raise all sorts of errors at bytes that are no HTTP)
-            # Wrapping exceptions are misleading: a server that hangs up after reading, and billing, a request comes out
-            # as "ConnectTimeout". Only aiohttp's own exception shows that nothing was sent.
-            connected = not any(isinstance(cause, aiohttp.ClientConnectorError) for cause in causes(error))
-            return Delivery(error=reason(error, self._key), sent=connected)
+        except Exception as error:  # noqa: BLE001 (the library raises all sorts of errors at bytes that are no HTTP)
+            return self._wire.lost(error)
 
     async def models(self) -> list[str] | None:
         """Model names that the server lists, or None if it has no such list. Raises Unreachable."""
@@ -120,4 +120,5 @@ class Http:
             return None
 
     async def close(self) -> None:
+        await self._completions.close()
         await self._wire.close()

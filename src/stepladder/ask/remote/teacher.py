@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from stepladder.ask.remote.admission import Admission
 from stepladder.ask.remote.gate import PROBES, Gate
@@ -17,6 +17,9 @@ from stepladder.ask.remote.servers import Addresses, Endpoint
 from stepladder.config import Model, Price
 from stepladder.errors import AskError
 from stepladder.text import USUAL_CONTROL_TOKENS
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 class RemoteModel(NamedTuple):
@@ -28,11 +31,16 @@ class RemoteModel(NamedTuple):
     batch: bool = False
     """Whether to use the provider's batch API."""
     dedicated: bool = False
-    """Whether its servers answer nobody else: then ``concurrency`` requests are in flight from the beginning."""
+    """Whether its servers were started by this process, for it alone: then ``concurrency`` requests are in flight from
+    the beginning, and none of them has to show what it serves."""
+    takes_token_ids: bool = False
+    """Whether its servers are vLLM's: then prompts go to them as token ids, many a call."""
     key: str | None = None
     """The API key of servers that this process has started; the keys of all others are in the environment."""
     control_tokens: re.Pattern[str] = USUAL_CONTROL_TOKENS
     """What its tokenizer makes control tokens of."""
+    tokenizer: PreTrainedTokenizerBase | None = None
+    """The tokenizer of its weights; by default that of ``path``, where they are on this machine."""
 
     @property
     def served(self) -> str:

@@ -6,6 +6,7 @@ key is struck out of whatever comes back; and what is meant for this machine goe
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import ipaddress
 import json
@@ -15,10 +16,11 @@ import time
 import urllib.parse
 import urllib.request
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from stepladder.ask.foreign_json import one_line
+from stepladder.ask.outcome import Delivery
 from stepladder.errors import MissingExtra
 
 MIN_SECRET_CHARACTERS = 8
@@ -68,8 +70,40 @@ class AsyncWire:
                     break
         return _reply(response.status, response.headers, bytes(packed), limit_bytes, self._key)
 
+    @contextlib.asynccontextmanager
+    async def stream(
+        self, method: str, url: str, limit_bytes: int, body: object
+    ) -> AsyncIterator[Reply | AsyncIterator[bytes]]:
+        """Send a request, and give the data of each event of the reply as it comes (server-sent events, WHATWG HTML
+        9.2), or the reply if it is none of status 200. Raises whatever the libraries raise, and ValueError if it is
+        longer than ``limit_bytes``."""
+        headers = {"Accept": "text/event-stream", "Accept-Encoding": "identity"}
+        async with self._session.request(method, url, json=body, headers=headers, allow_redirects=False) as response:
+            parts = _limited(response.content.iter_any(), limit_bytes)
+            if response.status == 200:
+                yield self._events(parts)
+            else:
+                content = b"".join([part async for part in parts])
+                yield _reply(response.status, response.headers, content, limit_bytes, self._key)
+
+    async def _events(self, parts: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        buffer = b""
+        async for part in parts:
+            *events, buffer = (buffer + part).split(b"\n\n")
+            for event in events:
+                if event.startswith(b"data: "):
+                    yield redact(event[len(b"data: ") :], self._key)
+
     async def close(self) -> None:
         await self._session.close()
+
+    def lost(self, error: Exception) -> Delivery:
+        """What came of a request that died of an error of the library."""
+        # Wrapping exceptions are misleading: a server that hangs up after reading, and billing, a request may come out
+        # as a timeout of the connection. Only this exception shows that nothing was sent.
+        never_connected = _import("aiohttp").ClientConnectorError
+        connected = not any(isinstance(cause, never_connected) for cause in causes(error))
+        return Delivery(error=reason(error, self._key), sent=connected)
 
 
 class Wire:
@@ -102,6 +136,16 @@ class Wire:
 
     def close(self) -> None:
         self._client.close()
+
+
+async def _limited(parts: AsyncIterator[bytes], limit_bytes: int) -> AsyncIterator[bytes]:
+    """The parts of a reply; raises ValueError once they are too many bytes."""
+    size = 0
+    async for part in parts:
+        size += len(part)
+        if size > limit_bytes:
+            raise ValueError(f"longer than {limit_bytes:,} bytes")
+        yield part
 
 
 def redact(data: bytes, key: str) -> bytes:

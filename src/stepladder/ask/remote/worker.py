@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib
 import io
 import json
 import os
@@ -45,6 +46,8 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: stop.request(GRACE_SECONDS))
     threading.Thread(target=_stop_when_orphaned, args=(int(sys.argv[1]), stop), daemon=True).start()
     _report({"ready": True})  # before it, a signal would end this process with a traceback
+    with contextlib.suppress(ModuleNotFoundError):
+        importlib.import_module("aiohttp")  # while the parent may still be waiting for its servers
     if not (line := sys.stdin.readline()).endswith("\n"):
         return  # the parent ended before it had said what to do
     job = json.loads(line)
@@ -69,8 +72,7 @@ async def _ask(job: dict[str, Any], ledger: Ledger, report: SpendReport, stop: S
     control_tokens = re.compile(job["control_tokens"])
     model = RemoteModel(job["name"], Model.model_validate(job["model"]), key=job["key"], control_tokens=control_tokens)
     scope = Scope(**job["scope"])
-    is_own = model.settings.is_own
-    admission = Admission(job["identity"], model.served, job["probe"], scope.run) if is_own else None
+    admission = Admission(job["identity"], model.served, job["probe"], scope.run) if job["must_show"] else None
     priced = priced_model(model, admission, _note, job["start"])
     return await ask_all(_requests(), priced, ledger, scope, Listener(report, _note), stop)
 

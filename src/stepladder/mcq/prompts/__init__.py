@@ -59,6 +59,11 @@ def _render(language: Language, folder: Path | None, template: str, **values: ob
         ) from None
 
 
+@cache
+def _system(language: Language, folder: Path | None) -> str:
+    return _render(language, folder, "system.j2")
+
+
 def _lettered(question: Question, permutation: Permutation) -> list[tuple[str, str]]:
     return list(zip(LETTERS, shown(question.options, permutation), strict=False))
 
@@ -73,7 +78,7 @@ def ask_messages(question: Question, permutation: Permutation, folder: Path | No
     Raises:
         InputError: a template of the user's cannot be rendered.
     """
-    system = _render(question.language, folder, "system.j2")
+    system = _system(question.language, folder)
     user = _render(
         question.language,
         folder,
