@@ -62,19 +62,24 @@ def number(name):
     return int((folder / name).read_text()) if (folder / name).exists() else 0
 listed = {{"data": [{{"id": "student"}}]}}
 pages = {{"/health": {{}}, "/v1/models": listed, "/v1/chat/completions": {{"choices": [said]}}}}
+def stream(prompts):
+    for index in range(len(prompts)):
+        choice = {{"index": index, "text": text, "finish_reason": "stop"}}
+        usage = {{"prompt_tokens": 5, "completion_tokens": 5}}
+        yield b"data: " + json.dumps({{"choices": [choice], "usage": usage}}).encode() + b"\\n\\n"
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         asked = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        if self.path == "/v1/chat/completions" and b"top_logprobs" not in asked:
-            arrived.append(1)
-            while len(arrived) < number("together"):
-                time.sleep(0.05)
+        prompts = json.loads(asked)["prompt"] if self.path == "/v1/completions" else []
+        arrived.extend(prompts)
+        while prompts and len(arrived) < number("together"):
+            time.sleep(0.05)
         while self.path == "/health" and len((folder / "starts").read_text().splitlines()) < number("servers"):
             time.sleep(0.05)
         key = "Bearer " + os.environ.get("VLLM_API_KEY", "")
         known = not self.path.startswith("/v1") or key in ("Bearer ", self.headers.get("Authorization"))
-        body = json.dumps(pages.get(self.path)).encode()
-        self.send_response(401 if not known else 200 if self.path in pages else 404)
+        body = b"".join(stream(prompts)) or json.dumps(pages.get(self.path)).encode()
+        self.send_response(401 if not known else 200 if prompts or self.path in pages else 404)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()

@@ -1,4 +1,4 @@
-"""The process that sends priced requests (``worker``), as its parent sees it: started, fed, heard, ended.
+"""The process that sends priced requests (``worker``), as its parent starts, feeds and ends it.
 
 What is in flight is paid for, and would be lost with the run's memory. The worker outlives the run: when its parent is
 gone, or interrupts it, it sends nothing more, waits for the requests in flight, commits their answers and ends. A run
