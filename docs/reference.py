@@ -54,7 +54,8 @@ def _table(name: str, field: FieldInfo, path: tuple[str, ...]) -> Iterator[str]:
 def _keys(table: type[Table]) -> Iterator[str]:
     yield "| key | value | default | what it is |"
     yield "|---|---|---|---|"
-    for name, field in table.model_fields.items():
+    # A table's own keys first, then those that it shares with others.
+    for name, field in sorted(table.model_fields.items(), key=lambda item: item[0] not in table.__annotations__):
         if _held(field.annotation)[0] is None:
             cells = (f"`{name}`", _value(field), _default(field), _text(field.description or ""))
             yield f"| {' | '.join(map(_cell, cells))} |"
@@ -88,6 +89,8 @@ def _kind(annotation: Any) -> str:
         return " or ".join(f"`{_toml(value)}`" for value in args)
     if origin is typing.Annotated:
         return _kind(args[0])
+    if origin is dict:
+        return "table"
     if origin is tuple:
         return f"list of {_kind(args[0])}"
     if origin in (typing.Union, types.UnionType):

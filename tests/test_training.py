@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from stepladder.config import Train
 from stepladder.training.sequences import IGNORED, LengthGroupedSampler, Pack, TokenRow, pack, singly
 
 pytestmark = pytest.mark.dtype
@@ -88,3 +90,14 @@ def test_batches_hold_like_lengths_in_random_order() -> None:
     batches = [[lengths[i] for i in order[at : at + 4]] for at in range(0, 64, 4)]
     assert sum(max(batch) - min(batch) for batch in batches) / len(batches) < 50
     assert [batch[0] for batch in batches] != sorted(batch[0] for batch in batches)
+
+
+def test_weight_decay_reaches_both_trainers(tmp_path: Path) -> None:
+    pytest.importorskip("trl")
+    from stepladder.training import swift, trl
+
+    settings = Train(weight_decay=0.1)
+    plan = trl.Plan([], [], steps_per_epoch=1, is_measured=False, stops_early=False, metric="eval_loss")
+    assert trl._arguments(settings, 0, plan, tmp_path).weight_decay == 0.1
+    words = swift.sft(settings, 0, tmp_path, tmp_path, tmp_path, "float32", cuda=False)
+    assert words[words.index("--weight_decay") + 1] == "0.1"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,9 +69,19 @@ class Context:
         return shlex.join(words)
 
     def prompts_digest(self) -> dict[str, str]:
-        """Digest of the user's prompts, for the inputs of a stage that uses them; empty where there are none."""
-        folder = self.config.prompts
+        """Digest of the templates that the student is asked with, for the inputs of a stage that uses them; empty for
+        the packaged ones."""
+        folder = self.config.student_prompts
         return {} if folder is None else {"prompts": prompts.fingerprint(folder)}
+
+    def prompts_of(self, models: Iterable[str]) -> dict[str, str]:
+        """The same for the templates that models under ``[models]`` are asked with."""
+        folders = {name: self.config.prompts_for(name) for name in models}
+        return {
+            "prompts" if folder == self.config.prompts else f"prompts of {name}": prompts.fingerprint(folder)
+            for name, folder in folders.items()
+            if folder is not None
+        }
 
     def number_formats(self) -> dict[str, str]:
         """The number format that each finished artifact was computed in; without those that servers computed."""

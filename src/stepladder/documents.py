@@ -82,13 +82,16 @@ class QuestionAudit(Document):
 
 
 class RungSummary(Record):
-    """How the samples of a rung were judged. ``asked`` and ``solved`` count questions, the other fields samples."""
+    """How the samples of a rung were judged. ``asked``, ``solved`` and ``repeated`` count questions, the other fields
+    samples."""
 
     name: str
     kind: str
     asked: int
-    """Questions that reached the rung."""
+    """Questions that reached the rung unsolved."""
     solved: int
+    repeated: int = 0
+    """Questions that it was asked although rungs before it had solved them; they are in neither count above."""
     wrong: int
     unparsed: int
     truncated: int

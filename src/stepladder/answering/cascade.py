@@ -39,15 +39,22 @@ class Step(NamedTuple):
 
     rung: Rung
     reached: int
-    """Number of questions that it was asked."""
+    """Number of questions that came to it unsolved."""
     samples: list[Sample]
     accepted: list[Sample]
     usage: dict[str, Usage]
+    solved_before: frozenset[str] = frozenset()
+    """Ids of the questions that it was asked although rungs before it had solved them (``also_solved``)."""
+
+    @property
+    def asked(self) -> int:
+        """Number of questions that it was asked."""
+        return self.reached + len(self.solved_before)
 
     @property
     def solved(self) -> set[str]:
-        """Ids of the questions that the rung solved."""
-        return {sample.question_id for sample in self.accepted}
+        """Ids of the questions that the rung solved, and none before it."""
+        return {sample.question_id for sample in self.accepted} - self.solved_before
 
 
 class Cascade:
@@ -55,33 +62,41 @@ class Cascade:
 
     def __init__(self, context: Context) -> None:
         self._seed = context.config.seed
-        self._prompts = context.config.prompts
+        self._prompts = {name: context.config.prompts_for(name) for name in context.config.models}
         self._rungs = [
             (rung, [(name, ModelClient(context, name, _billing(rung))) for name in rung.models])
             for rung in context.config.rung
         ]
 
     def climb(self, questions: Sequence[Question]) -> Iterator[Step]:
-        """Ask each rung the questions that no rung before it solved."""
-        unsolved = list(questions)
+        """Ask each rung the questions that no rung before it solved; one with ``also_solved`` the others too."""
+        unsolved, solved = list(questions), set[str]()
         for rung, clients in self._rungs:
-            judged = MODEL_FREE_KINDS[rung.kind](rung, unsolved, self._seed) if rung.kind in MODEL_FREE_KINDS else []
+            asked = questions if rung.also_solved else unsolved
+            judged = MODEL_FREE_KINDS[rung.kind](rung, asked, self._seed) if rung.kind in MODEL_FREE_KINDS else []
             usage = {}
             for name, client in clients:
                 with client:
-                    samples, usage[name] = self._ask(rung, name, client, unsolved)
+                    samples, usage[name] = self._ask(rung, name, client, asked)
                 judged += samples
-            step = Step(rung, len(unsolved), judged, accepted_of(rung, judged), usage)
+            before = frozenset(solved) if rung.also_solved else frozenset()
+            step = Step(rung, len(unsolved), judged, accepted_of(rung, judged), usage, before)
             yield step
-            solved = step.solved
+            solved |= step.solved
             unsolved = [question for question in unsolved if question.id not in solved]
 
     def _ask(
         self, rung: Rung, model: str, client: ModelClient, questions: Sequence[Question]
     ) -> tuple[list[Sample], Usage]:
         """Ask one model of a rung. With ``accept = "all"`` a further answer is requested only while all before it were
-        right, since one wrong answer already sends the question up; for a majority all are requested at once."""
-        rounds = [[index] for index in range(rung.answers)] if rung.accept == "all" else [list(range(rung.answers))]
+        right, since one wrong answer already sends the question up; for a majority all are requested at once, or with
+        ``samples_after_miss`` the first one alone, and the others where it is wrong."""
+        indices_of_all = list(range(rung.answers))
+        rounds = [indices_of_all]
+        if rung.accept == "all":
+            rounds = [[index] for index in indices_of_all]
+        elif rung.samples_after_miss:
+            rounds = [indices_of_all[:1], indices_of_all[1:]]
         samples: list[Sample] = []
         usage, start = Usage(), time.monotonic()
         candidates = {question.id: question for question in questions}
@@ -90,7 +105,7 @@ class Cascade:
                 (question, order, request)
                 for question in candidates.values()
                 for index in indices
-                for order, request in self._request(rung, client.identity, question, index)
+                for order, request in self._request(rung, model, client.identity, question, index)
             ]
             label = f"{indices[0] + 1} of {rung.answers}" if len(indices) == 1 else f"{len(indices)} each"
             answers = client.ask([request for _, _, request in planned], f"{model}, {label}")
@@ -116,12 +131,12 @@ class Cascade:
                         micro_dollars=answer.micro_dollars,
                     )
                 )
-                if verdict != "accepted":
+                if (verdict == "accepted") == rung.samples_after_miss:
                     candidates.pop(question.id, None)
         return samples, usage._replace(seconds=time.monotonic() - start)
 
     def _request(
-        self, rung: Rung, identity: str, question: Question, index: int
+        self, rung: Rung, model: str, identity: str, question: Question, index: int
     ) -> Iterator[tuple[Permutation, Request]]:
         """The request for the answer with this index; none where it would repeat an earlier request word for word."""
         drawn_orders = _orders(rung.orders, question, self._seed, rung)
@@ -132,10 +147,9 @@ class Cascade:
                 order,
                 Request(
                     model=identity,
-                    messages=ask_messages(question, order, self._prompts),
-                    temperature=rung.temperature,
-                    sample_index=index,
+                    messages=ask_messages(question, order, self._prompts[model]),
                     max_tokens=rung.max_tokens,
+                    **rung.of_answer(index),
                 ),
             )
 

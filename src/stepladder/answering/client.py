@@ -25,6 +25,7 @@ from stepladder.forecast.memory import MAX_SEQUENCES
 from stepladder.models import template
 from stepladder.progress import Lane, Progress
 from stepladder.serving.vllm import Fleet
+from stepladder.workspace import canonical
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -43,9 +44,11 @@ def identity(config: Config, name: str) -> str:
     model = config.models[name]
     if model.engine != "openai":
         return models.identity(_weights(model), computed_in(model.engine, config.predict, config.serve))
+    # Other keys of the request's body, other answers.
+    body = f" {canonical(model.extra_body)}" if model.extra_body else ""
     if model.path is not None:
-        return models.content_digest(_weights(model))
-    served = model.served_as(name)
+        return models.content_digest(_weights(model)) + body
+    served = model.served_as(name) + body
     # Where addresses change during a run, the identity is the model's name; each server must prove that it serves it
     # (ask/remote/admission.py).
     return f"{model.base_url[0].rstrip('/')} {served}" if model.base_url else f"own servers of {served}"

@@ -74,9 +74,9 @@ def write_settings(config: Config, folder: Path) -> None:
         # Where vLLM is installed or served differs between machines.
         serve=Serve.model_validate(as_settings(config.serve, without=("environment", "base_url", "model"))),
     ).write(folder)
-    if config.prompts is not None:
-        files_inside(config.prompts)
-        shutil.copytree(config.prompts, folder / PROMPTS, dirs_exist_ok=True)
+    if config.student_prompts is not None:
+        files_inside(config.student_prompts)
+        shutil.copytree(config.student_prompts, folder / PROMPTS, dirs_exist_ok=True)
 
 
 def read_settings(folder: Path, language: Language | None) -> AnswerSettings:
@@ -97,6 +97,8 @@ def read_settings(folder: Path, language: Language | None) -> AnswerSettings:
     if named := sorted({"environment", "base_url", "model"} & stored.serve.model_fields_set):
         problem = "names a program or a server; remove it, and give it to the command instead"
         raise InputError(path, problem, field=f"serve.{named[0]}")
+    if stored.predict.prompts is not None:
+        raise InputError(path, f"remove it, and put the templates into {PROMPTS}/", field="predict.prompts")
     prompts = folder / PROMPTS
     return AnswerSettings(
         language or stored.language,

@@ -65,10 +65,9 @@ class Poll(NamedTuple):
                 Request(
                     model=self.model,
                     messages=ask_messages(question, order, self.prompts),
-                    temperature=self.settings.temperature,
-                    sample_index=index,
                     max_tokens=self.settings.max_tokens,
                     final=True,
+                    **self.settings.of_answer(index),
                 ),
             )
             for index, order in enumerate([tuple(range(size)), *shuffled])
@@ -88,7 +87,7 @@ def predict(context: Context, member: str, weights: Path, questions: list[Questi
         def ask(requests: Sequence[Request]) -> Mapping[str, Response]:
             return client.ask(weights, requests, label, config.predict.engine)
 
-        return vote(Poll(questions, member, model, config.predict, config.seed, config.prompts), ask)
+        return vote(Poll(questions, member, model, config.predict, config.seed, config.student_prompts), ask)
 
 
 def vote(poll: Poll, ask: Ask) -> list[Prediction]:
@@ -202,7 +201,7 @@ def _likely(letter_tokens: Sequence[tuple[Permutation, Response]]) -> dict[str, 
 
 def conversation(context: Context, question: Question, text: str, teacher: str) -> Example:
     """A question with its options in their own order, answered with ``text``."""
-    messages = ask_messages(question, tuple(range(len(question.options))), context.config.prompts)
+    messages = ask_messages(question, tuple(range(len(question.options))), context.config.student_prompts)
     answer = Message(role="assistant", content=text)
     return Example(messages=(*messages, answer), question_id=question.id, teacher=teacher)
 
@@ -221,7 +220,7 @@ def examine(
     requests = {
         question.id: Request(
             model="in training",
-            messages=ask_messages(question, tuple(range(len(question.options))), context.config.prompts),
+            messages=ask_messages(question, tuple(range(len(question.options))), context.config.student_prompts),
             max_tokens=context.config.predict.max_tokens,
         )
         for question in questions

@@ -61,6 +61,8 @@ class Request(Record):
     messages: tuple[Message, ...]
     temperature: float = 0.0
     top_p: float | None = None
+    top_k: int | None = None
+    seed: int | None = None
     sample_index: int = 0
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
     max_tokens: int
@@ -76,6 +78,13 @@ class Request(Record):
         that keys stay the same when a setting is added to this class."""
         left_out = {"max_tokens", "final", "prompt_token_ids"}
         return canonical(self.model_dump(mode="json", exclude=left_out, exclude_none=True))
+
+    @property
+    def sampling(self) -> dict[str, float | int]:
+        """How the answer is sampled, by the names that servers give the settings; those that are not set are left
+        out."""
+        settings = {"temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k, "seed": self.seed}
+        return {name: value for name, value in settings.items() if value is not None}
 
     @functools.cached_property
     def key(self) -> str:

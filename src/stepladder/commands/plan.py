@@ -84,7 +84,7 @@ def measure(context: Context, drawn: Sequence[Question], assumed: Mapping[str, R
             solved_share(len(step.solved), step.reached),
             {
                 model: _model_rates(
-                    usage, step.reached, assumed[step.rung.name].models[model], medians.get((step.rung.name, model))
+                    usage, step.asked, assumed[step.rung.name].models[model], medians.get((step.rung.name, model))
                 )
                 for model, usage in step.usage.items()
             },
@@ -132,7 +132,7 @@ def work_of(context: Context) -> Workload:
     config = context.config
     split = "validation" if config.questions.test is None else "test"
     questions = records.read(context.input("questions") / f"{split}.jsonl", Question)
-    prompts = [prompt_tokens(config, question) for question in questions] or [0.0]
+    prompts = [prompt_tokens(question, config.student_prompts) for question in questions] or [0.0]
     shared_tokens = sum(
         text_tokens(later.problem) for earlier, later in pairwise(questions) if earlier.problem_id == later.problem_id
     )

@@ -53,6 +53,7 @@ def load(path: Path) -> Config:
             update={
                 **({} if model.path is None else {"path": _beside(root, model.path)}),
                 **({} if model.base_url_file is None else {"base_url_file": root / model.base_url_file}),
+                "prompts": _templates(path, f"models.{name}.prompts", model.prompts),
             }
         )
         for name, model in config.models.items()
@@ -63,12 +64,31 @@ def load(path: Path) -> Config:
         for part in config.quantise.general
     )
     quantise = config.quantise.model_copy(update={"general": general})
-    prompts = None if config.prompts is None else root / config.prompts
-    if prompts is not None and not prompts.is_dir():
-        raise ConfigError(f"{path}: key 'prompts': {prompts} is not a folder; name one with templates (*.j2)")
+    predict = config.predict.model_copy(update={"prompts": _templates(path, "predict.prompts", config.predict.prompts)})
     return config.model_copy(
-        update={"questions": questions, "models": models, "train": train, "quantise": quantise, "prompts": prompts}
+        update={
+            "questions": questions,
+            "models": models,
+            "train": train,
+            "quantise": quantise,
+            "predict": predict,
+            "prompts": _templates(path, "prompts", config.prompts),
+        }
     )
+
+
+def _templates(file: Path, key: str, folder: Path | None) -> Path | None:
+    """The folder of templates that a key of the TOML file names, relative to the file.
+
+    Raises:
+        ConfigError: it is not a folder.
+    """
+    if folder is None:
+        return None
+    templates = file.parent / folder
+    if not templates.is_dir():
+        raise ConfigError(f"{file}: key {key!r}: {templates} is not a folder; name one with templates (*.j2)")
+    return templates
 
 
 def _beside(root: Path, name: str) -> str:

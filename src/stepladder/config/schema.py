@@ -39,6 +39,12 @@ def _base_url(value: str) -> str:
 
 
 BaseUrl = Annotated[str, AfterValidator(_base_url)]
+RESERVED_BODY_KEYS = frozenset({
+    "model", "messages", "temperature", "top_p", "seed", "max_tokens", "max_completion_tokens", "stream", "n",
+    "best_of", "logprobs", "top_logprobs", "add_generation_prompt", "continue_final_message", "tools", "functions",
+    "service_tier", "web_search_options",
+})  # fmt: skip
+"""Keys that ``extra_body`` may not hold."""
 Dtype = Literal["auto", "float32", "bfloat16"]
 """A number format to compute in; ``auto``: bfloat16 where the hardware multiplies it, float32 elsewhere."""
 
@@ -47,6 +53,47 @@ class Table(BaseModel):
     """A TOML table: frozen, and strict about its keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+
+
+def _is_unset(value: object) -> bool:
+    return value is None
+
+
+def _is_off(value: object) -> bool:
+    return not value
+
+
+class Sampling(Table):
+    """How an answer is sampled: keys that ``[[rung]]``, ``[variants]`` and ``[predict]`` share. Those that are not set
+    are in no fingerprint."""
+
+    temperature: float = Field(default=0.0, ge=0)
+    """Sampling temperature; 0 is greedy."""
+    top_p: float | None = Field(default=None, gt=0, le=1, exclude_if=_is_unset)
+    """Nucleus sampling: a token is drawn from the likeliest ones that together have this probability."""
+    top_k: int | None = Field(default=None, ge=1, exclude_if=_is_unset)
+    """A token is drawn from so many of the likeliest ones. Weights here and servers of your own (vLLM) take it,
+    OpenAI's API does not, so it is refused for models with a price."""
+    seed: int | None = Field(default=None, ge=0, exclude_if=_is_unset)
+    """Seed that is sent with each request, plus the index of the answer; providers promise no more than to try. Weights
+    in this process are seeded by the request itself, of which this is then a part."""
+
+    @model_validator(mode="after")
+    def _greedy_draws_nothing(self) -> Self:
+        drawn = [name for name in ("top_p", "top_k", "seed") if getattr(self, name) is not None]
+        if drawn and self.temperature == 0:
+            raise ValueError(f"{drawn[0]} needs temperature above 0, since 0 is greedy and draws nothing")
+        return self
+
+    def of_answer(self, index: int) -> dict[str, Any]:
+        """The fields of a request (ask/request.py) for a model's answer with this index to a question."""
+        return {
+            "temperature": self.temperature,
+            "top_p": self.top_p,
+            "top_k": self.top_k,
+            "seed": None if self.seed is None else self.seed + index,
+            "sample_index": index,
+        }
 
 
 class Questions(Table):
@@ -114,6 +161,11 @@ class Model(Table):
     """``openai``: seconds for one attempt."""
     cap_name: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
     """``openai``: the server's name for the cap on the answer; some reasoning models need the longer one."""
+    prompts: Path | None = None
+    """A folder with templates for this model alone, instead of the run's ``prompts``. Relative to the TOML file."""
+    extra_body: dict[str, Any] = {}
+    """``openai``: further keys of every request's JSON body, such as ``{ reasoning_effort = "none" }`` or
+    ``{ thinking = { type = "disabled" } }``. They are a part of the model's identity: other keys, other answers."""
 
     @field_validator("base_url", mode="before")
     @classmethod
@@ -122,11 +174,16 @@ class Model(Table):
 
     @model_validator(mode="after")
     def _keys_fit_engine(self) -> Self:
-        keys = self.model_fields_set - {"engine", "path"}
+        keys = self.model_fields_set - {"engine", "path", "prompts"}
         if self.engine != "openai" and keys:
             raise ValueError(f"{sorted(keys)[0]!r} is for engine = 'openai'")
         if self.engine == "openai" and bool(self.base_url) == bool(self.base_url_file):
             raise ValueError("engine = 'openai' needs either base_url or base_url_file")
+        if reserved := sorted(RESERVED_BODY_KEYS & self.extra_body.keys()):
+            raise ValueError(
+                f"extra_body may not hold {reserved[0]!r}: other keys of this file set it, or it changes what a "
+                "request costs; leave it out"
+            )
         if self.engine == "openai" and self.price is None:
             raise ValueError(
                 "engine = 'openai' needs a price, such as { input = 0.15, output = 0.60 } dollars per million tokens; "
@@ -151,7 +208,7 @@ class Limits(Table):
     """Hard cap on what the run may spend, all restarts together; reserved before a request is sent."""
 
 
-class Rung(Table):
+class Rung(Sampling):
     """``[[rung]]``: one step of the cascade, asked only the questions that are still unsolved."""
 
     name: FolderName
@@ -168,14 +225,18 @@ class Rung(Table):
     accept: Literal["all", "majority"] = "all"
     """When a model has solved a question: ``all`` of its answers are right, or the ``majority`` of them, counted in the
     original order of the options, is right; then only the chains that agree with the majority are kept."""
+    samples_after_miss: bool = Field(default=False, exclude_if=_is_off)
+    """With ``accept = "majority"``: only the first answer is requested at first, and the others where it is wrong; then
+    all of them vote."""
+    also_solved: bool = Field(default=False, exclude_if=_is_off)
+    """Whether it is also asked the questions that rungs before it have solved. So a member with this rung as its
+    teacher learns from it about all questions, not only those that were left for it."""
     trust_majority: bool = False
     """With ``accept = "majority"``: the majority counts as right even where it contradicts the label."""
     keep: int | None = Field(default=None, ge=1)
     """Most accepted chains of a question that this rung keeps, the most different ones; by default all."""
     max_tokens: int = Field(default=512, ge=1)
     """Cap on the answer's length, tokens."""
-    temperature: float = Field(default=0.0, ge=0)
-    """Sampling temperature; 0 is greedy."""
     dollars: float | None = Field(default=None, ge=0)
     """Hard cap on what this rung may spend, within the run's."""
     batch: bool = False
@@ -192,6 +253,8 @@ class Rung(Table):
             )
         if self.orders > 1 and not self.shuffle:
             raise ValueError(f"orders = {self.orders} needs shuffle = true")
+        if self.samples_after_miss and (self.accept != "majority" or self.answers == 1):
+            raise ValueError('samples_after_miss needs accept = "majority" and samples above 1')
         if self.trust_majority and self.accept != "majority":
             raise ValueError('trust_majority needs accept = "majority"')
         return self
@@ -202,7 +265,7 @@ class Rung(Table):
         return max(self.orders, self.samples)
 
 
-class Variants(Table):
+class Variants(Sampling):
     """``[variants]``: new questions about the training problems, written by models and proved by others; without this
     table there are none. A member with ``variants = true`` learns from them."""
 
@@ -273,7 +336,9 @@ class Train(Table):
     epochs: float = Field(default=3, gt=0)
     """Passes over the member's examples."""
     learning_rate: float = Field(default=1e-4, gt=0)
-    """Peak learning rate (AdamW without weight decay, linear warm-up)."""
+    """Peak learning rate (AdamW, linear warm-up)."""
+    weight_decay: float = Field(default=0.0, ge=0, exclude_if=_is_off)
+    """AdamW's weight decay; the winning entry used ms-swift's 0.1."""
     adam_beta2: float = Field(default=0.999, gt=0, lt=1)
     """AdamW's decay rate for squared gradients; the winning entry used ms-swift's 0.95."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
@@ -283,13 +348,14 @@ class Train(Table):
     clip: float = Field(default=1.0, gt=0)
     """Gradient clipping: largest norm of the gradient."""
     batch_size: int = Field(default=1, ge=1)
-    """Sequences per forward pass."""
+    """Sequences per forward pass: conversations, or with ``packing`` packs of those that share their beginning."""
     packing: bool = True
     """Whether examples that share their beginning, such as the questions about one problem, are packed into one
     sequence that holds it once: a third fewer tokens. They are then in the same step; where a step has few sequences,
     the same number of examples of different problems teaches more (docs/experiments.md). ms-swift never packs."""
     gradient_accumulation: int = Field(default=8, ge=1)
-    """Forward passes per optimiser step."""
+    """Forward passes per optimiser step, which so holds ``batch_size`` times as many sequences: conversations with
+    ``packing = false``, which a recipe that counts conversations needs."""
     gradient_checkpointing: bool | None = None
     """Whether activations are recomputed in the backward pass instead of kept; by default on a card, where memory is
     the limit, and not on a CPU."""
@@ -443,7 +509,7 @@ class Serve(Table):
         return (value,) if isinstance(value, str) else value
 
 
-class Predict(Table):
+class Predict(Sampling):
     """``[predict]``: how base, merged and quantised models answer validation and test."""
 
     engine: Literal["local", "vllm"] = "local"
@@ -453,13 +519,14 @@ class Predict(Table):
     ``[train]``. For vLLM it is ``[serve] dtype``."""
     max_tokens: int = Field(default=512, ge=1)
     """Cap on the answer's length, tokens."""
-    temperature: float = Field(default=0.0, ge=0)
-    """Sampling temperature; 0 is greedy."""
     votes: int = Field(default=1, ge=1)
     """Answers per question; the most frequent letter is chosen."""
     adaptive: bool = False
     """Whether ``votes`` is only the maximum: two answers at first, then one more at a time while no letter leads by two
     and another could still win."""
+    prompts: Path | None = Field(default=None, exclude=True)
+    """A folder with templates for the student, which is trained and asked with them, instead of the run's ``prompts``:
+    so it may be asked otherwise than those who write its chains. Relative to the TOML file."""
     probabilities: bool = False
     """Whether each answer is followed by a request for one token, which gives the probability of every letter in the
     place of its letter. ``[ensemble] rule = "average"`` and ``"selector"`` then use these probabilities."""
@@ -491,7 +558,8 @@ class Config(Table):
     """Seed from which all random choices of the run are derived."""
     prompts: Path | None = None
     """A folder with templates of your own (``system.j2``, ``question.j2``, ``variant.j2``), which take precedence over
-    the packaged ones in ``mcq/prompts``. Relative to the TOML file."""
+    the packaged ones in ``mcq/prompts``; for one model ``[models.NAME] prompts``, for the student ``[predict] prompts``
+    may name another. Relative to the TOML file."""
     questions: Questions
     limits: Limits = Limits()
     models: dict[str, Model] = {}
@@ -510,6 +578,8 @@ class Config(Table):
             duplicates = {name for name in names if names.count(name) > 1}
             if duplicates:
                 raise ValueError(f"{kind} name {sorted(duplicates)[0]!r} is used twice; give each {kind} its own name")
+        if self.rung[0].also_solved:
+            raise ValueError(f"rung {self.rung[0].name!r} has also_solved, but no rung before it solves anything")
         for rung in self.rung:
             if rung.name == VARIANTS and self.variants is not None:
                 raise ValueError(f"a rung cannot be called {VARIANTS!r} beside [variants]; that is the table's account")
@@ -524,10 +594,14 @@ class Config(Table):
                         f"rung {rung.name!r} has batch = true, which needs models with engine = 'openai' and one "
                         f"base_url; model {model!r} is not one"
                     )
+                if rung.top_k is not None:
+                    self._check_top_k(f"rung {rung.name!r}", model)
         for model in () if self.variants is None else (*self.variants.models, *self.variants.judges):
             if model not in self.models:
                 choices = ", ".join(self.models) or "none"
                 raise ValueError(f"[variants] names unknown model {model!r}; known under [models]: {choices}")
+        for writer in () if self.variants is None or self.variants.top_k is None else self.variants.models:
+            self._check_top_k("[variants]", writer)
         if self.variants is not None:
             judges = self.variants.judges or tuple(self.models)
             for writer in self.variants.models:
@@ -553,6 +627,22 @@ class Config(Table):
                     choices = ", ".join(sorted(teachers))
                     raise ValueError(f"member {member.name!r} names unknown teacher {teacher!r}; known: {choices}")
         return self
+
+    def prompts_for(self, model: str) -> Path | None:
+        """The folder of templates that a model under ``[models]`` is asked with; None for the packaged ones."""
+        return self.models[model].prompts or self.prompts
+
+    @property
+    def student_prompts(self) -> Path | None:
+        """The folder of templates that the student is trained and asked with; None for the packaged ones."""
+        return self.predict.prompts or self.prompts
+
+    def _check_top_k(self, table: str, model: str) -> None:
+        if self.models[model].engine == "openai" and not self.models[model].is_own:
+            raise ValueError(
+                f"{table} has top_k, which OpenAI's API does not take, and model {model!r} has a price; leave it out, "
+                f"or if its server takes it, write extra_body = {{ top_k = ... }} in [models.{model}]"
+            )
 
 
 def settings(table: Table, without: Collection[str] = ()) -> dict[str, Any]:

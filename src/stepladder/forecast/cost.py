@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from statistics import fmean
 from typing import NamedTuple
 
@@ -98,8 +99,11 @@ class CostRow(NamedTuple):
 def assume(config: Config, questions: Sequence[Question]) -> dict[str, Rates]:
     """Rates by rung without a pilot. The share of a ``worked`` rung is counted: questions with a worked solution."""
     sampled = questions[:: max(1, len(questions) // MAX_SAMPLED_PROMPTS)]
-    mean_tokens = fmean(prompt_tokens(config, question) for question in sampled) if sampled else 0.0
-    prompt = TOKENIZER_FACTOR.times(mean_tokens)
+    folders = {name: config.prompts_for(name) for name in config.models}
+    mean_tokens = {
+        folder: TOKENIZER_FACTOR.times(fmean(prompt_tokens(question, folder) for question in sampled) if sampled else 0)
+        for folder in {*folders.values()}
+    }
     rates, position = {}, 0
     for rung in config.rung:
         if rung.kind == "worked":
@@ -110,14 +114,15 @@ def assume(config: Config, questions: Sequence[Question]) -> dict[str, Rates]:
         position += 1
         answer = Estimate(*(min(tokens, rung.max_tokens) for tokens in ANSWER_TOKENS))
         seconds = Estimate(*(tokens / speed for tokens, speed in zip(answer, TOKENS_PER_SECOND, strict=True)))
-        model_rates = ModelRates(_calls_per_question(rung, solved), prompt, answer, seconds)
-        rates[rung.name] = Rates(solved, dict.fromkeys(rung.models, model_rates), "assumed")
+        calls = _calls_per_question(rung, solved)
+        models = {name: ModelRates(calls, mean_tokens[folders[name]], answer, seconds) for name in rung.models}
+        rates[rung.name] = Rates(solved, models, "assumed")
     return rates
 
 
-def prompt_tokens(config: Config, question: Question) -> float:
-    """Tokens of a question's prompt by the rule of thumb."""
-    messages = ask_messages(question, tuple(range(len(question.options))), config.prompts)
+def prompt_tokens(question: Question, prompts: Path | None) -> float:
+    """Tokens of a question's prompt, rendered from a folder of templates, by the rule of thumb."""
+    messages = ask_messages(question, tuple(range(len(question.options))), prompts)
     return sum(text_tokens(message.content) for message in messages)
 
 
@@ -128,7 +133,9 @@ def text_tokens(text: str) -> float:
 
 def _calls_per_question(rung: Rung, solved: Estimate) -> Estimate:
     """Calls of each model for each question. Where all answers must be right, the next one is requested only if all
-    before it were."""
+    before it were; where others only follow a miss, one is."""
+    if rung.samples_after_miss:
+        return Estimate(*(1 + (1 - share) * (rung.answers - 1) for share in solved))
     if rung.accept == "majority" or rung.answers == 1:
         return ONE.times(rung.answers)
     return Estimate(*(sum(share ** (index / rung.answers) for index in range(rung.answers)) for share in solved))
@@ -142,12 +149,12 @@ def solved_share(solved: int, questions: int) -> Estimate:
 
 def forecast(config: Config, questions: int, problems: int, rates: Mapping[str, Rates]) -> list[CostRow]:
     """The forecast of every model, rung by rung, then for variants."""
-    arriving = ONE.times(questions)
+    everything = arriving = ONE.times(questions)
     rows = []
     for rung in config.rung:
-        rung_rates = rates[rung.name]
+        rung_rates, asked = rates[rung.name], everything if rung.also_solved else arriving
         rows += [
-            _row(rung.name, name, config.models[name], arriving, model_rates, rung_rates.source)
+            _row(rung.name, name, config.models[name], asked, model_rates, rung_rates.source)
             for name, model_rates in rung_rates.models.items()
         ]
         arriving = arriving.times(Estimate(*(1 - solved for solved in rung_rates.solved)))

@@ -186,9 +186,9 @@ def _prompts(config: Config, folder: Path) -> None:
     """Copy the prompt templates: the packaged ones, overwritten by the user's."""
     packaged = Path(stepladder.__file__).parent / "mcq" / "prompts" / config.language
     shutil.copytree(packaged, folder)
-    if config.prompts is not None:
-        files_inside(config.prompts)
-        shutil.copytree(config.prompts, folder, dirs_exist_ok=True)
+    if config.student_prompts is not None:
+        files_inside(config.student_prompts)
+        shutil.copytree(config.student_prompts, folder, dirs_exist_ok=True)
 
 
 def _selftest(context: Context, team: Team) -> str:

@@ -26,13 +26,13 @@ CHUNK_QUESTIONS = 10_000
 JUDGED = ".judged.jsonl"
 """Temporary file of all samples, until it is known which labels are suspect. A line is + (the rung accepts it) or -,
 then the sample."""
-COUNTS = ("asked", "solved", "wrong", "unparsed", "truncated", "lenient")
+COUNTS = ("asked", "solved", "repeated", "wrong", "unparsed", "truncated", "lenient")
 
 
 def artifact(context: Context, part: str | None) -> Artifact:
     config = context.config
     models = sorted({model for rung in config.rung for model in rung.models})
-    inputs = {"questions": context.digest_of("questions")} | context.prompts_digest()
+    inputs = {"questions": context.digest_of("questions")} | context.prompts_of(models)
     inputs |= {f"model {name}": identity(config, name) for name in models}
     rungs = {"seed": config.seed, "rungs": [settings(rung) for rung in config.rung]}
     return Artifact(context.workspace.path("samples"), rungs, inputs)
@@ -124,6 +124,7 @@ class RungCounts:
         counts = self._counts[step.rung]
         counts["asked"] += step.reached
         counts["solved"] += len(step.solved)
+        counts["repeated"] += len(step.solved_before)
         counts.update(sample.verdict for sample in step.samples)
         answers: dict[tuple[str, str], list[Sample]] = {}
         for sample in step.samples:

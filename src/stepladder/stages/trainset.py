@@ -158,7 +158,7 @@ def _example(config: Config, question: Question, sample: Sample) -> Example:
     options = shown(question.options, sample.permutation)
     answer = Message(role="assistant", content=with_final_line(sample.text, options, question.language))
     return Example(
-        messages=(*ask_messages(question, sample.permutation, config.prompts), answer),
+        messages=(*ask_messages(question, sample.permutation, config.student_prompts), answer),
         question_id=question.id,
         teacher=sample.model,
     )

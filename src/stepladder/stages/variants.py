@@ -43,8 +43,9 @@ class Written(NamedTuple):
 
 def artifact(context: Context, part: str | None) -> Artifact:
     config = context.config
-    inputs = {name: context.digest_of(name) for name in ("questions", "samples")} | context.prompts_digest()
-    inputs |= {f"model {name}": identity(config, name) for name in sorted({*_table(config).models, *judges(config)})}
+    models = sorted({*_table(config).models, *judges(config)})
+    inputs = {name: context.digest_of(name) for name in ("questions", "samples")} | context.prompts_of(models)
+    inputs |= {f"model {name}": identity(config, name) for name in models}
     chosen_settings = {"variants": settings(_table(config)), "seed": config.seed}
     return Artifact(context.workspace.path("variants"), chosen_settings, inputs)
 
@@ -90,25 +91,19 @@ def write(
 ) -> list[Written]:
     """Let the writers write; returns the drafts that can be asked, and appends the others to ``refused``."""
     config, table = context.config, _table(context.config)
-    prompts = {
-        problem: variant_messages(questions, examples, _program(questions), config.prompts)
-        for (problem, questions), examples in zip(
-            problems.items(), _examples(problems, chains, table.examples, config.seed), strict=True
-        )
-    }
+    examples = _examples(problems, chains, table.examples, config.seed)
     drafts: list[Written] = []
     existing = {problem: list(questions) for problem, questions in problems.items()}
     for writer in table.models:
-        client = ModelClient(context, writer, _billing(table))
+        client, folder = ModelClient(context, writer, _billing(table)), config.prompts_for(writer)
         requests = {
             (problem, index): Request(
                 model=client.identity,
-                messages=messages,
-                temperature=table.temperature,
-                sample_index=index,
+                messages=variant_messages(questions, solved, _program(questions), folder),
                 max_tokens=table.max_tokens,
+                **table.of_answer(index),
             )
-            for problem, messages in prompts.items()
+            for (problem, questions), solved in zip(problems.items(), examples, strict=True)
             for index in range(table.per_problem)
         }
         with client:
@@ -149,7 +144,7 @@ def prove(context: Context, drafts: Sequence[Written], problems: Mapping[str, Se
             question = written.draft.question
             if identities[written.writer] != client.identity:
                 (order,) = orders(1, len(question.options), config.seed, question.id, name)
-                messages = ask_messages(question, order, config.prompts)
+                messages = ask_messages(question, order, config.prompts_for(name))
                 request = Request(model=client.identity, messages=messages, max_tokens=table.max_tokens)
                 asked.append((question, order, request))
         with client:

@@ -101,7 +101,7 @@ def sft(settings: Train, seed: int, base: Path, rows: Path, out: Path, dtype: st
         "lr_scheduler_type": scheduler(settings),
         "warmup_ratio": settings.warmup,
         "adam_beta2": settings.adam_beta2,
-        "weight_decay": 0.0,
+        "weight_decay": settings.weight_decay,
         "max_grad_norm": settings.clip,
         "per_device_train_batch_size": settings.batch_size,
         "gradient_accumulation_steps": settings.gradient_accumulation // settings.devices,

@@ -99,7 +99,7 @@ def _arguments(settings: Train, seed: int, plan: Plan, scratch: Path) -> SFTConf
         lr_scheduler_type=scheduler(settings),
         warmup_steps=math.ceil(settings.warmup * plan.steps_per_epoch * settings.epochs),
         adam_beta2=settings.adam_beta2,
-        weight_decay=0.0,
+        weight_decay=settings.weight_decay,
         max_grad_norm=settings.clip,
         per_device_train_batch_size=settings.batch_size,
         gradient_accumulation_steps=settings.gradient_accumulation // settings.devices,

@@ -12,7 +12,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
+    LogitsProcessor,
+    PreTrainedModel,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 from transformers.cache_utils import Cache, CacheLayerMixin
 from transformers.masking_utils import sdpa_mask
 
@@ -67,7 +74,7 @@ def decode(
         request_of_row = list(range(len(requests)))
         generators = [_generator(request) for request in requests]
         for step in range(cap):
-            tokens = _choose(logits, [(requests[i].temperature, generators[i]) for i in request_of_row])
+            tokens = _choose(logits, [(requests[i], generators[i]) for i in request_of_row])
             for i, token in zip(request_of_row, tokens, strict=True):
                 finished[i] = finished[i] or token in ends
                 if not finished[i]:
@@ -109,14 +116,26 @@ def _generator(request: Request) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def _choose(logits: torch.Tensor, sampling: Sequence[tuple[float, torch.Generator]]) -> list[int]:
-    """The next token of every row, by its temperature and generator."""
+def _choose(logits: torch.Tensor, sampling: Sequence[tuple[Request, torch.Generator]]) -> list[int]:
+    """The next token of every row, by its request's sampling settings and its generator."""
     tokens: list[int] = logits.argmax(-1).tolist()
-    for row, (temperature, generator) in enumerate(sampling):
-        if temperature > 0:
-            probabilities = torch.softmax(logits[row].cpu() / temperature, -1)
-            tokens[row] = int(torch.multinomial(probabilities, 1, generator=generator))
+    for row, (request, generator) in enumerate(sampling):
+        if request.temperature > 0:
+            scores = logits[row : row + 1].cpu() / request.temperature
+            for limit in _limits(request):
+                scores = limit(torch.empty(1, 0, dtype=torch.long), scores)
+            tokens[row] = int(torch.multinomial(torch.softmax(scores[0], -1), 1, generator=generator))
     return tokens
+
+
+def _limits(request: Request) -> list[LogitsProcessor]:
+    """What limits the tokens that are drawn from, in the order in which vLLM and transformers apply it."""
+    limits: list[LogitsProcessor] = []
+    if request.top_k is not None:
+        limits.append(TopKLogitsWarper(request.top_k))
+    if request.top_p is not None and request.top_p < 1:
+        limits.append(TopPLogitsWarper(request.top_p))
+    return limits
 
 
 class _Layer(CacheLayerMixin):  # type: ignore[no-untyped-call]

@@ -142,7 +142,8 @@ class _BatchClient:
                     cap_reached = grant == "over_budget"
                     if isinstance(grant, Grant):
                         settings, control_tokens = self.model.settings, self.model.control_tokens
-                        body = chat_body(request, self.model.served, settings.cap_name, control_tokens)
+                        served, cap_name, extra_body = self.model.served, settings.cap_name, settings.extra_body
+                        body = chat_body(request, served, cap_name, control_tokens, extra_body)
                         lines.append(write_line(grant.attempt, body))
                         size += len(lines[-1])
                         self.tally.micro_dollars += grant.reserved

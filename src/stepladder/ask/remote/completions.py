@@ -36,8 +36,8 @@ class Settings(NamedTuple):
     """What the prompts of one call have in common."""
 
     max_tokens: int
-    temperature: float
-    top_p: float | None
+    sampling: tuple[tuple[str, float | int], ...]
+    """Temperature and the like, by the server's names."""
     top_logprobs: int | None
 
 
@@ -106,7 +106,7 @@ class Completions:
         groups: dict[Settings, list[Waiting]] = {}
         for waiting in self._waiting:
             request = waiting.request
-            settings = Settings(request.max_tokens, request.temperature, request.top_p, request.top_logprobs)
+            settings = Settings(request.max_tokens, tuple(request.sampling.items()), request.top_logprobs)
             groups.setdefault(settings, []).append(waiting)
         self._waiting = []
         for settings, group in groups.items():
@@ -149,14 +149,12 @@ class Completions:
             "model": self._model,
             "prompt": [waiting.request.prompt_token_ids for waiting in group],
             "max_tokens": settings.max_tokens,
-            "temperature": settings.temperature,
+            **dict(settings.sampling),
             "add_special_tokens": False,
             "stream": True,
             "stream_options": {"include_usage": True, "continuous_usage_stats": True},
             "stream_interval": STREAM_INTERVAL,
         }
-        if settings.top_p is not None:
-            body["top_p"] = settings.top_p
         if settings.top_logprobs is not None:
             body["logprobs"] = settings.top_logprobs
         limit_bytes = sum(waiting.request.reply_bound for waiting in group)

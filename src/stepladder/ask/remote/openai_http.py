@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from stepladder.ask.foreign_json import one_line, read_json
@@ -20,25 +20,29 @@ MAX_LISTING_BYTES = 8_000_000
 """Of a list of models, or of the token ids of a prompt."""
 
 
-def chat_body(request: Request, model: str, cap_name: CapName, control_tokens: re.Pattern[str]) -> dict[str, Any]:
+def chat_body(
+    request: Request,
+    model: str,
+    cap_name: CapName,
+    control_tokens: re.Pattern[str],
+    extra_body: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
     """The JSON body of a POST to /chat/completions. The server renders the messages itself, so that their
-    ``control_tokens`` are broken up before."""
+    ``control_tokens`` are broken up before. ``extra_body``: keys that only this model's server knows."""
     body: dict[str, Any] = {
         "model": model,
         "messages": [
             {"role": message.role, "content": without_control_tokens(control_tokens, message.content)}
             for message in request.messages
         ],
-        "temperature": request.temperature,
         cap_name: request.max_tokens,
+        **request.sampling,
     }
     if request.messages[-1].role == "assistant":  # how vLLM is asked to continue this message
         body |= {"add_generation_prompt": False, "continue_final_message": True}
-    if request.top_p is not None:
-        body["top_p"] = request.top_p
     if request.top_logprobs is not None:
         body |= {"logprobs": True, "top_logprobs": request.top_logprobs}
-    return body
+    return body | dict(extra_body or {})
 
 
 class Http:
@@ -51,6 +55,7 @@ class Http:
         timeout: seconds for a whole attempt.
         cap_name: the server's name for ``max_tokens``; some providers use the longer one for reasoning models.
         control_tokens: what its tokenizer makes control tokens of.
+        extra_body: further keys of every request's body.
     """
 
     def __init__(
@@ -61,10 +66,11 @@ class Http:
         timeout: float,
         cap_name: CapName = "max_tokens",
         control_tokens: re.Pattern[str] = USUAL_CONTROL_TOKENS,
+        extra_body: Mapping[str, Any] | None = None,
     ) -> None:
         self._wire = AsyncWire(base_url, key, timeout)
         self._key, self._model, self._timeout, self._cap_name = key, model, timeout, cap_name
-        self._control_tokens = control_tokens
+        self._control_tokens, self._extra_body = control_tokens, extra_body
         self._base = base_url.rstrip("/")
         self._root = self._base.removesuffix("/v1")
         self._completions = Completions(self._wire, f"{self._base}/completions", model, timeout)
@@ -74,7 +80,7 @@ class Http:
         request with ``prompt_token_ids`` goes to vLLM's completions, together with others."""
         if request.prompt_token_ids is not None:
             return await self._completions.send(request)
-        body = chat_body(request, self._model, self._cap_name, self._control_tokens)
+        body = chat_body(request, self._model, self._cap_name, self._control_tokens, self._extra_body)
         headers = {"Idempotency-Key": idempotency_key}
         try:
             async with asyncio.timeout(self._timeout):  # the client's own timeout starts anew with every chunk

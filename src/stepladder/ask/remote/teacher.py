@@ -79,7 +79,8 @@ def priced_model(
     def endpoint(url: str) -> Endpoint:
         gate = Gate(settings.concurrency, settings.requests_per_minute, settings.tokens_per_minute, start)
         timeout = settings.timeout
-        http = functools.partial(Http, url, model.served, key, timeout, settings.cap_name, model.control_tokens)
+        how = (settings.cap_name, model.control_tokens, settings.extra_body)
+        http = functools.partial(Http, url, model.served, key, timeout, *how)
         return Endpoint(url, http, gate, admission, timeout)
 
     addresses = None if settings.base_url_file is None else Addresses(settings.base_url_file, note)
