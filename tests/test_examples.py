@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
+import sys
 from pathlib import Path
 
 import pytest
+from made import QUESTION
 
+from stepladder import cli
 from stepladder.closedworld.generate import generate, to_line
 from stepladder.config import load
+from stepladder.mcq.prompts import ask_messages
 from stepladder.mcq.questionfile import read_problems
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -41,10 +47,60 @@ def test_every_shipped_question_carries_its_worked_solution_and_its_proof() -> N
                 assert question["program"]
 
 
-def test_the_championship_says_what_its_teachers_cost() -> None:
+def test_every_recipe_loads_and_is_planned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With generated questions in the place of the contest's, which are not ours to ship."""
+    shutil.copytree(EXAMPLES, tmp_path / "examples")
+    data = tmp_path / "examples" / "data"
+    data.mkdir()
+    for split in ("train", "test"):
+        (data / f"{split}.jsonl").write_text("".join(map(to_line, generate(1, 8, "zh", split))), encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    recipes = sorted((tmp_path / "examples").glob("*.toml"))
+    assert {"championship.toml", "today.toml", "demo.toml"} <= {path.name for path in recipes}
+    for recipe in recipes:
+        monkeypatch.setattr(sys, "argv", ["stepladder", "plan", str(recipe)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        said = capsys.readouterr()
+        assert (ended.value.code, said.err) == (0, ""), recipe.name
+        assert "training questions about" in said.out
+
+
+def test_the_championship_is_the_entrys() -> None:
     config = load(EXAMPLES / "championship.toml")
-    prices = {name: model.price for name, model in config.models.items()}
-    assert all(prices.values())
-    assert [name for name, model in config.models.items() if model.is_own] == ["base"]
-    assert {"gpt-4o-mini", "deepseek-v2", "gpt-4o"} < set(prices)
+    train, predict, hard = config.train, config.predict, config.rung[-1]
+    assert (train.warmup, train.max_length, train.weight_decay, train.adam_beta2) == (0.03, 4096, 0.1, 0.95)
+    assert (train.lora_rank, train.lora_alpha, train.lora_dropout, train.packing) == (256, 512, 0.05, False)
+    assert train.batch_size * train.gradient_accumulation == 8
+    assert (predict.engine, predict.max_tokens, predict.temperature) == ("vllm", 2048, 0.1)
+    assert (predict.top_p, predict.top_k) == (0.7, 20)
+    assert {rung.max_tokens for rung in config.rung} == {2048}
+    assert hard.also_solved
+    assert hard.samples_after_miss
+    folders = {config.prompts_for(name) for name in config.models} | {config.student_prompts}
+    assert {folder.name for folder in folders if folder is not None} == {"chains", "gpt-4o", "answers"}
+    for folder in folders:
+        system, _ = ask_messages(QUESTION.model_copy(update={"language": "zh"}), (0, 1), folder)
+        assert "专家" in system.content
+        assert "简明" in system.content
+        assert "答案是：" in system.content
+    assert len(config.member) == 4
+    assert [config.models[member.teachers[0]].model for member in config.member if member.name == "hard"] == [
+        "gpt-4o-2024-08-06"
+    ]
+
+
+def test_the_recipes_differ_in_their_teachers_alone_and_date_their_prices() -> None:
+    then, today = (load(EXAMPLES / f"{name}.toml") for name in ("championship", "today"))
+    for config in (then, today):
+        assert [name for name, model in config.models.items() if model.is_own] == ["base"]
+        assert all(model.price for model in config.models.values())
+    for table in ("questions", "limits", "train", "quantise", "serve", "predict", "ensemble", "prompts"):
+        assert getattr(then, table) == getattr(today, table)
+    text = (EXAMPLES / "today.toml").read_text(encoding="utf-8")
+    prices = [line for line in text.splitlines() if line.startswith("price = ") and "input = 0," not in line]
+    assert len(prices) == 3
+    assert all(re.search(r"# .*2026-\d\d-\d\d", line) for line in prices)
     assert "2024-08" in (EXAMPLES / "championship.toml").read_text(encoding="utf-8")

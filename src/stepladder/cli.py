@@ -272,11 +272,20 @@ def pack(
 
 
 @app.command()
-def doctor() -> None:
+def doctor(
+    models: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="CONFIG",
+            help="A TOML file: see instead whether its servers list its models, before anything is spent.",
+        ),
+    ] = None,
+) -> None:
     """Show what is installed and what is missing, and the number format that is fast here."""
     from stepladder.commands import doctor as command
 
-    if not command.doctor(PlainConsole()):
+    console = PlainConsole()
+    if not (command.doctor(console) if models is None else command.check_models(models, console)):
         raise typer.Exit(2)
 
 

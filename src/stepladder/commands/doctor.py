@@ -1,4 +1,5 @@
-"""``stepladder doctor``: what is installed and what is missing, and the number format that is fast here."""
+"""``stepladder doctor``: what is installed and what is missing, and the number format that is fast here; with
+``--models`` whether the servers of a TOML file list its models."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ import importlib.metadata
 import os
 import shutil
 import sys
+from pathlib import Path
 from typing import NamedTuple
 
 from rich.console import Console
@@ -13,6 +15,9 @@ from rich.table import Table
 from rich.text import Text
 
 from stepladder import models
+from stepladder.ask import RemoteModel
+from stepladder.ask.remote.listing import Finding, check_listed
+from stepladder.config import load
 
 API_LIBRARIES = ("openai", "aiohttp")
 TRAIN_LIBRARIES = ("torch", "transformers", "peft", "trl", "llmcompressor", "datasets", "gguf", models.BUNDLED_PACKAGE)
@@ -46,6 +51,29 @@ def doctor(console: Console) -> bool:
         table.add_row(mark, check.subject, Text(check.value), Text("" if check.ok else check.fix))
     console.print(table)
     return all(check.ok for check in checks)
+
+
+def check_models(config: Path, console: Console) -> bool:
+    """Print whether the servers of a TOML file list its models; returns whether none is missing. Nothing is billed.
+
+    Raises:
+        ConfigError: the file cannot be read or is not valid.
+    """
+    table = Table(box=None, show_header=False, pad_edge=False)
+    marks = {"listed": ("✓", "green"), "unchecked": ("?", "yellow"), "wrong": ("x", "red")}
+    states = set()
+    for name, model in load(config).models.items():
+        findings = (
+            check_listed(RemoteModel(name, model))
+            if model.engine == "openai"
+            else [Finding("unchecked", f"weights of {model.path or models.BUNDLED}: no server lists them")]
+        )
+        for finding in findings:
+            mark, style = marks[finding.state]
+            table.add_row(Text(mark, style=style), name, Text(finding.text))
+            states.add(finding.state)
+    console.print(table)
+    return "wrong" not in states
 
 
 def _package(name: str) -> Check:
