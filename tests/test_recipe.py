@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,7 +16,8 @@ from stepladder import cli
 from stepladder.ask.request import Request
 from stepladder.config import Config, Model, Predict, Rung, Train, Variants, load, settings
 from stepladder.context import Context
-from stepladder.errors import ConfigError
+from stepladder.errors import ConfigError, InputError
+from stepladder.mcq.chainfile import read_chains
 from stepladder.records import Message
 from stepladder.stages import flow
 
@@ -291,3 +293,73 @@ def test_each_model_and_the_student_may_have_prompts_of_their_own(make: Callable
     assert flow.stage("trainset").artifact(context, "a").state() == "stale"
     (project.folder / "mini" / "system.j2").write_text("You are new.")
     assert flow.stage("samples").artifact(context, None).state() == "stale"
+
+
+def test_chains_that_one_has_are_a_rung_that_costs_nothing(
+    make: Callable[..., Project], capsys: pytest.CaptureFixture[str]
+) -> None:
+    project = make(right)
+    rows = [
+        {"id": "p01#0", "chain": "Ann it is.\nAnswer: A", "model": "an old friend"},
+        {"id": "p02#0", "chain": "Bob it is.\nAnswer: B"},
+        {"id": "p04#0", "chain": "Who knows."},
+        {"id": "elsewhere#7", "chain": "Answer: A"},
+    ]
+    file = project.folder / "chains.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    text = (
+        TOML.replace("URL", project.server.url).replace("MODEL", "").replace("RUNG", "").replace("HARD", "")
+    ).replace("[[rung]]", '[[rung]]\nname = "mine"\nchains = "chains.jsonl"\n\n[[rung]]', 1)
+    (project.folder / "run.toml").write_text(text)
+    assert project.run("questions", "samples") == 0
+    train = {row["id"] for row in project.rows("questions/train.jsonl")}
+    mine, easy, _ = project.summary()["rungs"]
+    assert (mine["kind"], mine["asked"], mine["solved"]) == ("chains", len(train), len(train & {"p01#0"}))
+    assert (mine["wrong"], mine["unparsed"]) == (len(train & {"p02#0"}), len(train & {"p04#0"}))
+    assert easy["asked"] == len(train - {"p01#0"}) == len(project.bodies("mini-1"))
+    (sample,) = (row for row in project.rows("samples/accepted.jsonl") if row["rung"] == "mine")
+    assert (sample["model"], sample["micro_dollars"], sample["key"][:7]) == ("an old friend", 0, "chains:")
+    assert project.run("plan") == 0
+    assert "mine: solves" in capsys.readouterr().out
+    context = Context.open(Path("run.toml"), Path("runs"))
+    assert flow.stage("samples").artifact(context, None).state() == "done"
+    file.write_text(json.dumps(rows[3]) + "\n")
+    assert flow.stage("samples").artifact(context, None).state() == "stale"
+    assert project.run("samples") == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "chains.jsonl has no chain for a training question; compare the ids" in said
+    file.write_text("no JSON")
+    sent = len(project.server.bodies)
+    assert project.run("samples") == 2
+    assert len(project.server.bodies) == sent, "the file is read before anything is bought"
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("{}", "chains.jsonl:1: field 'id': must be a text that is not empty"),
+        ('{"id": "p01#0", "chain": " "}', "chains.jsonl:1: field 'chain': must be a text"),
+        ('{"id": "p01#0", "chain": "x", "model": 3}', "chains.jsonl:1: field 'model': must be a text"),
+        ("[]", "chains.jsonl:1: is not an object"),
+        ("", "holds no chains"),
+    ],
+)
+def test_a_file_of_chains_that_cannot_be_read_is_named_with_its_line(tmp_path: Path, line: str, said: str) -> None:
+    (tmp_path / "chains.jsonl").write_text(f"{line}\n")
+    with pytest.raises(InputError, match=re.escape(said)):
+        read_chains(tmp_path / "chains.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"chains": "x", "models": ["m"]}, "a rung of kind 'ask' needs models, one of another kind takes none"),
+        ({"chains": "x", "kind": "worked"}, "a rung of kind 'chains' needs the key chains"),
+        ({"kind": "chains"}, "a rung of kind 'chains' needs the key chains"),
+        ({"chains": "x", "temperature": 0.5}, "a rung with chains asks no model, so temperature does nothing"),
+        ({"chains": "x", "batch": True}, "so batch does nothing; leave it out"),
+    ],
+)
+def test_a_rung_with_chains_asks_nobody(keys: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        Rung.model_validate({"name": "r", **keys})

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -13,6 +14,7 @@ from stepladder.config import Rung
 from stepladder.context import Context
 from stepladder.mcq.answer import leading
 from stepladder.mcq.balance import WORKED_KEY_PREFIX
+from stepladder.mcq.chainfile import read_chains
 from stepladder.mcq.chains import most_different
 from stepladder.mcq.prompts import ask_messages, worked_solution
 from stepladder.mcq.shuffle import Permutation, fixed, orders
@@ -58,7 +60,11 @@ class Step(NamedTuple):
 
 
 class Cascade:
-    """The rungs of a run. It can be climbed more than once; weights are loaded once each time."""
+    """The rungs of a run. It can be climbed more than once; weights are loaded once each time.
+
+    Raises:
+        InputError: a file of chains cannot be read.
+    """
 
     def __init__(self, context: Context) -> None:
         self._seed = context.config.seed
@@ -67,6 +73,9 @@ class Cascade:
             (rung, [(name, ModelClient(context, name, _billing(rung))) for name in rung.models])
             for rung in context.config.rung
         ]
+        for rung in context.config.rung:
+            if rung.chains is not None:
+                read_chains(rung.chains)  # a fault in it is found before anything is bought
 
     def climb(self, questions: Sequence[Question]) -> Iterator[Step]:
         """Ask each rung the questions that no rung before it solved; one with ``also_solved`` the others too."""
@@ -205,7 +214,38 @@ def worked(rung: Rung, questions: Sequence[Question], seed: int) -> list[Sample]
     return samples
 
 
-MODEL_FREE_KINDS: dict[str, Callable[[Rung, Sequence[Question], int], list[Sample]]] = {"worked": worked}
+def written(rung: Rung, questions: Sequence[Question], seed: int) -> list[Sample]:
+    """Samples from the chains of the rung's file, with the options in their own order, judged as any answer."""
+    assert rung.chains is not None  # noqa: S101 (the configuration requires it)
+    chains = read_chains(rung.chains)
+    samples = []
+    for question in questions:
+        order = tuple(range(len(question.options)))
+        indices = Counter[str]()
+        for chain in chains.get(question.id, ()):
+            writer = chain.writer or rung.name
+            letter, verdict = judge(question, order, chain.text, finished=True)
+            samples.append(
+                Sample(
+                    question_id=question.id,
+                    rung=rung.name,
+                    model=writer,
+                    sample_index=indices[writer],
+                    permutation=order,
+                    key=f"chains:{digest([question.id, chain.text])}",
+                    text=chain.text,
+                    answer=letter,
+                    verdict=verdict,
+                )
+            )
+            indices[writer] += 1
+    return samples
+
+
+MODEL_FREE_KINDS: dict[str, Callable[[Rung, Sequence[Question], int], list[Sample]]] = {
+    "worked": worked,
+    "chains": written,
+}
 """The kinds of rung that ask no model, with what makes their samples."""
 
 

@@ -9,7 +9,7 @@ from typing import Any, get_args
 from pydantic import ValidationError
 
 from stepladder.config.addresses import without_password
-from stepladder.config.schema import Config, Table
+from stepladder.config.schema import Config, Rung, Table
 from stepladder.errors import ConfigError
 
 MAX_BYTES = 1_000_000
@@ -71,10 +71,27 @@ def load(path: Path) -> Config:
             "models": models,
             "train": train,
             "quantise": quantise,
+            "rung": tuple(_with_chains(path, rung) for rung in config.rung),
             "predict": predict,
             "prompts": _templates(path, "prompts", config.prompts),
         }
     )
+
+
+def _with_chains(file: Path, rung: Rung) -> Rung:
+    """The rung with its file of chains where it is.
+
+    Raises:
+        ConfigError: there is no such file.
+    """
+    if rung.chains is None:
+        return rung
+    chains = file.parent / rung.chains
+    if not chains.is_file():
+        raise ConfigError(
+            f"{file}: rung {rung.name!r}, key 'chains': {chains} is not a file; name one of chains (JSONL)"
+        )
+    return rung.model_copy(update={"chains": chains})
 
 
 def _templates(file: Path, key: str, folder: Path | None) -> Path | None:

@@ -208,12 +208,21 @@ class Limits(Table):
     """Hard cap on what the run may spend, all restarts together; reserved before a request is sent."""
 
 
+KEYS_WITHOUT_MODELS = frozenset({"name", "kind", "chains", "accept", "trust_majority", "keep", "also_solved"})
+"""Keys that a rung with chains may have."""
+
+
 class Rung(Sampling):
     """``[[rung]]``: one step of the cascade, asked only the questions that are still unsolved."""
 
     name: FolderName
-    kind: Literal["ask", "worked"] = "ask"
-    """``ask`` asks models; ``worked`` offers the worked solution that came with the question, free."""
+    kind: Literal["ask", "worked", "chains"] = "ask"
+    """``ask`` asks models; ``worked`` offers the worked solution that came with the question, and ``chains`` the chains
+    of a file, both free."""
+    chains: Path | None = Field(default=None, exclude=True)
+    """A file of chains that you have already, JSONL of ``{"id", "chain"}``: the id of a question, and a text that ends
+    in an answer line with the letter in the options' own order; ``"model"`` may name who wrote it. They are judged like
+    every other answer. It makes the rung one of kind ``chains``. Relative to the TOML file."""
     models: tuple[str, ...] = ()
     """Names under ``[models]``."""
     orders: int = Field(default=1, ge=1, le=24)
@@ -242,10 +251,19 @@ class Rung(Sampling):
     batch: bool = False
     """Whether its models are asked through their provider's batch API: at half the price, answered within 24 hours."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _chains_say_the_kind(cls, values: Any) -> Any:
+        return {"kind": "chains", **values} if isinstance(values, dict) and "chains" in values else values
+
     @model_validator(mode="after")
     def _models_fit_kind(self) -> Self:
         if (self.kind == "ask") != bool(self.models):
-            raise ValueError("a rung of kind 'ask' needs models, one of kind 'worked' takes none")
+            raise ValueError("a rung of kind 'ask' needs models, one of another kind takes none")
+        if (self.kind == "chains") != (self.chains is not None):
+            raise ValueError("a rung of kind 'chains' needs the key chains, a file; one of another kind takes none")
+        if self.kind == "chains" and (asking := sorted(self.model_fields_set - KEYS_WITHOUT_MODELS)):
+            raise ValueError(f"a rung with chains asks no model, so {asking[0]} does nothing; leave it out")
         if self.samples > self.orders and self.temperature == 0:
             raise ValueError(
                 f"samples = {self.samples} with orders = {self.orders} and temperature = 0 would ask the same again; "

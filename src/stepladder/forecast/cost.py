@@ -16,6 +16,7 @@ from scipy.stats import beta
 
 from stepladder.ask.ledger import Account
 from stepladder.config import Config, Model, Price, Rung, Variants
+from stepladder.mcq.chainfile import read_chains
 from stepladder.mcq.prompts import ask_messages
 from stepladder.records import Question
 
@@ -97,7 +98,8 @@ class CostRow(NamedTuple):
 
 
 def assume(config: Config, questions: Sequence[Question]) -> dict[str, Rates]:
-    """Rates by rung without a pilot. The share of a ``worked`` rung is counted: questions with a worked solution."""
+    """Rates by rung without a pilot. The share of a rung that asks no model is counted: questions with a worked
+    solution, or with a chain."""
     sampled = questions[:: max(1, len(questions) // MAX_SAMPLED_PROMPTS)]
     folders = {name: config.prompts_for(name) for name in config.models}
     mean_tokens = {
@@ -106,8 +108,12 @@ def assume(config: Config, questions: Sequence[Question]) -> dict[str, Rates]:
     }
     rates, position = {}, 0
     for rung in config.rung:
-        if rung.kind == "worked":
-            share = fmean(question.worked is not None for question in questions) if questions else 0.0
+        if rung.kind != "ask":
+            chains = read_chains(rung.chains) if rung.chains is not None else {}
+            free = [
+                question.id in chains or (rung.kind == "worked" and bool(question.worked)) for question in questions
+            ]
+            share = fmean(free) if free else 0.0
             rates[rung.name] = Rates(ONE.times(share), {}, "counted")
             continue
         solved = SOLVED_SHARES[min(position, len(SOLVED_SHARES) - 1)]

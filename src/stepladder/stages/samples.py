@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
+from typing import get_args
 
 from stepladder import records
 from stepladder.answering.cascade import WORKED, Cascade, Step
@@ -18,8 +19,8 @@ from stepladder.mcq.answer import lenient
 from stepladder.mcq.labels import Suspect, weigh
 from stepladder.mcq.position import Positions
 from stepladder.mcq.shuffle import shown
-from stepladder.records import Question, Sample
-from stepladder.workspace import Artifact, write_atomic
+from stepladder.records import Question, Sample, SampleVerdict
+from stepladder.workspace import Artifact, file_digest, write_atomic
 
 CHUNK_QUESTIONS = 10_000
 """Questions that climb the ladder together; a limit, so that memory does not grow with the number of questions."""
@@ -34,6 +35,7 @@ def artifact(context: Context, part: str | None) -> Artifact:
     models = sorted({model for rung in config.rung for model in rung.models})
     inputs = {"questions": context.digest_of("questions")} | context.prompts_of(models)
     inputs |= {f"model {name}": identity(config, name) for name in models}
+    inputs |= {f"chains of {rung.name}": file_digest(rung.chains) for rung in config.rung if rung.chains is not None}
     rungs = {"seed": config.seed, "rungs": [settings(rung) for rung in config.rung]}
     return Artifact(context.workspace.path("samples"), rungs, inputs)
 
@@ -61,6 +63,11 @@ def build(context: Context, part: str | None, folder: Path) -> None:
             judged.sort(key=lambda pair: _identity(pair[0]))
             file.writelines(
                 f"{'+' if is_accepted else '-'}{sample.model_dump_json()}\n" for sample, is_accepted in judged
+            )
+    for rung in context.config.rung:
+        if rung.chains is not None and not counts.samples_of(rung):
+            context.progress.say(
+                f"rung {rung.name}: {rung.chains} has no chain for a training question; compare the ids"
             )
     suspects = votes.suspects()
     if suspects:
@@ -114,6 +121,10 @@ class RungCounts:
     def rows(self) -> tuple[RungSummary, ...]:
         """The counts of every rung so far."""
         return tuple(map(self._row, self._counts))
+
+    def samples_of(self, rung: Rung) -> int:
+        """Number of the rung's samples so far."""
+        return sum(self._counts[rung][verdict] for verdict in get_args(SampleVerdict))
 
     def _row(self, rung: Rung) -> RungSummary:
         counts = {name: self._counts[rung][name] for name in COUNTS}
