@@ -10,7 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from stepladder import models
 from stepladder.config import Train
+from stepladder.records import Example, Message
+from stepladder.training.data import Data
 from stepladder.training.sequences import IGNORED, LengthGroupedSampler, Pack, TokenRow, pack, singly
 
 pytestmark = pytest.mark.dtype
@@ -90,6 +93,24 @@ def test_batches_hold_like_lengths_in_random_order() -> None:
     batches = [[lengths[i] for i in order[at : at + 4]] for at in range(0, 64, 4)]
     assert sum(max(batch) - min(batch) for batch in batches) / len(batches) < 50
     assert [batch[0] for batch in batches] != sorted(batch[0] for batch in batches)
+
+
+def test_without_packing_a_step_holds_the_conversations_that_the_recipe_says(base: Path) -> None:
+    pytest.importorskip("trl")
+    from stepladder.training import trl
+
+    tokenizer = models.load_tokenizer(base)
+    asked = Message(role="user", content="One long problem that all questions are about. " * 5)
+    examples = [
+        Example(
+            messages=(asked, Message(role="assistant", content=f"Chain {n}.\nAnswer: A")), question_id="q", teacher="t"
+        )
+        for n in range(20)
+    ]
+    recipe = Train(batch_size=1, gradient_accumulation=8, packing=False)
+    assert trl._plan(recipe, Data(examples), tokenizer).steps_per_epoch == 3
+    packed = trl._plan(recipe.model_copy(update={"packing": True}), Data(examples), tokenizer)
+    assert (len(packed.packs), packed.steps_per_epoch) == (1, 1)
 
 
 def test_weight_decay_reaches_both_trainers(tmp_path: Path) -> None:

@@ -7,7 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from stepladder.config import BASE, Config, load
+from stepladder import models
+from stepladder.config import BASE, Config, Member, load
 from stepladder.errors import UserError
 from stepladder.mcq import prompts
 from stepladder.progress import Progress
@@ -74,9 +75,9 @@ class Context:
         folder = self.config.student_prompts
         return {} if folder is None else {"prompts": prompts.fingerprint(folder)}
 
-    def prompts_of(self, models: Iterable[str]) -> dict[str, str]:
+    def prompts_of(self, names: Iterable[str]) -> dict[str, str]:
         """The same for the templates that models under ``[models]`` are asked with."""
-        folders = {name: self.config.prompts_for(name) for name in models}
+        folders = {name: self.config.prompts_for(name) for name in names}
         return {
             "prompts" if folder == self.config.prompts else f"prompts of {name}": prompts.fingerprint(folder)
             for name, folder in folders.items()
@@ -99,8 +100,13 @@ def parts(config: Config, stage: str) -> tuple[str | None, ...]:
         return ()
     if stage not in PER_MEMBER:
         return (None,)
-    members = tuple(member.name for member in config.member)
+    members = tuple(member.name for member in config.member if stage != "adapter" or has_adapter(member))
     return (BASE, *members) if stage == "predictions" else members
+
+
+def has_adapter(member: Member) -> bool:
+    """Whether a member is the base with an adapter, trained here or finished; else it is a finished model."""
+    return member.path is None or models.is_adapter(member.path)
 
 
 def artifacts(config: Config) -> list[tuple[str, str | None]]:

@@ -125,22 +125,25 @@ max_tokens = 1024
 
 MODELS = {
     "openai": """
-# Prices: dollars per million tokens as listed in May 2026. Look them up, and the names too, before you spend.
+# Prices: dollars per million tokens as listed in October 2026, prompts at what writing the prompt cache costs, the
+# dearest. Look them up before you spend; 'stepladder doctor --models stepladder.toml' says whether the names exist.
 [models.cheap]
 engine = "openai"
-model = "gpt-5.4-nano"
+model = "gpt-6-luna"
 base_url = "https://api.openai.com/v1"
 api_key_env = "OPENAI_API_KEY"            # keys come from the environment and are written nowhere
 cap_name = "max_completion_tokens"
-price = { input = 0.20, output = 1.25 }
+price = { input = 0.125, output = 0.50 }
+extra_body = { reasoning_effort = "none" }  # its chain is then in the answer; otherwise it takes no temperature
 
 [models.strong]
 engine = "openai"
-model = "gpt-5.4"
+model = "gpt-6.1-terra"
 base_url = "https://api.openai.com/v1"
 api_key_env = "OPENAI_API_KEY"
 cap_name = "max_completion_tokens"
-price = { input = 2.50, output = 15.00 }
+price = { input = 1.25, output = 5.00 }
+extra_body = { reasoning_effort = "none" }
 """,
     "self-hosted": """
 # Servers of your own, such as 'vllm serve MODEL --generation-config vllm'; price 0, so each shows first what it serves.

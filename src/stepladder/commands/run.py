@@ -18,12 +18,14 @@ def run(config: Path, runs: Path) -> None:
 
     Raises:
         AskError: an API key that the run needs is not set; nothing has been run.
+        ModelError: a finished member is missing or of no use; nothing has been run.
     """
     context = Context.open(config, runs)
     console = context.progress.console
     console.print(Text.assemble((context.config.name, "bold"), "  ", (str(context.workspace.folder), "dim")))
     with context.workspace.locked():
         flow.check_keys(context)
+        flow.check_finished(context)
         flow.run(context)
     folder = context.input("report")
     summary(Report.read(folder), console)

@@ -71,6 +71,12 @@ def load(path: Path) -> Config:
             "models": models,
             "train": train,
             "quantise": quantise,
+            "member": tuple(
+                member
+                if member.path is None
+                else member.model_copy(update={"path": _beside(root, str(Path(member.path).expanduser()))})
+                for member in config.member
+            ),
             "rung": tuple(_with_chains(path, rung) for rung in config.rung),
             "predict": predict,
             "prompts": _templates(path, "prompts", config.prompts),

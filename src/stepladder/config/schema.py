@@ -420,6 +420,10 @@ class Member(Table):
     """``[[member]]``: one student of the ensemble; members differ in their data mix or seed."""
 
     name: FolderName
+    path: str | None = Field(default=None, exclude=True)
+    """A finished model or adapter of your own, which is not trained but merged, quantised, measured and joined like the
+    others: a model folder or an id (see ``[train] base``), or a folder with a PEFT adapter (plain LoRA) of ``[train]
+    base``. The keys below then choose the chains that it is calibrated on."""
     teachers: tuple[str, ...] = ()
     """Rungs or models whose accepted chains it learns from; empty means all."""
     share: float = Field(default=1.0, gt=0, le=1)
@@ -436,6 +440,13 @@ class Member(Table):
     chains that name no option by its letter before the answer line."""
     seed: int = 0
     """Seed of data order, option order and LoRA initialisation."""
+
+    @model_validator(mode="after")
+    def _finished_ones_learn_nothing(self) -> Self:
+        trained = [key for key in ("variants", "control", "balance") if getattr(self, key)]
+        if self.path is not None and trained:
+            raise ValueError(f"a member with path is finished and learns nothing, so leave {trained[0]} out")
+        return self
 
 
 class General(Table):
@@ -634,11 +645,11 @@ class Config(Table):
                 raise ValueError(f"a member cannot be called {BASE!r}; that is the untuned student's name")
             if member.variants and self.variants is None:
                 raise ValueError(f"member {member.name!r} has variants = true, but there is no table [variants]")
-            controls = [other.name for other in self.member if not other.variants]
+            controls = [other.name for other in self.member if not other.variants and other.path is None]
             if member.control is not None and (not member.variants or member.control not in controls):
                 raise ValueError(
-                    f"member {member.name!r} has control = {member.control!r}, which must name a member without "
-                    "variants, and itself needs variants = true"
+                    f"member {member.name!r} has control = {member.control!r}, which must name a member that is "
+                    "trained without variants, and itself needs variants = true"
                 )
             for teacher in member.teachers:
                 if teacher not in teachers:

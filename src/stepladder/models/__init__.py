@@ -3,6 +3,8 @@
 from stepladder.models.libraries import quiet, require
 from stepladder.models.loading import load, load_in_4_bits, load_tokenizer, skeleton
 from stepladder.models.location import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
     BUNDLED,
     BUNDLED_FILE,
     BUNDLED_PACKAGE,
@@ -10,7 +12,9 @@ from stepladder.models.location import (
     cache_folder,
     content_digest,
     identity,
+    is_adapter,
     locate,
+    locate_adapter,
 )
 from stepladder.models.number_format import (
     DTYPE_VARIABLE,
@@ -23,6 +27,8 @@ from stepladder.models.number_format import (
 )
 
 __all__ = [
+    "ADAPTER_CONFIG",
+    "ADAPTER_WEIGHTS",
     "BUNDLED",
     "BUNDLED_FILE",
     "BUNDLED_PACKAGE",
@@ -34,10 +40,12 @@ __all__ = [
     "dtype_name",
     "has_cuda",
     "identity",
+    "is_adapter",
     "load",
     "load_in_4_bits",
     "load_tokenizer",
     "locate",
+    "locate_adapter",
     "machine",
     "multiplies_bfloat16",
     "own_dtype",

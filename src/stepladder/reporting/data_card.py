@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import PurePath
 from typing import TYPE_CHECKING
 
+from stepladder import models
 from stepladder.config import Config, Member
 from stepladder.documents import TrainsetCard
 
@@ -41,7 +42,7 @@ def markdown(config: Config, mix: Member, card: TrainsetCard) -> str:
         f"# Training chains of member {mix.name}, run {config.name}",
         "",
         f"{card.examples:,} conversations on {card.questions:,} questions about {card.problems:,} problems, "
-        f"{card.tokens:,} tokens of the student {code(PurePath(config.train.base).name)}"
+        f"{card.tokens:,} tokens of the student {code(PurePath(student_name(config, mix)).name)}"
         + f"; half have up to {length.median:.0f}, 95 % up to {length.p95:.0f}"
         + '. A line of `train.jsonl` is `{"messages": [...], "question_id", "teacher"}`.',
         "",
@@ -85,6 +86,11 @@ def markdown(config: Config, mix: Member, card: TrainsetCard) -> str:
             "",
         ]
     )
+
+
+def student_name(config: Config, mix: Member) -> str:
+    """What a member's weights are made of: a finished model, or the base, with an adapter or before training."""
+    return mix.path if mix.path is not None and not models.is_adapter(mix.path) else config.train.base
 
 
 def yaml_head(data: CardData) -> list[str]:

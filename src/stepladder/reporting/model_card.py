@@ -6,10 +6,11 @@ import re
 from collections.abc import Iterable
 from pathlib import Path, PurePath
 
+from stepladder import models
 from stepladder.config import Config, Member
 from stepladder.documents import TrainsetCard, Verdict
 from stepladder.models import BUNDLED
-from stepladder.reporting.data_card import code, yaml_head
+from stepladder.reporting.data_card import code, student_name, yaml_head
 
 MAX_HEAD_CHARACTERS = 20_000
 """Of a base's card that are read for its licence."""
@@ -29,8 +30,10 @@ def markdown(config: Config, mix: Member, base: Path, card: TrainsetCard, verdic
     """
     from huggingface_hub import ModelCardData
 
-    name = base_name(config.train.base)
-    licence, form, dtype = licence_of(config, base), verdict.form, verdict.dtype
+    student = student_name(config, mix)
+    name, licence = base_name(student), licence_of(student, base)
+    form, dtype = verdict.form, verdict.dtype
+    lora = ["lora"] if student == config.train.base else []
     head = [
         *yaml_head(
             ModelCardData(
@@ -40,12 +43,12 @@ def markdown(config: Config, mix: Member, base: Path, card: TrainsetCard, verdic
                 base_model=name,
                 base_model_relation="quantized",
                 license=licence,
-                tags=["multiple-choice", "chain-of-thought", "lora", "gptq", "stepladder"],
+                tags=["multiple-choice", "chain-of-thought", *lora, "gptq", "stepladder"],
             )
         ),
         f"# {config.name}, member {mix.name}",
         "",
-        f"{code(name)}, taught by LoRA to answer multiple-choice questions on closed-world problems step by step, in "
+        f"{code(name)}, {_taught(mix)} to answer multiple-choice questions on closed-world problems step by step, in "
         f"{form.bits} bits ({verdict.bytes.quantised / 1e6:,.0f} MB of weights). The last line of an answer "
         "carries the letter.",
         "",
@@ -53,16 +56,11 @@ def markdown(config: Config, mix: Member, base: Path, card: TrainsetCard, verdic
         "vllm serve .",
         "```",
     ]
-    train = config.train
     recipe = [
         "",
         "## Data and recipe",
         f"{card.examples:,} conversations on {card.questions:,} questions about {card.problems:,} problems, "
-        f"{card.tokens:,} tokens; the folder of the trainset has their card. LoRA on all linear layers: rank "
-        f"{train.lora_rank}, alpha {train.lora_alpha}, {train.epochs:g} epochs, learning rate {train.learning_rate:g} "
-        f"({train.schedule}), {train.batch_size * train.gradient_accumulation} sequences a step, at most "
-        f"{train.max_length:,} tokens, seed {mix.seed}; trained and merged with {train.backend}"
-        + (f", the base in {dtype.trained}." if dtype.trained else "."),
+        f"{card.tokens:,} tokens; the folder of the trainset has their card. " + _recipe(config, mix, dtype.trained),
         "",
         f"Quantised by {config.quantise.method.upper()} ({config.quantise.backend}): {form.bits} bits, groups of "
         f"{form.group_size}, calibrated on {min(form.samples, card.examples):,} of its own conversations"
@@ -70,6 +68,26 @@ def markdown(config: Config, mix: Member, base: Path, card: TrainsetCard, verdic
         + (f"; repaired by {form.repair!r}." if form.repair else "."),
     ]
     return "\n".join([*head, *recipe, *_measured(verdict, config.predict.engine), *_limits(config, licence), ""])
+
+
+def _taught(mix: Member) -> str:
+    """How a member learned."""
+    if mix.path is None:
+        return "taught by LoRA"
+    return f"{'with an adapter that was ' if models.is_adapter(mix.path) else ''}trained elsewhere and is used"
+
+
+def _recipe(config: Config, mix: Member, trained_in: str | None) -> str:
+    """How a member was trained."""
+    if mix.path is not None:
+        return "It was trained elsewhere; these conversations are what it was calibrated on."
+    train = config.train
+    return (
+        f"LoRA on all linear layers: rank {train.lora_rank}, alpha {train.lora_alpha}, {train.epochs:g} epochs, "
+        f"learning rate {train.learning_rate:g} ({train.schedule}), {train.batch_size * train.gradient_accumulation} "
+        f"sequences a step, at most {train.max_length:,} tokens, seed {mix.seed}; trained and merged with "
+        f"{train.backend}" + (f", the base in {trained_in}." if trained_in else ".")
+    )
 
 
 def base_name(base: str) -> str:
@@ -124,9 +142,9 @@ def _limits(config: Config, licence: str | None) -> Iterable[str]:
     )
 
 
-def licence_of(config: Config, base: Path) -> str | None:
-    """The licence in the metadata of a base's model card; None where there is none."""
-    if config.train.base == BUNDLED:
+def licence_of(name: str, base: Path) -> str | None:
+    """The licence in the metadata of a base's model card, by its name and folder; None where there is none."""
+    if name == BUNDLED:
         return BUNDLED_LICENCE
     card = base / "README.md"
     if not card.is_file():

@@ -72,7 +72,7 @@ def collect(run: Path, config: Config, folders: Iterable[Folder]) -> Report:
             best_member=best,
             bits=verdicts[best].form.bits,
             votes=config.predict.votes,
-            dtype={stage: read_manifest(run / stage / best).get("dtype") for stage in ("adapter", "predictions")},
+            dtype={stage: _number_format(run / stage / best) for stage in ("adapter", "predictions")},
             split=headline.split,
         ),
         questions=QuestionAudit.read(run / "questions"),
@@ -89,6 +89,11 @@ def collect(run: Path, config: Config, folders: Iterable[Folder]) -> Report:
         stages=tuple(_stages(run, folders, samples)),
         examples=tuple(_examples(headline, System("quantised", best))),
     )
+
+
+def _number_format(folder: Path) -> str | None:
+    """The number format that an artifact was computed in; None where it is not recorded, or there is no artifact."""
+    return read_manifest(folder).get("dtype") if folder.exists() else None
 
 
 def _voting(measured: Measured, system: System) -> list[VotingPoint]:
@@ -222,7 +227,8 @@ def _dollars(samples: Iterable[Sample]) -> float:
 
 
 def _training(run: Path, member: str) -> MemberTraining:
-    steps = read(run / "adapter" / member / "log.jsonl", TrainingStep)
+    log = run / "adapter" / member / "log.jsonl"
+    steps = read(log, TrainingStep) if log.exists() else []  # there is none of a finished member
     card = TrainsetCard.read(run / "trainset" / member)
     return MemberTraining(
         member=member,

@@ -1,4 +1,4 @@
-"""adapter: LoRA fine-tuning of each member."""
+"""adapter: LoRA fine-tuning of each member; a finished adapter is copied."""
 
 from __future__ import annotations
 
@@ -14,13 +14,17 @@ from stepladder.mcq.prompts import worked_solution
 from stepladder.models import template
 from stepladder.records import Example, Question
 from stepladder.stages.trainset import member
-from stepladder.training import distributed, swift, trl
+from stepladder.training import distributed, merging, swift, trl
 from stepladder.training.data import Data
 from stepladder.workspace import Artifact
 
 
 def artifact(context: Context, part: str | None) -> Artifact:
     config = context.config
+    if (finished := member(config, part).path) is not None:
+        given = {"adapter": models.content_digest(models.locate_adapter(finished))}
+        given["base"] = models.content_digest(models.locate(config.train.base))
+        return Artifact(context.workspace.path("adapter", part), {}, given)
     # The digest of the base is among the inputs; its path changes nothing.
     chosen_settings = {
         "train": settings(config.train, without=("base", "tensorboard")),
@@ -35,6 +39,10 @@ def artifact(context: Context, part: str | None) -> Artifact:
 
 def build(context: Context, part: str | None, folder: Path) -> None:
     base = models.locate(context.config.train.base)
+    if (finished := member(context.config, part).path) is not None:
+        trained_on = merging.adopt_adapter(models.locate_adapter(finished), base, folder)
+        context.progress.say(f"adapter/{part}: {finished}, by its own words of {trained_on or 'an unnamed base'}")
+        return
     trainset = context.input("trainset", part)
     template.check(models.load_tokenizer(base), trainset)
     examples = records.read(trainset / "train.jsonl", Example)

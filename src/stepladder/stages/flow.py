@@ -12,8 +12,9 @@ from typing import Protocol, cast
 from stepladder import models
 from stepladder.answering.client import check_ledger
 from stepladder.config import Config
-from stepladder.context import STAGES, Context, artifacts, label
+from stepladder.context import STAGES, Context, artifacts, label, parts
 from stepladder.errors import AskError, MissingExtra, UserError
+from stepladder.training.merging import refuse_quantised
 from stepladder.workspace import Artifact, State
 
 
@@ -49,16 +50,19 @@ def run(context: Context, names: Collection[str] = STAGES) -> None:
             is_checked = True
         for file in artifact.edited():
             context.progress.say(f"{label(name, part)}: {file} was changed since it was made; it is made again")
-        dtype = computes_in(context.config, name)
+        dtype = computes_in(context.config, name, part)
         if dtype is not None:
             _note_other_formats(context, label(name, part), dtype)
         with context.progress.stage(label(name, part)), artifact.writing(dtype) as folder:
             stage(name).build(context, part, folder)
 
 
-def computes_in(config: Config, name: str) -> str | None:
+def computes_in(config: Config, name: str, part: str | None) -> str | None:
     """The number format that a stage computes in on this machine; None where it computes nothing in this process, or
     PyTorch is not installed, which is no error where the ledger has every answer."""
+    finished = any(member.name == part and member.path is not None for member in config.member)
+    if finished and (name == "adapter" or (name == "merged" and part not in parts(config, "adapter"))):
+        return None  # it is copied
     local = any(config.models[model].engine == "local" for model in models_asked(config, name))
     with contextlib.suppress(MissingExtra):
         if name in ("adapter", "merged", "quantised"):
@@ -102,6 +106,19 @@ def check_keys(context: Context) -> None:
                 f"model {model!r}: environment variable {variable} is not set, and {artifact} will ask this model; put "
                 "the key there"
             )
+
+
+def check_finished(context: Context) -> None:
+    """Check that finished models and adapters of the user's own are there and can be used, before anything is spent.
+
+    Raises:
+        ModelError: one is not, or it is quantised already.
+    """
+    for member in context.config.member:
+        if member.path is not None and models.is_adapter(member.path):
+            models.locate_adapter(member.path)
+        elif member.path is not None:
+            refuse_quantised(models.locate(member.path))
 
 
 def check_inputs(context: Context, name: str) -> None:

@@ -30,6 +30,7 @@ from stepladder.quantising import calibration, gptq, gptqmodel, repair
 from stepladder.quantising.gate import Reference, distance, measure, reference
 from stepladder.records import Example, Question
 from stepladder.reporting import model_card
+from stepladder.reporting.data_card import student_name
 from stepladder.stages.trainset import member
 from stepladder.training.sequences import TokenRow, tokenise
 from stepladder.workspace import Artifact, file_digest, write_atomic
@@ -122,7 +123,8 @@ def build(context: Context, part: str | None, folder: Path) -> None:
     verdict.write(folder)
     write_settings(config, folder)
     card = TrainsetCard.read(context.input("trainset", part))
-    mix, base = member(config, part), models.locate(config.train.base)
+    mix = member(config, part)
+    base = models.locate(student_name(config, mix))
     write_atomic(folder / "README.md", model_card.markdown(config, mix, base, card, verdict))
 
 

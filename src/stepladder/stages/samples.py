@@ -55,7 +55,8 @@ def build(context: Context, part: str | None, folder: Path) -> None:
                 judged += ((sample, _identity(sample) in accepted) for sample in step.samples)
                 row = counts.add(step, by_id)
                 if done + len(chunk) == total:
-                    context.progress.say(f"rung {row.name}: {row.solved:,} of {row.asked:,} questions solved")
+                    again = f"; {row.repeated:,} solved ones asked once more" if row.repeated else ""
+                    context.progress.say(f"rung {row.name}: {row.solved:,} of {row.asked:,} questions solved{again}")
                 else:
                     context.progress.update(f"rung {row.name}, question", done, total)
             done += len(chunk)

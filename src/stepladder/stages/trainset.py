@@ -21,7 +21,7 @@ from stepladder.mcq.prompts import ask_messages
 from stepladder.mcq.shuffle import rng, shown
 from stepladder.models import template
 from stepladder.records import Example, Message, Question, Sample
-from stepladder.reporting.data_card import LEFT_OUT, markdown
+from stepladder.reporting.data_card import LEFT_OUT, markdown, student_name
 from stepladder.training.sequences import tokenise
 from stepladder.workspace import Artifact, write_atomic
 
@@ -29,7 +29,7 @@ from stepladder.workspace import Artifact, write_atomic
 def artifact(context: Context, part: str | None) -> Artifact:
     config = context.config
     mix = member(config, part)
-    student = models.locate(config.train.base)
+    student = models.locate(student_name(config, mix))
     chosen_settings = {"member": settings(mix), "max_length": config.train.max_length}
     inputs = {
         "questions": context.digest_of("questions"),
@@ -79,7 +79,7 @@ def build(context: Context, part: str | None, folder: Path) -> None:
         kept.setdefault(example.messages, example)
     removed["duplicates"] = len(distinct) - len(kept)
 
-    tokenizer = models.load_tokenizer(models.locate(config.train.base))
+    tokenizer = models.load_tokenizer(models.locate(student_name(config, mix)))
     lengths, examples = [], []
     for example in kept.values():
         for row in tokenise(tokenizer, [example], config.train.max_length):  # no row where it is too long

@@ -27,6 +27,8 @@ COMPARED_CONVERSATIONS = 8
 """Number of conversations on which the base with its adapter and the merged weights are compared."""
 MAX_KL_NATS = 0.01
 """Limit on the mean KL divergence per token. Rounding to the base's own dtype causes about 1e-4 in bfloat16."""
+CONFIGURATION_FILES = ("config.json", "generation_config.json", "model.safetensors.index.json")
+"""Of a model folder, beside its weights and its tokenizer."""
 _PLAIN_LORA: dict[str, tuple[object, ...]] = {
     "use_dora": (False, None),
     "use_rslora": (False, None),
@@ -74,12 +76,48 @@ def merge(base: Path, adapter: Path, folder: Path) -> None:
         save_file(merged, folder / shard.name, metadata=metadata)
     if unused:
         raise ModelError(f"{adapter}: {sorted(unused)[0]} is not in {base}; merge it into the base it was trained on")
-    for name in ("config.json", "generation_config.json", "model.safetensors.index.json"):
+    for name in CONFIGURATION_FILES:
         if (base / name).exists():
             check_inside(base / name, base)
             shutil.copyfile(base / name, folder / name)
     tokenizer.save_pretrained(folder)
     template.write(tokenizer, folder)
+
+
+def adopt(model: Path, folder: Path) -> None:
+    """Copy a finished model into a folder, as :func:`merge` leaves one: weights, configuration, tokenizer.
+
+    Raises:
+        ModelError: it is quantised.
+        InputError: one of its files is a link that leads out of it.
+        TemplateError: its tokenizer is not the one it was trained with.
+    """
+    refuse_quantised(model)
+    tokenizer = models.load_tokenizer(model)
+    template.check_folder(tokenizer, model)
+    for path in sorted(model.iterdir()):
+        if path.suffix == ".safetensors" or path.name in CONFIGURATION_FILES:
+            check_inside(path, model)
+            shutil.copyfile(path, folder / path.name)
+    tokenizer.save_pretrained(folder)
+    template.write(tokenizer, folder)
+
+
+def adopt_adapter(adapter: Path, base: Path, folder: Path) -> str:
+    """Copy a finished adapter into a folder, as training leaves one; returns the base that it says it was trained on.
+
+    Raises:
+        InputError: one of its files cannot be read, or is a link that leads out of it.
+        TemplateError: it was trained with another chat template than the base's.
+    """
+    tokenizer = models.load_tokenizer(base)
+    if (adapter / template.FINGERPRINT_FILE).exists():
+        template.check(tokenizer, adapter)
+    for name in (models.ADAPTER_CONFIG, models.ADAPTER_WEIGHTS):
+        check_inside(adapter / name, adapter)
+        shutil.copyfile(adapter / name, folder / name)
+    template.write(tokenizer, folder)
+    return str(read_json(folder / models.ADAPTER_CONFIG).get("base_model_name_or_path") or "")
 
 
 def refuse_quantised(base: Path) -> None:
