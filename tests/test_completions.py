@@ -18,7 +18,7 @@ from stepladder.ask.ledger import Ledger, Scope
 from stepladder.ask.remote.engine import ask_all
 from stepladder.ask.remote.teacher import priced_model
 from stepladder.ask.request import Request, Response
-from stepladder.errors import AskError
+from stepladder.errors import AskError, TemplateError
 from stepladder.models import template
 
 SCOPE = Scope("run", "own")
@@ -187,5 +187,5 @@ def test_an_error_of_rendering_is_the_caller_s(ledger: Ledger, monkeypatch: pyte
     tokenizer.chat_template = "{{ raise_exception('no') }}"
     model = RemoteModel("t", asker.model("http://127.0.0.1:9/v1", 8), takes_token_ids=True, tokenizer=tokenizer)
     monkeypatch.setattr(template, "prompt_tokens", lambda *_: [1])
-    with pytest.raises(template.TemplateError, match="cannot be rendered"):
+    with pytest.raises(TemplateError, match="cannot be rendered"):
         ask_remote(requests("unrendered", 1), model, ledger, SCOPE)
