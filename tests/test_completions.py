@@ -81,6 +81,20 @@ def test_many_prompts_go_in_one_call_and_each_answer_is_its_own(ledger: Ledger) 
     assert (sent["model"], sent["max_tokens"], sent["temperature"], sent["stream"]) == ("m", 16, 0.0, True)
 
 
+def test_sampling_settings_go_along_and_divide_the_calls(ledger: Ledger) -> None:
+    asked = [
+        request.model_copy(update={"temperature": 0.5, "top_p": 0.7, "top_k": 20, "seed": index % 2})
+        for index, request in enumerate(wanted(4))
+    ]
+    with Raw(lambda head, body: stream(*(event(n, "Answer: A", "stop") for n in range(2)), b"[DONE]")) as server:
+        ask(server.url, asked, ledger)
+        bodies = [json.loads(body) for body in server.bodies]
+    assert {(b["temperature"], b["top_p"], b["top_k"], b["seed"]) for b in bodies} == {
+        (0.5, 0.7, 20, 0),
+        (0.5, 0.7, 20, 1),
+    }
+
+
 def test_token_ids_are_no_part_of_a_request_s_identity() -> None:
     assert wanted(1)[0].key == requests("tokens", 1)[0].key
 
