@@ -110,6 +110,9 @@ class Model(Table):
     """``openai``: the account's limit at each server."""
     tokens_per_minute: float | None = Field(default=None, gt=0)
     """``openai``: the account's limit at each server."""
+    batch_queue_tokens: int | None = Field(default=None, ge=1)
+    """``openai``: the account's limit on prompt tokens that wait in the provider's batch queue at once, for rungs with
+    ``batch = true``; what is over it is sent as batches end. By default learned from the provider's refusal."""
     timeout: float = Field(default=600, gt=0)
     """``openai``: seconds for one attempt."""
     cap_name: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
