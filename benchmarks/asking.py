@@ -158,12 +158,15 @@ def queue(folder: Path, rounds: int, settings: argparse.Namespace) -> None:
         ledger, refused = place / "ledger.sqlite", "did not fit into the queue"
         with ApiServer(place, {"batch_queue_tokens": limit_tokens, "batch_polls": 4}, seed=number) as api:
             command = (api.url, ledger, "--count", count, "--words", 600, "--batch")
-            for _ in range(kills):
-                process = start(*command)
-                time.sleep(draw.uniform(1.5, 4.0))
+            killed_at = []
+            for kill_number in range(kills):
+                process, until = start(*command), kill_number * count * draw.uniform(0.8, 1.0) / kills
+                while process.poll() is None and api.billing()["billed"] < until:
+                    time.sleep(0.01)
+                time.sleep(draw.uniform(0.0, 0.5 if until else 3.0))
                 process.kill()
                 process.communicate()
-            killed_at = api.billing()["billed"]
+                killed_at.append(api.billing()["billed"])
             figures = finish(start(*command))
             billing = api.settled()
         with Ledger(ledger) as opened:
@@ -172,7 +175,7 @@ def queue(folder: Path, rounds: int, settings: argparse.Namespace) -> None:
             bought = Counter(row["key"] for row in opened.export() if row["outcome"] == "answered")
         twice = sum(times > 1 for times in bought.values())
         tell(
-            f"run {number + 1:2}: killed {kills} times, at {killed_at} billed; {kept} of {count} answers, bought twice "
+            f"run {number + 1:2}: killed at {killed_at} billed; {kept} of {count} answers, bought twice "
             f"{twice}, billed twice {billing['duplicates']}, bill {billing['micro_dollars']} = spent {spent}; batches: "
             f"{ended['completed']} completed, {ended[refused]} refused by the queue  {figures['said']}",
             kept == billing["billed"] == count and not twice and billing["micro_dollars"] == spent,

@@ -7,6 +7,7 @@ because it holds all tables, most of them fields without code.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Collection
 from decimal import Decimal
 from pathlib import Path
@@ -30,6 +31,15 @@ def _folder_name(value: str) -> str:
 
 
 FolderName = Annotated[str, AfterValidator(_folder_name)]
+
+
+def _data_file(value: str) -> str:
+    if re.fullmatch(r"(\w[\w .()+-]*/)*\w[\w .()+-]*\.(jsonl?|parquet)", value) is None:
+        raise ValueError("must be the path of a *.jsonl, *.json or *.parquet in the dataset, without wildcards")
+    return value
+
+
+DataFile = Annotated[str, AfterValidator(_data_file)]
 
 
 def _base_url(value: str) -> str:
@@ -361,8 +371,12 @@ class General(Table):
     """``[[quantise.general]]``: general text to calibrate on beside the student's own chains."""
 
     source: str
-    """A JSONL file (fields ``text``, ``messages``, ``conversations``, ``instruction`` and ``output``, or ``prompt`` and
-    ``completion``), or the name of a dataset on the Hugging Face hub."""
+    """A file, or a dataset of a hub: ``OWNER/NAME`` or ``modelscope:OWNER/NAME``, either with an optional
+    ``@REVISION``. Rows are conversations (fields ``messages``, ``conversations``, ``instruction`` and ``output``, or
+    ``prompt`` and ``completion``), which are rendered in the chat template, or plain ``text``."""
+    file: DataFile | None = None
+    """The dataset's data file: JSONL, a JSON array or Parquet, of 2 GiB at most. It is downloaded once, when it is
+    first needed, and then found in the hub's cache, as ``[train] base``; its first 20,000 rows are read."""
     samples: int = Field(ge=1)
     """Rows drawn from it, with the run's seed."""
     max_length: int = Field(default=512, ge=16)
