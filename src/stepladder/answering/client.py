@@ -180,7 +180,10 @@ class FolderClient:
         )
 
     def _clear(self) -> None:
-        self._loaded = self._fleet = None
+        if self._loaded is not None:
+            self._loaded = None
+            models.release_cards()
+        self._fleet = None
         self._servers.close()
 
 
