@@ -3,6 +3,7 @@
 python benchmarks/asking.py kill         SIGKILL at random moments under load and faults: what was lost or billed
 python benchmarks/asking.py budget       a cap of one dollar at 512 in flight: how near the bill comes
 python benchmarks/asking.py full         a small disk (tmpfs, as root) filled at random moments: what was lost or bought
+python benchmarks/asking.py queue        1,355 requests through a batch queue of 90,000 tokens, killed five times
 python benchmarks/asking.py throughput   5,000 requests at 50 ms against a bare asyncio.gather over the same SDK
 python benchmarks/asking.py scale        10,000 and 100,000 requests at no latency: time, memory, ledger size, rerun
 
@@ -25,7 +26,7 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "tests"))
 
 from api_server import ApiServer  # noqa: E402
-from asker import FAULTS, PRICE, answers, finish, request, start  # noqa: E402
+from asker import FAULTS, PRICE, answers, finish, request, rows, start  # noqa: E402
 
 from stepladder.ask.ledger import Ledger  # noqa: E402
 from stepladder.ask.request import worst_case  # noqa: E402
@@ -150,6 +151,40 @@ def _fill_once(api: ApiServer, disk: Path, draw: random.Random, *, killed: bool,
     )
 
 
+def queue(folder: Path, rounds: int, settings: argparse.Namespace) -> None:
+    """The hard rung of the contest on an account of the first tier: prompts of 600 words, which the provider counts as
+    604 tokens each, 9 times what its queue takes. Killed five times, at random moments."""
+    count, limit_tokens, kills, draw = 1_355, 90_000, 5, random.Random()
+    for number in range(rounds):
+        place = folder / str(number)
+        place.mkdir()
+        ledger, refused = place / "ledger.sqlite", "did not fit into the queue"
+        with ApiServer(place, {"batch_queue_tokens": limit_tokens, "batch_polls": 4}, seed=number) as api:
+            command = (api.url, ledger, "--count", count, "--words", 600, "--batch")
+            killed_at = []
+            for kill_number in range(kills):
+                process, until = start(*command), kill_number * count * draw.uniform(0.8, 1.0) / kills
+                while process.poll() is None and api.billing()["billed"] < until:
+                    time.sleep(0.01)
+                time.sleep(draw.uniform(0.0, 0.5 if until else 3.0))
+                process.kill()
+                process.communicate()
+                killed_at.append(api.billing()["billed"])
+            figures = finish(start(*command))
+            billing = api.settled()
+        with Ledger(ledger) as opened:
+            ended = Counter(how for (how,) in rows(opened, "SELECT ended FROM batches"))
+            spent, kept = opened.spent("run"), answers(opened)
+            bought = Counter(row["key"] for row in opened.export() if row["outcome"] == "answered")
+        twice = sum(times > 1 for times in bought.values())
+        tell(
+            f"run {number + 1:2}: killed at {killed_at} billed; {kept} of {count} answers, bought twice "
+            f"{twice}, billed twice {billing['duplicates']}, bill {billing['micro_dollars']} = spent {spent}; batches: "
+            f"{ended['completed']} completed, {ended[refused]} refused by the queue  {figures['said']}",
+            kept == billing["billed"] == count and not twice and billing["micro_dollars"] == spent,
+        )
+
+
 def throughput(folder: Path, rounds: int, settings: argparse.Namespace) -> None:
     """Wall time of whole processes, interpreter and imports included, since the worker brings a second one."""
     count = 5000
@@ -199,6 +234,7 @@ def main() -> None:
         "kill": (kill, 20),
         "budget": (budget, 20),
         "full": (full, 20),
+        "queue": (queue, 3),
         "throughput": (throughput, 3),
         "scale": (scale, 1),
     }

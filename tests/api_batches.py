@@ -42,6 +42,10 @@ class Batch:
     polls: int = 0
     lines: list[Line] = field(default_factory=list)
 
+    def tokens(self, provider: Provider) -> int:
+        """Of its prompts."""
+        return sum(provider.prompt_tokens(line.body) for line in self.lines)
+
 
 class Batches:
     """A batch moves only when it is looked at, so that a test and not a clock decides how far it is."""
@@ -142,6 +146,7 @@ class Batches:
         batch.polls += 1
         if status == "validating":
             batch.lines, errors = self.read(self.files[batch.view["input_file_id"]].content)
+            errors = errors or self.queue_errors(batch)
             if errors:
                 batch.view["errors"] = {"object": "list", "data": errors}
                 enter(batch, "failed")
@@ -170,6 +175,19 @@ class Batches:
         if not content.strip():
             errors.append({"code": "empty_file", "message": "The file is empty.", "param": None, "line": None})
         return list(lines.values()), errors
+
+    def queue_errors(self, batch: Batch) -> list[dict[str, Any]]:
+        """What OpenAI says of a batch that does not fit into the queue (github.com/openai/openai-python/issues/2084;
+        the limit of 90,000: community.openai.com/t/1027303)."""
+        limit = self.provider.script.batch_queue_tokens
+        waiting = [other for other in self.batches.values() if other.view["status"] == "in_progress"]
+        if limit is None or sum(entry.tokens(self.provider) for entry in (*waiting, batch)) <= limit:
+            return []
+        message = (
+            f"Enqueued token limit reached for {batch.lines[0].body['model']} in organization org-test. Limit: "
+            f"{limit:,} enqueued tokens. Please try again once some in_progress batches have been completed."
+        )
+        return [{"code": "token_limit_exceeded", "message": message, "param": None, "line": None}]
 
     def finish(self, batch: Batch) -> None:
         """Answer and bill the lines (of an expiring batch only the first ones) and store the two files."""

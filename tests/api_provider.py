@@ -150,6 +150,9 @@ class Provider:
             raise Refusal(400, "The cap of tokens must be a whole number of at least 1.")
         return body
 
+    def prompt_tokens(self, body: Mapping[str, Any]) -> int:
+        return words(body) if self.script.prompt_tokens == "words" else self.script.prompt_tokens
+
     def serve(
         self, n: int, body: dict[str, Any], sha: str, *, key: str | None = None, custom_id: str | None = None
     ) -> Order:
@@ -177,7 +180,7 @@ class Provider:
             completion = tokens if isinstance(tokens, int) else dice.randint(int(tokens[0]), int(tokens[1]))
         cut = completion > cap or kind == "length"
         completion = min(completion, cap)
-        prompt = words(body) if script.prompt_tokens == "words" else script.prompt_tokens
+        prompt = self.prompt_tokens(body)
         text = script.content.replace("{sample}", str(body.get("seed") or 0)).replace("{last}", last[:40])
         if kind == "content_filter":
             text, finish = "", "content_filter"

@@ -173,6 +173,8 @@ class Script(Table):
     """What /tokenize, as vLLM has it, says of every conversation; without it there is no such place."""
     batch_polls: int = 2
     """At which GET of a batch it is done; every one before says in_progress."""
+    batch_queue_tokens: int | None = None
+    """Most prompt tokens of batches in progress; a batch that does not fit fails when it is validated, as OpenAI's."""
 
     @classmethod
     def read(cls, raw: object) -> Self:

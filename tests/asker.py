@@ -20,6 +20,7 @@ import openai  # noqa: F401 (imported before the clock starts)
 
 from stepladder.ask import Listener, RemoteModel, ask_remote
 from stepladder.ask.ledger import Ledger, Scope
+from stepladder.ask.remote import batch_calls
 from stepladder.ask.remote.engine import ask_all
 from stepladder.ask.remote.teacher import priced_model
 from stepladder.ask.request import Request
@@ -95,16 +96,21 @@ def main() -> None:
     parser.add_argument("--cap", type=int, help="micro-dollars")
     parser.add_argument("--max-tokens", type=int, default=64)
     parser.add_argument("--in-process", action="store_true", help="without a worker, the requests as a stream")
+    parser.add_argument("--batch", action="store_true", help="in batches, which are polled twenty times a second")
+    parser.add_argument("--words", type=int, default=2, help="of a prompt")
     asked = parser.parse_args()
 
     def stream() -> Iterator[Request]:
         for number in range(asked.count):
-            yield request(f"question {number}", asked.max_tokens)
+            yield request(" ".join(["question", str(number), *["word"] * (asked.words - 2)]), asked.max_tokens)
 
+    if asked.batch:
+        batch_calls.PAUSES_SECONDS, batch_calls.LISTING_WAIT_SECONDS = (0.05,) * 7, 0.05  # type: ignore[assignment]
     begun, cpu = time.perf_counter(), time.process_time()
     said = ""
     with Ledger(asked.ledger) as ledger:
-        scope, served = Scope("run", run_cap=asked.cap), RemoteModel("test-model", model(asked.url, asked.concurrency))
+        served = RemoteModel("test-model", model(asked.url, asked.concurrency), batch=asked.batch)
+        scope = Scope("run", run_cap=asked.cap)
         try:
             if asked.in_process:
                 asyncio.run(ask_all(stream(), priced_model(served), ledger, scope))

@@ -25,7 +25,7 @@ from stepladder.ask import RemoteModel, ask_remote
 from stepladder.ask.ledger import Ledger, Scope
 from stepladder.ask.ledger.commit import Committer
 from stepladder.ask.outcome import Delivery, Unreachable, judge
-from stepladder.ask.remote import batch
+from stepladder.ask.remote import batch_calls
 from stepladder.ask.remote.admission import FREE, PROBE, Admission
 from stepladder.ask.remote.batch_api import BatchApi, Gone, Refused
 from stepladder.ask.remote.engine import ask_all
@@ -311,8 +311,8 @@ def test_a_server_that_hangs_up_shows_again_who_it_is(
 def test_a_batch_whose_making_is_never_confirmed_is_left_for_the_next_run(
     api: ApiServer, model: Model, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(batch, "PAUSES_SECONDS", (0.0,))
-    monkeypatch.setattr(batch, "LISTING_WAIT_SECONDS", 0.0)
+    monkeypatch.setattr(batch_calls, "PAUSES_SECONDS", (0.0,))
+    monkeypatch.setattr(batch_calls, "LISTING_WAIT_SECONDS", 0.0)
 
     def nobody(self: BatchApi, file: str, intent: str) -> str:
         raise Unreachable("reset")
@@ -333,7 +333,7 @@ def test_a_batch_whose_making_is_never_confirmed_is_left_for_the_next_run(
 def test_a_batch_of_another_process_is_waited_for(
     api: ApiServer, model: Model, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(batch, "PAUSES_SECONDS", (0.02,))
+    monkeypatch.setattr(batch_calls, "PAUSES_SECONDS", (0.02,))
     wanted = requests("theirs", 4)
     assert model.price is not None
     half, price = model.price.in_batch(), asker.PRICE
@@ -382,7 +382,7 @@ def test_a_refusal_does_not_hide_what_was_cut_off(ledger: Ledger) -> None:
 
 
 def test_a_batch_is_polled_less_and_less_often() -> None:
-    pauses = batch._pauses()
+    pauses = batch_calls.pauses()
     assert [next(pauses) for _ in range(9)][-3:] == [60, 60, 60]
 
 

@@ -14,7 +14,7 @@ from asker import outcomes, requests, rows
 
 from stepladder.ask import Listener, RemoteModel, ask_remote
 from stepladder.ask.ledger import Ledger, Scope
-from stepladder.ask.remote import batch
+from stepladder.ask.remote import batch_calls
 from stepladder.ask.remote.batch_api import BatchApi
 from stepladder.ask.remote.batch_lines import read_line
 from stepladder.ask.request import worst_case
@@ -27,8 +27,8 @@ SCOPE = Scope("run", "medium")
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """No test waits for a batch as long as one waits for a provider."""
-    monkeypatch.setattr(batch, "PAUSES_SECONDS", (0.01,) * 7)
-    monkeypatch.setattr(batch, "LISTING_WAIT_SECONDS", 0.05)
+    monkeypatch.setattr(batch_calls, "PAUSES_SECONDS", (0.01,) * 7)
+    monkeypatch.setattr(batch_calls, "LISTING_WAIT_SECONDS", 0.05)
 
 
 def faults(*some: dict[str, Any], **more: Any) -> dict[str, Any]:
@@ -153,7 +153,7 @@ sys.path.insert(0, {tests!r})
 import asker
 from pathlib import Path
 from stepladder.ask import RemoteModel, ask_remote
-from stepladder.ask.remote import batch
+from stepladder.ask.remote import batch, batch_api, batch_calls
 from stepladder.ask.ledger import Ledger, Scope
 
 def die(*_):
@@ -165,13 +165,13 @@ def dies_after(method):
         die()
     return both
 
-batch.PAUSES_SECONDS = (0.01,) * 7
+batch_calls.PAUSES_SECONDS = (0.01,) * 7
 where, when = {moment!r}.split()
-old = getattr(batch.BatchApi, where) if when != "named" else batch._BatchClient._record_remote
+old = getattr(batch_api.BatchApi, where) if when != "named" else batch._BatchClient._record_remote
 if when == "before":
-    setattr(batch.BatchApi, where, die)
+    setattr(batch_api.BatchApi, where, die)
 elif when == "after":
-    setattr(batch.BatchApi, where, dies_after(old))
+    setattr(batch_api.BatchApi, where, dies_after(old))
 else:
     batch._BatchClient._record_remote = dies_after(old)
 wanted = asker.requests("killed", 12)

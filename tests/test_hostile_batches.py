@@ -16,7 +16,7 @@ from raw_server import Raw
 from stepladder.ask import Listener, RemoteModel, ask_remote
 from stepladder.ask.ledger import Ledger, Scope
 from stepladder.ask.outcome import Delivery, Unreachable
-from stepladder.ask.remote import batch, batch_api, batch_results
+from stepladder.ask.remote import batch, batch_api, batch_calls, batch_results
 from stepladder.ask.remote.batch_api import BatchApi, Refused
 from stepladder.ask.remote.batch_lines import read_line
 from stepladder.ask.request import worst_case
@@ -28,8 +28,8 @@ SCOPE = Scope("run", "medium")
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batch, "PAUSES_SECONDS", (0.01,) * 4)
-    monkeypatch.setattr(batch, "LISTING_WAIT_SECONDS", 0.01)
+    monkeypatch.setattr(batch_calls, "PAUSES_SECONDS", (0.01,) * 4)
+    monkeypatch.setattr(batch_calls, "LISTING_WAIT_SECONDS", 0.01)
 
 
 BODY = {"choices": [{"message": {"content": "A"}, "finish_reason": "stop"}]}

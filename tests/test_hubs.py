@@ -1,4 +1,4 @@
-"""Models by their id: the real client libraries, in processes of their own, against a small hub on this machine."""
+"""Models and data files by their id: the real client libraries, in processes of their own, against a small hub here."""
 
 from __future__ import annotations
 
@@ -37,11 +37,50 @@ OTHERS = {
     "onnx/model.safetensors": "numbers",
     "onnx/config.json": "{}",
 }
-REPOS = {
+ALPACA_ZH = [{"instruction": f"用一句话解释第{n}号规则", "input": "", "output": f"答案{n}。"} for n in range(9)]
+ALPACA_EN = [
+    {"instruction": f"Explain rule {n}", "input": "", "output": f"Answer {n}.", "text": f"### Instruction: rule {n}"}
+    for n in range(9)
+]
+SHARED = [
+    {"id": "empty", "conversations": []},
+    *(
+        {
+            "id": f"talk_{n}",
+            "conversations": [
+                {"from": "human", "value": f"Question {n}?"}, {"from": "gpt", "value": f"Reply {n}."},
+                {"from": "human", "value": "And then?"},
+            ],
+        }
+        for n in range(9)
+    ),
+]  # fmt: skip
+
+
+def parquet(rows: list[dict[str, str]]) -> bytes:
+    import pyarrow
+    import pyarrow.parquet
+
+    sink = pyarrow.BufferOutputStream()
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), sink)
+    return bytes(sink.getvalue().to_pybytes())
+
+
+DATA: dict[str, dict[str, str | bytes]] = {
+    "alpaca-zh": {"alpaca_zh.json": json.dumps(ALPACA_ZH, ensure_ascii=False, indent=1)},
+    "alpaca-en": {"data/train-00000.parquet": parquet(ALPACA_EN)},
+    "shared": {"talks.json": json.dumps(SHARED), "talks.jsonl": "".join(json.dumps(row) + "\n" for row in SHARED)},
+}
+"""The winning entry's calibration mix, in the forms that its sets have on the hubs."""
+REPOS: dict[tuple[str, str], Mapping[str, str | bytes]] = {
     ("school/student", OLD): WEIGHTS | OTHERS | {"config.json": '{"old": true}'},
     ("school/student", NEW): WEIGHTS | OTHERS,
     ("school/gated", NEW): WEIGHTS,
     ("school/pickled", NEW): {"config.json": "{}", "pytorch_model.bin": "a pickle"},
+    **{
+        (f"data/{name}", NEW): files | {"script.py": "raise SystemExit", "other.json": "[]"}
+        for name, files in DATA.items()
+    },
 }
 
 
@@ -59,10 +98,10 @@ class Handler(BaseHTTPRequestHandler):
     def _answer(self) -> None:
         parts = self.path.partition("?")[0].strip("/").split("/")
         self.server.asked.append(f"{self.command} /{'/'.join(parts)}")
-        if parts[:3] == ["api", "v1", "models"]:
+        if parts[:2] == ["api", "v1"] and parts[2] in ("models", "datasets"):
             return self._answer_as_modelscope("/".join(parts[3:5]))
-        is_api = parts[:2] == ["api", "models"]
-        owner, name, kind, revision, *rest = [*parts[2 if is_api else 0 :], *[""] * 4]
+        is_api = parts[0] == "api"
+        owner, name, kind, revision, *rest = [*parts[2 if is_api else parts[0] == "datasets" :], *[""] * 4]
         commit = NEW if revision == "main" else revision
         repo, file = f"{owner}/{name}", "/".join(part for part in rest if part)
         if all(repo != known for known, _ in REPOS):
@@ -77,7 +116,7 @@ class Handler(BaseHTTPRequestHandler):
         if repo == "school/gated":
             return self._send(403, {"X-Error-Code": "GatedRepo"}, b"{}")
         headers = {"ETag": f'"{entry(file, files[file])["oid"]}"', "X-Repo-Commit": commit}
-        return self._send(200, headers, files[file].encode())
+        return self._send(200, headers, content(files[file]))
 
     def _answer_as_modelscope(self, repo: str) -> None:
         query = parse_qs(urlsplit(self.path).query)
@@ -85,7 +124,7 @@ class Handler(BaseHTTPRequestHandler):
         if files is None:
             return self._send(404, {}, b"{}")
         if "FilePath" in query:
-            return self._send(200, {}, files[query["FilePath"][0]].encode())
+            return self._send(200, {}, content(files[query["FilePath"][0]]))
         listed = [{"Path": path, "Type": "blob", "Size": len(text)} for path, text in files.items()]
         return self._send(200, {}, json.dumps({"Code": 200, "Success": True, "Data": {"Files": listed}}).encode())
 
@@ -102,15 +141,20 @@ class Handler(BaseHTTPRequestHandler):
 
 
 class Server(ThreadingHTTPServer):
-    """A Hugging Face hub with three repositories, which remembers what it was asked."""
+    """A Hugging Face hub with a few repositories, which remembers what it was asked."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.asked: list[str] = []
 
 
-def entry(path: str, text: str) -> dict[str, object]:
-    return {"type": "file", "path": path, "size": len(text), "oid": hashlib.sha1(text.encode()).hexdigest()}  # noqa: S324
+def content(file: str | bytes) -> bytes:
+    return file.encode() if isinstance(file, str) else file
+
+
+def entry(path: str, file: str | bytes) -> dict[str, object]:
+    held = content(file)
+    return {"type": "file", "path": path, "size": len(held), "oid": hashlib.sha1(held).hexdigest()}  # noqa: S324
 
 
 @pytest.fixture
@@ -158,6 +202,20 @@ class Desk(NamedTuple):
         assert done.returncode == 0, done.stderr
         assert done.stdout.count("\n") == 1
         return done.stdout.strip(), done.stderr
+
+    def find_data(self, name: str, file: str, settings: Mapping[str, str], python: str = sys.executable) -> str:
+        """Where a data file is, or else the one line that says why it is not there."""
+        code = f"""
+from stepladder import errors
+from stepladder.models import fetching
+try:
+    print(fetching.find_data({name!r}, {file!r}))
+except errors.UserError as error:
+    print(error)
+"""
+        done = self.run(code, settings, python)
+        assert done.stdout.count("\n") == 1, done.stderr
+        return done.stdout.strip()
 
 
 @pytest.fixture
@@ -265,6 +323,95 @@ for name in {names}:
     assert len(said) == len(names)
     assert all("; give a Hugging Face model folder or 'bundled'" in line for line in said)
     assert hub.asked == []
+
+
+def calibrate(base: Path) -> str:
+    """Code that calibrates on the entry's mix and prints the texts, as the stage does: in a process that is offline."""
+    mix = [
+        ("data/alpaca-zh", "alpaca_zh.json"),
+        ("data/alpaca-en", "data/train-00000.parquet"),
+        (f"data/shared@{NEW}", "talks.json"),
+    ]
+    return f"""
+import json, random
+from pathlib import Path
+from stepladder import errors, models
+from stepladder.config import General
+from stepladder.quantising import calibration
+tokenizer = models.load_tokenizer(Path({str(base)!r}))
+try:
+    for source, file in {mix!r}:
+        corpus = General(source=source, file=file, samples=3)
+        print(json.dumps([tokenizer.decode(ids) for ids in calibration.general(tokenizer, corpus, random.Random(1))]))
+except errors.UserError as error:
+    print(error)
+"""
+
+
+def test_the_calibration_mix_is_downloaded_once_and_then_needs_no_hub(base: Path, desk: Desk, hub: Server) -> None:
+    done = desk.run(calibrate(base), {})
+    assert done.returncode == 0, done.stderr
+    chinese, english, talks = map(json.loads, done.stdout.splitlines())
+    for texts, said in ((chinese, "用一句话解释第"), (english, "Explain rule"), (talks, "Question")):
+        assert len(texts) == 3
+        assert all("<|im_start|>user\n" + said in text and text.endswith("<|im_end|>") for text in texts)
+    assert "### Instruction" not in str(english)  # the conversation, and not the same again as one raw text
+    assert "downloading alpaca_zh.json of data/alpaca-zh from Hugging Face" in done.stderr
+    fetched = {asked.rpartition("/")[2] for asked in hub.asked if asked.startswith("GET /datasets")}
+    assert fetched == {"alpaca_zh.json", "train-00000.parquet", "talks.json"}
+    hub.asked.clear()
+    again = desk.run(calibrate(base), {})
+    assert again.stdout == done.stdout
+    assert hub.asked == []
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "settings", "reason"),
+    [
+        ("data/nobody", "a.json", {}, "404 Client Error."),
+        ("data/shared", "none.json", {}, "it has no file 'none.json'"),
+        ("data/shared", "talks.json", {"HF_HUB_OFFLINE": "1"}, "(HF_HUB_OFFLINE=1)"),
+        ("data/shared", "talks.json", {"HF_ENDPOINT": "http://127.0.0.1:9"}, "Connection refused"),
+    ],
+    ids=["unknown", "no such file", "offline", "no network"],
+)
+def test_one_line_says_why_a_data_file_is_not_there(
+    name: str, file: str, settings: dict[str, str], reason: str, desk: Desk
+) -> None:
+    said = desk.find_data(name, file, settings)
+    assert said.startswith(f"dataset '{name}': '{file}' is not in the cache of Hugging Face, and not downloaded (")
+    assert reason in said
+    command = f"hf download --repo-type dataset {name} {file}"
+    assert said.endswith(f"run '{command}' on a machine with internet, or give a file as 'source'")
+
+
+def test_a_data_file_beyond_its_bound_is_not_downloaded(desk: Desk) -> None:
+    """Whatever the hub says of its size; the bound is lowered here."""
+    code = """
+import sys
+from stepladder.models import download
+download.MAX_DATA_BYTES = 500
+sys.argv = ["download", "data/shared", "talks.json"]
+sys.exit(download.main())
+"""
+    done = desk.run(code, {"HF_HUB_OFFLINE": "0"})
+    assert done.returncode == 1
+    assert "File too large" in done.stdout
+    assert "is not in the cache" in desk.find_data("data/shared", "talks.json", {"HF_HUB_OFFLINE": "1"})
+
+
+@pytest.mark.swift
+def test_modelscope_gives_data_files_too(desk: Desk, hub: Server) -> None:
+    settings = {"MODELSCOPE_CACHE": str(desk.folder / "cache"), "MODELSCOPE_HOME": str(desk.folder / "home")}
+    settings |= {"MODELSCOPE_ENDPOINT": desk.endpoint}
+    python = str(ENVIRONMENT / "bin" / "python")
+    place = desk.find_data(f"modelscope:data/shared@{NEW}", "talks.jsonl", settings, python)
+    assert Path(place).read_text() == DATA["shared"]["talks.jsonl"]
+    hub.asked.clear()
+    assert desk.find_data(f"modelscope:data/shared@{NEW}", "talks.jsonl", settings, python) == place
+    assert hub.asked == []
+    said = desk.find_data(f"modelscope:data/shared@{NEW}", "none.json", settings, python)
+    assert f"run 'modelscope download --dataset data/shared none.json --revision {NEW}'" in said
 
 
 @pytest.mark.swift

@@ -214,12 +214,15 @@ def test_recovery_tuning_brings_a_model_nearer_and_leaves_packed_weights_alone(
     assert apart(merged, folder).kl < apart(merged, four_bit).kl
 
 
+SAID = [{"from": "human", "value": "Hi?"}, {"from": "gpt", "value": "Ho."}]
 ROWS: dict[str, dict[str, Any]] = {
     "text": {"text": "All of it. 全部。"},
     "messages": {"messages": [{"role": "user", "content": "Hi?"}, {"role": "assistant", "content": "Ho."}]},
-    "sharegpt": {"conversations": [{"from": "human", "value": "Hi?"}, {"from": "gpt", "value": "Ho."}]},
+    "sharegpt": {"conversations": SAID},
     "alpaca": {"instruction": "Add.", "input": "1 and 2", "output": "3"},
     "pairs": {"prompt": "Hi?", "completion": "Ho."},
+    "both": {"instruction": "Add.", "output": "3", "text": "### Instruction: Add. ### Response: 3"},
+    "cut": {"conversations": [{"from": "gpt", "value": "on."}, *SAID, {"from": "human", "value": "And?"}]},
 }
 
 
@@ -240,10 +243,14 @@ def test_general_text_that_cannot_be_had_is_said(base: Path, tmp_path: Path) -> 
     tokenizer, draw = models.load_tokenizer(base), random.Random(1)
     source = tmp_path / "general.jsonl"
     source.write_text('{"text": "a"}\n{"other": 1}\n')
-    with pytest.raises(InputError, match=r"has 2 rows, but \[\[quantise\.general\]\] samples = 3"):
-        calibration.general(tokenizer, General(source=str(source), samples=3), draw)
-    with pytest.raises(InputError, match=r"general\.jsonl:2: holds no text that is understood"):
+    assert len(calibration.general(tokenizer, General(source=str(source), samples=1), draw)) == 1
+    with pytest.raises(InputError, match=r"has 1 rows with text, but \[\[quantise\.general\]\] samples = 2"):
         calibration.general(tokenizer, General(source=str(source), samples=2), draw)
+    source.write_text('{"other": 1}\n[1]\n')
+    with pytest.raises(
+        InputError, match=r"general\.jsonl: holds no text that is understood .*; known fields: messages"
+    ):
+        calibration.general(tokenizer, General(source=str(source), samples=1), draw)
     with pytest.raises(InputError, match="no such file"):
         calibration.general(tokenizer, General(source=str(tmp_path / "none.jsonl"), samples=1), draw)
 

@@ -34,7 +34,7 @@ from stepladder.config import Serve
 from stepladder.errors import ModelError, ServeError
 from stepladder.progress import Progress
 from stepladder.records import Message, Prediction, Question
-from stepladder.serving import vllm
+from stepladder.serving import cards, vllm
 from stepladder.serving.cards import cards_by_server, side_by_side_settings, visible_cards
 from stepladder.serving.probe import free_port, is_healthy, is_ours
 from stepladder.serving.vllm import Fleet, server_command
@@ -307,6 +307,34 @@ def with_cards(monkeypatch: pytest.MonkeyPatch, *memories: SimpleNamespace | pyn
     monkeypatch.setattr(pynvml, "nvmlDeviceGetHandleByIndex", lambda index: index)
     monkeypatch.setattr(pynvml, "nvmlDeviceGetMemoryInfo", memory_info)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+
+def test_cards_that_other_programs_hold_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    held = SimpleNamespace(total=32768 * 2**20, free=2048 * 2**20)
+    with_cards(monkeypatch, GIB_32, held, held, pynvml.NVMLError_NotSupported())
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,2,3")
+    assert cards.taken() == [
+        "card 2: 30.0 of 32.0 GiB are taken by other programs; if they are servers of yours that this run no longer "
+        "asks, end them"
+    ]
+
+
+def test_a_model_in_this_process_gives_its_card_back(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before servers start and after the last question; the card is made up."""
+    import torch
+
+    given_back: list[str] = []
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: given_back.append("all"))
+    client = FolderClient(
+        tmp_path / "ledger.sqlite", "run", tmp_path, Serve(), "auto", Progress(Console(file=StringIO()))
+    )
+    with client:
+        client._load(base)
+        assert given_back == []
+    assert given_back == ["all"]
 
 
 def test_members_are_served_side_by_side_where_they_fit(

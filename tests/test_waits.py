@@ -16,7 +16,7 @@ from test_engine import ask, teacher
 
 from stepladder.ask import Listener, RemoteModel, ask_remote
 from stepladder.ask.ledger import Ledger, Scope
-from stepladder.ask.remote import batch, gate, waiting
+from stepladder.ask.remote import batch_calls, gate, waiting
 from stepladder.ask.remote.engine import ask_all
 from stepladder.ask.remote.gate import FIRST_TRIES, PROBES, TRIES
 from stepladder.ask.request import worst_case
@@ -170,7 +170,7 @@ def test_a_batch_that_takes_long_and_a_provider_that_is_away_are_named(
     api: ApiServer, model: Model, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(waiting, "SILENCE_SECONDS", 0.05)
-    monkeypatch.setattr(batch, "PAUSES_SECONDS", (0.1,))
+    monkeypatch.setattr(batch_calls, "PAUSES_SECONDS", (0.1,))
     notes: list[str] = []
     batched = RemoteModel("t", model, batch=True)
     ask_remote(requests("batch", 2), batched, ledger, SCOPE, Listener(note=notes.append))

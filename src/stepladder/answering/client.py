@@ -216,7 +216,10 @@ class FolderClient:
         return self._tokenizer[1]
 
     def _clear(self) -> None:
-        self._loaded = self._fleet = None
+        if self._loaded is not None:
+            self._loaded = None
+            models.release_cards()
+        self._fleet = None
         if self._sender is not None:
             self._sender.close()
             self._sender = None

@@ -1,10 +1,14 @@
-"""Base URLs: the address of a server, and nothing that is secret or goes elsewhere."""
+"""Base URLs: the address of a server, and nothing that is secret or goes elsewhere; and ids of models and datasets on
+hubs."""
 
 from __future__ import annotations
 
+import re
 import urllib.parse
 
 EXAMPLE = "write one such as http://127.0.0.1:8000/v1"
+HUB_ID = re.compile(r"(modelscope:)?(\w[\w.-]*/\w[\w.-]*)(?:@(\w[\w./-]*))?", re.ASCII)
+"""``[modelscope:]OWNER/NAME[@REVISION]``."""
 
 
 def address_problem(url: str) -> str | None:

@@ -8,8 +8,8 @@ from typing import Any, get_args
 
 from pydantic import ValidationError
 
-from stepladder.config.addresses import without_password
-from stepladder.config.schema import Config, Rung, Table
+from stepladder.config.addresses import HUB_ID, without_password
+from stepladder.config.schema import Config, General, Rung, Table
 from stepladder.errors import ConfigError
 
 MAX_BYTES = 1_000_000
@@ -59,10 +59,7 @@ def load(path: Path) -> Config:
         for name, model in config.models.items()
     }
     train = config.train.model_copy(update={"base": _beside(root, config.train.base)})
-    general = tuple(
-        part.model_copy(update={"source": str(root / part.source) if (root / part.source).is_file() else part.source})
-        for part in config.quantise.general
-    )
+    general = tuple(_resolved(path, part) for part in config.quantise.general)
     quantise = config.quantise.model_copy(update={"general": general})
     predict = config.predict.model_copy(update={"prompts": _templates(path, "predict.prompts", config.predict.prompts)})
     return config.model_copy(
@@ -112,6 +109,26 @@ def _templates(file: Path, key: str, folder: Path | None) -> Path | None:
     if not templates.is_dir():
         raise ConfigError(f"{file}: key {key!r}: {templates} is not a folder; name one with templates (*.j2)")
     return templates
+
+
+def _resolved(path: Path, part: General) -> General:
+    """A source of general text: a file beside the TOML file ``path``, or a dataset with its data file.
+
+    Raises:
+        ConfigError: it is neither.
+    """
+    file = path.parent / part.source
+    if part.file is None and not file.is_file():
+        raise ConfigError(
+            f"{path}: key 'quantise.general.source': there is no file {part.source!r}; where it is a dataset of a hub, "
+            'name its data file as well, such as file = "data.jsonl"'
+        )
+    if part.file is not None and (file.is_file() or HUB_ID.fullmatch(part.source) is None):
+        raise ConfigError(
+            f"{path}: key 'quantise.general.file': {part.source!r} is no dataset of a hub (OWNER/NAME or "
+            "modelscope:OWNER/NAME); leave 'file' out, or correct 'source'"
+        )
+    return part if part.file is not None else part.model_copy(update={"source": str(file)})
 
 
 def _beside(root: Path, name: str) -> str:

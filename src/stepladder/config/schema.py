@@ -7,6 +7,7 @@ because it holds all tables, most of them fields without code.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Collection
 from decimal import Decimal
 from pathlib import Path
@@ -30,6 +31,15 @@ def _folder_name(value: str) -> str:
 
 
 FolderName = Annotated[str, AfterValidator(_folder_name)]
+
+
+def _data_file(value: str) -> str:
+    if re.fullmatch(r"(\w[\w .()+-]*/)*\w[\w .()+-]*\.(jsonl?|parquet)", value) is None:
+        raise ValueError("must be the path of a *.jsonl, *.json or *.parquet in the dataset, without wildcards")
+    return value
+
+
+DataFile = Annotated[str, AfterValidator(_data_file)]
 
 
 def _base_url(value: str) -> str:
@@ -157,6 +167,9 @@ class Model(Table):
     """``openai``: the account's limit at each server."""
     tokens_per_minute: float | None = Field(default=None, gt=0)
     """``openai``: the account's limit at each server."""
+    batch_queue_tokens: int | None = Field(default=None, ge=1)
+    """``openai``: the account's limit on prompt tokens that wait in the provider's batch queue at once, for rungs with
+    ``batch = true``; what is over it is sent as batches end. By default learned from the provider's refusal."""
     timeout: float = Field(default=600, gt=0)
     """``openai``: seconds for one attempt."""
     cap_name: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
@@ -453,8 +466,12 @@ class General(Table):
     """``[[quantise.general]]``: general text to calibrate on beside the student's own chains."""
 
     source: str
-    """A JSONL file (fields ``text``, ``messages``, ``conversations``, ``instruction`` and ``output``, or ``prompt`` and
-    ``completion``), or the name of a dataset on the Hugging Face hub."""
+    """A file, or a dataset of a hub: ``OWNER/NAME`` or ``modelscope:OWNER/NAME``, either with an optional
+    ``@REVISION``. Rows are conversations (fields ``messages``, ``conversations``, ``instruction`` and ``output``, or
+    ``prompt`` and ``completion``), which are rendered in the chat template, or plain ``text``."""
+    file: DataFile | None = None
+    """The dataset's data file: JSONL, a JSON array or Parquet, of 2 GiB at most. It is downloaded once, when it is
+    first needed, and then found in the hub's cache, as ``[train] base``; its first 20,000 rows are read."""
     samples: int = Field(ge=1)
     """Rows drawn from it, with the run's seed."""
     max_length: int = Field(default=512, ge=16)

@@ -1,6 +1,6 @@
 """Models: where weights are, how they are loaded, in which number format they compute, how a chat becomes tokens."""
 
-from stepladder.models.libraries import quiet, require
+from stepladder.models.libraries import quiet, release_cards, require
 from stepladder.models.loading import load, load_in_4_bits, load_tokenizer, skeleton
 from stepladder.models.location import (
     ADAPTER_CONFIG,
@@ -50,6 +50,7 @@ __all__ = [
     "multiplies_bfloat16",
     "own_dtype",
     "quiet",
+    "release_cards",
     "require",
     "skeleton",
 ]

@@ -1,24 +1,35 @@
-"""Download a model in a process of its own, online: ``python -m stepladder.models.download NAME`` (see ``fetching``).
+"""Download a model, or a file of a dataset, in a process of its own, online (see ``fetching``):
+``python -m stepladder.models.download NAME [FILE]``.
 
-Prints the folder of the files, or why there is none, on standard output, and its progress on standard error.
+Prints the path of what was downloaded, or why there is none, on standard output, and its progress on standard error.
 """
 
 from __future__ import annotations
 
 import contextlib
+import resource
 import sys
 
 from stepladder.models.hubs import parse
 
+MAX_DATA_BYTES = 2 * 2**30
+"""Of a dataset's file, whatever its hub says of its size; ShareGPT's largest has 0.7 GB."""
+
 
 def main() -> int:
-    model_id = parse(sys.argv[1])
-    if model_id is None:
+    name, *files = sys.argv[1:]
+    repo_id = parse(name)
+    if repo_id is None:
         return 2
     with contextlib.redirect_stdout(sys.stderr):  # so that the line below is alone on standard output
-        print(f"downloading {sys.argv[1]} from {model_id.hub.title}", flush=True)
+        print(f"downloading {' '.join([*files, 'of', name] if files else [name])} from {repo_id.hub.title}", flush=True)
         try:
-            result, code = str(model_id.snapshot(local=False)), 0
+            if files:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (MAX_DATA_BYTES, MAX_DATA_BYTES))
+                result = str(repo_id.data_file(files[0], local=False))
+            else:
+                result = str(repo_id.snapshot(local=False))
+            code = 0
         except KeyboardInterrupt:
             return 130
         except Exception as error:  # noqa: BLE001 (the libraries raise anything, from connection errors to their own)

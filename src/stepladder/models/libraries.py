@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import io
 import logging
 import os
+import sys
 import warnings
 
 from stepladder.errors import MissingExtra
@@ -44,6 +46,15 @@ def go_offline() -> None:
     os.environ.setdefault("TQDM_DISABLE", "1")
     # PEFT imports it if it is installed; on CPUs with AVX512-BF16 it logs that a kernel from a hub is missing.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+
+
+def release_cards() -> None:
+    """Give the memory of cards back that PyTorch keeps for tensors that are gone: other processes, such as servers or a
+    training on several cards, need it. Does nothing where this process has used no card. (Not run on a card.)"""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        gc.collect()
+        torch.cuda.empty_cache()
 
 
 def silence() -> None:

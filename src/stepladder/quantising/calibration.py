@@ -5,16 +5,14 @@ The winning entry mixed its training data with general Chinese, English and dial
 
 from __future__ import annotations
 
-import itertools
 import random
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stepladder import models, records
 from stepladder.config import General
-from stepladder.errors import InputError, UserError
-from stepladder.models import template
+from stepladder.errors import InputError
+from stepladder.models import fetching, template
+from stepladder.quantising import data_rows
 from stepladder.records import Message
 
 if TYPE_CHECKING:
@@ -22,59 +20,48 @@ if TYPE_CHECKING:
 
 ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant"}
 """Names of speakers in dialogue datasets, as roles of a chat."""
-MAX_ROWS_READ = 20_000
-"""Rows are drawn from the first so many of a source, since a dataset on a hub may have millions."""
+FIELDS = "known fields: messages; conversations; instruction and output; prompt and completion; text"
 
 
 def general(tokenizer: PreTrainedTokenizerBase, corpus: General, draw: random.Random) -> list[list[int]]:
-    """Token ids of ``corpus.samples`` rows of a corpus, each cut to ``corpus.max_length``.
+    """Token ids of ``corpus.samples`` rows of a corpus, each cut to ``corpus.max_length``. Rows without text, of which
+    dialogue datasets have some, are passed over.
 
     Raises:
-        InputError: a row holds no text, or the corpus has too few.
-        UserError: the dataset cannot be loaded.
+        InputError: no row holds text, or too few do.
+        UserError: the file cannot be downloaded.
     """
-    rows = list(itertools.islice(_rows(corpus), MAX_ROWS_READ))
-    if len(rows) < corpus.samples:
-        raise InputError(corpus.source, f"has {len(rows)} rows, but [[quantise.general]] samples = {corpus.samples}")
-    chosen = sorted(draw.sample(range(len(rows)), corpus.samples))
-    return [_tokens(tokenizer, corpus, *rows[index])[: corpus.max_length] for index in chosen]
+    path = Path(corpus.source) if corpus.file is None else fetching.find_data(corpus.source, corpus.file)
+    # Read twice, so that no more than the chosen rows are in memory.
+    usable = [place for place, (_, row) in enumerate(data_rows.rows(path)) if _content(row)]
+    if not usable:
+        raise InputError(path, f"holds no text that is understood in its first {data_rows.MAX_ROWS:,} rows; {FIELDS}")
+    if len(usable) < corpus.samples:
+        raise InputError(path, f"has {len(usable)} rows with text, but [[quantise.general]] samples = {corpus.samples}")
+    chosen = {usable[index] for index in draw.sample(range(len(usable)), corpus.samples)}
+    contents = (_content(row) for place, (_, row) in enumerate(data_rows.rows(path)) if place in chosen)
+    return [_tokens(tokenizer, content)[: corpus.max_length] for content in contents]
 
 
-def _rows(corpus: General) -> Iterator[tuple[int, Any]]:
-    """Numbered rows of a JSONL file, or of the training split of a hub's dataset."""
-    if Path(corpus.source).is_file():
-        yield from records.parse_lines(Path(corpus.source))
-        return
-    if corpus.source.endswith((".jsonl", ".json")):
-        raise InputError(corpus.source, "no such file; check 'source' in [[quantise.general]]")
-    models.require("datasets")
-    import datasets
-
-    try:
-        dataset = datasets.load_dataset(corpus.source, split="train", streaming=True)
-        yield from enumerate(dataset, start=1)
-    except Exception as error:  # noqa: BLE001  (the library raises anything, from connection errors to its own)
-        reason = str(error).strip().split("\n")[0]
-        raise UserError(
-            f"dataset {corpus.source!r} cannot be loaded ({reason}); give a JSONL file as 'source'"
-        ) from None
+def _content(row: Any) -> str | list[Message]:
+    """What a row holds: a conversation, or else plain text; empty where it is neither."""
+    if not isinstance(row, dict):
+        return ""
+    text = row.get("text")
+    return _chat(row) or (text if isinstance(text, str) and text.strip() else "")
 
 
-def _tokens(tokenizer: PreTrainedTokenizerBase, corpus: General, number: int, row: Any) -> list[int]:
-    """One row as token ids: a conversation in the chat template, plain text as it is."""
-    if isinstance(row, dict):
-        if isinstance(row.get("text"), str) and row["text"].strip():
-            ids: list[int] = tokenizer(row["text"], add_special_tokens=False)["input_ids"]
-            return ids
-        if chat := _chat(row):
-            prompt, completion = template.conversation_tokens(tokenizer, chat)
-            return prompt + completion
-    fields = "text; messages; conversations; instruction and output; prompt and completion"
-    raise InputError(corpus.source, f"holds no text that is understood; known fields: {fields}", line=number)
+def _tokens(tokenizer: PreTrainedTokenizerBase, content: str | list[Message]) -> list[int]:
+    """Token ids of a conversation in the chat template, or of plain text as it is."""
+    if isinstance(content, str):
+        ids: list[int] = tokenizer(content, add_special_tokens=False)["input_ids"]
+        return ids
+    prompt, completion = template.conversation_tokens(tokenizer, content)
+    return prompt + completion
 
 
 def _chat(row: dict[str, Any]) -> list[Message]:
-    """A row's conversation up to its last answer; empty where it has none."""
+    """A row's conversation from its first message of a user or system to its last answer; empty where it has none."""
     turns: list[tuple[Any, Any]] = []
     if isinstance(conversation := row.get("messages", row.get("conversations")), list):
         for turn in conversation:
@@ -92,4 +79,6 @@ def _chat(row: dict[str, Any]) -> list[Message]:
     ]
     while chat and chat[-1].role != "assistant":
         chat.pop()
+    while chat and chat[0].role == "assistant":  # the rest of a conversation that was cut in two
+        del chat[0]
     return chat if any(message.role == "user" for message in chat) else []

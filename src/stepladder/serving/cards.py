@@ -12,6 +12,9 @@ from stepladder.config import Serve
 from stepladder.errors import ModelError, ServeError
 from stepladder.forecast import memory, model_shape
 
+TAKEN_SHARE = 0.1
+"""Of a card's memory that others hold, from which on it is said; a desktop and this process' own share are below it."""
+
 
 def cards_by_server(settings: Serve) -> list[tuple[str, ...]]:
     """The cards of each server; on a machine without a card one server, which has none.
@@ -64,6 +67,18 @@ def side_by_side_settings(folders: Sequence[Path], settings: Serve) -> Serve | N
         "utilisation": settings.utilisation / len(folders),
     }
     return settings.model_copy(update=shares)
+
+
+def taken() -> list[str]:
+    """A line for each visible card of which other programs hold much memory, such as a server of one's own that is no
+    longer asked. (Not run on a card.)"""
+    visible = visible_cards()
+    return [
+        f"card {index}: {(card.total - card.free) / 2**30:.1f} of {card.total / 2**30:.1f} GiB are taken by other "
+        "programs; if they are servers of yours that this run no longer asks, end them"
+        for index, card in enumerate(_read_memory())
+        if card is not None and str(index) in visible and card.total - card.free > TAKEN_SHARE * card.total
+    ]
 
 
 class CardMemory(NamedTuple):

@@ -14,8 +14,12 @@ from stepladder.answering.client import check_ledger
 from stepladder.config import Config
 from stepladder.context import STAGES, Context, artifacts, label, parts
 from stepladder.errors import AskError, MissingExtra, UserError
+from stepladder.serving import cards
 from stepladder.training.merging import refuse_quantised
 from stepladder.workspace import Artifact, State
+
+ON_CARDS = ("adapter", "merged", "quantised")
+"""Stages that compute on this machine's cards beside no server of the run's."""
 
 
 class Stage(Protocol):
@@ -53,8 +57,13 @@ def run(context: Context, names: Collection[str] = STAGES) -> None:
         dtype = computes_in(context.config, name, part)
         if dtype is not None:
             _note_other_formats(context, label(name, part), dtype)
-        with context.progress.stage(label(name, part)), artifact.writing(dtype) as folder:
-            stage(name).build(context, part, folder)
+        for line in cards.taken() if name in ON_CARDS else ():
+            context.progress.say(f"{label(name, part)}: {line}")
+        try:
+            with context.progress.stage(label(name, part)), artifact.writing(dtype) as folder:
+                stage(name).build(context, part, folder)
+        finally:
+            models.release_cards()
 
 
 def computes_in(config: Config, name: str, part: str | None) -> str | None:

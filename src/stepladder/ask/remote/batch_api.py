@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from stepladder.ask.foreign_json import identifier, one_line, read_json
 from stepladder.ask.outcome import Unreachable, parse_error, redirect_message
+from stepladder.ask.remote.batch_queue import QueueRefusal, read_refusal
 from stepladder.ask.remote.wire import Wire, reason
 from stepladder.errors import AskError
 
@@ -35,6 +36,8 @@ class BatchRecord(NamedTuple):
     """Lines that are done."""
     reasons: tuple[str, ...] = ()
     """Why it failed."""
+    queue_refusal: QueueRefusal | None = None
+    """Set if it failed because it did not fit into the queue."""
 
 
 class Refused(AskError):
@@ -43,6 +46,14 @@ class Refused(AskError):
 
 class Gone(Refused):
     """The provider has no batch or file of that id."""
+
+
+class QueueFull(Refused):
+    """The batch does not fit into the provider's queue."""
+
+    def __init__(self, refusal: QueueRefusal) -> None:
+        super().__init__(refusal.message)
+        self.refusal = refusal
 
 
 class BatchApi:
@@ -67,7 +78,11 @@ class BatchApi:
         return _id(record)
 
     def create(self, file: str, intent: str) -> str:
-        """Start a batch over an uploaded file; returns its id."""
+        """Start a batch over an uploaded file; returns its id.
+
+        Raises:
+            QueueFull: the provider says at once that it does not fit into the queue.
+        """
         wanted = {
             "input_file_id": file,
             "endpoint": "/v1/chat/completions",
@@ -76,6 +91,8 @@ class BatchApi:
         }
         try:
             record = self._json("POST", "/batches", json={**wanted, "output_expires_after": EXPIRY})
+        except QueueFull:
+            raise
         except Refused:  # perhaps by a provider that knows no such field
             record = self._json("POST", "/batches", json=wanted)
         return _id(record)
@@ -135,9 +152,12 @@ class BatchApi:
             return reply.body
         if 300 <= reply.status < 400:
             raise Refused(f"{self._address}: {redirect_message(reply.status, reply.headers)}")
+        message, code = parse_error(reply.body)
+        if reply.status < 500 and (refusal := read_refusal(code, message)) is not None:
+            raise QueueFull(refusal)
         temporary = reply.status >= 500 or reply.status in (408, 409, 429)
         kind = Unreachable if temporary else Gone if reply.status == 404 else Refused
-        raise kind(f"{self._address}: HTTP {reply.status}: {parse_error(reply.body)[0]}")
+        raise kind(f"{self._address}: HTTP {reply.status}: {message}")
 
 
 def _id(record: dict[str, Any]) -> str:
@@ -157,7 +177,9 @@ def _record(row: Any) -> BatchRecord:
         raise Unreachable("a record of a batch without a status")
     metadata, counts, errors = (_dict(row.get(name)) for name in ("metadata", "request_counts", "errors"))
     intent, completed, reasons = metadata.get(INTENT_KEY), counts.get("completed"), errors.get("data")
-    messages = [_dict(error).get("message") for error in reasons[:2]] if isinstance(reasons, list) else []
+    flaws = [_dict(error) for error in reasons[:2]] if isinstance(reasons, list) else []
+    messages = [flaw.get("message") for flaw in flaws]
+    refusals = [refusal for flaw in flaws if (refusal := read_refusal(flaw.get("code"), flaw.get("message")))]
     results = (row.get("output_file_id"), row.get("error_file_id"))
     return BatchRecord(
         id=_id(row),
@@ -167,6 +189,7 @@ def _record(row: Any) -> BatchRecord:
         result_files=tuple(_id({"id": file}) for file in results if file),
         completed=completed if type(completed) is int and completed >= 0 else 0,
         reasons=tuple(one_line(message) for message in messages if isinstance(message, str)),
+        queue_refusal=refusals[0] if refusals and row["status"] == "failed" else None,
     )
 
 

@@ -44,11 +44,15 @@ class BatchResults:
                         attempts[attempt_id] = None
         return b"".join(stray)
 
-    def settle_rest(self, batch: Batch, delivery: Delivery, status: str, stray: bytes = b"") -> None:
-        """Settle the remaining attempts of a batch with one delivery, and end the batch."""
+    def settle_rest(
+        self, batch: Batch, delivery: Delivery, status: str, stray: bytes = b"", *, counts: bool = True
+    ) -> None:
+        """Settle the remaining attempts of a batch with one delivery, and end the batch. Unless it ``counts``, no
+        request is nearer to being given up by it."""
         with self._ledger.transaction():
             for attempt in self._ledger.batch_attempts(batch).values():
                 if attempt is not None:
+                    self._attempts[attempt[1].key] -= not counts
                     self._settle_attempt(batch, *attempt, delivery)
             self._ledger.end_batch(batch, status, stray[:MAX_STRAY_BYTES])
 
