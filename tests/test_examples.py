@@ -14,6 +14,11 @@ from made import QUESTION
 from stepladder import cli
 from stepladder.closedworld.generate import generate, to_line
 from stepladder.config import load
+from stepladder.forecast import memory
+from stepladder.forecast.capacity import serving
+from stepladder.forecast.datasheets import parse_card
+from stepladder.forecast.model_shape import qwen25
+from stepladder.forecast.workload import Workload
 from stepladder.mcq.prompts import ask_messages
 from stepladder.mcq.questionfile import read_problems
 
@@ -104,3 +109,17 @@ def test_the_recipes_differ_in_their_teachers_alone_and_date_their_prices() -> N
     assert len(prices) == 3
     assert all(re.search(r"# .*2026-\d\d-\d\d", line) for line in prices)
     assert "2024-08" in (EXAMPLES / "championship.toml").read_text(encoding="utf-8")
+
+
+def test_one_card_is_said_to_be_unmeasured_and_fits_its_cards() -> None:
+    text = (EXAMPLES / "one-card.toml").read_text(encoding="utf-8")
+    assert "UNMEASURED" in text.partition("[questions]")[0]
+    config = load(EXAMPLES / "one-card.toml")
+    train, shape = config.train, qwen25(config.train.base)
+    assert shape is not None
+    tokens = train.batch_size * train.max_length
+    parts = memory.training(shape, train.lora_rank, tokens, tokens // 2, qlora=train.qlora)
+    work = Workload(201, 1, 2, 300, 300, 400, 2048, config.quantise.bits, engine=config.predict.engine)
+    for card in ("RTX 3090", "RTX 4090", "L4", "A10"):
+        assert parts.total < parse_card(card).gib * memory.GIB
+        assert serving(shape, work, parse_card(card)).at_once > 100

@@ -89,11 +89,12 @@ def plan(
     rate: Annotated[
         float | None, typer.Option(min=0.01, help="Tokens/s that a member was measured to write there.")
     ] = None,
+    mbit: Annotated[float, typer.Option(min=0, help="Mbit/s at which weights arrive there; 0: they are there.")] = 500,
 ) -> None:
     """Forecast what the cascade asks, takes and costs, and whether the members fit a card; after a run, compare."""
     from stepladder.commands import plan as command
 
-    command.plan(config, runs, pilot, card, hours, rate)
+    command.plan(config, runs, pilot, card, hours, rate, mbit)
 
 
 @app.command()

@@ -12,8 +12,7 @@ from stepladder import models, records
 from stepladder.answering.cascade import Cascade, Usage
 from stepladder.ask.ledger import Account, Ledger
 from stepladder.context import Context
-from stepladder.forecast import capacity, cost_tables, fit_tables, model_shape
-from stepladder.forecast.capacity import Workload
+from stepladder.forecast import cost_tables, fit_tables, model_shape
 from stepladder.forecast.cost import (
     ANSWER_TOKENS,
     ONE,
@@ -26,7 +25,10 @@ from stepladder.forecast.cost import (
     solved_share,
     text_tokens,
 )  # fmt: skip
+from stepladder.forecast.datasheets import parse_card
+from stepladder.forecast.fit_tables import Terms
 from stepladder.forecast.model_shape import Shape
+from stepladder.forecast.workload import Workload
 from stepladder.mcq.shuffle import rng
 from stepladder.models import hubs
 from stepladder.records import Question, Sample
@@ -34,19 +36,19 @@ from stepladder.stages import flow
 from stepladder.terminal import say
 
 
-def plan(config: Path, runs: Path, pilot: int, card: str, hours: float, rate: float | None) -> None:
+def plan(config: Path, runs: Path, pilot: int, card: str, hours: float, rate: float | None, megabits: float) -> None:
     """Print what the cascade will ask, take and cost, and whether the members fit a card. First, so many ``pilot``
     questions are really asked; the ledger keeps their answers, so the run does not pay for them again.
 
     Raises:
         UserError, AskError, BudgetError: as the stages ``questions`` and ``samples`` do.
     """
-    target = capacity.parse_card(card)
+    terms = Terms(parse_card(card), hours, rate, megabits)
     context = Context.open(config, runs)
     with context.workspace.locked():
         plan_cascade(context, pilot)
         shape, work = shape_of(context.config.train.base), work_of(context)
-        fit_tables.show(context.config, shape, work, target, hours, rate, context.progress.console)
+        fit_tables.show(context.config, shape, work, terms, context.progress.console)
 
 
 def plan_cascade(context: Context, pilot: int) -> None:
@@ -152,6 +154,9 @@ def work_of(context: Context) -> Workload:
         bits=config.quantise.bits,
         utilisation=config.serve.utilisation,
         kv_cache_gib=config.serve.kv_cache_gib,
+        engine=config.predict.engine,
+        dtype=config.serve.dtype if config.predict.engine == "vllm" else config.predict.dtype,
+        quantiser=config.quantise.backend,
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from rich.console import Console
 from rich.table import Table
 
@@ -9,12 +11,14 @@ from stepladder import models
 from stepladder.ask.local import BATCH_SIZE
 from stepladder.config import Config
 from stepladder.errors import MissingExtra
-from stepladder.forecast import capacity, memory
-from stepladder.forecast.capacity import Card, Workload
+from stepladder.forecast import capacity, memory, published
+from stepladder.forecast.capacity import Serving
+from stepladder.forecast.datasheets import Card
 from stepladder.forecast.memory import GIB
 from stepladder.forecast.model_shape import Shape
+from stepladder.forecast.workload import Workload
 from stepladder.progress import duration
-from stepladder.terminal import print_table, table
+from stepladder.terminal import print_table, say, table
 
 CARD_COUNTS = (1, 2, 4, 8)
 """For which the memory of training is shown."""
@@ -22,97 +26,143 @@ BITS = (4, 8, 16)
 """For which serving is shown."""
 
 
-def show(
-    config: Config,
-    shape: Shape | None,
-    workload: Workload,
-    card: Card,
-    hours: float,
-    rate: float | None,
-    console: Console,
-) -> None:
+class Terms(NamedTuple):
+    """Under what the questions are to be answered."""
+
+    card: Card
+    hours: float
+    """Available for all members, the arrival of their weights included."""
+    rate: float | None = None
+    """Tokens a second that one member was measured to write on the card."""
+    megabits: float = 0
+    """Mbit/s at which weights arrive where they compute; 0: they are there."""
+
+
+def show(config: Config, shape: Shape | None, workload: Workload, terms: Terms, console: Console) -> None:
     """Show what the run's members need on a card, and whether they fit.
 
     Args:
         config: of the run.
         shape: of the student's base; None if it is not known.
         workload: the questions to answer.
-        card: the card that answers them.
-        hours: available for the test, or without one for the validation questions.
-        rate: tokens a second that one member was measured to write on the card.
+        terms: the card and the time for it.
         console: where it is printed.
     """
     if shape is None:
-        console.print(
+        say(
+            console,
             f"\n{config.train.base} is not on this machine yet, so its memory cannot be planned; "
             "download it, or plan for a model of the Qwen2.5 family",
-            soft_wrap=True, markup=False, highlight=False,
-        )  # fmt: skip
+        )
         return
+    card = terms.card
     title = f"\n{config.train.base}, {shape.parameters / 1e9:.2f} B parameters, on {card.name}"
     console.print(title, style="bold", markup=False, highlight=False)
+    if card.taken_for is not None:
+        say(console, f"Taken for a {card.taken_for}, the slowest of that size; name yours with --card.")
     console.print(
         f"{workload.questions:,} questions, {workload.votes} answer{'s' if workload.votes > 1 else ''} each, "
         f"{workload.prompt:,.0f} tokens in and {workload.answer:,.0f} out, at most {workload.length:,}\n"
-        f"{memory.kv_per_token(shape) / 1024:,.0f} KiB of keys and values a token\n",
+        f"{memory.kv_per_token(shape) / 1024:,.0f} KiB of keys and values a token",
         highlight=False,
     )
-    print_table(console, _serving_table(shape, workload, card, hours, rate))
-    _print_verdict(shape, workload, card, hours, rate, console)
+    if workload.engine != "vllm":
+        say(console, "The embedded engine computes, which unpacks weights ([predict] engine).")
+    console.print()
+    print_table(console, _serving_table(shape, workload, terms))
+    _print_verdict(shape, workload, terms, console)
     print_table(console, _making_table(config, shape, workload))
+    if terms.megabits:
+        size = memory.weights(shape, 16)
+        arrival = duration(capacity.arrival_seconds(size, terms.megabits))
+        say(console, f"The base, {_gib(size)}, is downloaded in {arrival} at {terms.megabits:g} Mbit/s (--mbit).")
 
 
-def _serving_table(shape: Shape, workload: Workload, card: Card, hours: float, rate: float | None) -> Table:
-    columns = ("weights", "KV cache", "at once", "longest", "tokens/s", "a member", f"in {hours:g} h")
+def _serving_table(shape: Shape, workload: Workload, terms: Terms) -> Table:
+    columns = ("weights", "KV cache", "at once", "longest", "tokens/s", "a member", f"in {terms.hours:g} h")
     result = table(["bits"], columns)
-    for bits in BITS if card.bytes_each is None else (workload.bits,):  # the embedded engine unpacks them, however many
+    for bits in BITS if workload.engine == "vllm" else (workload.bits,):  # the embedded engine unpacks them
         in_bits = workload._replace(bits=bits, members=1)
-        row = capacity.serving(shape, in_bits, card, rate)
+        row = capacity.serving(shape, in_bits, terms.card, terms.rate)
         style = "bold" if bits == workload.bits else ""
         sizes = (str(bits), _gib(row.weights), _gib(row.cache))
         if not row.fits:
-            result.add_row(*sizes, "does not fit", "", "", "", "", style=style)
+            problem = "does not fit" if row.obstacle is None else "no kernel"
+            result.add_row(*sizes, problem, "", "", "", "", style=style)
             continue
-        count = capacity.members_in(shape, in_bits, card, hours, rate)
-        longest = f"{capacity.longest_sequence(shape, in_bits, card):,}"
-        figures = (str(row.at_once), longest, f"{row.rate:,.0f}", duration(row.seconds), str(count))
+        seconds = row.seconds + _arrival(row, 1, terms)
+        longest = f"{capacity.longest_sequence(shape, in_bits, terms.card):,}"
+        count = int(terms.hours * 3600 / seconds)
+        figures = (str(row.at_once), longest, f"{row.rate:,.0f}", duration(seconds), str(count))
         result.add_row(*sizes, *figures, style=style)
     return result
 
 
-def _print_verdict(
-    shape: Shape, workload: Workload, card: Card, hours: float, rate: float | None, console: Console
-) -> None:
+def _arrival(row: Serving, members: int, terms: Terms) -> float:
+    """Seconds until the members' weights are there, unpacked."""
+    return capacity.arrival_seconds(members * row.weights, terms.megabits)
+
+
+def _print_verdict(shape: Shape, workload: Workload, terms: Terms, console: Console) -> None:
+    card, rate = terms.card, terms.rate
     result = capacity.serving(shape, workload, card, rate)
+    arrival = _arrival(result, workload.members, terms)
+    seconds, available = result.seconds + arrival, terms.hours * 3600
+    slowest = 1 + published.deviations().highest if rate is None and _is_vllm_on_card(workload, card) else 1.0
     members = f"{workload.members} member{'s' if workload.members > 1 else ''} in {workload.bits} bits"
-    fits = result.fits and result.seconds <= hours * 3600
+    fits = result.fits and seconds <= available
     if fits:
-        verdict = f"Yes: {members} answer everything in {duration(result.seconds)} of {hours:g} h."
+        verdict = f"Yes: {members} answer everything in {duration(seconds)} of {terms.hours:g} h."
     elif result.fits:
-        verdict = f"No: {members} need {duration(result.seconds)}, and there are {hours:g} h."
+        verdict = f"No: {members} need {duration(seconds)}, and there are {terms.hours:g} h."
+    elif result.obstacle is not None:
+        verdict = f"No: {result.obstacle}."
     else:
         verdict = f"No: {members} do not fit {card.name}."
-    console.print(f"\n{verdict}", style="green" if fits else "red", highlight=False)
+    console.print(f"\n{verdict}", style="green" if fits else "red", highlight=False, soft_wrap=True)
+    if fits and result.seconds * slowest + arrival > available:
+        say(console, f"Not surely: {duration(result.seconds * slowest + arrival)} if it is as slow as the worst below.")
+    if result.fits and arrival:
+        say(
+            console, f"In it {duration(arrival)} until the weights are there: {terms.megabits:g} Mbit/s, and unpacking."
+        )
     if workload.members > 1 and (cache := capacity.side_by_side_cache(shape, workload, card)) is not None:
         console.print(f"They fit side by side, with {cache / GIB:,.1f} GiB of KV cache each.", highlight=False)
-    levers = [lever for lever in capacity.levers(shape, workload, card, rate) if lever.result.fits]
+    _print_lever(shape, workload, terms, result, console)
+    say(console, _basis(workload, terms))
+
+
+def _print_lever(shape: Shape, workload: Workload, terms: Terms, result: Serving, console: Console) -> None:
+    levers = [lever for lever in capacity.levers(shape, workload, terms.card, terms.rate) if lever.result.fits]
     best = next((lever for lever in levers if not result.fits or lever.result.seconds < 0.98 * result.seconds), None)
     if best is None and not result.fits:
         console.print("No single change makes it fit: use a smaller base, or several cards (tensor parallel).")
     if best is not None:
-        suffix = "" if fits or best.result.seconds <= hours * 3600 else ", still too long"
-        console.print(
-            f"The largest lever: {best.change}, {duration(best.result.seconds)}{suffix}.",
-            highlight=False,
-            soft_wrap=True,
-        )
-    limit = "its data sheet" if card.bytes_each is None else "a short measurement"
-    source = "as you measured it" if rate is not None else f"{capacity.EFFICIENCY:.0%} of {limit} (assumed)"
-    console.print(
-        f"At once: sequences of maximum length. Longest: tokens of a single sequence. Speed: {source}.",
-        style="dim",
-        highlight=False,
+        is_too_long = best.result.seconds > terms.hours * 3600
+        suffix = ", still too long" if is_too_long else ""
+        say(console, f"The largest lever: {best.change}, {duration(best.result.seconds)} of answering{suffix}.")
+
+
+def _basis(workload: Workload, terms: Terms) -> str:
+    """What the figures mean, and what the speed is based on."""
+    words = "At once: sequences of maximum length. Longest: tokens of a single sequence. Speed: "
+    if terms.rate is not None:
+        return f"{words}as you measured it."
+    shares = (
+        f"{capacity.BANDWIDTH_EFFICIENCY:.0%} of the bandwidth and {capacity.COMPUTE_EFFICIENCY:.0%} of the products"
     )
+    if not _is_vllm_on_card(workload, terms.card):
+        return f"{words}{shares} of {terms.card.source} (assumed)."
+    lowest, median, highest = published.deviations()
+    return (
+        f"{words}{shares} that the card's data sheet promises ({terms.card.source}). Of {len(published.FIGURES)} "
+        f"published figures of vLLM such forecasts were {-lowest:.0%} too slow to {highest:.0%} too fast, "
+        f"{median:+.0%} in the middle (docs/guide/planning.md)."
+    )
+
+
+def _is_vllm_on_card(workload: Workload, card: Card) -> bool:
+    return workload.engine == "vllm" and card.capability is not None
 
 
 def _making_table(config: Config, shape: Shape, workload: Workload) -> Table:

@@ -24,6 +24,8 @@ FRAGMENTATION_BYTES = 4
 step takes a third longer (docs/experiments.md)."""
 SERVER_BYTES = 1.5 * GIB
 """Memory of vLLM beside weights and KV cache: its context, activations of a prompt and CUDA graphs."""
+HOST_CACHE_GIB = 2.0
+"""KV cache of a server in host memory, by default."""
 MAX_SEQUENCES = 256
 """Sequences that a server decodes at once, as many as are requested at once; vLLM's default may be half of that."""
 MIN_SIDE_BY_SIDE_SEQUENCES = 16

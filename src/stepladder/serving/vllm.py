@@ -38,8 +38,6 @@ MAX_BATCHED_TOKENS = 4096
 is part of ``memory.SERVER_BYTES``."""
 CPU_BLOCK_TOKENS = 32
 """Tokens of a block of the prefix cache on a CPU: few problems fill vLLM's default of 128."""
-HOST_CACHE_GIB = 2.0
-"""KV cache in host memory, by default."""
 MAX_BOUND_CORES = 4
 """With so many cores or fewer, vLLM computes on all of them; by default it would reserve one of two for its server."""
 POLL_SECONDS = 0.3
@@ -222,7 +220,7 @@ def server_command(
         arguments += ["--tensor-parallel-size", str(len(cards)), "--gpu-memory-utilization", str(settings.utilisation)]
     else:
         arguments += ["--enforce-eager", "--block-size", str(CPU_BLOCK_TOKENS)]
-    cache_gib = settings.kv_cache_gib if cards else settings.kv_cache_gib or HOST_CACHE_GIB
+    cache_gib = settings.kv_cache_gib if cards else settings.kv_cache_gib or memory.HOST_CACHE_GIB
     if cache_gib is not None:
         arguments += ["--kv-cache-memory-bytes", str(round(cache_gib * 2**30))]
     return arguments, server_environment(cards)
@@ -256,7 +254,7 @@ def _write_generation_config(weights: Path, folder: Path) -> Path:
 def _check_memory(weights: Path, settings: Serve) -> None:
     """Raise ServeError if host memory is certainly too small: a server that the kernel kills logs no reason."""
     free = memory.free()
-    cache = (settings.kv_cache_gib or HOST_CACHE_GIB) * 2**30
+    cache = (settings.kv_cache_gib or memory.HOST_CACHE_GIB) * 2**30
     needed = memory.weights_on_disk(weights) + cache + memory.SERVER_BYTES
     if free is not None and needed > free:
         raise ServeError(
