@@ -341,6 +341,24 @@ def test_what_no_repair_saves_fails_the_run_and_leaves_what_was_there(project: P
     assert verdict(project) == before
 
 
+def test_too_few_answers_are_asked_for_more_and_the_verdict_says_so(project: Path, merged: Path) -> None:
+    toml = TOML.format(base=merged, max_kl=1.0, repairs="[]").replace("max_loss = 1.0", "max_loss = 0.001")
+    (project / "run.toml").write_text(toml)
+    shown = run(project)
+    found = verdict(project)
+    test = found["accuracy"]
+    assert (test["decision"], test["margin"]) == ("cannot tell", 0.001)
+    assert found["n"] < test["answers"] <= 8 * found["n"], "accuracy is that of the options' own order"
+    assert test["needed"] > test["answers"]
+    assert "too few answers to tell whether max_loss = 0.001 is kept" in shown
+    assert "quantised/all passes, but: cannot tell whether validation accuracy fell by max_loss = 0.001" in shown
+
+    (project / "run.toml").write_text(toml.replace("[predict]", 'undecided = "fail"\nmax_orders = 1\n\n[predict]'))
+    with pytest.raises(GateError, match=r"cannot tell whether .*: raise max_orders \(now 1\), or \[questions\] valid"):
+        run(project)
+    assert verdict(project) == found
+
+
 def test_the_number_format_is_on_record_and_a_change_is_said(
     project: Path, merged: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

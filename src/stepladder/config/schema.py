@@ -410,8 +410,15 @@ class Quantise(Table):
     """Calibration examples, drawn from the member's own chat-formatted training set, each whole."""
     general: tuple[General, ...] = ()
     """General text to calibrate on as well, one table for each source."""
-    max_loss: float = Field(default=0.01, ge=0, le=1)
-    """The gate: validation accuracy (share) that quantisation may cost before the run fails."""
+    max_loss: float = Field(default=0.03, ge=0, le=1)
+    """The gate: validation accuracy (share) that quantisation may cost: the margin of a test of non-inferiority on the
+    paired answers, at level 0.05 (docs/guide/four-bits.md). An export passes where a loss of it is excluded, and is
+    refused where not and it lost more than chance explains."""
+    max_orders: int = Field(default=8, ge=1, le=24)
+    """Most orders of the options in which a validation question is asked while the answers are too few to tell whether
+    ``max_loss`` is kept; 1 asks no more than the first."""
+    undecided: Literal["pass", "fail"] = "pass"
+    """What happens where they still are: the export passes, and the run says so, or it fails the gate."""
     max_unparsed: float = Field(default=0.05, ge=0, le=1)
     """The gate: by how much the share of answers without a readable letter may grow."""
     max_kl: float = Field(default=0.1, gt=0)
