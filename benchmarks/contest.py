@@ -48,7 +48,7 @@ save_steps = 20
 [quantise]
 group_size = 32
 samples = 64
-max_loss = 0.15  # fifty validation questions cannot tell less
+max_loss = 0.15  # what fifty validation questions can exclude
 
 [predict]
 max_tokens = 384

@@ -172,8 +172,8 @@ class Project:
         (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         self.write()
 
-    def write(self, rung: str = "", reviewed: str = "") -> None:
-        text = TOML.replace("URL", self._api.url).replace("RUNG", rung).replace("REVIEWED", reviewed)
+    def write(self, rung: str = "", reviewed: str = "", train: str = "") -> None:
+        text = TOML.replace("URL", self._api.url).replace("RUNG", rung).replace("REVIEWED", reviewed) + train
         (self.folder / "run.toml").write_text(text)
 
     def run(self, *stages: str) -> int:
@@ -258,6 +258,38 @@ def test_what_a_rung_does_not_keep_is_there_to_be_read(project: Project) -> None
     summary = json.loads((project.folder / "runs/run/samples/summary.json").read_text())
     assert summary["rungs"][0]["solved"] == len(train)
     assert summary["unsolved"] == 0
+
+
+TRAIN = """
+[train]
+base = "BASE"
+lora_rank = 4
+lora_alpha = 8
+epochs = 4
+learning_rate = 1e-2
+patience = 1
+"""
+
+
+def test_patience_goes_by_the_ladder_s_chains_of_validation_questions(project: Project, base: Path) -> None:
+    """Questions without worked solutions: before, patience did nothing, and nothing said so."""
+    train = TRAIN.replace("BASE", str(base))
+    project.write("shuffle = false", train=train.replace("patience = 1", ""))
+    assert project.run("questions", "samples") == 0
+    folder = project.folder / "runs/run/samples"
+    without = {path.name: path.read_bytes() for path in folder.glob("*.jsonl")}
+    project.write("shuffle = false", train=train)
+    assert project.run("samples", "trainset", "adapter") == 0
+    held_out = {row["id"] for row in project.rows("questions/validation.jsonl")}
+    assert {row["question_id"] for row in project.rows("samples/validation_accepted.jsonl")} == held_out
+    assert project.rows("samples/validation_rejected.jsonl") == []
+    assert {path.name: path.read_bytes() for path in folder.glob("*.jsonl") if path.name in without} == without
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["questions"] == summary["rungs"][0]["solved"] == len(project.rows("questions/train.jsonl"))
+    assert not held_out & {row["question_id"] for row in project.rows("trainset/a/train.jsonl")}
+    losses = [row["validation_loss"] for row in project.rows("adapter/a/log.jsonl") if "validation_loss" in row]
+    best = losses.index(min(losses))
+    assert len(losses) == min(4, best + 2), "it stops one epoch after the best"
 
 
 @pytest.mark.parametrize(

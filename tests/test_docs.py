@@ -18,9 +18,9 @@ PRIVATE = re.compile(
 """Words of our own for things that have a name (docs/glossary.md)."""
 
 
-def script(name: str) -> ModuleType:
-    """A script under docs/ as a module."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / f"{name}.py")
+def script(name: str, folder: str = "docs") -> ModuleType:
+    """A script under docs/ or another folder as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / folder / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

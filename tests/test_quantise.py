@@ -130,6 +130,19 @@ def test_an_export_says_what_it_is_and_is_near_its_weights(
     assert 0 < distance.kl < (0.5 if bits == 4 else 0.002)
 
 
+def test_symmetric_scales_fit_the_weights_and_not_their_largest(merged: Path, four_bit: Path) -> None:
+    """By default every group's largest weight stood at 7.5 steps, between two of them (docs/experiments.md)."""
+    from safetensors.torch import load_file
+
+    weights, packed = models.load(merged).state_dict(), load_file(four_bit / "model.safetensors")
+    steps = []
+    for name, scale in packed.items():
+        if name.endswith("weight_scale"):
+            weight = weights[name.removesuffix("_scale")].float().reshape(*scale.shape, -1)
+            steps.append((weight.abs().amax(-1) / scale.float()).flatten())
+    assert ((torch.cat(steps) - 7.5).abs() < 0.03).float().mean() < 0.5
+
+
 def test_a_group_size_that_does_not_divide_is_refused(merged: Path, rows: list[list[int]], tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"group_size 48 does not divide the 32 inputs of model\.layers\.0"):
         gptq.quantise(Quantise(group_size=48), merged, rows, tmp_path)
@@ -346,6 +359,24 @@ def test_what_no_repair_saves_fails_the_run_and_leaves_what_was_there(project: P
     with pytest.raises(GateError, match=r"more than max_kl = 1e-12.* \(repairs tried: recovery\)"):
         run(project)
     assert verdict(project) == before
+
+
+def test_too_few_answers_are_asked_for_more_and_the_verdict_says_so(project: Path, merged: Path) -> None:
+    toml = TOML.format(base=merged, max_kl=1.0, repairs="[]").replace("max_loss = 1.0", "max_loss = 0.001")
+    (project / "run.toml").write_text(toml)
+    shown = run(project)
+    found = verdict(project)
+    test = found["accuracy"]
+    assert (test["decision"], test["margin"]) == ("cannot tell", 0.001)
+    assert found["n"] < test["answers"] <= 8 * found["n"], "accuracy is that of the options' own order"
+    assert test["needed"] > test["answers"]
+    assert "too few answers to tell whether max_loss = 0.001 is kept" in shown
+    assert "quantised/all passes, but: cannot tell whether validation accuracy fell by max_loss = 0.001" in shown
+
+    (project / "run.toml").write_text(toml.replace("[predict]", 'undecided = "fail"\nmax_orders = 1\n\n[predict]'))
+    with pytest.raises(GateError, match=r"cannot tell whether .*: raise max_orders \(now 1\), or \[questions\] valid"):
+        run(project)
+    assert verdict(project) == found
 
 
 def test_the_number_format_is_on_record_and_a_change_is_said(

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from stepladder.config import Train
-from stepladder.errors import MissingExtra
+from stepladder.errors import MissingExtra, UserError
 from stepladder.records import Example, Message
 from stepladder.training import trl
 from stepladder.training.data import Data, last_complete_checkpoint
@@ -123,6 +124,21 @@ def test_the_best_epoch_by_validation_accuracy_is_kept(base: Path, tmp_path: Pat
     for name, weight in best.items():
         assert (kept[name] == weight).all(), name
     assert any((kept[f"base_model.model.{name.replace('.default', '')}"] != w).any() for name, w in seen[1].items())
+
+
+def test_patience_without_anything_to_measure_is_refused(base: Path, tmp_path: Path) -> None:
+    said = (Message(role="user", content="Who?"), Message(role="assistant", content="Bob.\nAnswer: A"))
+    data = Data([Example(messages=said, question_id="q", teacher="t")])
+    with pytest.raises(UserError, match=r"patience = 2 has no validation loss to go by: .* set metric = 'accuracy'"):
+        trl.train(Train(patience=2), 5, base, data, tmp_path, tmp_path, lambda *_: None)
+
+
+@pytest.mark.parametrize("key", [{"patience": 1}, {"packing": True}, {"tensorboard": "curves"}, {"metric": "accuracy"}])
+def test_what_ms_swift_cannot_do_is_refused(key: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match=rf"{next(iter(key))} is for backend = 'trl'"):
+        Train.model_validate({"backend": "swift", **key})
+    assert Train.model_validate({"backend": "swift", "packing": False}).packing is False
+    assert Train.model_validate({"backend": "swift"}).backend == "swift", "what nobody set is not refused"
 
 
 def test_curves_for_tensorboard_need_it(base: Path, tmp_path: Path) -> None:

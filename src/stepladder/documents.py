@@ -21,6 +21,8 @@ from stepladder.workspace import write_atomic
 T = TypeVar("T")
 Direction = Literal["right_to_wrong", "wrong_to_right"]
 """How quantising changed an answer."""
+Decision = Literal["lossless enough", "worse", "cannot tell"]
+"""Of the test whether quantising lost accuracy."""
 
 
 class Document(Record):
@@ -215,6 +217,32 @@ class FlipCounts(Record):
     """Exact McNemar test."""
 
 
+class AccuracyTest(Record):
+    """Whether quantising lost accuracy (quantising/margin.py): a test of non-inferiority on paired answers."""
+
+    decision: Decision
+    margin: float
+    """``[quantise] max_loss``, share of the accuracy."""
+    level: float
+    """Most probability that a lossless export is called worse, or one that loses the margin lossless enough."""
+    power: float
+    """Probability of a decision that ``needed`` stands for."""
+    answers: int
+    """Pairs of answers, to validation questions in one or more orders of their options."""
+    lost: int
+    won: int
+    loss: float
+    """Accuracy lost over these answers."""
+    p: float
+    """One-sided exact p-value of having lost so much, if nothing is lost."""
+    largest_loss: float
+    """The smallest margin that is excluded."""
+    design_effect: float
+    """How many of these answers are worth one independent answer."""
+    needed: int | None
+    """Answers it takes to decide with probability ``power``; None where the margin is 0, which no number excludes."""
+
+
 class FlippedAnswer(Record):
     """A question whose answer changed sides by quantising, with the answers before and after."""
 
@@ -280,6 +308,8 @@ class Measurement(Record):
     """Share of the answers without a readable letter."""
     tokens: Paired[float]
     """Mean length of an answer."""
+    accuracy: AccuracyTest | None = None
+    """Whether accuracy was lost; None in verdicts of an earlier version, which held ``loss`` against ``max_loss``."""
     distance: Distance | None
     """Between the merged and the quantised model, on answers of the former; None where there are none."""
     rounding_kl: float | None

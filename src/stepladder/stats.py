@@ -5,13 +5,16 @@ Answers to questions about the same problem are correlated, so intervals resampl
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
 
 CONFIDENCE = 0.95
 RESAMPLES = 10_000
+_normal_quantile = NormalDist().inv_cdf
 
 
 class Interval(NamedTuple):
@@ -90,6 +93,97 @@ def mcnemar(before: Sequence[bool], after: Sequence[bool]) -> McNemar:
     won = sum(second and not first for first, second in pairs)
     p = float(binomtest(won, lost + won).pvalue) if lost + won else 1.0
     return McNemar(lost, won, p)
+
+
+class PairedCounts(NamedTuple):
+    """What changed between two systems over paired answers. The numbers may be fractions: :func:`effective` divides
+    them by the design effect."""
+
+    lost: float
+    """Answers that only the first system gave rightly."""
+    won: float
+    """Answers that only the second system gave rightly."""
+    n: float
+    """All pairs."""
+
+    @property
+    def loss(self) -> float:
+        """Accuracy lost, share."""
+        return (self.lost - self.won) / self.n
+
+
+def design_effect(changes: Mapping[str, Sequence[int]]) -> float:
+    """By how much the variance of a mean change is larger than if all answers were independent, at least 1: the ratio
+    of its cluster-robust and its plain variance (Rao & Scott 1992, Biometrics 48:577).
+
+    Args:
+        changes: by problem, one number for each of its answers: 1 lost, -1 won, 0 unchanged.
+    """
+    every = np.concatenate([np.asarray(group, dtype=float) for group in changes.values()])
+    plain = float(((every - every.mean()) ** 2).sum())
+    if plain == 0 or len(changes) < 2:
+        return 1.0
+    sums = [sum(group) - len(group) * every.mean() for group in changes.values()]
+    return max(1.0, float(np.square(sums).sum()) * len(changes) / (len(changes) - 1) / plain)
+
+
+def effective(counts: PairedCounts, design: float) -> PairedCounts:
+    """The counts that as many independent answers as these are worth would have."""
+    return PairedCounts(*(count / design for count in counts))
+
+
+def sign_flip_test(sums: Sequence[int]) -> float:
+    """One-sided exact p-value of a total at least as high, if each problem's sum could as well have had the other sign
+    (Fisher's randomisation test). It holds however much the answers about one problem hang together."""
+    sizes = [abs(each) for each in sums if each]
+    chances = np.ones(1)  # of each total of the positive ones
+    for size in sizes:
+        chances = 0.5 * (np.pad(chances, (0, size)) + np.pad(chances, (size, 0)))
+    return min(1.0, float(chances[(sum(sums) + sum(sizes)) // 2 :].sum()))
+
+
+def excludes_loss(counts: PairedCounts, margin: float, level: float) -> bool:
+    """Whether a loss of ``margin`` or more is excluded at one-sided ``level``: Tango's score test of non-inferiority
+    for paired proportions (Tango 1998, Stat Med 17:891; compared with others in Newcombe 1998, Stat Med 17:2635)."""
+    return _score(counts, margin, level) < 0
+
+
+def largest_loss(counts: PairedCounts, level: float) -> float:
+    """The smallest margin that :func:`excludes_loss`: Tango's upper confidence limit of the loss."""
+    from scipy.optimize import brentq
+
+    low = counts.loss + 1e-9  # where nothing changed, a margin of exactly 0 has no variance
+    return float(brentq(lambda margin: _score(counts, margin, level), low, 1.0)) if low < 1 else 1.0
+
+
+def _score(counts: PairedCounts, margin: float, level: float) -> float:
+    """How far the loss is above the margin plus what chance explains at ``level``, in answers."""
+    spread = math.sqrt(counts.n * _variance(counts, margin))
+    return counts.lost - counts.won - counts.n * margin + _normal_quantile(1 - level) * spread
+
+
+def _variance(counts: PairedCounts, margin: float) -> float:
+    """Of one answer's change, if the loss were ``margin``: with the maximum-likelihood share of answers won under that
+    constraint (Tango 1998, equation 6)."""
+    lost, won = counts.lost / counts.n, counts.won / counts.n
+    b = (2 - lost + won) * margin - lost - won
+    c = -won * margin * (1 - margin)
+    return max(0.0, (math.sqrt(b * b - 8 * c) - b) / 2 + margin * (1 - margin))
+
+
+def answers_needed(changed: float, margin: float, level: float, power: float) -> int:
+    """Independent pairs of answers with which a loss of ``margin`` is excluded with probability ``power`` where nothing
+    is lost, and a loss of ``margin`` is shown to be one with about the same (Nam 1997, Biometrics 53:1422).
+
+    Args:
+        changed: share of the answers that change sides.
+        margin: the loss to exclude, above 0.
+        level: one-sided.
+        power: probability.
+    """
+    variance = _variance(PairedCounts(changed / 2, changed / 2, 1), margin)
+    reach = _normal_quantile(1 - level) * math.sqrt(variance) + _normal_quantile(power) * math.sqrt(changed)
+    return math.ceil((reach / margin) ** 2)
 
 
 def sign_test(won: int, lost: int) -> float:

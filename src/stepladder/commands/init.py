@@ -117,7 +117,7 @@ name = "a"
 
 [quantise]
 samples = 256                # conversations of the student's own training set that GPTQ is calibrated on
-max_loss = 0.05              # the 4-bit form may lose so much accuracy on validation, or the run fails
+max_loss = 0.05              # a loss of so much validation accuracy must be excluded; more orders are asked until it is
 
 [predict]
 max_tokens = 1024

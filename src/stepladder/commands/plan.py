@@ -32,7 +32,7 @@ from stepladder.forecast.workload import Workload
 from stepladder.mcq.shuffle import rng
 from stepladder.models import hubs
 from stepladder.records import Question, Sample
-from stepladder.stages import flow
+from stepladder.stages import flow, samples
 from stepladder.terminal import say
 
 
@@ -61,9 +61,11 @@ def plan_cascade(context: Context, pilot: int) -> None:
         with context.progress.stage("pilot"):
             rates |= measure(context, sorted(drawn, key=lambda question: question.id), rates)
     problems = len({question.problem_id for question in questions})
-    rows = forecast(context.config, len(questions), problems, rates)
+    held_out = len(samples.held_out_questions(context))
+    rows = forecast(context.config, len(questions) + held_out, problems, rates)
     console = context.progress.console
-    console.print(f"\n{len(questions):,} training questions about {problems:,} problems\n", highlight=False)
+    also = f", and {held_out:,} validation questions, whose chains patience needs" if held_out else ""
+    console.print(f"\n{len(questions):,} training questions about {problems:,} problems{also}\n", highlight=False)
     cost_tables.show(rows, context.config, console)
     cost_tables.sources(rates, console)
     samples_are_done = _samples_are_done(context)

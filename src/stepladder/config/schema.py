@@ -405,8 +405,9 @@ class Train(Table):
     save_steps: int = Field(default=50, ge=1)
     """Optimiser steps between two checkpoints, from which a killed training continues."""
     metric: Literal["loss", "accuracy"] = "loss"
-    """What ``patience`` measures after each epoch: the loss on validation questions' worked solutions, or (with
-    ``backend = "trl"`` on one device) the accuracy on validation questions, which takes longer."""
+    """What ``patience`` measures after each epoch: the loss on right chains of validation questions, or (on one device)
+    the accuracy on validation questions, which takes longer. Right chains are the questions' worked solutions; for
+    questions without one ``patience`` also asks the ladder, whose chains for them train no member."""
     patience: int | None = Field(default=None, ge=1)
     """Number of epochs without improvement after which training stops; then the best epoch's adapter is kept. By
     default all epochs are trained and the last is kept."""
@@ -422,11 +423,29 @@ class Train(Table):
             )
         if self.sharding != "none" and self.devices == 1:
             raise ValueError(f"sharding = {self.sharding!r} needs devices above 1")
-        if self.metric == "accuracy" and (self.devices > 1 or self.backend == "swift"):
-            raise ValueError("metric = 'accuracy' needs backend = 'trl' and devices = 1; use 'loss'")
+        if self.metric == "accuracy" and self.devices > 1:
+            raise ValueError("metric = 'accuracy' needs devices = 1; use 'loss'")
         if self.qlora and self.sharding != "none":
             raise ValueError("qlora and sharding exclude each other; leave one of them out")
         return self
+
+    @model_validator(mode="after")
+    def _swift_can(self) -> Self:
+        is_set = {
+            "metric": self.metric == "accuracy",
+            "packing": self.packing and "packing" in self.model_fields_set,
+            "patience": self.patience is not None,
+            "tensorboard": self.tensorboard is not None,
+        }
+        refused = [key for key, asked in is_set.items() if asked]
+        if self.backend == "swift" and refused:
+            raise ValueError(f"{refused[0]} is for backend = 'trl', and ms-swift does not do it; leave it out")
+        return self
+
+    @property
+    def asks_validation(self) -> bool:
+        """Whether training needs right chains of validation questions, for which the ladder is then asked."""
+        return self.patience is not None and self.metric == "loss"
 
 
 class Member(Table):
@@ -503,8 +522,15 @@ class Quantise(Table):
     """Calibration examples, drawn from the member's own chat-formatted training set, each whole."""
     general: tuple[General, ...] = ()
     """General text to calibrate on as well, one table for each source."""
-    max_loss: float = Field(default=0.01, ge=0, le=1)
-    """The gate: validation accuracy (share) that quantisation may cost before the run fails."""
+    max_loss: float = Field(default=0.03, ge=0, le=1)
+    """The gate: validation accuracy (share) that quantisation may cost: the margin of a test of non-inferiority on the
+    paired answers, at level 0.05 (docs/guide/four-bits.md). An export passes where a loss of it is excluded, and is
+    refused where not and it lost more than chance explains."""
+    max_orders: int = Field(default=8, ge=1, le=24)
+    """Most orders of the options in which a validation question is asked while the answers are too few to tell whether
+    ``max_loss`` is kept; 1 asks no more than the first."""
+    undecided: Literal["pass", "fail"] = "pass"
+    """What happens where they still are: the export passes, and the run says so, or it fails the gate."""
     max_unparsed: float = Field(default=0.05, ge=0, le=1)
     """The gate: by how much the share of answers without a readable letter may grow."""
     max_kl: float = Field(default=0.1, gt=0)

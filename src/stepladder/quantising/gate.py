@@ -10,6 +10,7 @@ from stepladder import models
 from stepladder.answering.voting import conversation, correct, predict
 from stepladder.context import Context
 from stepladder.documents import Direction, Distance, FlippedAnswer, Flips, Measurement, Paired
+from stepladder.quantising.margin import Outcomes, check_accuracy, decide, sentence
 from stepladder.records import Example, Prediction, Question
 from stepladder.stats import accuracy_interval, mcnemar
 from stepladder.training.distance import compare, next_token_log_probabilities, rows_of
@@ -77,11 +78,6 @@ def measure(context: Context, member: str, before: Reference, folder: Path, roun
     unparsed = Paired(merged=_unparsed(before.answers), quantised=_unparsed(answers))
     rounding_kl = None if rounding is None else rounding.kl
     exceeded = []
-    if loss > settings.max_loss:
-        exceeded.append(
-            f"validation accuracy fell by {loss:.3f} (from {sum(right)} to {sum(right_after)} of {n}), more than "
-            f"max_loss = {settings.max_loss}"
-        )
     if (growth := unparsed.quantised - unparsed.merged) > settings.max_unparsed:
         exceeded.append(
             f"answers without a readable letter grew by {growth:.3f}, more than max_unparsed = {settings.max_unparsed}"
@@ -93,6 +89,16 @@ def measure(context: Context, member: str, before: Reference, folder: Path, roun
             f"KL divergence is {divergence.kl:.4f} nats a token where plain rounding costs {rounding_kl:.4f}, so the "
             "calibration did harm"
         )
+    outcomes = Outcomes(tuple(problems), tuple(right), tuple(right_after))
+    if exceeded:  # it is refused anyway, whatever more answers would say
+        accuracy = decide(outcomes, settings.max_loss)
+    else:
+        accuracy = check_accuracy(
+            outcomes, questions, settings.max_loss, settings.max_orders, context.config.seed,
+            lambda more: _outcomes(context, member, before.weights, folder, more),
+        )  # fmt: skip
+    if accuracy.decision == "worse" or (accuracy.decision == "cannot tell" and settings.undecided == "fail"):
+        exceeded.append(sentence(accuracy, settings.max_orders))
     return Measurement(
         merged=sum(right) / n,
         quantised=sum(right_after) / n,
@@ -109,12 +115,27 @@ def measure(context: Context, member: str, before: Reference, folder: Path, roun
             examples=_examples(questions, before.answers, answers),
         ),
         unparsed=unparsed,
+        accuracy=accuracy,
         tokens=Paired(merged=_mean_tokens(tokenizer, before.answers), quantised=_mean_tokens(tokenizer, answers)),
         distance=divergence,
         rounding_kl=rounding_kl,
         bytes=Paired(merged=_weight_bytes(before.weights), quantised=_weight_bytes(folder)),
         why=tuple(exceeded),
     )
+
+
+def _outcomes(context: Context, member: str, merged: Path, folder: Path, questions: list[Question]) -> Outcomes:
+    """Answers of both models to questions in other orders."""
+    settings = context.config.quantise
+    context.progress.say(
+        f"quantised/{member}: too few answers to tell whether max_loss = {settings.max_loss} is kept; "
+        f"{len(questions)} more, with the options in other orders"
+    )
+    before, after = (
+        correct(questions, predict(context, member, weights, questions, f"validation, other orders, {name}"))
+        for name, weights in (("merged", merged), (f"{settings.bits}-bit", folder))
+    )
+    return Outcomes(tuple(question.problem_id for question in questions), tuple(before), tuple(after))
 
 
 def _examples(

@@ -126,6 +126,11 @@ def _measured(verdict: Verdict, engine: str) -> Iterable[str]:
         f"right (exact McNemar p = {flips.p:.3g})."
         + (f" Mean KL divergence of its next tokens: {distance.kl:.4f} nats." if distance else "")
     )
+    if (test := verdict.accuracy) is not None:
+        yield (
+            f"Over {test.answers} answers, with options in one or more orders, it lost {test.lost} and won {test.won}; "
+            f"a loss of more than {100 * test.largest_loss:.1f} points is excluded (one-sided 2.5 %, Tango 1998)."
+        )
 
 
 def _limits(config: Config, licence: str | None) -> Iterable[str]:

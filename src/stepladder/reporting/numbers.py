@@ -86,7 +86,7 @@ def collect(run: Path, config: Config, folders: Iterable[Folder]) -> Report:
         quantisation=tuple(MemberVerdict(member=name, **dict(verdict)) for name, verdict in verdicts.items()),
         ensemble=FinalAnswer(**dict(choice), asked=config.ensemble.rule, alone=alone),
         voting=tuple(_voting(headline, System("quantised", best))),
-        stages=tuple(_stages(run, folders, samples)),
+        stages=tuple(_stages(run, folders)),
         examples=tuple(_examples(headline, System("quantised", best))),
     )
 
@@ -238,14 +238,16 @@ def _training(run: Path, member: str) -> MemberTraining:
     )
 
 
-def _stages(run: Path, folders: Iterable[Folder], samples: Sequence[Sample]) -> Iterator[StageCost]:
+def _stages(run: Path, folders: Iterable[Folder]) -> Iterator[StageCost]:
     """Recorded time and money of each artifact. Only teachers cost money: local models are free."""
+    paths = [path for kind in ("accepted", "rejected") for path in sorted((run / "samples").glob(f"*{kind}.jsonl"))]
+    dollars = _dollars(sample for path in paths for sample in read(path, Sample))
     for folder in folders:
         yield StageCost(
             stage=folder.stage,
             part=folder.part,
             seconds=read_manifest(run / folder.stage / (folder.part or ""))["seconds"],
-            dollars=_dollars(samples) if folder.stage == "samples" else 0.0,
+            dollars=dollars if folder.stage == "samples" else 0.0,
         )
 
 

@@ -12,11 +12,12 @@ from stepladder.config import settings
 from stepladder.context import Context
 from stepladder.mcq.prompts import worked_solution
 from stepladder.models import template
-from stepladder.records import Example, Question
-from stepladder.stages.trainset import member
+from stepladder.records import Example, Question, Sample
+from stepladder.stages.samples import VALIDATION_ACCEPTED
+from stepladder.stages.trainset import example_of, member, taught_by
 from stepladder.training import distributed, merging, swift, trl
 from stepladder.training.data import Data
-from stepladder.workspace import Artifact
+from stepladder.workspace import Artifact, file_digest
 
 
 def artifact(context: Context, part: str | None) -> Artifact:
@@ -34,6 +35,8 @@ def artifact(context: Context, part: str | None) -> Artifact:
         "trainset": context.digest_of("trainset", part),
         "base": models.content_digest(models.locate(config.train.base)),
     }
+    if config.train.asks_validation:
+        inputs["validation"] = file_digest(context.input("samples") / VALIDATION_ACCEPTED)
     return Artifact(context.workspace.path("adapter", part), chosen_settings, inputs)
 
 
@@ -53,15 +56,24 @@ def build(context: Context, part: str | None, folder: Path) -> None:
     settings, seed = context.config.train, member(context.config, part).seed
     questions = records.read(context.input("questions") / "validation.jsonl", Question)
     exam = functools.partial(examine, context, questions) if settings.metric == "accuracy" else None
-    data = Data(examples, _held_out(context, questions), exam)
+    data = Data(examples, _held_out(context, part, questions), exam)
     train_by_trl = trl.train if settings.devices == 1 else distributed.train
     train = swift.train if settings.backend == "swift" else train_by_trl
     scratch = artifact(context, part).scratch(models.dtype_name(settings.dtype))
     train(settings, seed, base, data, folder, scratch, report)
 
 
-def _held_out(context: Context, questions: list[Question]) -> list[Example]:
-    """The examples that validation loss is measured on: worked solutions of validation questions."""
+def _held_out(context: Context, part: str | None, questions: list[Question]) -> list[Example]:
+    """The examples that validation loss is measured on: worked solutions of validation questions; for those without
+    one, where the ladder was asked, its first accepted chain, of the member's own teachers where they have one."""
     orders = ((question, tuple(range(len(question.options)))) for question in questions)
     texts = ((question, worked_solution(question, order)) for question, order in orders)
-    return [conversation(context, question, text, WORKED) for question, text in texts if text is not None]
+    examples = [conversation(context, question, text, WORKED) for question, text in texts if text is not None]
+    if not context.config.train.asks_validation:
+        return examples
+    samples = records.read(context.input("samples") / VALIDATION_ACCEPTED, Sample)
+    first: dict[str, Sample] = {}
+    for sample in (*taught_by(member(context.config, part), samples), *samples):
+        first.setdefault(sample.question_id, sample)
+    by_id = {question.id: question for question in questions}
+    return examples + [example_of(context.config, by_id[name], sample) for name, sample in sorted(first.items())]

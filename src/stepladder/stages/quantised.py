@@ -28,6 +28,7 @@ from stepladder.errors import GateError
 from stepladder.mcq.shuffle import rng
 from stepladder.quantising import calibration, gptq, gptqmodel, repair
 from stepladder.quantising.gate import Reference, distance, measure, reference
+from stepladder.quantising.margin import sentence
 from stepladder.records import Example, Question
 from stepladder.reporting import model_card
 from stepladder.reporting.data_card import student_name
@@ -121,6 +122,8 @@ def build(context: Context, part: str | None, folder: Path) -> None:
         form=description, dtype=dtype, **dict(measured), passed=True, gates=gates, attempts=tuple(attempts)
     )
     verdict.write(folder)
+    if verdict.accuracy is not None and verdict.accuracy.decision == "cannot tell":
+        context.progress.say(f"quantised/{part} passes, but: {sentence(verdict.accuracy, config.quantise.max_orders)}")
     write_settings(config, folder)
     card = TrainsetCard.read(context.input("trainset", part))
     mix = member(config, part)

@@ -1,13 +1,17 @@
-"""samples: the cascade. Each rung answers what is still unsolved; accepted and rejected chains are both kept."""
+"""samples: the cascade. Each rung answers what is still unsolved; accepted and rejected chains are both kept.
+
+Where training stops early by its loss, validation questions climb too. Their accepted chains are written apart from the
+others, train no member and are in no count.
+"""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from itertools import chain, islice
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 from stepladder import records
 from stepladder.answering.cascade import WORKED, Cascade, Step
@@ -27,6 +31,8 @@ CHUNK_QUESTIONS = 10_000
 JUDGED = ".judged.jsonl"
 """Temporary file of all samples, until it is known which labels are suspect. A line is + (the rung accepts it) or -,
 then the sample."""
+VALIDATION_ACCEPTED, VALIDATION_REJECTED = "validation_accepted.jsonl", "validation_rejected.jsonl"
+"""Samples of validation questions. Both were paid for, so both are kept."""
 COUNTS = ("asked", "solved", "repeated", "wrong", "unparsed", "truncated", "lenient")
 
 
@@ -36,22 +42,35 @@ def artifact(context: Context, part: str | None) -> Artifact:
     inputs = {"questions": context.digest_of("questions")} | context.prompts_of(models)
     inputs |= {f"model {name}": identity(config, name) for name in models}
     inputs |= {f"chains of {rung.name}": file_digest(rung.chains) for rung in config.rung if rung.chains is not None}
-    rungs = {"seed": config.seed, "rungs": [settings(rung) for rung in config.rung]}
+    rungs: dict[str, Any] = {"seed": config.seed, "rungs": [settings(rung) for rung in config.rung]}
+    if config.train.asks_validation:
+        rungs["validation"] = True
     return Artifact(context.workspace.path("samples"), rungs, inputs)
 
 
 def build(context: Context, part: str | None, folder: Path) -> None:
     counts, votes = RungCounts(context.config.rung), Votes()
     cascade = Cascade(context)
-    questions = records.stream(context.input("questions") / "train.jsonl", Question)
-    total = _training_questions(context)
+    held_out = held_out_questions(context)
+    training = records.stream(context.input("questions") / "train.jsonl", Question)
+    questions = chain(training, held_out.values())
+    total = _training_questions(context) + len(held_out)
     done = 0
+    held_out_samples: list[tuple[Sample, bool]] = []
     with (folder / JUDGED).open("w", encoding="utf-8") as file:
         while chunk := sorted(islice(questions, CHUNK_QUESTIONS), key=lambda question: question.id):
             by_id = {question.id: question for question in chunk}
             judged: list[tuple[Sample, bool]] = []
-            for step in cascade.climb(chunk):
-                accepted = {_identity(sample) for sample in step.accepted}
+            waiting = held_out.keys() & by_id.keys()
+            for every in cascade.climb(chunk):
+                accepted = {_identity(sample) for sample in every.accepted}
+                held_out_samples += (
+                    (sample, _identity(sample) in accepted)
+                    for sample in every.samples
+                    if sample.question_id in held_out
+                )
+                step = _without(every, held_out.keys(), len(waiting))
+                waiting -= every.solved
                 judged += ((sample, _identity(sample) in accepted) for sample in step.samples)
                 row = counts.add(step, by_id)
                 if done + len(chunk) == total:
@@ -60,6 +79,7 @@ def build(context: Context, part: str | None, folder: Path) -> None:
                 else:
                     context.progress.update(f"rung {row.name}, question", done, total)
             done += len(chunk)
+            by_id = {name: question for name, question in by_id.items() if name not in held_out}
             votes.add(by_id, [sample for sample, _ in judged])
             judged.sort(key=lambda pair: _identity(pair[0]))
             file.writelines(
@@ -70,6 +90,11 @@ def build(context: Context, part: str | None, folder: Path) -> None:
             context.progress.say(
                 f"rung {rung.name}: {rung.chains} has no chain for a training question; compare the ids"
             )
+    if context.config.train.asks_validation:
+        held_out_samples.sort(key=lambda pair: _identity(pair[0]))
+        for name, accepted_ones in ((VALIDATION_ACCEPTED, True), (VALIDATION_REJECTED, False)):
+            chosen = (sample for sample, is_accepted in held_out_samples if is_accepted == accepted_ones)
+            write_atomic(folder / name, records.lines(chosen))
     suspects = votes.suspects()
     if suspects:
         path = context.input("samples") / "audit.jsonl"
@@ -94,6 +119,23 @@ def build(context: Context, part: str | None, folder: Path) -> None:
         suspect=len(suspects),
         positions=tuple(positions.bias(model) for model, positions in sorted(counts.positions.items())),
     ).write(folder)
+
+
+def held_out_questions(context: Context) -> dict[str, Question]:
+    """Validation questions that the ladder is asked, by id: those without a worked solution, where training needs
+    chains for them."""
+    if not context.config.train.asks_validation:
+        return {}
+    questions = records.stream(context.input("questions") / "validation.jsonl", Question)
+    return {question.id: question for question in questions if question.worked is None}
+
+
+def _without(step: Step, ids: Collection[str], reached: int) -> Step:
+    """A rung's result without some questions, so many of which had reached it."""
+    samples, accepted = (
+        [sample for sample in part if sample.question_id not in ids] for part in (step.samples, step.accepted)
+    )
+    return step._replace(reached=step.reached - reached, samples=samples, accepted=accepted)
 
 
 def _training_questions(context: Context) -> int:

@@ -48,11 +48,7 @@ def build(context: Context, part: str | None, folder: Path) -> None:
     held_out = [q for name in ("validation", "test") for q in records.read(source / f"{name}.jsonl", Question)]
     twins = _twins(questions.values(), held_out)
     share = _draw_problems(mix, sorted({q.problem_id for q in questions.values()}))
-    samples = [
-        sample
-        for sample in records.read(context.input("samples") / "accepted.jsonl", Sample)
-        if not mix.teachers or {sample.rung, sample.model} & set(mix.teachers)
-    ]
+    samples = taught_by(mix, records.read(context.input("samples") / "accepted.jsonl", Sample))
     if mix.variants:
         questions |= {q.id: q for q in records.read(context.input("variants") / "questions.jsonl", Question)}
         samples += records.read(context.input("variants") / "accepted.jsonl", Sample)
@@ -75,7 +71,7 @@ def build(context: Context, part: str | None, folder: Path) -> None:
         distinct = balanced([(questions[sample.question_id], sample) for sample in distinct])
     kept: dict[tuple[Message, ...], Example] = {}
     for sample in distinct:
-        example = _example(config, questions[sample.question_id], sample)
+        example = example_of(config, questions[sample.question_id], sample)
         kept.setdefault(example.messages, example)
     removed["duplicates"] = len(distinct) - len(kept)
 
@@ -102,6 +98,11 @@ def build(context: Context, part: str | None, folder: Path) -> None:
 def member(config: Config, part: str | None) -> Member:
     """The member of this name."""
     return next(member for member in config.member if member.name == part)
+
+
+def taught_by(mix: Member, samples: Iterable[Sample]) -> list[Sample]:
+    """The samples of the teachers that a member learns from."""
+    return [sample for sample in samples if not mix.teachers or {sample.rung, sample.model} & set(mix.teachers)]
 
 
 def _draw_problems(mix: Member, problems: list[str]) -> set[str]:
@@ -154,7 +155,8 @@ def _distinct(samples: Sequence[Sample], most: int) -> list[Sample]:
     return [group[index] for group in groups for index in most_different([sample.text for sample in group], most)]
 
 
-def _example(config: Config, question: Question, sample: Sample) -> Example:
+def example_of(config: Config, question: Question, sample: Sample) -> Example:
+    """The conversation that teaches a sample's chain."""
     options = shown(question.options, sample.permutation)
     answer = Message(role="assistant", content=with_final_line(sample.text, options, question.language))
     return Example(

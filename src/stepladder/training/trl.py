@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 from stepladder import models
 from stepladder.config import Train
+from stepladder.errors import UserError
 from stepladder.models import template
 from stepladder.training.data import Data, Report, last_complete_checkpoint, scheduler, uses_checkpointing
 from stepladder.training.loss import collate, score_completions, validation_loss
@@ -44,6 +45,9 @@ def train(settings: Train, seed: int, base: Path, data: Data, folder: Path, scra
     the last: optimiser, schedule, random state and position in the data.
 
     Under torchrun every process calls this with the same arguments (training/distributed.py); the first one writes.
+
+    Raises:
+        UserError: ``patience`` is set, and there is nothing to measure.
     """
     models.require("datasets", "peft", "trl")
     from transformers import EarlyStoppingCallback, PrinterCallback, set_seed
@@ -76,12 +80,17 @@ def _plan(settings: Train, data: Data, tokenizer: PreTrainedTokenizerBase) -> Pl
     packs = pack(rows, settings.max_length) if settings.packing else singly(rows)
     held_out = pack(held_out_rows, settings.max_length)
     is_measured = data.exam is not None or bool(held_out)
+    if settings.patience is not None and not is_measured:
+        raise UserError(
+            f"[train] patience = {settings.patience} has no validation loss to go by: no validation question has a "
+            f"right chain of at most max_length = {settings.max_length} tokens; set metric = 'accuracy' or no patience"
+        )
     return Plan(
         packs,
         held_out,
         steps_per_epoch=math.ceil(len(packs) / (settings.batch_size * settings.gradient_accumulation)),
         is_measured=is_measured,
-        stops_early=settings.patience is not None and is_measured,
+        stops_early=settings.patience is not None,
         metric="eval_accuracy" if data.exam is not None else "eval_loss",
     )
 
