@@ -1,7 +1,7 @@
 """Models: where weights are, how they are loaded, in which number format they compute, how a chat becomes tokens."""
 
 from stepladder.models.libraries import quiet, require
-from stepladder.models.loading import load, load_in_4_bits, load_tokenizer, skeleton
+from stepladder.models.loading import load, load_in_4_bits, load_mapped, load_tokenizer, skeleton
 from stepladder.models.location import (
     BUNDLED,
     BUNDLED_FILE,
@@ -16,6 +16,7 @@ from stepladder.models.number_format import (
     DTYPE_VARIABLE,
     compute_dtype,
     dtype_name,
+    free_on_card,
     has_cuda,
     machine,
     multiplies_bfloat16,
@@ -32,10 +33,12 @@ __all__ = [
     "compute_dtype",
     "content_digest",
     "dtype_name",
+    "free_on_card",
     "has_cuda",
     "identity",
     "load",
     "load_in_4_bits",
+    "load_mapped",
     "load_tokenizer",
     "locate",
     "machine",

@@ -39,6 +39,15 @@ def has_cuda() -> bool:
     return torch.cuda.is_available()
 
 
+def free_on_card() -> int:
+    """Bytes that this process can still allocate on its CUDA device: what the driver has free, and what PyTorch holds
+    without using it. Not run on a card."""
+    import torch
+
+    free_bytes, _ = torch.cuda.mem_get_info()
+    return int(free_bytes) + torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+
+
 def compute_dtype(dtype: Dtype = "auto") -> torch.dtype:
     """The number format to compute in. ``auto`` is bfloat16 where the hardware multiplies it and float32 elsewhere, as
     a CPU without AVX512-BF16 or AMX has to emulate bfloat16 (``emulation``).
