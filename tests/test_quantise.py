@@ -81,9 +81,7 @@ def four_bit(merged: Path, rows: list[list[int]], tmp_path_factory: pytest.TempP
 
 def apart(one: Path, other: Path) -> Distance:
     chats = rows_of(models.load_tokenizer(one), EXAMPLES, 200)
-    return compare(
-        next_token_log_probabilities(models.load(one), chats), next_token_log_probabilities(models.load(other), chats)
-    )
+    return compare(next_token_log_probabilities(one, chats), next_token_log_probabilities(other, chats))
 
 
 def test_merging_folds_in_what_peft_would_shard_by_shard(base: Path, adapter: Path, tmp_path: Path) -> None:

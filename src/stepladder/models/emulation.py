@@ -2,7 +2,7 @@
 
 The product of two bfloat16 numbers is exact in float32. Hardware adds such products in float32 and rounds once at the
 end, and so do float32 kernels on the converted matrices. On a CPU with AVX2 they are six times as fast as PyTorch's own
-emulation (docs/experiments.md).
+emulation (docs/experiments.md). A product holds float32 copies of its two matrices, at most of the largest layer.
 """
 
 from __future__ import annotations

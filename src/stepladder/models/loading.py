@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, cast
 from stepladder.config import Dtype
 from stepladder.errors import ModelError, UserError
 from stepladder.models.files import read_json
-from stepladder.models.gptq_format import load_gptq
 from stepladder.models.libraries import need, quiet, require
 from stepladder.models.number_format import has_cuda, prepare_dtype
+from stepladder.models.weight_files import WeightFiles
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 SAFE = {"trust_remote_code": False, "use_safetensors": True}
@@ -30,7 +31,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     need("transformers")  # where a server computes, PyTorch need not be installed
     from transformers import AutoTokenizer
 
-    with _loading("tokenizer", folder):
+    with loading("tokenizer", folder):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         tokenizer("x", add_special_tokens=False)  # settings of another type than expected fail when they are used
     if tokenizer.chat_template is None:
@@ -50,10 +51,11 @@ def load(folder: Path, dtype: Dtype = "auto", *, move: bool = True) -> PreTraine
     from transformers.utils.quantization_config import CompressedTensorsConfig
 
     computed_in = prepare_dtype(dtype)
-    with _loading("model", folder), quiet():
+    with loading("model", folder), quiet():
         quantization = read_json(folder / "config.json").get("quantization_config")
         if quantization is not None and quantization.get("quant_method") == "gptq":
-            model = load_gptq(folder, computed_in)
+            model = empty(folder, computed_in)
+            fill(model, WeightFiles(folder), computed_in)
         else:
             unpack = (
                 {} if quantization is None else {"quantization_config": CompressedTensorsConfig(run_compressed=False)}
@@ -64,15 +66,98 @@ def load(folder: Path, dtype: Dtype = "auto", *, move: bool = True) -> PreTraine
     return model
 
 
-def skeleton(folder: Path) -> PreTrainedModel:
-    """A model on the meta device: its layers and shapes without weights, which takes no memory."""
+def load_mapped(folder: Path, dtype: Dtype = "auto") -> PreTrainedModel:
+    """A model on the CPU whose weights are pages of its files, not copies, where they are stored in ``dtype``; copies
+    where they have other names than the model's parameters.
+
+    Raises:
+        ModelError: as :func:`load`.
+    """
+    model, computed_in = skeleton(folder, dtype), prepare_dtype(dtype)
+    with loading("model", folder):
+        try:
+            fill(model, WeightFiles(folder), computed_in)
+        except ValueError:
+            return load(folder, dtype, move=False)  # transformers converts the names
+    return model
+
+
+def skeleton(folder: Path, dtype: Dtype = "auto") -> PreTrainedModel:
+    """A model without weights: its parameters are on the meta device and take no memory. What no file holds, such as
+    rotary frequencies, is computed. :func:`fill` gives it weights.
+
+    Raises:
+        ModelError: the folder's config.json is not a model's.
+    """
     require()
-    import torch
+    computed_in = prepare_dtype(dtype)
+    with loading("model", folder):
+        return empty(folder, computed_in)
+
+
+def empty(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
+    """As :func:`skeleton`, whatever the machine can compute in."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    with _loading("model", folder), torch.device("meta"):
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        return cast("PreTrainedModel", AutoModelForCausalLM.from_config(config))  # type: ignore[no-untyped-call]
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    with _parameters_on_meta():
+        model = cast("PreTrainedModel", AutoModelForCausalLM.from_config(config, dtype=dtype))  # type: ignore[no-untyped-call]
+    model.tie_weights()
+    model.train(False)
+    return model
+
+
+@contextlib.contextmanager
+def _parameters_on_meta() -> Iterator[None]:
+    """Parameters of modules that are made inside the block hold no data."""
+    import torch
+
+    register = torch.nn.Module.register_parameter
+
+    def register_on_meta(module: torch.nn.Module, name: str, parameter: torch.nn.Parameter | None) -> None:
+        if parameter is not None:
+            parameter = torch.nn.Parameter(parameter.to("meta"), parameter.requires_grad)
+        register(module, name, parameter)
+
+    torch.nn.Module.register_parameter = register_on_meta  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        torch.nn.Module.register_parameter = register  # type: ignore[method-assign]
+
+
+def fill(model: PreTrainedModel, files: WeightFiles, dtype: torch.dtype) -> None:
+    """Give an empty model its weights, one at a time, so that no tensor is in memory twice.
+
+    Raises:
+        ModelError: a tensor is missing.
+        ValueError: one does not belong to the model.
+    """
+    tied = set(model.all_tied_weights_keys)
+    wanted = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    if unknown := files.names - wanted:
+        raise ValueError(f"tensor {min(unknown)} does not belong to the model")
+    for name in sorted(wanted - (tied - files.names)):
+        set_weight(model, name, files.read(name, dtype))
+    model.tie_weights()
+
+
+def set_weight(model: torch.nn.Module, name: str, tensor: torch.Tensor) -> None:
+    """Replace a parameter by a tensor of the same shape.
+
+    Raises:
+        ValueError: it has another shape.
+    """
+    import torch
+
+    module_name, _, parameter_name = name.rpartition(".")
+    module = model.get_submodule(module_name)
+    replaced = getattr(module, parameter_name)
+    if replaced.shape != tensor.shape:
+        raise ValueError(f"tensor {name} has shape {tuple(tensor.shape)}, not {tuple(replaced.shape)}")
+    setattr(module, parameter_name, torch.nn.Parameter(tensor, requires_grad=replaced.requires_grad))
 
 
 def load_in_4_bits(folder: Path, dtype: Dtype = "auto") -> PreTrainedModel:
@@ -93,7 +178,7 @@ def load_in_4_bits(folder: Path, dtype: Dtype = "auto") -> PreTrainedModel:
         bnb_4bit_compute_dtype=computed_in,
     )
     place = "cuda" if has_cuda() else "cpu"
-    with _loading("model", folder), quiet():
+    with loading("model", folder), quiet():
         model = cast(
             "PreTrainedModel",
             AutoModelForCausalLM.from_pretrained(
@@ -109,7 +194,7 @@ def load_in_4_bits(folder: Path, dtype: Dtype = "auto") -> PreTrainedModel:
 
 
 @contextlib.contextmanager
-def _loading(kind: str, folder: Path) -> Iterator[None]:
+def loading(kind: str, folder: Path) -> Iterator[None]:
     """Turn the libraries' errors about files they cannot load into a ModelError of one line."""
     try:
         yield

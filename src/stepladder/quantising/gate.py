@@ -53,7 +53,7 @@ def distance(context: Context, before: Reference, folder: Path) -> Distance | No
 
 def _next_tokens(context: Context, folder: Path, rows: Sequence[TokenRow]) -> Any:
     """A model folder's next-token distributions on ``rows``, in the number format it answers in; None without rows."""
-    return next_token_log_probabilities(models.load(folder, context.config.predict.dtype), rows) if rows else None
+    return next_token_log_probabilities(folder, rows, context.config.predict.dtype) if rows else None
 
 
 def measure(context: Context, member: str, before: Reference, folder: Path, rounding: Distance | None) -> Measurement:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 from stepladder import models
 from stepladder.config import Dtype
+from stepladder.models.layerwise import Layerwise, scored_log_probabilities
+from stepladder.models.weight_files import WeightFiles
 from stepladder.quantising.gptq import linears
 from stepladder.training.sequences import TokenRow
 
@@ -28,19 +30,20 @@ def worst_layers(merged: Path, quantised: Path, rows: Sequence[list[int]], dtype
 
     The error of a layer is the mean square change of its output relative to the output's own, with inputs taken as
     uncorrelated: sum E[x_j^2] (w_ij - q_ij)^2 / sum E[x_j^2] w_ij^2, with E[x_j^2] measured on ``rows`` of token ids.
+    One layer at a time is in memory.
     """
-    model, quantised_layers = models.load(merged, dtype), linears(models.load(quantised, dtype))
-    energies = _energies(model, rows)
+    energies = _energies(merged, rows, dtype)
+    weights, quantised_weights, computed_in = WeightFiles(merged), WeightFiles(quantised), models.compute_dtype(dtype)
     errors: dict[str, list[float]] = {}
     sizes: dict[str, int] = {}
     members: dict[str, list[str]] = {}
-    for name, layer in linears(model).items():
-        weight = layer.weight.detach().float()
-        change = weight - quantised_layers[name].weight.detach().float().to(weight.device)
+    for name, energy in energies.items():
+        weight = weights.read(f"{name}.weight", computed_in).float()
+        change = weight - quantised_weights.read(f"{name}.weight", computed_in).float()
         group = _fused_name(name)
         sums = errors.setdefault(group, [0.0, 0.0])
-        sums[0] += float((energies[name] * change**2).sum())
-        sums[1] += float((energies[name] * weight**2).sum())
+        sums[0] += float((energy * change**2).sum())
+        sums[1] += float((energy * weight**2).sum())
         sizes[group] = sizes.get(group, 0) + weight.numel()
         members.setdefault(group, []).append(name)
     budget = MAX_SHARE_IN_8_BITS * sum(sizes.values())
@@ -59,27 +62,24 @@ def _fused_name(name: str) -> str:
     return name
 
 
-def _energies(model: torch.nn.Module, rows: Sequence[list[int]]) -> dict[str, torch.Tensor]:
+def _energies(folder: Path, rows: Sequence[list[int]], dtype: Dtype) -> dict[str, torch.Tensor]:
     """Mean square of each input of each quantised layer over ``rows``; by layer, shape (inputs,)."""
     import torch
 
+    model = Layerwise(folder, dtype)
     sums: dict[str, torch.Tensor] = {}
 
-    def watch(name: str, layer: torch.nn.Module) -> torch.utils.hooks.RemovableHandle:
+    def watch(name: str, layer: torch.nn.Module) -> None:
         def hook(_: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
             squares = inputs[0].detach().float().flatten(0, -2).square().mean(0)
             sums[name] = sums.get(name, torch.zeros_like(squares)) + squares
 
-        return layer.register_forward_pre_hook(hook)
+        layer.register_forward_pre_hook(hook)
 
-    hooks = [watch(name, layer) for name, layer in linears(model).items()]
-    device = next(model.parameters()).device
-    with torch.no_grad():
-        for ids in rows:
-            model(input_ids=torch.tensor([ids], device=device), use_cache=False)
-    for hook in hooks:
-        hook.remove()
-    return {name: total / len(rows) for name, total in sums.items()}
+    for name, layer in linears(model.model).items():
+        watch(name, layer)
+    model.hidden_states(rows)
+    return {name: (total / len(rows)).cpu() for name, total in sums.items()}
 
 
 def recover(merged: Path, quantised: Path, rows: Sequence[TokenRow], dtype: Dtype = "auto") -> None:
@@ -89,16 +89,23 @@ def recover(merged: Path, quantised: Path, rows: Sequence[TokenRow], dtype: Dtyp
     The norms' master copies and the optimiser's state are float32. The loss of each step is computed with the norms
     rounded to the format they are stored in, so that what is tuned is what is written. After Li et al. 2023, Norm
     Tweaking, arXiv:2309.02784.
+
+    In memory are the quantised model, unpacked, since gradients go through all of it, with the activations of one layer
+    for one row; of the merged model the head, and the last hidden states of all rows.
     """
     models.require()
     import torch
     from safetensors import safe_open
     from safetensors.torch import save_file
 
-    teacher, student = models.load(merged, dtype), models.load(quantised, dtype)
-    teacher.train(False)
+    teacher = Layerwise(merged, dtype)
+    hidden = teacher.hidden_states([row.ids for row in rows])
+    student = models.load(quantised, dtype)
     student.train(False)
     student.requires_grad_(False)
+    student.gradient_checkpointing_enable({"use_reentrant": False})
+    for layer in student.base_model.layers:  # type: ignore[union-attr]
+        layer.training = True  # without which it is not checkpointed; the modules in it still do not drop anything out
     tuned = {name: weight for name, weight in student.named_parameters() if name.endswith("norm.weight")}
     stored = _stored_as(quantised, tuned)
     masters = {name: weight.detach().float().clone().requires_grad_(True) for name, weight in tuned.items()}
@@ -106,12 +113,11 @@ def recover(merged: Path, quantised: Path, rows: Sequence[TokenRow], dtype: Dtyp
         weight.requires_grad_(True)
     optimiser = torch.optim.AdamW(masters.values(), lr=RECOVERY_LEARNING_RATE, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.0, total_iters=len(rows))
-    for row in rows:
+    for row, teacher_log_probs in zip(
+        rows, teacher.log_probabilities(hidden, [row.scored for row in rows]), strict=True
+    ):
         ids = torch.tensor([row.ids], device=student.device)
-        scored = slice(row.prompt_length - 1, len(row.ids) - 1)
-        with torch.no_grad():
-            teacher_log_probs = torch.log_softmax(teacher(input_ids=ids, use_cache=False).logits[0, scored].float(), -1)
-        student_log_probs = torch.log_softmax(student(input_ids=ids, use_cache=False).logits[0, scored].float(), -1)
+        student_log_probs = scored_log_probabilities(student, row.scored, input_ids=ids)
         loss = torch.nn.functional.kl_div(student_log_probs, teacher_log_probs, reduction="batchmean", log_target=True)
         loss.backward()  # type: ignore[no-untyped-call]
         for name, weight in tuned.items():

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from stepladder import models
+from stepladder.config import Dtype
 from stepladder.documents import Distance
+from stepladder.models.layerwise import Layerwise
 from stepladder.records import Example
 from stepladder.training.sequences import TokenRow, tokenise
 
@@ -29,19 +33,30 @@ def rows_of(tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], max
     return rows
 
 
-def next_token_log_probabilities(model: torch.nn.Module, rows: Sequence[TokenRow]) -> torch.Tensor:
+def next_token_log_probabilities(
+    folder: Path, rows: Sequence[TokenRow], dtype: Dtype = "auto", adapter: Path | None = None
+) -> torch.Tensor:
     """Log-probabilities over the vocabulary at every completion token of the rows, shape (tokens, vocabulary),
-    float32 on the CPU."""
+    float32 on the CPU.
+
+    Args:
+        folder: the model's, whose weights are in memory one layer at a time (models/layerwise.py).
+        rows: the conversations.
+        dtype: number format to compute in.
+        adapter: folder of a LoRA adapter on the model.
+    """
+    models.require()
     import torch
 
-    model.train(False)
-    log_probabilities = []
-    with torch.no_grad():
-        for row in rows:
-            ids = torch.tensor([row.ids], device=next(model.parameters()).device)
-            logits = model(input_ids=ids, use_cache=False).logits[0, row.prompt_length - 1 : len(row.ids) - 1]
-            log_probabilities.append(torch.log_softmax(logits.float(), -1).cpu())
-    return torch.cat(log_probabilities)
+    model = Layerwise(folder, dtype, adapter)
+    hidden = model.hidden_states([row.ids for row in rows])
+    scored = [row.scored for row in rows]
+    log_probabilities = torch.empty(sum(map(len, scored)), model.model.config.get_text_config().vocab_size)
+    start = 0
+    for part in model.log_probabilities(hidden, scored):
+        log_probabilities[start : start + len(part)] = part
+        start += len(part)
+    return log_probabilities
 
 
 def compare(first: torch.Tensor, second: torch.Tensor) -> Distance:

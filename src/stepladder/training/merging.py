@@ -8,7 +8,6 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from stepladder import models
 from stepladder.config import Dtype
@@ -17,11 +16,9 @@ from stepladder.errors import GateError, ModelError
 from stepladder.isolation.folders import check_inside
 from stepladder.models import template
 from stepladder.models.files import read_json
+from stepladder.models.weight_files import replace_tensor
 from stepladder.records import Example
 from stepladder.training.distance import compare, next_token_log_probabilities, rows_of
-
-if TYPE_CHECKING:
-    import torch
 
 COMPARED_CONVERSATIONS = 8
 """Number of conversations on which the base with its adapter and the merged weights are compared."""
@@ -43,7 +40,8 @@ _PLAIN_LORA: dict[str, tuple[object, ...]] = {
 def merge(base: Path, adapter: Path, folder: Path) -> None:
     """Merge an adapter into its base and write an ordinary model folder with the base's shards, names and dtype.
 
-    Each product is computed in float32 and rounded once. No more than one shard is in memory at a time.
+    Each product is computed in float32 and rounded once. In memory are the adapter and one weight at a time; the shards
+    are copied as files.
 
     Raises:
         ModelError: the base is quantised, or the adapter does not fit it or is not plain LoRA.
@@ -52,7 +50,7 @@ def merge(base: Path, adapter: Path, folder: Path) -> None:
     models.require("peft")
     import torch
     from safetensors import safe_open
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import load_file
 
     refuse_quantised(base)
     tokenizer = models.load_tokenizer(base)
@@ -62,18 +60,16 @@ def merge(base: Path, adapter: Path, folder: Path) -> None:
     unused = {name.removesuffix(".lora_A.weight") for name in lora if name.endswith(".lora_A.weight")}
     device = "cuda" if models.has_cuda() else "cpu"
     for shard in sorted(base.glob("*.safetensors")):
-        merged: dict[str, torch.Tensor] = {}
         with safe_open(shard, framework="pt") as file:
-            metadata = file.metadata()
+            merged = shutil.copyfile(shard, folder / shard.name)
             for name in file.keys():  # noqa: SIM118  (no dictionary)
-                weight = file.get_tensor(name)
                 module = f"base_model.model.{name.removesuffix('.weight')}"
                 if module in unused:
                     unused.remove(module)
+                    weight = file.get_tensor(name)
                     a, b = (lora[f"{module}.lora_{side}.weight"].to(device, torch.float32) for side in "AB")
                     weight = (weight.to(device, torch.float32) + scale * (b @ a)).to("cpu", weight.dtype)
-                merged[name] = weight
-        save_file(merged, folder / shard.name, metadata=metadata)
+                    replace_tensor(merged, name, weight)
     if unused:
         raise ModelError(f"{adapter}: {sorted(unused)[0]} is not in {base}; merge it into the base it was trained on")
     for name in CONFIGURATION_FILES:
@@ -151,13 +147,9 @@ def prove(
     Raises:
         GateError: the KL divergence is larger than rounding explains.
     """
-    from peft import PeftModel
-
     rows = rows_of(models.load_tokenizer(base), examples[:COMPARED_CONVERSATIONS], max_length)
-    adapted = PeftModel.from_pretrained(models.load(base, dtype), adapter)
-    reference = next_token_log_probabilities(adapted, rows)
-    del adapted
-    distance = compare(reference, next_token_log_probabilities(models.load(merged, dtype), rows))
+    adapted = next_token_log_probabilities(base, rows, dtype, adapter)
+    distance = compare(adapted, next_token_log_probabilities(merged, rows, dtype))
     if distance.kl > MAX_KL_NATS:
         raise GateError(
             f"{merged}: merged weights are {distance.kl:.4f} nats a token away from base and adapter (limit "

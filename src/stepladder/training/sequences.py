@@ -29,6 +29,11 @@ class TokenRow(NamedTuple):
     ids: list[int]
     prompt_length: int
 
+    @property
+    def scored(self) -> range:
+        """Positions whose next tokens carry loss."""
+        return range(self.prompt_length - 1, len(self.ids) - 1)
+
 
 class Pack(NamedTuple):
     """Rows with a common prefix. All lists have one entry per token: the prefix first, then the rest of each row."""
