@@ -733,7 +733,7 @@ name = "a"
         ("agree", 'judges = ["m", "o"]\nagree', "only 1 judges beside the writer 'm'; lower agree or name more models"),
         ("agree = 2", "agree = 0", "key 'variants.agree': Input should be greater than or equal to 1 (got 0)"),
         ("agree = 2", "temperature = 0\nper_problem = 2", "per_problem above 1 needs temperature above 0"),
-        ("agree = 2", "seed = 1", "unknown key 'variants.seed'; [variants] knows: models, judges, agree, per_problem"),
+        ("agree = 2", "colour = 1", "unknown key 'variants.colour'; [variants] knows: "),
         ('name = "worked"', 'name = "variants"', "a rung cannot be called 'variants' beside [variants]"),
     ],
 )
