@@ -415,8 +415,8 @@ control = "plain"
             "",
             "member 'more' has control = 'plain', which must name a member that is trained without variants, and",
         ),
-        ('control = "plain"', 'control = "more"', "'more' has control = 'more', which must name a member that is trained"),
-        ('control = "plain"', 'control = "gone"', "'more' has control = 'gone', which must name a member that is trained"),
+        ('control = "plain"', 'control = "more"', "'more' has control = 'more', which must name a member that"),
+        ('control = "plain"', 'control = "gone"', "'more' has control = 'gone', which must name a member that"),
         ('[variants]\nmodels = ["m"]', "", "member 'more' has variants = true, but there is no table [variants]"),
     ],
 )
