@@ -164,7 +164,9 @@ def test_a_prompt_that_is_refused_is_refused_alone(ledger: Ledger) -> None:
     asked = wanted(3)
     with Raw(serve) as server:
         answers = ask(server.url, asked, ledger)
+        calls = len(server.bodies)
     assert [answers[request.key].finish for request in asked] == ["stop", "refused", "stop"]
+    assert (calls, len(rows(ledger, "SELECT id FROM attempts"))) == (4, 3)
 
 
 def test_a_server_that_is_away_is_called_so(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -73,7 +73,7 @@ class Completions:
         wire: the connection.
         url: of the completions.
         model: the name that the server knows it by.
-        timeout_seconds: for a whole call.
+        timeout_seconds: until a call's first answer is finished, and from each to the next.
     """
 
     def __init__(self, wire: AsyncWire, url: str, model: str, timeout_seconds: float) -> None:
@@ -119,18 +119,19 @@ class Completions:
 
     async def _call(self, settings: Settings, group: Sequence[Waiting]) -> None:
         """Send one call, and deliver each answer; at the end, whoever has none gets the reason."""
-        failure = Delivery(error="the stream ended before this answer was finished")
+        failure: Delivery | None = Delivery(error="the stream ended before this answer was finished")
         try:
-            async with asyncio.timeout(self._timeout_seconds):
-                refused = await self._stream(settings, group)
+            async with asyncio.timeout(self._timeout_seconds) as limit:
+                refused = await self._stream(settings, group, limit)
             if refused is not None and refused.status in UNDIVIDED_STATUSES and len(group) > 1:
+                failure = None  # each is delivered by a call of its own
                 for waiting in group:
                     self._start(settings, [waiting])
                 return
             if refused is not None:
                 failure = Delivery(refused.status, refused.body, refused.headers, refused.flaw)
         except TimeoutError:
-            failure = Delivery(error=f"no whole answer within {self._timeout_seconds:g} s")
+            failure = Delivery(error=f"no whole answer for {self._timeout_seconds:g} s")
         except (LookupError, TypeError, ValueError, AttributeError) as error:
             failure = Delivery(error=f"a stream that cannot be read ({type(error).__name__})")
         except Exception as error:  # noqa: BLE001 (the library raises all sorts of errors at bytes that are no HTTP)
@@ -143,7 +144,7 @@ class Completions:
                 for waiting in group:
                     waiting.deliver(failure)
 
-    async def _stream(self, settings: Settings, group: Sequence[Waiting]) -> Reply | None:
+    async def _stream(self, settings: Settings, group: Sequence[Waiting], limit: asyncio.Timeout) -> Reply | None:
         """Read the answers as they come. Returns the reply if it is no stream."""
         body: dict[str, Any] = {
             "model": self._model,
@@ -168,7 +169,10 @@ class Completions:
                 if "choices" not in message:  # an error in the middle of it
                     return Reply(500, {}, event, "")
                 for choice in message["choices"]:
-                    group[_index(choice, len(group))].add(choice, message.get("usage"))
+                    waiting = group[_index(choice, len(group))]
+                    waiting.add(choice, message.get("usage"))
+                    if waiting.delivery.done():
+                        limit.reschedule(asyncio.get_running_loop().time() + self._timeout_seconds)
         return None
 
 
