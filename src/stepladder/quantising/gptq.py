@@ -6,13 +6,10 @@ in the layer's own order ("static"), which every vLLM kernel takes.
 
 from __future__ import annotations
 
-import contextlib
-import json
 import logging
 import os
 import re
-import tempfile
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -21,14 +18,11 @@ from stepladder.config import Dtype, Quantise
 from stepladder.errors import GateError, ModelError
 from stepladder.models import template
 from stepladder.models.files import read_json
-from stepladder.models.loading import SAFE, loading
-from stepladder.models.number_format import prepare_dtype
 from stepladder.models.weight_files import WeightFiles
 
 if TYPE_CHECKING:
     import torch
     from compressed_tensors.quantization import QuantizationScheme
-    from transformers import PreTrainedModel
 
 GROUP_SIZES = (128, 64, 32, 16)
 """Tried in this order where the configuration names none."""
@@ -53,9 +47,6 @@ def quantise(
 ) -> None:
     """Quantise every linear layer but the head and write a model folder.
 
-    The weights are in files meanwhile. In memory are one decoder layer with its Hessians and the inputs of that layer,
-    or the embeddings, and in the end what is written.
-
     Args:
         settings: bits, group size, and whether by GPTQ or by rounding to nearest.
         merged: the folder with the weights.
@@ -72,21 +63,23 @@ def quantise(
     os.environ.setdefault("LLM_COMPRESSOR_LOG_LEVEL", "CRITICAL")
     os.environ.setdefault("COMPRESSED_TENSORS_LOG_DISABLED", "true")
     models.require("compressed_tensors", "datasets", "llmcompressor")
+    import torch
     from datasets import Dataset
     from llmcompressor import oneshot
     from llmcompressor.modifiers.quantization import GPTQModifier, QuantizationModifier
 
-    for name in ("accelerate", "llmcompressor", "torch.fx._symbolic_trace"):
+    for name in ("llmcompressor", "torch.fx._symbolic_trace"):
         logging.getLogger(name).setLevel(logging.ERROR)
     tokenizer = models.load_tokenizer(merged)
     template.check(tokenizer, merged)
-    layers = linears(models.skeleton(merged))
+    model = models.load(merged, dtype)
+    layers = linears(model)
     size = group_size(settings, layers)
     others = [name for name in layers if name not in layers_in_8_bits]
     groups = {"weights": _scheme(settings, size, settings.bits, others if layers_in_8_bits else ["Linear"])}
     if layers_in_8_bits:
         groups["worst"] = _scheme(settings, size, 8, sorted(layers_in_8_bits))
-    with models.quiet(), _on_disk(merged, dtype, folder) as model:
+    with models.quiet():
         if settings.method == "gptq":
             rows = [{"input_ids": ids, "attention_mask": [1] * len(ids)} for ids in calibration]
             oneshot(
@@ -100,41 +93,10 @@ def quantise(
             )
         else:
             oneshot(model=model, recipe=QuantizationModifier(config_groups=groups, ignore=["lm_head"]), log_dir=None)
-        model.save_pretrained(folder, save_compressed=True)
-    _store_in_bfloat16(folder)
+        # Before it is packed, so that the integers are those of the scales as they are stored.
+        model.to(torch.bfloat16).save_pretrained(folder, save_compressed=True)  # type: ignore[arg-type]
     tokenizer.save_pretrained(folder)
     template.write(tokenizer, folder)
-
-
-@contextlib.contextmanager
-def _on_disk(merged: Path, dtype: Dtype, folder: Path) -> Iterator[PreTrainedModel]:
-    """A model whose weights stay on disk and are read when they are used; changed ones are in a folder of their own."""
-    from compressed_tensors.offload import load_offloaded_model
-    from transformers import AutoModelForCausalLM
-
-    computed_in = prepare_dtype(dtype)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".weights-") as changed:
-        with loading("model", merged), load_offloaded_model():
-            model = AutoModelForCausalLM.from_pretrained(
-                merged, **SAFE, dtype=computed_in, device_map={"": "disk"}, offload_folder=changed
-            )
-        yield model
-
-
-def _store_in_bfloat16(folder: Path) -> None:
-    """Convert scales, norms and embeddings of an export to bfloat16, in which servers compute with it."""
-    import torch
-    from safetensors.torch import load_file, save_file
-
-    for shard in folder.glob("*.safetensors"):
-        tensors, partial = load_file(shard), shard.with_suffix(".part")
-        converted = {name: t.to(torch.bfloat16) for name, t in tensors.items() if t.dtype is torch.float32}
-        if converted:
-            save_file(tensors | converted, partial, metadata={"format": "pt"})
-            partial.replace(shard)
-    config = read_json(folder / "config.json")
-    config |= {key: "bfloat16" for key in ("dtype", "torch_dtype") if key in config}
-    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _scheme(settings: Quantise, size: int, bits: int, targets: list[str]) -> QuantizationScheme:
