@@ -1,7 +1,7 @@
 """Models: where weights are, how they are loaded, in which number format they compute, how a chat becomes tokens."""
 
 from stepladder.models.libraries import quiet, release_cards, require
-from stepladder.models.loading import load, load_in_4_bits, load_mapped, load_tokenizer, skeleton
+from stepladder.models.loading import load, load_in_4_bits, load_tokenizer, skeleton
 from stepladder.models.location import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
@@ -43,7 +43,6 @@ __all__ = [
     "is_adapter",
     "load",
     "load_in_4_bits",
-    "load_mapped",
     "load_tokenizer",
     "locate",
     "locate_adapter",

@@ -66,22 +66,6 @@ def load(folder: Path, dtype: Dtype = "auto", *, move: bool = True) -> PreTraine
     return model
 
 
-def load_mapped(folder: Path, dtype: Dtype = "auto") -> PreTrainedModel:
-    """A model on the CPU whose weights are pages of its files, not copies, where they are stored in ``dtype``; copies
-    where they have other names than the model's parameters.
-
-    Raises:
-        ModelError: as :func:`load`.
-    """
-    model, computed_in = skeleton(folder, dtype), prepare_dtype(dtype)
-    with loading("model", folder):
-        try:
-            fill(model, WeightFiles(folder), computed_in)
-        except ValueError:
-            return load(folder, dtype, move=False)  # transformers converts the names
-    return model
-
-
 def skeleton(folder: Path, dtype: Dtype = "auto") -> PreTrainedModel:
     """A model without weights: its parameters are on the meta device and take no memory. What no file holds, such as
     rotary frequencies, is computed. :func:`fill` gives it weights.

@@ -69,13 +69,14 @@ def ask_remote(
         return ledger.find_all(requests)
     if len(settings.base_url) == 1:
         collect(model, key, ledger, after_hits)
+    must_show = settings.is_own and not model.dedicated
     job = {
         "name": model.name,
         "model": settings.model_dump(mode="json", exclude_unset=True),
         "key": model.key,  # by a pipe: nobody else can read it
         "identity": missing[0].model,
-        "must_show": settings.is_own and not model.dedicated,
-        "probe": None if tokenizer is None else template.prompt_tokens(tokenizer, PROBE),
+        "must_show": must_show,
+        "probe": template.prompt_tokens(tokenizer, PROBE) if must_show and tokenizer is not None else None,
         "control_tokens": model.control_tokens.pattern,
         "ledger": str(ledger.path),
         "scope": scope._asdict(),
