@@ -11,13 +11,16 @@ import pytest
 from api_hostile import http
 from asker import requests, rows
 from raw_server import Raw
+from raw_server import answer as raw_answer
 
 from stepladder import models
 from stepladder.ask import RemoteModel, ask_remote
 from stepladder.ask.ledger import Ledger, Scope
+from stepladder.ask.remote.admission import FREE, PROBE
 from stepladder.ask.remote.engine import ask_all
 from stepladder.ask.remote.teacher import priced_model
 from stepladder.ask.request import Request, Response
+from stepladder.config import Model
 from stepladder.errors import AskError, TemplateError
 from stepladder.models import template
 
@@ -93,6 +96,32 @@ def test_sampling_settings_go_along_and_divide_the_calls(ledger: Ledger) -> None
         (0.5, 0.7, 20, 0),
         (0.5, 0.7, 20, 1),
     }
+
+
+def test_a_server_s_own_keys_go_along(ledger: Ledger) -> None:
+    own = asker.model("http://127.0.0.1/v1", 200).model_copy(update={"model": "m", "extra_body": {"priority": 3}})
+    with Raw(lambda head, body: stream(event(0, "Answer: A", "stop"), b"[DONE]")) as server:
+        model = RemoteModel("t", own.model_copy(update={"base_url": (server.url,)}))
+        asyncio.run(ask_all(wanted(1), priced_model(model), ledger, SCOPE))
+        assert json.loads(server.bodies[0])["priority"] == 3
+
+
+def test_a_server_that_is_no_vllm_gets_chat_requests(ledger: Ledger) -> None:
+    """It has no /tokenize, which is noticed before the first question."""
+    tokenizer = models.load_tokenizer(models.locate(models.BUNDLED))
+    usage = {"prompt_tokens": len(template.prompt_tokens(tokenizer, PROBE)), "completion_tokens": 4}
+
+    def serve(head: str, body: bytes) -> bytes:
+        if head.startswith("GET /v1/models"):
+            return http(json.dumps({"data": [{"id": "m"}]}).encode())
+        return http(raw_answer(usage=usage)) if "/v1/chat/completions" in head else http(b"{}", 404)
+
+    with Raw(serve) as server:
+        own = Model(engine="openai", base_url=(server.url,), model="m", price=FREE)
+        model = RemoteModel("t", own, takes_token_ids=True, tokenizer=tokenizer)
+        answers = ask_remote(requests("chat", 3), model, ledger, SCOPE)
+        assert not [head for head in server.heads if "/v1/completions" in head]
+    assert [answer.text for answer in answers.values()] == ["Answer: A"] * 3
 
 
 def test_token_ids_are_no_part_of_a_request_s_identity() -> None:

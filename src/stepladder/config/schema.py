@@ -571,7 +571,8 @@ class Serve(Table):
     """Seconds within which a server must be healthy."""
     base_url: tuple[BaseUrl, ...] = ()
     """Address, up to and including ``/v1``, of a server that already serves the model, or a list of them; then none is
-    started. A server that serves other weights is refused. Its key, if it wants one, is taken from VLLM_API_KEY."""
+    started. A server that serves other weights is refused. Its key, if it wants one, is taken from VLLM_API_KEY. A
+    server that is no vLLM (it has no ``/tokenize``) is sent chat requests instead of token ids, which takes longer."""
     model: str = "student"
     """The name of the model at those servers."""
 

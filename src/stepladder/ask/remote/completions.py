@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -74,10 +74,14 @@ class Completions:
         url: of the completions.
         model: the name that the server knows it by.
         timeout_seconds: until a call's first answer is finished, and from each to the next.
+        extra_body: further keys of every call's body.
     """
 
-    def __init__(self, wire: AsyncWire, url: str, model: str, timeout_seconds: float) -> None:
+    def __init__(
+        self, wire: AsyncWire, url: str, model: str, timeout_seconds: float, extra_body: Mapping[str, Any]
+    ) -> None:
         self._wire, self._url, self._model, self._timeout_seconds = wire, url, model, timeout_seconds
+        self._extra_body = extra_body
         self._waiting: list[Waiting] = []
         self._gathering: asyncio.TimerHandle | None = None
         self._calls: set[asyncio.Task[None]] = set()
@@ -155,6 +159,7 @@ class Completions:
             "stream": True,
             "stream_options": {"include_usage": True, "continuous_usage_stats": True},
             "stream_interval": STREAM_INTERVAL,
+            **self._extra_body,
         }
         if settings.top_logprobs is not None:
             body["logprobs"] = settings.top_logprobs

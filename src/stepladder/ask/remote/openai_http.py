@@ -70,15 +70,18 @@ class Http:
     ) -> None:
         self._wire = AsyncWire(base_url, key, timeout)
         self._key, self._model, self._timeout, self._cap_name = key, model, timeout, cap_name
-        self._control_tokens, self._extra_body = control_tokens, extra_body
+        self._control_tokens, self._extra_body = control_tokens, extra_body or {}
+        self._is_vllm = True
+        """Whether token ids may be sent to it; until it has shown otherwise."""
         self._base = base_url.rstrip("/")
         self._root = self._base.removesuffix("/v1")
-        self._completions = Completions(self._wire, f"{self._base}/completions", model, timeout)
+        self._completions = Completions(self._wire, f"{self._base}/completions", model, timeout, self._extra_body)
 
     async def send(self, request: Request, idempotency_key: str) -> Delivery:
         """Make one attempt. Never raises an error of the connection, or of what came over it: it is in the delivery. A
-        request with ``prompt_token_ids`` goes to vLLM's completions, together with others."""
-        if request.prompt_token_ids is not None:
+        request with ``prompt_token_ids`` goes to vLLM's completions, together with others, and to a server that is no
+        vLLM as a chat request."""
+        if request.prompt_token_ids is not None and self._is_vllm:
             return await self._completions.send(request)
         body = chat_body(request, self._model, self._cap_name, self._control_tokens, self._extra_body)
         headers = {"Idempotency-Key": idempotency_key}
@@ -108,6 +111,7 @@ class Http:
         listed = await self._get_json("POST", f"{self._root}/tokenize", body)
         tokens = listed.get("tokens") if isinstance(listed, dict) else None
         if not isinstance(tokens, list) or any(type(token) is not int for token in tokens):
+            self._is_vllm = False
             return None
         return tokens
 
