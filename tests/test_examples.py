@@ -100,8 +100,8 @@ def test_the_championship_is_the_entrys() -> None:
 def test_the_recipes_differ_in_their_teachers_alone_and_date_their_prices() -> None:
     then, today = (load(EXAMPLES / f"{name}.toml") for name in ("championship", "today"))
     for config in (then, today):
-        assert [name for name, model in config.models.items() if model.is_own] == ["base"]
-        assert all(model.price for model in config.models.values())
+        assert [name for name, model in config.models.items() if model.price is None] == ["base"]
+        assert (config.models["base"].engine, config.models["base"].path) == ("vllm", config.train.base)
     for table in ("questions", "limits", "train", "quantise", "serve", "predict", "ensemble", "prompts"):
         assert getattr(then, table) == getattr(today, table)
     text = (EXAMPLES / "today.toml").read_text(encoding="utf-8")

@@ -17,7 +17,9 @@ import urllib.request
 from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
+from typing import cast
 
+import psutil
 import pynvml
 import pytest
 from jinja2 import Environment, PackageLoader
@@ -30,14 +32,16 @@ from stepladder.answering.team import Team
 from stepladder.ask.request import Request
 from stepladder.closedworld.generate import generate, to_line
 from stepladder.commands.predict import predict
-from stepladder.config import Serve
-from stepladder.errors import ModelError, ServeError
+from stepladder.config import Config, Serve
+from stepladder.context import Context
+from stepladder.errors import ModelError, ServeError, UserError
 from stepladder.progress import Progress
 from stepladder.records import Message, Prediction, Question
 from stepladder.serving import cards, vllm
 from stepladder.serving.cards import cards_by_server, side_by_side_settings, visible_cards
 from stepladder.serving.probe import free_port, is_healthy, is_ours
 from stepladder.serving.vllm import Fleet, server_command
+from stepladder.stages import adapter
 
 PROGRAM = """#!{python}
 import http.server, json, os, subprocess, sys, time
@@ -72,6 +76,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         asked = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         prompts = json.loads(asked)["prompt"] if self.path == "/v1/completions" else []
         arrived.extend(prompts)
+        if prompts:
+            (folder / "asked").touch()
         while prompts and len(arrived) < number("together"):
             time.sleep(0.05)
         while self.path == "/health" and len((folder / "starts").read_text().splitlines()) < number("servers"):
@@ -293,8 +299,13 @@ def test_a_running_server_that_hangs_is_not_waited_for_either(
 GIB_32 = SimpleNamespace(total=32768 * 2**20, free=32000 * 2**20)
 
 
-def with_cards(monkeypatch: pytest.MonkeyPatch, *memories: SimpleNamespace | pynvml.NVMLError) -> None:
-    """A machine whose driver reports these cards, or fails where it is asked for the memory of one."""
+def with_cards(
+    monkeypatch: pytest.MonkeyPatch,
+    *memories: SimpleNamespace | pynvml.NVMLError,
+    programs: dict[int, list[tuple[int, int | None]]] | None = None,
+) -> None:
+    """A machine whose driver reports these cards, or fails where it is asked for the memory of one, and names these
+    programs on them, each with its bytes."""
 
     def memory_info(index: int) -> SimpleNamespace:
         if isinstance(memory := memories[index], pynvml.NVMLError):
@@ -306,6 +317,11 @@ def with_cards(monkeypatch: pytest.MonkeyPatch, *memories: SimpleNamespace | pyn
     monkeypatch.setattr(pynvml, "nvmlDeviceGetCount", lambda: len(memories))
     monkeypatch.setattr(pynvml, "nvmlDeviceGetHandleByIndex", lambda index: index)
     monkeypatch.setattr(pynvml, "nvmlDeviceGetMemoryInfo", memory_info)
+
+    def running(index: int) -> list[SimpleNamespace]:
+        return [SimpleNamespace(pid=pid, usedGpuMemory=size) for pid, size in (programs or {}).get(index, [])]
+
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetComputeRunningProcesses", running)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
 
 
@@ -313,10 +329,67 @@ def test_cards_that_other_programs_hold_are_named(monkeypatch: pytest.MonkeyPatc
     held = SimpleNamespace(total=32768 * 2**20, free=2048 * 2**20)
     with_cards(monkeypatch, GIB_32, held, held, pynvml.NVMLError_NotSupported())
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,2,3")
-    assert cards.taken() == [
-        "card 2: 30.0 of 32.0 GiB are taken by other programs; if they are servers of yours that this run no longer "
-        "asks, end them"
-    ]
+    assert cards.taken() == ["card 2: 30.0 of 32.0 GiB are held by other programs"]
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as own:
+        try:
+            programs: dict[int, list[tuple[int, int | None]]] = {2: [(1, 20 * 2**30), (own.pid, 6 * 2**30)]}
+            with_cards(monkeypatch, GIB_32, held, held, programs=programs | {1: [(2**22 + 1, None)]})
+            card_1, card_2 = cards.taken()
+        finally:
+            own.kill()
+    assert card_1 == "card 1: 30.0 of 32.0 GiB are held by process 4194305"
+    name = psutil.Process(1).name()
+    assert card_2 == f"card 2: 24.0 of 32.0 GiB are held by process 1 ({name})"
+
+
+def test_servers_start_on_the_cards_that_are_free(
+    settings: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which are those whose share of ``utilisation`` is free: vLLM does not start on others."""
+    held = SimpleNamespace(total=32768 * 2**20, free=16384 * 2**20)
+    with_cards(monkeypatch, held, GIB_32, held, GIB_32)
+    assert cards_by_server(Serve()) == [("1",), ("3",)]
+    assert cards_by_server(Serve(tensor_parallel=2)) == [("1", "3")]
+    assert cards_by_server(Serve(utilisation=0.5)) == [("0",), ("1",), ("2",), ("3",)]
+    with pytest.raises(ServeError, match=r"of 3 of the 4 cards, and 2 have it free; .*card 0: 16.0 of 32.0 GiB are"):
+        cards_by_server(Serve(tensor_parallel=3))
+    notes: list[str] = []
+    with fleet(settings, tmp_path, notes) as running:
+        assert len(running.addresses.read_text().split()) == 2
+        environment = json.loads((settings.environment / "bin" / "environment").read_text())
+    assert environment["CUDA_VISIBLE_DEVICES"] in ("1", "3")
+    assert environment["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
+    assert notes == [f"card {n}: 16.0 of 32.0 GiB are held by other programs, so it is left out" for n in (0, 2)]
+
+
+def test_amd_cards_are_counted(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The nodes that have compute units; the first is the processor."""
+    for node, units in enumerate((0, 304, 304)):
+        (tmp_path / str(node)).mkdir()
+        (tmp_path / str(node) / "properties").write_text(f"cpu_cores_count 0\nsimd_count {units}\nmem_banks_count 1\n")
+    with_cards(monkeypatch)
+    monkeypatch.setattr(cards, "AMD_TOPOLOGY", tmp_path)
+    assert cards_by_server(Serve()) == [("0",), ("1",)]
+    assert side_by_side_settings([base], Serve()) is None  # their memory is not known
+    monkeypatch.setenv("HIP_VISIBLE_DEVICES", "1")
+    assert cards_by_server(Serve()) == [("1",)]
+
+
+def test_training_does_not_begin_on_a_card_that_others_hold(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    held = SimpleNamespace(total=32768 * 2**20, free=1024 * 2**20)
+    monkeypatch.setattr(models, "has_cuda", lambda: True)
+    table = {
+        "name": "r", "language": "en", "questions": {"train": "t"}, "member": [{"name": "a"}],
+        "rung": [{"name": "w", "kind": "worked"}], "train": {"base": str(base), "lora_rank": 8},
+    }  # fmt: skip
+    context = cast(Context, SimpleNamespace(config=Config.model_validate(table)))
+    with_cards(monkeypatch, held, programs={0: [(1, 30 * 2**30)]})
+    with pytest.raises(
+        UserError, match=r"needs about 1\.\d GiB of each card, and 1\.0 GiB are free: card 0: .* process 1 "
+    ):
+        adapter._check_cards(context, base)
+    with_cards(monkeypatch, SimpleNamespace(total=32768 * 2**20, free=8192 * 2**20))
+    adapter._check_cards(context, base)  # enough is left
 
 
 def test_a_model_in_this_process_gives_its_card_back(

@@ -129,9 +129,11 @@ class FolderClient:
         label: str,
         engine: Literal["local", "vllm"],
         scope: Scope | None = None,
+        name: str | None = None,
     ) -> dict[str, Response]:
         """Responses of a model folder by request key, computed in this process or by vLLM. ``label`` names the work in
-        the live view, and the account where there is no ``scope``.
+        the live view, and the account where there is no ``scope``; ``name`` is the model's in the ledger, by default
+        that at the servers.
 
         Raises:
             ServeError: the server does not start, or ended too often.
@@ -147,12 +149,13 @@ class FolderClient:
                     requests, lambda: self._load(weights), ledger, self._name, report, self._progress.say
                 )
             stored = ledger.find_all(requests)
+            requests = [self._as_settled(request, stored.get(request.key)) for request in requests]
             if all(request.key in stored and stored[request.key].settles(request) for request in requests):
                 report(len(requests), len(requests))
                 return stored
             served, tokenizer = self._served_model(weights, label)
             remote = RemoteModel(
-                self._serve.model,
+                name or self._serve.model,
                 served,
                 dedicated=self._fleet is not None,
                 takes_token_ids=True,
@@ -175,6 +178,14 @@ class FolderClient:
                     raise
                 raise ServeError(self._fleet.failure) from error
 
+    def _as_settled(self, request: Request, stored: Response | None) -> Request:
+        """The request as final where an answer that was cut off is all that the servers can give, since twice its cap
+        would go beyond their length: they need not be started to say so once more."""
+        if stored is None or stored.finished or self._serve.base_url:
+            return request
+        is_longest = stored.prompt_tokens + 2 * request.max_tokens > self._serve.max_length
+        return request.model_copy(update={"final": True}) if is_longest else request
+
     def _load(self, weights: Path) -> Local:
         if self._loaded is None or self._weights != weights:
             self._clear()
@@ -191,6 +202,7 @@ class FolderClient:
             return model, self._checked_tokenizer(weights)
         if self._fleet is None or self._weights != weights:
             self._clear()
+            models.release_cards()  # which a stage may have computed on before
             self._progress.update(f"{label}: vLLM starts", 0, 1)
             fleet = Fleet(weights, self._serve.model, self._serve, self._scratch, self._progress.say, self._stop)
             with ThreadPoolExecutor(1) as pool:
@@ -262,7 +274,8 @@ class ModelClient:
             BudgetError: a cap is reached.
         """
         if self._model.engine != "openai":
-            return self._client.ask(_weights(self._model), requests, label, self._model.engine, self._scope)
+            weights = _weights(self._model)
+            return self._client.ask(weights, requests, label, self._model.engine, self._scope, self._name)
 
         def report(done: int, micro_dollars: int) -> None:
             self._context.progress.update(label, done, len(requests), f"${micro_dollars / 1e6:.4f}")

@@ -16,6 +16,7 @@ from scipy.stats import beta
 
 from stepladder.ask.ledger import Account
 from stepladder.config import Config, Model, Price, Rung, Variants
+from stepladder.forecast.memory import MAX_SEQUENCES
 from stepladder.mcq.chainfile import read_chains
 from stepladder.mcq.prompts import ask_messages
 from stepladder.records import Question
@@ -174,6 +175,8 @@ def _row(rung: str, name: str, model: Model, questions: Estimate, rates: ModelRa
     prompt, completion = calls.times(rates.prompt), calls.times(rates.answer)
     price = model.price
     at_once = model.concurrency * max(1, len(model.base_url)) if model.engine == "openai" else 1
+    if model.engine == "vllm":  # one server; more cards are faster
+        at_once = MAX_SEQUENCES
     # Fewer calls than may be in flight take as long as one.
     in_turn = Estimate(*(max(count / at_once, min(1.0, count)) for count in calls))
     seconds = in_turn.times(rates.seconds)

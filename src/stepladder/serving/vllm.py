@@ -24,7 +24,7 @@ from stepladder.config import Serve
 from stepladder.errors import ServeError
 from stepladder.forecast import memory
 from stepladder.models.files import read_json, refuse_code
-from stepladder.serving.cards import cards_by_server
+from stepladder.serving.cards import cards_by_server, taken
 from stepladder.serving.probe import free_port, is_healthy, is_ours, refuses_strangers
 from stepladder.supervise import child_environment, supervised
 from stepladder.workspace import refuse_link, write_atomic
@@ -109,6 +109,8 @@ class Fleet:
         groups = cards_by_server(self._settings)
         if groups == [()]:
             _check_memory(self._weights, self._settings)
+        for line in taken(1 - self._settings.utilisation):
+            self._note(f"{line}, so it is left out")
         refuse_link(self._folder)
         self._folder.mkdir(parents=True, exist_ok=True)
         write_atomic(self.addresses, "")
@@ -230,6 +232,9 @@ def server_environment(cards: Sequence[str]) -> dict[str, str]:
     """Environment variables with which vLLM uses these cards, or without any this machine's cores."""
     environment = child_environment() | OFFLINE_ENVIRONMENT
     if cards:
+        if "CUDA_VISIBLE_DEVICES" not in environment:  # then the cards' numbers are the driver's
+            environment["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
+        environment.pop("HIP_VISIBLE_DEVICES", None)  # under ROCm vLLM takes either name, and not two answers
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(cards)
         return environment
     environment.pop("VLLM_CPU_KVCACHE_SPACE", None)  # it only takes whole GiB, and overrides the flag

@@ -10,9 +10,12 @@ from stepladder.answering.cascade import WORKED
 from stepladder.answering.voting import conversation, examine
 from stepladder.config import settings
 from stepladder.context import Context
+from stepladder.errors import ModelError, UserError
+from stepladder.forecast import memory, model_shape
 from stepladder.mcq.prompts import worked_solution
 from stepladder.models import template
 from stepladder.records import Example, Question, Sample
+from stepladder.serving import cards
 from stepladder.stages.samples import VALIDATION_ACCEPTED
 from stepladder.stages.trainset import example_of, member, taught_by
 from stepladder.training import distributed, merging, swift, trl
@@ -46,6 +49,7 @@ def build(context: Context, part: str | None, folder: Path) -> None:
         trained_on = merging.adopt_adapter(models.locate_adapter(finished), base, folder)
         context.progress.say(f"adapter/{part}: {finished}, by its own words of {trained_on or 'an unnamed base'}")
         return
+    _check_cards(context, base)
     trainset = context.input("trainset", part)
     template.check(models.load_tokenizer(base), trainset)
     examples = records.read(trainset / "train.jsonl", Example)
@@ -61,6 +65,39 @@ def build(context: Context, part: str | None, folder: Path) -> None:
     train = swift.train if settings.backend == "swift" else train_by_trl
     scratch = artifact(context, part).scratch(models.dtype_name(settings.dtype))
     train(settings, seed, base, data, folder, scratch, report)
+
+
+def _check_cards(context: Context, base: Path) -> None:
+    """Check that other programs leave enough of the cards for training; out of memory it would end with a traceback,
+    perhaps after hours. (Not run on a card.)
+
+    Raises:
+        UserError: they do not; it names them.
+    """
+    settings = context.config.train
+    held = cards.taken()
+    if not held or (settings.backend == "trl" and not models.has_cuda()):
+        return
+    try:
+        shape = model_shape.read(base)
+    except ModelError:  # an architecture whose memory is not known
+        return
+    tokens = settings.batch_size * settings.max_length
+    needed_bytes = memory.training(
+        shape,
+        settings.lora_rank,
+        tokens,
+        tokens // 2,
+        checkpointing=settings.gradient_checkpointing is not False,
+        qlora=settings.qlora,
+        cards=settings.devices if settings.sharding != "none" else 1,
+    ).total
+    free_bytes = [size for size in cards.free_bytes()[: settings.devices] if size is not None]
+    if free_bytes and needed_bytes > min(free_bytes):
+        raise UserError(
+            f"training needs about {needed_bytes / 2**30:.1f} GiB of each card, and {min(free_bytes) / 2**30:.1f} GiB "
+            f"are free: {'; '.join(held)}; end it, or give the run other cards (CUDA_VISIBLE_DEVICES)"
+        )
 
 
 def _held_out(context: Context, part: str | None, questions: list[Question]) -> list[Example]:

@@ -58,7 +58,7 @@ def run(context: Context, names: Collection[str] = STAGES) -> None:
         if dtype is not None:
             _note_other_formats(context, label(name, part), dtype)
         for line in cards.taken() if name in ON_CARDS else ():
-            context.progress.say(f"{label(name, part)}: {line}")
+            context.progress.say(f"{label(name, part)}: {line}; if that is a server of yours, end it")
         try:
             with context.progress.stage(label(name, part)), artifact.writing(dtype) as folder:
                 stage(name).build(context, part, folder)
