@@ -4,9 +4,9 @@
 
 CONTEST holds the contest's train.jsonl and recorded_responses.jsonl (no part of the project), BASE is a model folder,
 such as Qwen2.5-Coder-0.5B-Instruct; OUT keeps the run. The recipe is read from examples/, and what is replaced in it is
-printed: the base, LoRA rank and counts, addresses, the number of cards. The teachers are tests/contest_provider.py,
-which answers with recorded chains under the limits that OpenAI and DeepSeek document; the calibration sets come from a
-hub on this machine, their rows made up; base and members answer in vLLM.
+printed: the base, LoRA rank and counts, addresses, the number of cards, and the number format that is fast here. The
+teachers are tests/contest_provider.py, which answers with recorded chains under the limits that OpenAI and DeepSeek
+document; the calibration sets come from a hub on this machine, their rows made up; base and members answer in vLLM.
 
 A problem with four questions or more loses two of them, one with three loses one, before the run sees it: the
 questions that the teachers then "write". ``doctor --models`` is asked first as of today, when a teacher is gone, and
