@@ -39,6 +39,7 @@ from contest_provider import ContestServer  # noqa: E402
 from local_hub import NEW, Repos, Server, parquet  # noqa: E402
 from replay_server import ANSWERS, QUESTIONS  # noqa: E402
 
+from stepladder import models  # noqa: E402
 from stepladder.workspace import write_atomic  # noqa: E402
 
 NAME = "championship"
@@ -84,20 +85,22 @@ HUB: Repos = {
 
 
 def replacements(asked: argparse.Namespace, url: str) -> list[tuple[str, str]]:
-    """Patterns of the recipe's text and what each becomes; every pattern must occur."""
+    """Patterns of the recipe's text and templates of what each becomes; every pattern must occur."""
     quoted = {name: json.dumps(str(path)) for name, path in vars(asked).items() if isinstance(path, Path)}
     return [
         (r'"Qwen/Qwen2.5-32B-Instruct"', quoted["base"]),
         (r"lora_rank = 256", f"lora_rank = {asked.rank}"),
         (r"lora_alpha = 512", f"lora_alpha = {2 * asked.rank}"),
         (r"epochs = 3", f"epochs = {asked.epochs}"),
-        (r"max_tokens = 2048", f"max_tokens = {asked.max_tokens}"),
+        (r'(?s)(name = "easy".*?max_tokens =) 2048', rf"\g<1> {asked.max_tokens}"),
+        (r"(?s)(\[variants\].*?max_tokens =) 2048", r"\g<1> 768"),
+        (r"(?s)(\[predict\].*?max_tokens =) 2048", rf"\g<1> {asked.max_tokens}"),
         (r"(?m)^samples = 256", "samples = 24"),
         (r"(?m)^samples = 64", "samples = 8"),
         (r"(?m)^max_loss = 0\.03", "max_orders = 2\nmax_loss = 0.03"),
         (r"devices = 4", f"devices = {asked.devices}"),
         (r'"https://api\.(?:openai|deepseek)\.com/v1"', json.dumps(url)),
-        (r"(?m)^\[serve\]", f"[serve]\nenvironment = {quoted['environment']}"),
+        (r"(?m)^\[serve\]", f'[serve]\nenvironment = {quoted["environment"]}\ndtype = "{models.dtype_name()}"'),
     ]
 
 
@@ -106,7 +109,7 @@ def recipe(asked: argparse.Namespace, url: str) -> str:
     example = (EXAMPLES / "championship.toml").read_text(encoding="utf-8")
     text = example
     for pattern, replacement in replacements(asked, url):
-        text, count = re.subn(pattern, lambda match, by=replacement: by, text)
+        text, count = re.subn(pattern, replacement, text)
         if not count:
             sys.exit(
                 f"error: examples/championship.toml has no {pattern}; say in benchmarks/championship.py what is new"
@@ -187,7 +190,7 @@ def main() -> None:
     parser.add_argument("--test", type=int, default=6, help="problems held out")
     parser.add_argument("--rank", type=int, default=16, help="LoRA rank; alpha is twice that")
     parser.add_argument("--epochs", type=int, default=1)
-    parser.add_argument("--max-tokens", type=int, default=384, help="of every answer")
+    parser.add_argument("--max-tokens", type=int, default=384, help="of an answer of the base or a member")
     parser.add_argument("--devices", type=int, default=2, help="processes that train one member")
     parser.add_argument("--pack", action="store_true")
     asked = parser.parse_args()
