@@ -111,7 +111,7 @@ class Provider:
         dice = self.dice(f"{kind}:{sha256(content).hexdigest()}")
         return self.draw(dice, {kind}, content.decode(errors="replace"))
 
-    def limit(self) -> dict[str, str]:
+    def limit(self, body: Mapping[str, Any]) -> dict[str, str]:
         """Take one from the bucket: the headers that say what is left, or a refusal with the wait for the next."""
         rate = self.script.rate_limit
         if rate is None:

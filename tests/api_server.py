@@ -138,7 +138,7 @@ class Server:
     async def chat(self, n: int, call: Call) -> Reply:
         self.authorise(call)
         body = self.provider.check(from_json(call.body))
-        headers = self.provider.limit()
+        headers = self.provider.limit(body)
         key = call.headers.get("idempotency-key")
         try:
             order = self.provider.serve(n, body, sha256(call.body).hexdigest(), key=key)

@@ -109,6 +109,24 @@ def cut(text: str, cap: int) -> str:
     return text[: bisect_right(list(accumulate(tenths(text))), 10 * cap)]
 
 
+def completion(
+    n: int, model: str, text: str, finish: str, prompt_tokens: int, completion_tokens: int
+) -> dict[str, object]:
+    """A chat completion, as OpenAI sends it."""
+    return {
+        "id": f"chatcmpl-{n}",
+        "object": "chat.completion",
+        "created": int(time.time()),
+        "model": model,
+        "choices": [{"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": finish}],
+        "usage": {
+            "prompt_tokens": prompt_tokens,
+            "completion_tokens": completion_tokens,
+            "total_tokens": prompt_tokens + completion_tokens,
+        },
+    }
+
+
 class Recordings:
     """What the models answered, and the prompts by which the questions are known."""
 
@@ -158,24 +176,12 @@ class Replay(Provider):
         whole = self._recordings.answer(model, question, body.get("seed") or 0)
         text = cut(whole, cap_of(body))
         finish = "stop" if text == whole else "length"
-        prompt, completion = tokens(*map(plain, body["messages"])), tokens(text)
+        prompt, written = tokens(*map(plain, body["messages"])), tokens(text)
         self.prices = self._prices[model]
-        self.bill(n, sha, prompt, completion, "", key, custom_id)
+        self.bill(n, sha, prompt, written, "", key, custom_id)
         told = {"model": model, "question": question, "recorded": whole != UNRECORDED, "finish": finish}
         self._write(json.dumps({"event": "replayed", "n": n} | told) + "\n")
-        reply = {
-            "id": f"chatcmpl-{n}",
-            "object": "chat.completion",
-            "created": int(time.time()),
-            "model": model,
-            "choices": [{"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": finish}],
-            "usage": {
-                "prompt_tokens": prompt,
-                "completion_tokens": completion,
-                "total_tokens": prompt + completion,
-            },
-        }
-        return Order(n, sha, reply, None)
+        return Order(n, sha, completion(n, model, text, finish, prompt, written), None)
 
 
 class Replayed(NamedTuple):
@@ -198,9 +204,13 @@ class ReplayServer(ApiServer):
         super().__init__(folder)
         self.contest = contest
 
+    @property
+    def command(self) -> list[str]:
+        """What is started."""
+        return [sys.executable, __file__, "--contest", str(self.contest), "--log", str(self.log_path)]
+
     def __enter__(self) -> Self:
-        command = [sys.executable, __file__, "--contest", str(self.contest), "--log", str(self.log_path)]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self.process = subprocess.Popen(self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         assert self.process.stdout
         ready = self.process.stdout.readline()
         if not ready:

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator, Mapping
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import NamedTuple
-from urllib.parse import parse_qs, urlsplit
 
 import pytest
+from local_hub import NEW, Repos, Server, parquet
 
 pytest.importorskip("huggingface_hub")
 
 ENVIRONMENT = Path(__file__).parents[1] / ".venv-swift"
-OLD, NEW = "0" * 39 + "1", "0" * 39 + "2"
+OLD = "0" * 39 + "1"
 WEIGHTS = {
     "config.json": "{}",
     "tokenizer.json": "{}",
@@ -57,22 +54,13 @@ SHARED = [
 ]  # fmt: skip
 
 
-def parquet(rows: list[dict[str, str]]) -> bytes:
-    import pyarrow
-    import pyarrow.parquet
-
-    sink = pyarrow.BufferOutputStream()
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), sink)
-    return bytes(sink.getvalue().to_pybytes())
-
-
 DATA: dict[str, dict[str, str | bytes]] = {
     "alpaca-zh": {"alpaca_zh.json": json.dumps(ALPACA_ZH, ensure_ascii=False, indent=1)},
     "alpaca-en": {"data/train-00000.parquet": parquet(ALPACA_EN)},
     "shared": {"talks.json": json.dumps(SHARED), "talks.jsonl": "".join(json.dumps(row) + "\n" for row in SHARED)},
 }
 """The winning entry's calibration mix, in the forms that its sets have on the hubs."""
-REPOS: dict[tuple[str, str], Mapping[str, str | bytes]] = {
+REPOS: Repos = {
     ("school/student", OLD): WEIGHTS | OTHERS | {"config.json": '{"old": true}'},
     ("school/student", NEW): WEIGHTS | OTHERS,
     ("school/gated", NEW): WEIGHTS,
@@ -84,87 +72,10 @@ REPOS: dict[tuple[str, str], Mapping[str, str | bytes]] = {
 }
 
 
-class Handler(BaseHTTPRequestHandler):
-    """What ``snapshot_download`` asks of a hub: what a revision is, its files, and the bytes of each."""
-
-    server: Server
-
-    def do_GET(self) -> None:
-        self._answer()
-
-    def do_HEAD(self) -> None:
-        self._answer()
-
-    def _answer(self) -> None:
-        parts = self.path.partition("?")[0].strip("/").split("/")
-        self.server.asked.append(f"{self.command} /{'/'.join(parts)}")
-        if parts[:2] == ["api", "v1"] and parts[2] in ("models", "datasets"):
-            return self._answer_as_modelscope("/".join(parts[3:5]))
-        is_api = parts[0] == "api"
-        owner, name, kind, revision, *rest = [*parts[2 if is_api else parts[0] == "datasets" :], *[""] * 4]
-        commit = NEW if revision == "main" else revision
-        repo, file = f"{owner}/{name}", "/".join(part for part in rest if part)
-        if all(repo != known for known, _ in REPOS):
-            return self._send(404, {"X-Error-Code": "RepoNotFound"}, b"{}")
-        if (repo, commit) not in REPOS:
-            return self._send(404, {"X-Error-Code": "RevisionNotFound"}, b"{}")
-        files = REPOS[repo, commit]
-        if is_api:
-            tree = [entry(path, text) for path, text in files.items()]
-            about = {"id": repo, "sha": commit} if kind == "revision" else tree
-            return self._send(200, {}, json.dumps(about).encode())
-        if repo == "school/gated":
-            return self._send(403, {"X-Error-Code": "GatedRepo"}, b"{}")
-        headers = {"ETag": f'"{entry(file, files[file])["oid"]}"', "X-Repo-Commit": commit}
-        return self._send(200, headers, content(files[file]))
-
-    def _answer_as_modelscope(self, repo: str) -> None:
-        query = parse_qs(urlsplit(self.path).query)
-        files = REPOS.get((repo, query["Revision"][0]))
-        if files is None:
-            return self._send(404, {}, b"{}")
-        if "FilePath" in query:
-            return self._send(200, {}, content(files[query["FilePath"][0]]))
-        listed = [{"Path": path, "Type": "blob", "Size": len(text)} for path, text in files.items()]
-        return self._send(200, {}, json.dumps({"Code": 200, "Success": True, "Data": {"Files": listed}}).encode())
-
-    def _send(self, status: int, headers: Mapping[str, str], body: bytes) -> None:
-        self.send_response(status)
-        for name, value in {**headers, "Content-Length": str(len(body)), "Content-Type": "application/json"}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(body)
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
-
-
-class Server(ThreadingHTTPServer):
-    """A Hugging Face hub with a few repositories, which remembers what it was asked."""
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.asked: list[str] = []
-
-
-def content(file: str | bytes) -> bytes:
-    return file.encode() if isinstance(file, str) else file
-
-
-def entry(path: str, file: str | bytes) -> dict[str, object]:
-    held = content(file)
-    return {"type": "file", "path": path, "size": len(held), "oid": hashlib.sha1(held).hexdigest()}  # noqa: S324
-
-
 @pytest.fixture
 def hub() -> Iterator[Server]:
-    with Server() as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
+    with Server(REPOS) as server:
         yield server
-        server.shutdown()
-        thread.join()
 
 
 class Desk(NamedTuple):
@@ -220,7 +131,7 @@ except errors.UserError as error:
 
 @pytest.fixture
 def desk(hub: Server, tmp_path: Path) -> Desk:
-    return Desk(tmp_path, f"http://127.0.0.1:{hub.server_port}")
+    return Desk(tmp_path, hub.url)
 
 
 def test_a_model_is_downloaded_once_and_then_found_offline(desk: Desk, hub: Server) -> None:
