@@ -93,7 +93,7 @@ def replacements(asked: argparse.Namespace, url: str) -> list[tuple[str, str]]:
         (r"lora_alpha = 512", f"lora_alpha = {2 * asked.rank}"),
         (r"epochs = 3", f"epochs = {asked.epochs}"),
         (r'(?s)(name = "easy".*?max_tokens =) 2048', rf"\g<1> {asked.max_tokens}"),
-        (r"(?s)(\[variants\].*?max_tokens =) 2048", r"\g<1> 768"),
+        (r"(?s)(\[variants\].*?max_tokens =) 2048", rf"\g<1> {asked.variant_tokens}"),
         (r"(?s)(\[predict\].*?max_tokens =) 2048", rf"\g<1> {asked.max_tokens}"),
         (r"(?m)^samples = 256", "samples = 24"),
         (r"(?m)^samples = 64", "samples = 8"),
@@ -191,6 +191,7 @@ def main() -> None:
     parser.add_argument("--rank", type=int, default=16, help="LoRA rank; alpha is twice that")
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--max-tokens", type=int, default=384, help="of an answer of the base or a member")
+    parser.add_argument("--variant-tokens", type=int, default=512, help="of a new question, and of a judge's answer")
     parser.add_argument("--devices", type=int, default=2, help="processes that train one member")
     parser.add_argument("--pack", action="store_true")
     asked = parser.parse_args()
