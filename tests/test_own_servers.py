@@ -108,9 +108,13 @@ def test_a_rung_that_is_interrupted_leaves_no_server(run: Callable[[], int], set
     (settings.environment / "bin" / "together").write_text("1000000")  # so many questions never come
     words = [sys.executable, "-m", "stepladder", "samples", "run.toml"]
     with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as command:
-        until((settings.environment / "bin" / "asked").exists)
-        assert all(map(is_alive, pids(settings)))
-        command.send_signal(signal.SIGTERM)
+        try:
+            until((settings.environment / "bin" / "asked").exists, 120)
+            assert all(map(is_alive, pids(settings)))
+            command.send_signal(signal.SIGTERM)
+            command.wait(60)
+        finally:
+            command.kill()
     until(lambda: not any(map(is_alive, pids(settings))))
 
 

@@ -78,7 +78,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         arrived.extend(prompts)
         if prompts:
             (folder / "asked").touch()
-        while prompts and len(arrived) < number("together"):
+        chat = self.path == "/v1/chat/completions" and b"Bob sits left of Cleo" not in asked  # which the probe holds
+        while (prompts or chat) and len(arrived) < number("together"):
             time.sleep(0.05)
         while self.path == "/health" and len((folder / "starts").read_text().splitlines()) < number("servers"):
             time.sleep(0.05)
