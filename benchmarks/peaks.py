@@ -70,13 +70,15 @@ class Peak:
         self._thread.join()
 
 
-def prepare(base: Path, root: Path) -> None:
-    """The folders that tasks start from: base, adapter, merged and four."""
+def prepare(base: Path, root: Path, *, whole: bool) -> None:
+    """The folders that tasks start from: base, and if ``whole`` adapter, merged and four."""
     import torch
     from peft import LoraConfig, get_peft_model
 
     shutil.copytree(base, root / "base", symlinks=False)
     template.write(models.load_tokenizer(base), root / "base")
+    if not whole:
+        return
     config = LoraConfig(r=RANK, target_modules="all-linear", task_type="CAUSAL_LM")
     tuned = get_peft_model(models.load(base, "bfloat16"), config)
     torch.manual_seed(1)
@@ -148,7 +150,7 @@ def two_ranks(base: Path, root: Path) -> list[int]:
     """Highest memory of each of two processes that train one step with FSDP, bytes, libraries included."""
     folder, scratch = Path(tempfile.mkdtemp(dir=root)), Path(tempfile.mkdtemp(dir=root))
     settings = Train(
-        lora_rank=RANK, batch_size=1, gradient_accumulation=2, max_length=128, epochs=1, devices=2, sharding="fsdp",
+        lora_rank=RANK, batch_size=1, gradient_accumulation=2, max_length=LENGTH, epochs=1, devices=2, sharding="fsdp",
         save_steps=10_000, gradient_checkpointing=True,
     )  # fmt: skip
     chains = [chain for chain in examples(root, 4, 1) if len(str(chain.messages)) < 600][:2] or examples(root, 4, 1)[:2]
@@ -200,7 +202,7 @@ def forked(work: Callable[[], object]) -> object:
 
 def measure(base: Path, root: Path, tasks: list[str]) -> None:
     root.mkdir()
-    forked(lambda: prepare(base, root))
+    forked(lambda: prepare(base, root, whole=tasks != ["two ranks"]))
     shape = model_shape.read(base)
     each = models.compute_dtype().itemsize
     weights = shape.parameters * each

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -76,6 +77,81 @@ def test_two_processes_learn_what_one_does(sharding: str, alone: Path, base: Pat
         assert (weights - two[name]).abs().max() < 1e-3, name
     configs = [json.loads((folder / "adapter" / "adapter_config.json").read_text()) for folder in (alone, tmp_path)]
     assert configs[0] == configs[1]
+
+
+KILLED = """
+import gc, json, os, signal, sys
+from pathlib import Path
+import test_distributed as t
+from peft import PeftModel
+from stepladder.training import trl
+folder, base, rank = Path(sys.argv[1]), Path(sys.argv[2]), os.environ["RANK"]
+def report(step, *_):
+    if step == 1:
+        (model,) = (thing for thing in gc.get_objects() if issubclass(type(thing), PeftModel))
+        shares = {n: [type(p).__name__, list(p.shape), list(p.to_local().shape)] for n, p in model.named_parameters()}
+        (folder / f"shares-{rank}.json").write_text(json.dumps(shares))
+    if step == 4 and rank == "1":
+        os.kill(os.getpid(), signal.SIGKILL)
+trl.train(t.sharded(), 5, base, t.DATA, folder / "adapter", folder / "scratch", report)
+"""
+
+
+def sharded() -> Train:
+    return Train.model_validate(ONE.model_dump() | {"devices": 2, "sharding": "fsdp", "save_steps": 3})
+
+
+def test_killed_processes_that_share_a_base_go_on_from_a_checkpoint_without_it(base: Path, tmp_path: Path) -> None:
+    """FSDP on two CPU processes: each holds half of every weight, and writes its half of adapter and optimiser. One is
+    killed; training that goes on from the checkpoint ends in the same bytes as one that was never disturbed."""
+    rows = trained(tmp_path / "whole", base, devices=2, sharding="fsdp", save_steps=3)
+    folder, scratch = tmp_path / "adapter", tmp_path / "scratch"
+    folder.mkdir()
+    scratch.mkdir()
+    (tmp_path / "killed.py").write_text(KILLED)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    killed = subprocess.run(
+        [*torchrun, str(tmp_path / "killed.py"), str(tmp_path), str(base)],
+        check=False,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert "SIGKILL" in killed.stderr, killed.stderr[-3000:]
+
+    halves = [json.loads((tmp_path / f"shares-{rank}.json").read_text()) for rank in (0, 1)]
+    assert len(halves[0]) > 40
+    assert halves[0].keys() == halves[1].keys()
+    for name, (kind, shape, first) in halves[0].items():
+        assert kind == "DTensor", name
+        assert first == [-(-shape[0] // 2), *shape[1:]], name
+        assert halves[1][name] == [kind, shape, [shape[0] // 2, *shape[1:]]]
+
+    (checkpoint,) = scratch.glob("checkpoint-*")
+    for part in ("pytorch_model_fsdp_0", "optimizer_0"):
+        assert {path.name for path in (checkpoint / part).glob("*.distcp")} == {"__0_0.distcp", "__1_0.distcp"}
+    adapter_bytes = (tmp_path / "whole" / "adapter" / "adapter_model.safetensors").stat().st_size
+    checkpoint_bytes = sum(path.stat().st_size for path in checkpoint.rglob("*") if path.is_file())
+    assert 3 * adapter_bytes < checkpoint_bytes < (base / "model.safetensors").stat().st_size / 10
+
+    steps: list[int] = []
+    distributed.train(sharded(), 5, base, DATA, folder, scratch, lambda step, *_: steps.append(step))
+    assert steps[0] > 3
+    assert curve(tmp_path) == rows
+    for name in ("adapter_model.safetensors", "log.jsonl"):
+        assert (folder / name).read_bytes() == (tmp_path / "whole" / "adapter" / name).read_bytes()
+
+
+def test_a_base_that_does_not_fit_its_config_is_refused_by_name(base: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(base, tmp_path / "base")
+    weights = load_file(base / "model.safetensors")
+    del weights["model.norm.weight"]
+    save_file(weights, tmp_path / "base" / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match=r"ModelError: .*tensor model\.norm\.weight is missing"):
+        trained(tmp_path / "run", tmp_path / "base", devices=2, sharding="fsdp")
 
 
 def test_a_process_that_fails_says_why(base: Path, tmp_path: Path) -> None:

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import random
+import resource
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 import torch
+from transformers import Qwen2Config
 
 from stepladder import models
 from stepladder.ask.local import decoding
+from stepladder.ask.local import engine as local_engine
 from stepladder.ask.local.engine import Local
+from stepladder.ask.local.memory import BATCH_SHARE, SCORE_BYTES, rows_that_fit
 from stepladder.ask.request import Request
 from stepladder.errors import AskError
 from stepladder.records import Message
@@ -81,6 +90,73 @@ def test_a_plan_holds_every_request_once(engine: Local) -> None:
         r.key + str(r.max_tokens) for r in requests
     )
     assert all(len({r.max_tokens for r in group}) == 1 for group in groups)
+
+
+def test_batches_are_as_large_as_the_memory_that_is_free(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = Local.load(base)
+    requests = [request(text) for text in TEXTS]
+    longest = max(len(engine._prompt(r).tokens) for r in requests)
+    whole = {r.key: answer for r, answer in zip(requests, engine.answer(requests), strict=True)}
+    each = row_bytes(engine, longest, 12)
+    for rows in (2, len(requests)):
+        monkeypatch.setattr(local_engine, "free_where_computed", lambda rows=rows: (rows + 0.5) * each / BATCH_SHARE)
+        groups = engine.plan(requests)
+        assert max(map(len, groups)) == rows
+        assert sorted(r.key for group in groups for r in group) == sorted(r.key for r in requests)
+        assert {r.key: a for group in groups for r, a in zip(group, engine.answer(group), strict=True)} == whole
+    monkeypatch.setattr(local_engine, "free_where_computed", lambda: 0)
+    assert max(map(len, engine.plan(requests))) == 1
+
+
+def row_bytes(engine: Local, prompt_tokens: int, max_tokens: int) -> float:
+    """Bytes of a row, from how many of them fit a lot of memory."""
+    rows = rows_that_fit(engine._model.config, 1e13, prompt_tokens, max_tokens, engine._model.dtype.itemsize)
+    scores = engine._model.config.num_attention_heads * prompt_tokens**2 * SCORE_BYTES
+    return float(BATCH_SHARE * 1e13 / rows + scores)
+
+
+def test_a_row_of_32_billion_parameters_takes_what_the_arithmetic_says() -> None:
+    """2,048 tokens of keys and values in bfloat16 are 0.5 GiB (docs/guide/plan.md): of 18 GiB beside 61 GiB of weights
+    on a card of 80 GiB, a batch has 22 requests, not the 128 that would take 64 GiB."""
+    config = Qwen2Config(
+        hidden_size=5120, intermediate_size=27648, num_hidden_layers=64, num_attention_heads=40,
+        num_key_value_heads=8, vocab_size=152_064,
+    )  # fmt: skip
+    assert 15 < rows_that_fit(config, 18 * 2**30, 600, 1448, 2) <= 28
+    assert rows_that_fit(config, 2**30, 600, 1448, 2) == 1
+    assert rows_that_fit(config, 18 * 2**30, 600, 1448, 4) < 14
+
+
+@contextlib.contextmanager
+def memory_left(mib: int) -> Iterator[None]:
+    """This process can map so much more memory, and is refused what exceeds it."""
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + mib * 2**20, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+def test_a_batch_that_memory_is_refused_for_is_halved_until_it_fits(base: Path) -> None:
+    draw = random.Random(1)
+    requests = [request(" ".join(draw.choices(TEXTS, k=60)) + str(number), max_tokens=2) for number in range(32)]
+    engine = Local.load(base)
+    expected = engine.answer(requests)
+    with memory_left(300):
+        answers = engine.answer(requests)
+    assert answers == expected
+    assert 1 <= engine._max_rows < 32
+    engine = Local.load(base)
+    long = request(" ".join(draw.choices(TEXTS, k=600)), max_tokens=2)  # its attention takes 256 MiB at a time
+    with memory_left(100), pytest.raises(AskError, match=r"a prompt of [\d,]+ tokens .* do not fit the free memory"):
+        engine.answer([long])
+
+
+def test_an_error_that_is_not_of_memory_is_raised(engine: Local) -> None:
+    with pytest.raises((RuntimeError, IndexError)):
+        engine._complete([engine._prompt(request("hi"))._replace(tokens=(10**6,))])
 
 
 def test_the_cache_says_how_full_it_is(engine: Local) -> None:

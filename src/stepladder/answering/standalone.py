@@ -69,7 +69,7 @@ def write_settings(config: Config, folder: Path) -> None:
     ModelSettings(
         language=config.language,
         seed=config.seed,
-        predict=Predict.model_validate(as_settings(config.predict)),
+        predict=Predict.model_validate(as_settings(config.predict) | {"engine": config.predict.engine}),
         **({"validated_in": models.dtype_name(config.predict.dtype)} if local else {}),
         # Where vLLM is installed or served differs between machines.
         serve=Serve.model_validate(as_settings(config.serve, without=("environment", "base_url", "model"))),

@@ -19,12 +19,12 @@ from stepladder.answering import team as teams
 from stepladder.answering.client import FolderClient, check_ledger
 from stepladder.answering.standalone import Answers, AnswerSettings, answer, read_settings, so_far
 from stepladder.answering.team import Team
-from stepladder.ask.local.engine import BATCH_SIZE
 from stepladder.config import Serve
 from stepladder.errors import GateError, ModelError, ServeError, UserError
 from stepladder.forecast import memory, model_shape
 from stepladder.mcq.answerfile import problems_in, submission
 from stepladder.mcq.questionfile import read_problems
+from stepladder.models.free_memory import free_on_host
 from stepladder.packaging import selftest
 from stepladder.progress import Lane, Progress
 from stepladder.records import Language, Prediction, Question
@@ -99,7 +99,7 @@ def predict(
     questions = _read(source, settings.language)
     _check_disk(out, len(questions) * settings.predict.votes * len(team.members))
     if is_local and not visible_cards():
-        _check_memory(team.members[team.leader], questions, settings)
+        _check_memory(team.members[team.leader], settings)
     progress = Progress(console)
     computed_in = models.dtype_name(dtype) if is_local else None
     if None not in (settings.validated_in, computed_in) and settings.validated_in != computed_in:
@@ -233,15 +233,16 @@ def _check_disk(out: Path, answers: int) -> None:
         raise UserError(f"{out.parent}: {answers:,} answers need {sizes}; free some, or name a file in another folder")
 
 
-def _check_memory(weights: Path, questions: Sequence[Question], settings: AnswerSettings) -> None:
-    """Raise UserError where the host's memory is surely too small; out of memory, the process would be killed without
-    a message."""
+def _check_memory(weights: Path, settings: AnswerSettings) -> None:
+    """Raise UserError where the host's memory is surely too small even for one answer at a time; out of memory, the
+    process would be killed without a message."""
     try:
         shape = model_shape.read(weights)
     except ModelError:  # an architecture whose memory is not known
         return
-    needed_bytes = memory.answering(shape, min(len(questions), BATCH_SIZE), settings.predict.max_tokens).total
-    if (free_bytes := memory.free()) is not None and needed_bytes > free_bytes:
+    bytes_each = models.compute_dtype(settings.predict.dtype).itemsize
+    needed_bytes = memory.answering(shape, 1, settings.predict.max_tokens, bytes_each=bytes_each).total
+    if (free_bytes := free_on_host()) is not None and needed_bytes > free_bytes:
         sizes = f"{needed_bytes / 2**30:.1f} GiB of memory, and {free_bytes / 2**30:.1f} GiB are free"
         raise UserError(f"{weights}: answering takes {sizes}; end other programs, or use a larger machine")
 

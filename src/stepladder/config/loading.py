@@ -9,6 +9,7 @@ from typing import Any, get_args
 from pydantic import ValidationError
 
 from stepladder.config.addresses import HUB_ID, without_password
+from stepladder.config.engines import with_engine
 from stepladder.config.schema import Config, General, Rung, Table
 from stepladder.errors import ConfigError
 
@@ -75,7 +76,7 @@ def load(path: Path) -> Config:
                 for member in config.member
             ),
             "rung": tuple(_with_chains(path, rung) for rung in config.rung),
-            "predict": predict,
+            "predict": with_engine(predict, config.serve),
             "prompts": _templates(path, "prompts", config.prompts),
         }
     )

@@ -586,7 +586,8 @@ class Predict(Sampling):
     """``[predict]``: how base, merged and quantised models answer validation and test."""
 
     engine: Literal["local", "vllm"] = "local"
-    """What computes: transformers in this process, or vLLM servers that are started (``[serve]``)."""
+    """What computes: transformers in this process, or vLLM servers that are started (``[serve]``). Where it is left out
+    it is ``vllm`` on a machine with an NVIDIA card whose ``[serve] environment`` holds vLLM."""
     dtype: Dtype = "auto"
     """With ``local``: number format to compute in, also of ``[models]`` with ``engine = "local"``; ``auto`` as in
     ``[train]``. For vLLM it is ``[serve] dtype``."""
@@ -720,8 +721,11 @@ class Config(Table):
 
 def settings(table: Table, without: Collection[str] = ()) -> dict[str, Any]:
     """A table as plain JSON values, for fingerprints; ``without`` names keys to leave out. ``dtype = "auto"`` is left
-    out too: its meaning depends on the machine, and a run that moves to another one stays up to date."""
+    out too, and the engine that ``[predict]`` does not name is the usual one: what they mean depends on the machine,
+    and a run that moves to another one stays up to date."""
     values = table.model_dump(mode="json", exclude=set(without))
+    if isinstance(table, Predict) and "engine" not in table.model_fields_set:
+        values["engine"] = Predict.model_fields["engine"].default
     if values.get("dtype") == "auto":
         del values["dtype"]
     return values

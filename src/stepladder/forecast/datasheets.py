@@ -11,8 +11,8 @@ import numpy as np
 
 from stepladder import models
 from stepladder.errors import MissingExtra, UserError
-from stepladder.forecast import memory
 from stepladder.forecast.memory import GIB
+from stepladder.models.free_memory import free_on_host
 
 
 class Card(NamedTuple):
@@ -86,7 +86,7 @@ def this_machine() -> Card:
     vector = np.ones(2**26, dtype=np.float32)
     tflops = 2 * len(square) ** 3 / _fastest_seconds(lambda: square @ square) / 1e12
     bandwidth = vector.nbytes / _fastest_seconds(vector.sum) / 1e9
-    gib = (memory.free() or 0) / GIB
+    gib = (free_on_host() or 0) / GIB
     return Card("this machine's CPU", gib, bandwidth, tflops, None, "a short measurement", bytes_each=bytes_each)
 
 

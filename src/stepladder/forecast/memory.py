@@ -5,7 +5,6 @@ benchmarks/memory.py compares it with measurements.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -191,22 +190,3 @@ def answering(shape: Shape, rows: int, tokens: int, *, bytes_each: int = 4) -> P
         activations=rows * tokens * kv_per_token(shape, bytes_each),
         logits=rows * shape.vocabulary * 4,
     )
-
-
-def free() -> int | None:
-    """Bytes of host memory that this process can still allocate, within the limit of its control group (cgroup v2);
-    None if that cannot be read."""
-    available_kib = re.search(r"MemAvailable:\s+(\d+) kB", _read_text(Path("/proc/meminfo")))
-    if available_kib is None:
-        return None
-    available = int(available_kib[1]) * 1024
-    cgroup = Path("/sys/fs/cgroup")
-    limit, used = _read_text(cgroup / "memory.max").strip(), _read_text(cgroup / "memory.current").strip()
-    return min(available, int(limit) - int(used)) if limit.isdigit() and used.isdigit() else available
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except OSError:
-        return ""

@@ -24,6 +24,7 @@ from stepladder.config import Serve
 from stepladder.errors import ServeError
 from stepladder.forecast import memory
 from stepladder.models.files import read_json, refuse_code
+from stepladder.models.free_memory import free_on_host
 from stepladder.serving.cards import cards_by_server, taken
 from stepladder.serving.probe import free_port, is_healthy, is_ours, refuses_strangers
 from stepladder.supervise import child_environment, supervised
@@ -258,7 +259,7 @@ def _write_generation_config(weights: Path, folder: Path) -> Path:
 
 def _check_memory(weights: Path, settings: Serve) -> None:
     """Raise ServeError if host memory is certainly too small: a server that the kernel kills logs no reason."""
-    free = memory.free()
+    free = free_on_host()
     cache = (settings.kv_cache_gib or memory.HOST_CACHE_GIB) * 2**30
     needed = memory.weights_on_disk(weights) + cache + memory.SERVER_BYTES
     if free is not None and needed > free:

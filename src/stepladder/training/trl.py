@@ -14,6 +14,7 @@ from stepladder.models import template
 from stepladder.training.data import Data, Report, last_complete_checkpoint, scheduler, uses_checkpointing
 from stepladder.training.loss import collate, score_completions, validation_loss
 from stepladder.training.sequences import LengthGroupedSampler, Pack, blank, pack, singly, tokenise
+from stepladder.training.sharding import gather, sharded_on_cpus, sharding, share_reader, student
 
 if TYPE_CHECKING:
     import torch
@@ -57,9 +58,12 @@ def train(settings: Train, seed: int, base: Path, data: Data, folder: Path, scra
     arguments = _arguments(settings, seed, plan, scratch)
     # The adapter's random initialisation happens while the trainer is built, before the trainer seeds anything.
     set_seed(seed)
-    trainer = _trainer(settings, seed, base, data, plan, arguments, tokenizer)
+    with sharded_on_cpus(settings):
+        trainer = _trainer(settings, seed, base, data, plan, arguments, tokenizer)
     if settings.sharding != "zero3":  # which keeps float32 copies in its optimiser
         train_in_float32(cast("PeftModel", trainer.model))
+    if settings.sharding == "fsdp":
+        trainer.add_callback(share_reader(cast("PeftModel", trainer.model), base))
     trainer.add_callback(_progress_callback(report, tensorboard_writer(settings, scratch)))
     if plan.stops_early:
         trainer.add_callback(EarlyStoppingCallback(int(settings.patience or 1)))
@@ -67,7 +71,7 @@ def train(settings: Train, seed: int, base: Path, data: Data, folder: Path, scra
     trainer.remove_callback(PrinterCallback)
     resumed = last_complete_checkpoint(scratch)
     trainer.train(resume_from_checkpoint=None if resumed is None else str(resumed))
-    gathered = trainer.accelerator.get_state_dict(trainer.model_wrapped) if settings.sharding != "none" else None
+    gathered = gather(trainer, settings)
     if trainer.is_world_process_zero():
         _write(trainer, gathered, base, folder)
         template.write(tokenizer, folder)
@@ -179,11 +183,7 @@ def _trainer(
             self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
             return metrics
 
-    model = (
-        models.load_in_4_bits(base, settings.dtype)
-        if settings.qlora
-        else models.load(base, settings.dtype, move=settings.sharding == "none")
-    )
+    model = student(settings, base)
     score_completions(model)
     measured = [pack_._asdict() for pack_ in (plan.held_out or plan.packs[:1])]
     return Trainer(
@@ -238,22 +238,6 @@ def train_in_float32(model: torch.nn.Module) -> None:
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
-
-
-def sharding(settings: Train, checkpointing: bool) -> dict[str, Any]:
-    """The Trainer's arguments for sharding weights and optimiser over devices; ``checkpointing``: of activations."""
-    if settings.sharding == "fsdp":
-        return {"fsdp": True, "fsdp_config": {"version": 2, "activation_checkpointing": checkpointing}}
-    if settings.sharding == "zero3":
-        stage = {"stage": 3, "overlap_comm": True, "stage3_gather_16bit_weights_on_model_save": True}
-        auto = (
-            "gradient_accumulation_steps",
-            "gradient_clipping",
-            "train_batch_size",
-            "train_micro_batch_size_per_gpu",
-        )
-        return {"deepspeed": {"zero_optimization": stage, "bf16": {"enabled": "auto"}} | dict.fromkeys(auto, "auto")}
-    return {}
 
 
 def tensorboard_writer(settings: Train, scratch: Path) -> Any:

@@ -23,6 +23,7 @@ from transformers import (
 from transformers.cache_utils import Cache, CacheLayerMixin
 from transformers.masking_utils import sdpa_mask
 
+from stepladder.ask.local.memory import MAX_SCORES
 from stepladder.ask.request import Request
 from stepladder.models.prefixes import share_prefixes
 from stepladder.workspace import digest
@@ -36,8 +37,6 @@ COLUMN_MULTIPLE = 32
 """Attention reads a multiple of so many columns, over which kernels sum in the same order."""
 MIN_TOKENS = 16
 """Tokens of a forward pass, padding included: matrix products of fewer use other kernels."""
-MAX_SCORES = 2**26
-"""Attention scores computed at once."""
 
 
 @torch.inference_mode()
@@ -72,7 +71,7 @@ def decode(
         completions: list[list[int]] = [[] for _ in requests]
         finished = [False] * len(requests)
         request_of_row = list(range(len(requests)))
-        generators = [_generator(request) for request in requests]
+        generators = [_generator(request, device) for request in requests]
         for step in range(cap):
             tokens = _choose(logits, [(requests[i], generators[i]) for i in request_of_row])
             for i, token in zip(request_of_row, tokens, strict=True):
@@ -111,19 +110,20 @@ def _forward(model: PreTrainedModel, cache: _Block, segments: Sequence[tuple[int
     return logits[:, -1].float()
 
 
-def _generator(request: Request) -> torch.Generator:
+def _generator(request: Request, device: torch.device) -> torch.Generator:
     seed = int(digest(request.identity())[:15], 16)
-    return torch.Generator().manual_seed(seed)
+    return torch.Generator(device).manual_seed(seed)
 
 
 def _choose(logits: torch.Tensor, sampling: Sequence[tuple[Request, torch.Generator]]) -> list[int]:
-    """The next token of every row, by its request's sampling settings and its generator."""
+    """The next token of every row, by its request's sampling settings and its generator. Only tokens leave the device,
+    not logits."""
     tokens: list[int] = logits.argmax(-1).tolist()
     for row, (request, generator) in enumerate(sampling):
         if request.temperature > 0:
-            scores = logits[row : row + 1].cpu() / request.temperature
+            scores = logits[row : row + 1] / request.temperature
             for limit in _limits(request):
-                scores = limit(torch.empty(1, 0, dtype=torch.long), scores)
+                scores = limit(torch.empty(1, 0, dtype=torch.long, device=scores.device), scores)
             tokens[row] = int(torch.multinomial(torch.softmax(scores[0], -1), 1, generator=generator))
     return tokens
 

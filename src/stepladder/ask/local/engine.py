@@ -18,18 +18,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 from stepladder import models
+from stepladder.ask.local.memory import rows_that_fit
 from stepladder.ask.request import Request, Response, TokenLogprob
 from stepladder.config import Dtype
 from stepladder.errors import AskError
 from stepladder.models import template
+from stepladder.models.free_memory import free_where_computed
 from stepladder.models.prefixes import share_prefixes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 BATCH_SIZE = 128
-"""Requests in a batch. Every decoding step reads all weights once for the whole batch; the cache of 128 rows of 200
-tokens takes 1.2 GB for the bundled model."""
+"""Most requests in a batch; fewer where memory does not hold as many. Every decoding step reads all weights once for
+the whole batch; the cache of 128 rows of 200 tokens takes 1.2 GB for the bundled model."""
+REFUSALS = ("out of memory", "can't allocate memory", "not enough memory")
+"""What PyTorch's allocators say, in lower case, where they get no memory."""
 
 
 class Prompt(NamedTuple):
@@ -46,6 +50,8 @@ class Local:
         from stepladder.ask.local import decoding
 
         self._tokenizer, self._model = tokenizer, model
+        self._max_rows = BATCH_SIZE
+        """Fewer once memory was refused for a batch."""
         self._decode = decoding.decode
         ends = model.generation_config.eos_token_id
         end_tokens = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
@@ -65,7 +71,7 @@ class Local:
 
     def plan(self, requests: Sequence[Request]) -> list[list[Request]]:
         """Split requests into batches that share prefixes and have prompts of similar length, so that there is little
-        padding.
+        padding; as many requests in a batch as the free memory holds (ask/local/memory.py).
 
         Raises:
             AskError: a request asks for log-probabilities of more than one token, which only servers return.
@@ -84,17 +90,22 @@ class Local:
                 by_prefix[parent].append(prompt)
             groups = sorted(by_prefix.values(), key=lambda group: max(len(prompt.tokens) for prompt in group))
             ordered = [prompt.request for group in groups for prompt in group]
-            batch_count = math.ceil(len(ordered) / BATCH_SIZE)
+            longest = max(len(prompt.tokens) for prompt in same_cap)
+            batch_count = math.ceil(len(ordered) / self._rows_that_fit(longest, ordered[0].max_tokens))
             size = math.ceil(len(ordered) / batch_count)  # equal sizes, no small batch at the end
             batches += [ordered[start : start + size] for start in range(0, len(ordered), size)]
         return batches
 
     def answer(self, group: Sequence[Request]) -> list[Response]:
-        """One response per request, in order."""
+        """One response per request, in order. A batch that memory is refused for is halved, as are those after it.
+
+        Raises:
+            AskError: memory does not hold a single request.
+        """
         if any(request.top_logprobs is not None for request in group):
             return [self._next_token(request) for request in group]
         prompts = [self._prompt(request) for request in group]
-        completions = self._decode(self._model, group, [prompt.tokens for prompt in prompts], self._ends)
+        completions = self._complete(prompts)
         return [
             Response(
                 text=cast("str", self._tokenizer.decode(ids, skip_special_tokens=True)).strip(),
@@ -105,6 +116,34 @@ class Local:
             )
             for prompt, (ids, finished) in zip(prompts, completions, strict=True)
         ]
+
+    def _rows_that_fit(self, prompt_tokens: int, max_tokens: int) -> int:
+        """Requests that the free memory holds at once, from 1 to :data:`BATCH_SIZE`."""
+        if (free_bytes := free_where_computed()) is None:
+            return BATCH_SIZE
+        bytes_each = self._model.dtype.itemsize
+        fitting = rows_that_fit(self._model.config, free_bytes, prompt_tokens, max_tokens, bytes_each)
+        return min(BATCH_SIZE, fitting)
+
+    def _complete(self, prompts: Sequence[Prompt]) -> list[tuple[list[int], bool]]:
+        """For every prompt the token ids of its answer, and whether it ended before its cap."""
+        if len(prompts) <= self._max_rows:
+            requests, tokens = [prompt.request for prompt in prompts], [prompt.tokens for prompt in prompts]
+            try:
+                return self._decode(self._model, requests, tokens, self._ends)
+            except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError
+                if not isinstance(error, MemoryError) and not any(said in str(error).lower() for said in REFUSALS):
+                    raise
+            # Not in the handler: while it runs, the error's traceback keeps the batch's tensors.
+            self._max_rows = len(prompts) // 2
+            if self._max_rows == 0:
+                raise AskError(
+                    f"a prompt of {len(tokens[0]):,} tokens and its answer (max_tokens = {requests[0].max_tokens}) do "
+                    "not fit the free memory, alone in a batch; end other programs, lower max_tokens, or answer by vLLM"
+                )
+            _give_back_memory()
+        half = math.ceil(len(prompts) / 2)
+        return [*self._complete(prompts[:half]), *self._complete(prompts[half:])]
 
     def _next_token(self, request: Request) -> Response:
         """The most likely next token, with the log-probabilities of the ``top_logprobs`` most likely ones."""
@@ -128,3 +167,11 @@ class Local:
     def _prompt(self, request: Request) -> Prompt:
         """The request with its prompt's token ids."""
         return Prompt(request, tuple(template.prompt_tokens(self._tokenizer, request.messages)))
+
+
+def _give_back_memory() -> None:
+    """Give what a refused batch held back to a card."""
+    import torch
+
+    if models.has_cuda():
+        torch.cuda.empty_cache()
