@@ -29,12 +29,14 @@ from stepladder.ask.request import Request
 from stepladder.closedworld.generate import generate, to_line
 from stepladder.commands.predict import predict
 from stepladder.config import Config, Model, Serve
+from stepladder.context import Context
 from stepladder.errors import ServeError
 from stepladder.mcq.questionfile import read_problems
 from stepladder.records import Message, Prediction
 from stepladder.serving import vllm
 from stepladder.serving.probe import free_port
 from stepladder.serving.vllm import Fleet
+from stepladder.stages import flow
 
 SERVE = Serve(
     environment=Path(__file__).parent.parent / ".venv-serve", dtype="float32", kv_cache_gib=1, max_length=1024
@@ -141,6 +143,44 @@ def test_a_server_that_is_killed_in_the_middle_costs_nothing_but_time(tmp_path: 
         assert all(found[one.key].text for one in wanted)
     assert any("is started again" in note for note in notes)
     assert not servers()
+
+
+def test_a_rung_s_model_is_served_while_it_is_asked_and_no_longer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the ledger has every answer, those that were cut off among them, no server is started again."""
+    monkeypatch.chdir(tmp_path)
+    lines = "".join(to_line(record) for record in generate(3, 8, "en", "train"))
+    (tmp_path / "train.jsonl").write_text(lines, encoding="utf-8")
+    (tmp_path / "run.toml").write_text(
+        f"""
+        name = "run"
+        language = "en"
+        questions = {{ train = "train.jsonl" }}
+        models.own = {{ engine = "vllm" }}
+        train = {{ lora_rank = 8 }}
+        rung = [{{ name = "easy", models = ["own"], max_tokens = 24 }}, {{ name = "given", kind = "worked" }}]
+        member = [{{ name = "a" }}]
+        [serve]
+        environment = "{SERVE.environment}"
+        dtype = "float32"
+        kv_cache_gib = 1
+        max_length = 360
+        """
+    )
+    context = Context.open(tmp_path / "run.toml", tmp_path / "runs")
+    flow.run(context, ("questions", "samples"))
+    assert not [pid for pid in servers() if Path(f"/proc/{pid}/cwd").resolve() == tmp_path.resolve()]
+    samples, log = context.input("samples"), tmp_path / "runs/run/.serve/server-0.log"
+    rejected, said = (samples / "rejected.jsonl").read_bytes(), log.read_bytes()
+    with Ledger(context.workspace.ledger, read_only=True) as ledger:
+        (account,) = ledger.accounts("run")
+    assert account.model == "own"
+    assert account.outcomes["truncated"] > 5
+    shutil.rmtree(samples)
+    flow.run(context, ("samples",))
+    assert log.read_bytes() == said  # no server was started
+    assert (samples / "rejected.jsonl").read_bytes() == rejected
 
 
 @pytest.mark.parametrize("number", range(KILLS))
