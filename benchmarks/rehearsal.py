@@ -31,7 +31,10 @@ BATCH, LENGTH, SAMPLES, ROWS, PROMPT, ANSWER = 2, 256, 24, 64, 200, 24
 
 def on_cards() -> Iterator[Any]:
     """Rehearsals of models that do not fit here."""
+    from stepladder.quantising import gptq
     from stepladder.rehearsal import depths, rehearsal
+
+    gptq.silence()
 
     def student(size: str) -> rehearsal.Student:
         shape = model_shape.QWEN25_SHAPES[size]
