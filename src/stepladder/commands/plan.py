@@ -35,6 +35,7 @@ from stepladder.forecast.workload import Workload
 from stepladder.mcq.shuffle import rng
 from stepladder.models import hubs
 from stepladder.models.files import read_json
+from stepladder.quantising import gptq
 from stepladder.records import Question, Sample
 from stepladder.stages import flow, samples
 from stepladder.terminal import say
@@ -158,6 +159,7 @@ def _rehearse(context: Context, shape: Shape | None, work: Workload) -> None:
         raise UserError(f"--rehearse: {train.base} is not on this machine; download it, or name its folder")
     if train.backend != "trl" or train.sharding == "zero3":
         raise UserError("--rehearse: only backend = 'trl' with sharding = 'fsdp' or 'none' can be rehearsed")
+    gptq.silence()
     models.require("peft", "llmcompressor", "compressed_tensors", *(("bitsandbytes",) if train.qlora else ()))
     from stepladder.rehearsal import rehearsal
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
+from stepladder import models
 from stepladder.ask.local import BATCH_SIZE
 from stepladder.config import Config, Quantise, Train
 from stepladder.forecast import memory
@@ -62,7 +63,6 @@ class Student(NamedTuple):
 def rehearse(config: Config, student: Student, workload: Workload) -> Iterator[Rehearsed]:
     """Rehearse what a run does on cards: a training step, the GPTQ of a layer, and where the embedded engine answers a
     batch of it. vLLM is not rehearsed: it fills the share of a card that it may."""
-    gptq.silence()
     train, quantise = config.train, config.quantise
     scored = train.batch_size * train.max_length // 2
     checkpointing = train.gradient_checkpointing is not False
@@ -106,7 +106,8 @@ def training(student: Student, train: Train, tokens: int, scored: int, *, checkp
 
 def quantising(student: Student, settings: Quantise, tokens: int) -> Rehearsed:
     """Rehearse the GPTQ of a layer on a card; ``tokens``: of the longest calibration text."""
-    peaks = rehearse_layer(student.of_depth(1), tokens, settings)
+    with models.quiet():
+        peaks = rehearse_layer(student.of_depth(1), tokens, settings)
     planned = memory.quantising_layer(student.shape, tokens, bytes_each=student.dtype.itemsize)
     highest = max(peaks.values(), key=Counter.total)
     return Rehearsed(f"GPTQ of a layer, texts of {tokens:,} tokens", highest, _without_libraries(planned))
@@ -132,7 +133,8 @@ def quantising_on_host(
     if has_card:
         planned = planned._replace(layer=0)
     else:
-        peaks = rehearse_layer(student.of_depth(1), tokens, settings)
+        with models.quiet():
+            peaks = rehearse_layer(student.of_depth(1), tokens, settings)
         highest = max(peaks.values(), key=lambda moment: moment.total() - moment["weights"])
         peak += highest - Counter(weights=highest["weights"])
     return Rehearsed(f"GPTQ of {texts} texts, host memory", peak, _without_libraries(planned))
@@ -143,7 +145,8 @@ def _held(model: PreTrainedModel, settings: Quantise) -> int:
     from llmcompressor.core import State
 
     modifier = gptq.gptq_modifier(settings, gptq.group_size(settings, gptq.linears(model)))
-    modifier.on_initialize(State(model=model))
+    with models.quiet():
+        modifier.on_initialize(State(model=model))
     return sum(tensor.nbytes for tensor in model.parameters())
 
 
