@@ -19,7 +19,7 @@ FLOORS = (
     ("__main__",),
     ("cli",),
     ("commands",),
-    ("packaging",),
+    ("packaging", "rehearsal", "smoke"),
     ("stages",),
     ("quantising",),
     ("training", "answering"),

@@ -90,11 +90,14 @@ def plan(
         float | None, typer.Option(min=0.01, help="Tokens/s that a member was measured to write there.")
     ] = None,
     mbit: Annotated[float, typer.Option(min=0, help="Mbit/s at which weights arrive there; 0: they are there.")] = 500,
+    rehearse: Annotated[
+        bool, typer.Option("--rehearse", help="Also do the steps on fake tensors, without weights; takes minutes.")
+    ] = False,
 ) -> None:
     """Forecast what the cascade asks, takes and costs, and whether the members fit a card; after a run, compare."""
     from stepladder.commands import plan as command
 
-    command.plan(config, runs, pilot, card, hours, rate, mbit)
+    command.plan(config, runs, pilot, card, hours, rate, mbit, rehearse=rehearse)
 
 
 @app.command()
@@ -281,12 +284,23 @@ def doctor(
             help="A TOML file: see instead whether its servers list its models, before anything is spent.",
         ),
     ] = None,
+    card: Annotated[
+        bool, typer.Option("--card", help="Try instead every path that needs a card, in about half an hour.")
+    ] = False,
+    out: Annotated[Path, typer.Option(help="With --card: file to write, to be sent back.")] = Path("card.json"),
+    on_cpu: Annotated[
+        bool, typer.Option("--on-cpu", help="With --card: do the steps on the CPU, to try the smoke run itself.")
+    ] = False,
 ) -> None:
     """Show what is installed and what is missing, and the number format that is fast here."""
     from stepladder.commands import doctor as command
 
     console = PlainConsole()
-    if not (command.doctor(console) if models is None else command.check_models(models, console)):
+    if models is not None:
+        is_well = command.check_models(models, console)
+    else:
+        is_well = command.try_card(out, console, on_cpu=on_cpu) if card or on_cpu else command.doctor(console)
+    if not is_well:
         raise typer.Exit(2)
 
 

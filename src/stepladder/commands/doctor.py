@@ -17,7 +17,9 @@ from rich.text import Text
 from stepladder import models
 from stepladder.ask import RemoteModel
 from stepladder.ask.remote.listing import Finding, check_listed
-from stepladder.config import load
+from stepladder.config import Serve, load
+from stepladder.errors import UserError
+from stepladder.terminal import say
 
 API_LIBRARIES = ("openai", "aiohttp")
 TRAIN_LIBRARIES = ("torch", "transformers", "peft", "trl", "llmcompressor", "datasets", "gguf", models.BUNDLED_PACKAGE)
@@ -74,6 +76,30 @@ def check_models(config: Path, console: Console) -> bool:
             states.add(finding.state)
     console.print(table)
     return "wrong" not in states
+
+
+def try_card(out: Path, console: Console, *, on_cpu: bool = False) -> bool:
+    """Try every path that needs a card, on this machine's cards, and write what came of it; returns whether all passed.
+    ``on_cpu``: do the same steps on the CPU instead, with two processes in place of two cards.
+
+    Raises:
+        UserError: there is no card.
+    """
+    if not on_cpu and not models.has_cuda():
+        raise UserError("--card: PyTorch sees no CUDA card on this machine, so there is nothing to try")
+    import torch
+
+    from stepladder.smoke import trial
+
+    results = trial.run(
+        models.locate(models.BUNDLED),
+        Serve().environment,
+        2 if on_cpu else torch.cuda.device_count(),
+        lambda name, line: say(console, f"{name}: {line}"),
+    )
+    trial.write(results, out)
+    say(console, f"Wrote {out}; look at it, and send it back (docs/guide/first-card.md).")
+    return trial.passed(results)
 
 
 def _package(name: str) -> Check:

@@ -7,11 +7,13 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 from stepladder import models, records
 from stepladder.answering.cascade import Cascade, Usage
 from stepladder.ask.ledger import Account, Ledger
 from stepladder.context import Context
+from stepladder.errors import UserError
 from stepladder.forecast import cost_tables, fit_tables, model_shape
 from stepladder.forecast.cost import (
     ANSWER_TOKENS,
@@ -27,18 +29,32 @@ from stepladder.forecast.cost import (
 )  # fmt: skip
 from stepladder.forecast.datasheets import parse_card
 from stepladder.forecast.fit_tables import Terms
+from stepladder.forecast.memory import GIB
 from stepladder.forecast.model_shape import Shape
 from stepladder.forecast.workload import Workload
 from stepladder.mcq.shuffle import rng
 from stepladder.models import hubs
+from stepladder.models.files import read_json
+from stepladder.quantising import gptq
 from stepladder.records import Question, Sample
 from stepladder.stages import flow, samples
 from stepladder.terminal import say
 
 
-def plan(config: Path, runs: Path, pilot: int, card: str, hours: float, rate: float | None, megabits: float) -> None:
+def plan(
+    config: Path,
+    runs: Path,
+    pilot: int,
+    card: str,
+    hours: float,
+    rate: float | None,
+    megabits: float,
+    *,
+    rehearse: bool = False,
+) -> None:
     """Print what the cascade will ask, take and cost, and whether the members fit a card. First, so many ``pilot``
-    questions are really asked; the ledger keeps their answers, so the run does not pay for them again.
+    questions are really asked; the ledger keeps their answers, so the run does not pay for them again. With
+    ``rehearse`` the steps are also done on fake tensors, without weights, and the plan's memory is held against that.
 
     Raises:
         UserError, AskError, BudgetError: as the stages ``questions`` and ``samples`` do.
@@ -49,6 +65,8 @@ def plan(config: Path, runs: Path, pilot: int, card: str, hours: float, rate: fl
         plan_cascade(context, pilot)
         shape, work = shape_of(context.config.train.base), work_of(context)
         fit_tables.show(context.config, shape, work, terms, context.progress.console)
+        if rehearse:
+            _rehearse(context, shape, work)
 
 
 def plan_cascade(context: Context, pilot: int) -> None:
@@ -128,6 +146,40 @@ def shape_of(base: str) -> Shape | None:
         return model_shape.read(models.locate(base))
     cached = hubs.cached(base)
     return model_shape.qwen25(base) if cached is None else model_shape.read(cached)
+
+
+def _rehearse(context: Context, shape: Shape | None, work: Workload) -> None:
+    """Print what the steps take on fake tensors, a row as soon as it is done.
+
+    Raises:
+        UserError: the base is not known; ``[train]`` names what cannot be rehearsed.
+    """
+    train, console = context.config.train, context.progress.console
+    if shape is None:
+        raise UserError(f"--rehearse: {train.base} is not on this machine; download it, or name its folder")
+    if train.backend != "trl" or train.sharding == "zero3":
+        raise UserError("--rehearse: only backend = 'trl' with sharding = 'fsdp' or 'none' can be rehearsed")
+    gptq.silence()
+    models.require("peft", "llmcompressor", "compressed_tensors", *(("bitsandbytes",) if train.qlora else ()))
+    from stepladder.rehearsal import rehearsal
+
+    say(console, "\nRehearsed on fake tensors: GiB without libraries, in 16 bits; what is planned in brackets")
+    student = rehearsal.Student(_architecture(train.base, shape), shape)
+    for row in rehearsal.rehearse(context.config, student, work):
+        kinds = ", ".join(f"{kind} {size / GIB:.1f}" for kind, size in row.peak.most_common() if size > 0.05 * GIB)
+        total, planned = row.peak.total() / GIB, row.planned / GIB
+        say(console, f"  {row.step}: {total:.1f} ({planned:.1f}, {100 * row.deviation:+.0f} %): {kinds}")
+
+
+def _architecture(base: str, shape: Shape) -> dict[str, Any]:
+    """The base's config.json, or where it is not on this machine that of its shape."""
+    from stepladder.rehearsal.depths import architecture
+
+    folder = Path(base).expanduser()
+    if base == models.BUNDLED or folder.is_dir():
+        return read_json(models.locate(base) / "config.json")
+    cached = hubs.cached(base)
+    return architecture(shape) if cached is None else read_json(cached / "config.json")
 
 
 def work_of(context: Context) -> Workload:

@@ -175,7 +175,10 @@ def _making_table(config: Config, shape: Shape, workload: Workload) -> Table:
 
     def lora(cards: int = 1, *, qlora: bool = False) -> str:
         rank = train.lora_rank
-        parts = memory.training(shape, rank, tokens, scored, checkpointing=checkpointing, qlora=qlora, cards=cards)
+        parts = memory.training(
+            shape, rank, tokens, scored, checkpointing=checkpointing, qlora=qlora, cards=cards,
+            accumulates=train.gradient_accumulation > cards,
+        )  # fmt: skip
         return f"{parts.total / GIB:,.1f}"
 
     result.title, result.title_justify = "\nTo make a member", "left"
@@ -194,7 +197,8 @@ def _making_table(config: Config, shape: Shape, workload: Workload) -> Table:
         )  # fmt: skip
         result.add_row(f"here, without a card, in {dtypes['train']}: LoRA", f"{training.total / GIB:,.1f}")
         rows = min(BATCH_SIZE, workload.questions * workload.votes)
-        answering = memory.answering(shape, rows, length, bytes_each=bytes_each["predict"])
+        read = round(workload.read)
+        answering = memory.answering(shape, rows, length, prompt=read, bytes_each=bytes_each["predict"])
         result.add_row(f"here, in {dtypes['predict']}: answering", f"{answering.total / GIB:,.1f}")
         quantising = memory.quantising(shape, texts, length, bytes_each=bytes_each["train"])
         result.add_row(f"here, in {dtypes['train']}: GPTQ", f"{quantising.total / GIB:,.1f}")

@@ -30,6 +30,8 @@ MAX_SEQUENCES = 256
 MIN_SIDE_BY_SIDE_SEQUENCES = 16
 """Sequences of maximum length that must fit the KV cache of each server where several share a card: with fewer, one
 server after another on the whole card is faster."""
+MAX_SCORES = 2**26
+"""Attention scores that the embedded engine computes at once (ask/local/decoding.py)."""
 NF4_BITS = 4 + 8 / 64 + 32 / (64 * 256)
 """Of a weight in QLoRA's base: 4, and an 8-bit scale for each 64, itself scaled in blocks of 256 (Dettmers et al. 2023,
 arXiv:2305.14314)."""
@@ -45,7 +47,7 @@ class Parts(NamedTuple):
     """Kept for the backward pass, or by calibration."""
     logits: float = 0
     layer: float = 0
-    """Buffers of the layer that is being processed."""
+    """Buffers of the layer that is being processed, or gathered from other cards."""
     runtime: float = RUNTIME_BYTES
     fragmentation: float = 0
     """Held by the heap but not used."""
@@ -108,8 +110,9 @@ def training(
     checkpointing: bool = True,
     qlora: bool = False,
     cards: int = 1,
+    accumulates: bool = True,
 ) -> Parts:
-    """Bytes of LoRA training on each card, or in host memory.
+    """Bytes of LoRA training on each card, or in host memory, at the moment of a step that takes most.
 
     Args:
         shape: of the base.
@@ -119,28 +122,40 @@ def training(
         bytes_each: bytes of a weight and of an activation: 2 in bfloat16, 4 in float32.
         checkpointing: whether the backward pass computes activations again, layer by layer.
         qlora: whether the base is in 4 bits.
-        cards: number of cards that share weights and adapter (FSDP2, ZeRO-3); with more than one, each also holds two
-            whole layers at a time; 0 is host memory.
+        cards: number of cards that share weights and adapter (FSDP2, ZeRO-3); each gathers what it computes with; 0 is
+            host memory.
+        accumulates: whether a step has several forward passes, so that gradients of the first are there in the next.
     """
     base = float(shape.parameters * bytes_each)
     if qlora:
         base = shape.linear_parameters * NF4_BITS / 8 + shape.other_parameters * bytes_each
-    layer_activations = tokens * _activations_per_token(shape, rank, bytes_each)
-    layer_inputs = tokens * shape.hidden * bytes_each
-    gathered = 2 * shape.linear_parameters / shape.layers * bytes_each if cards > 1 else 0
-    shares, on_host = max(1, cards), cards == 0
-    return Parts(
+    shares, on_host, is_sharded = max(1, cards), cards == 0, cards > 1
+    adapter = lora_parameters(shape, rank)
+    # Autocast keeps a 16-bit copy of the float32 adapter until the forward pass ends, and autograd what it needs of it.
+    copies = 2 * adapter if bytes_each < 4 and not is_sharded else 0
+    layer = tokens * _activations_per_token(shape, rank, bytes_each)
+    kept = shape.layers * (tokens * shape.hidden * bytes_each if checkpointing else layer)
+    gathered_layers = 2 * shape.linear_parameters / shape.layers * bytes_each if is_sharded else 0
+    gathered_head = shape.vocabulary * shape.hidden * bytes_each if is_sharded else 0
+    logits = 4 * scored * shape.vocabulary  # in float32
+    held = Parts(
         weights=base / shares,
-        adapter=16 * lora_parameters(shape, rank) / shares,
-        activations=layer_activations + shape.layers * layer_inputs
-        if checkpointing
-        else shape.layers * layer_activations,
-        # The logits in the model's number format; and in float32 the logits, log-probabilities and the gradient.
-        logits=scored * shape.vocabulary * (12 + (bytes_each if bytes_each < 4 else 0)),
-        layer=gathered,
+        adapter=(16 if accumulates else 12) * adapter / shares,
+        activations=kept,
         runtime=TRAINING_LIBRARIES_BYTES if on_host else RUNTIME_BYTES,
         fragmentation=FRAGMENTATION_BYTES * shape.parameters if on_host else 0,
     )
+    moments = (
+        # The end of the forward pass: logits and log-probabilities; the head's share is gathered into a buffer first.
+        held._replace(adapter=held.adapter + copies, logits=2 * logits, layer=2 * gathered_head),
+        # The beginning of the backward pass: also the gradient of the logits.
+        held._replace(adapter=held.adapter + (0 if checkpointing else copies), logits=3 * logits, layer=gathered_head),
+        # Its middle: a layer's activations are computed again; the next layer is gathered ahead.
+        held._replace(activations=kept + (layer if checkpointing else 0), layer=gathered_layers),
+        # The update.
+        held._replace(adapter=16 * adapter / shares, activations=0),
+    )
+    return max(moments, key=lambda moment: moment.total)
 
 
 def _activations_per_token(shape: Shape, rank: int, bytes_each: int) -> float:
@@ -166,27 +181,67 @@ def quantising(shape: Shape, samples: int, tokens: int, *, bytes_each: int = 2) 
         tokens: in a text, on average.
         bytes_each: bytes of a weight: 2 in bfloat16, 4 in float32.
     """
-    hessians = 4 * sum(linear.inputs**2 for linear in shape.linears)
     largest = max(shape.linears, key=lambda linear: linear.inputs * linear.outputs)
     inverse = 4 * (2 * max(linear.inputs for linear in shape.linears) ** 2 + 2 * largest.inputs * largest.outputs)
     return Parts(
         weights=shape.parameters * bytes_each,
         activations=2 * samples * tokens * shape.hidden * bytes_each,
-        layer=hessians + inverse,
+        layer=_hessians(shape) + inverse,
     )
 
 
-def answering(shape: Shape, rows: int, tokens: int, *, bytes_each: int = 4) -> Parts:
+def quantising_layer(shape: Shape, tokens: int, *, bytes_each: int = 2) -> Parts:
+    """Bytes on a card that holds one decoder layer while llm-compressor's GPTQ quantises it.
+
+    Args:
+        shape: of the merged model.
+        tokens: in the longest calibration text.
+        bytes_each: bytes of a weight: 2 in bfloat16, 4 in float32.
+    """
+    # A product of the inputs of the widest layer is added to its Hessian, from two copies of the inputs in float32.
+    widest = max(linear.inputs for linear in shape.linears)
+    calibrating = 4.0 * (widest**2 + 2 * tokens * widest)
+    inputs = tokens * (2 * shape.hidden + 3 * shape.intermediate) * bytes_each
+    return Parts(
+        weights=shape.linear_parameters / shape.layers * bytes_each,
+        layer=max(_hessians(shape) + calibrating + inputs, _quantising_linears(shape)),
+    )
+
+
+def _quantising_linears(shape: Shape) -> int:
+    """Bytes of Hessians and buffers while the linear layers of a decoder layer are quantised one after another: of each
+    its Hessian and two reordered copies beside its weights in float32, or two copies of the weights beside the Hessian
+    (llm-compressor's own estimate, ``max_batch_size``), and the Hessians of those that follow."""
+    peaks = []
+    for place, linear in enumerate(shape.linears):
+        hessian, weights = linear.inputs**2, linear.inputs * linear.outputs
+        waiting = sum(other.inputs**2 for other in shape.linears[place + 1 :])
+        peaks.append(4 * (waiting + max(3 * hessian + weights, hessian + 2 * weights)))
+    return max(peaks)
+
+
+def _hessians(shape: Shape) -> int:
+    """Bytes of the Hessians of one layer's linear layers."""
+    return 4 * sum(linear.inputs**2 for linear in shape.linears)
+
+
+def answering(shape: Shape, rows: int, tokens: int, *, prompt: int = 0, bytes_each: int = 4) -> Parts:
     """Bytes of host memory of answering in this process.
 
     Args:
         shape: of the model; 4-bit weights are unpacked.
         rows: requests in a batch.
         tokens: in the longest prompt and answer together.
+        prompt: tokens of the longest prompt that no other request shares; all are read at once.
         bytes_each: bytes of a weight, a key and a value: 2 in bfloat16, 4 in float32.
     """
+    queries = shape.heads * shape.head_dim
+    scores = min(MAX_SCORES, rows * shape.heads * prompt**2) * (2 * bytes_each + 4)  # as computed, masked, and float32
+    attention = rows * prompt * 3 * queries * bytes_each + scores
+    mlp = rows * prompt * 3 * shape.intermediate * bytes_each
+    reading = rows * prompt * 2 * shape.hidden * bytes_each + max(attention, mlp)
     return Parts(
         weights=shape.parameters * bytes_each,
-        activations=rows * tokens * kv_per_token(shape, bytes_each),
+        activations=rows * tokens * kv_per_token(shape, bytes_each) + reading,
         logits=rows * shape.vocabulary * 4,
     )

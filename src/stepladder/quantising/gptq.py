@@ -23,6 +23,7 @@ from stepladder.models.weight_files import WeightFiles
 if TYPE_CHECKING:
     import torch
     from compressed_tensors.quantization import QuantizationScheme
+    from llmcompressor.modifiers.quantization import GPTQModifier
 
 GROUP_SIZES = (128, 64, 32, 16)
 """Tried in this order where the configuration names none."""
@@ -59,44 +60,65 @@ def quantise(
         ModelError: ``group_size`` does not divide a layer's input width.
         TemplateError: ``merged`` has another template than it was trained with.
     """
-    # Silences these libraries' debugging messages, some of them at import, which would disturb the live view.
-    os.environ.setdefault("LLM_COMPRESSOR_LOG_LEVEL", "CRITICAL")
-    os.environ.setdefault("COMPRESSED_TENSORS_LOG_DISABLED", "true")
+    silence()
     models.require("compressed_tensors", "datasets", "llmcompressor")
     import torch
     from datasets import Dataset
     from llmcompressor import oneshot
-    from llmcompressor.modifiers.quantization import GPTQModifier, QuantizationModifier
+    from llmcompressor.modifiers.quantization import QuantizationModifier
 
-    for name in ("llmcompressor", "torch.fx._symbolic_trace"):
-        logging.getLogger(name).setLevel(logging.ERROR)
     tokenizer = models.load_tokenizer(merged)
     template.check(tokenizer, merged)
-    model = models.load(merged, dtype)
+    model = models.load(merged, dtype, move=False)  # llm-compressor moves one layer at a time to a card
     layers = linears(model)
     size = group_size(settings, layers)
-    others = [name for name in layers if name not in layers_in_8_bits]
-    groups = {"weights": _scheme(settings, size, settings.bits, others if layers_in_8_bits else ["Linear"])}
-    if layers_in_8_bits:
-        groups["worst"] = _scheme(settings, size, 8, sorted(layers_in_8_bits))
     with models.quiet():
         if settings.method == "gptq":
             rows = [{"input_ids": ids, "attention_mask": [1] * len(ids)} for ids in calibration]
             oneshot(
                 model=model,
                 dataset=Dataset.from_list(rows),
-                recipe=GPTQModifier(config_groups=groups, ignore=["lm_head"], actorder="static"),
+                recipe=gptq_modifier(settings, size, layers, layers_in_8_bits),
                 max_seq_length=max(map(len, calibration)),
                 num_calibration_samples=len(rows),
                 shuffle_calibration_samples=False,
                 log_dir=None,
             )
         else:
+            groups = _groups(settings, size, layers, layers_in_8_bits)
             oneshot(model=model, recipe=QuantizationModifier(config_groups=groups, ignore=["lm_head"]), log_dir=None)
         # Before it is packed, so that the integers are those of the scales as they are stored.
         model.to(torch.bfloat16).save_pretrained(folder, save_compressed=True)  # type: ignore[arg-type]
     tokenizer.save_pretrained(folder)
     template.write(tokenizer, folder)
+
+
+def silence() -> None:
+    """Silence what llm-compressor and its libraries log, some of it at import, which would disturb the live view."""
+    os.environ.setdefault("LLM_COMPRESSOR_LOG_LEVEL", "CRITICAL")
+    os.environ.setdefault("COMPRESSED_TENSORS_LOG_DISABLED", "true")
+    for name in ("llmcompressor", "torch.fx._symbolic_trace"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def gptq_modifier(
+    settings: Quantise, size: int, layers: Collection[str] = (), layers_in_8_bits: Collection[str] = ()
+) -> GPTQModifier:
+    """llm-compressor's GPTQ with groups of ``size``; without ``layers_in_8_bits`` all linear layers get the same."""
+    from llmcompressor.modifiers.quantization import GPTQModifier
+
+    groups = _groups(settings, size, layers, layers_in_8_bits)
+    return GPTQModifier(config_groups=groups, ignore=["lm_head"], actorder="static")
+
+
+def _groups(
+    settings: Quantise, size: int, layers: Collection[str], layers_in_8_bits: Collection[str]
+) -> dict[str, QuantizationScheme]:
+    others = [name for name in layers if name not in layers_in_8_bits]
+    groups = {"weights": _scheme(settings, size, settings.bits, others if layers_in_8_bits else ["Linear"])}
+    if layers_in_8_bits:
+        groups["worst"] = _scheme(settings, size, 8, sorted(layers_in_8_bits))
+    return groups
 
 
 def _scheme(settings: Quantise, size: int, bits: int, targets: list[str]) -> QuantizationScheme:

@@ -119,6 +119,10 @@ def _arguments(settings: Train, seed: int, plan: Plan, scratch: Path) -> SFTConf
         gradient_checkpointing=checkpointing and settings.sharding != "fsdp",
         ddp_backend=("nccl" if cuda else "gloo") if settings.devices > 1 else None,
         ddp_find_unused_parameters=False if settings.devices > 1 else None,
+        # Else FSDP keeps the whole gradients of every process, in 16 bits, until the last batch of a step.
+        accelerator_config={"gradient_accumulation_kwargs": {"sync_each_batch": True}}
+        if settings.sharding == "fsdp"
+        else None,
         **sharding(settings, checkpointing),
         dataset_kwargs={"skip_prepare_dataset": True},
         max_length=None,
@@ -155,7 +159,6 @@ def _trainer(
 ) -> SFTTrainer:
     """TRL's trainer with the sampler, loss and validation of this package."""
     from datasets import Dataset
-    from peft import LoraConfig
     from trl import SFTTrainer
 
     class Trainer(SFTTrainer):  # type: ignore[misc, unused-ignore]
@@ -193,13 +196,20 @@ def _trainer(
         eval_dataset=Dataset.from_list(measured) if plan.is_measured else None,
         data_collator=collate,
         processing_class=tokenizer,
-        peft_config=LoraConfig(
-            r=settings.lora_rank,
-            lora_alpha=settings.lora_alpha,
-            lora_dropout=settings.lora_dropout,
-            target_modules="all-linear",
-            task_type="CAUSAL_LM",
-        ),
+        peft_config=lora(settings),
+    )
+
+
+def lora(settings: Train) -> LoraConfig:
+    """The adapter: on all linear layers but the head."""
+    from peft import LoraConfig
+
+    return LoraConfig(
+        r=settings.lora_rank,
+        lora_alpha=settings.lora_alpha,
+        lora_dropout=settings.lora_dropout,
+        target_modules="all-linear",
+        task_type="CAUSAL_LM",
     )
 
 
