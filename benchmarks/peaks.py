@@ -16,6 +16,8 @@ import json
 import os
 import re
 import shutil
+import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -31,8 +33,7 @@ from stepladder.config import Quantise, Train
 from stepladder.forecast import model_shape
 from stepladder.models import template
 from stepladder.quantising import gptq, repair
-from stepladder.training import distributed, merging
-from stepladder.training.data import Data
+from stepladder.training import merging, sharding
 from stepladder.training.distance import next_token_log_probabilities
 from stepladder.training.sequences import tokenise
 
@@ -131,54 +132,36 @@ def read_scales(folder: Path) -> dict[str, object]:
     return {name.removesuffix(".weight_scale"): t for name, t in tensors.items() if name.endswith(".weight_scale")}
 
 
-def tiny(folder: Path) -> Path:
-    """A model whose weights take next to nothing, to measure what the libraries take."""
+def two_ranks(root: Path) -> list[int]:
+    """Peaks of two processes that load their shares of the base as training with FSDP does, bytes."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    subprocess.run([*torchrun, __file__, "--rank", str(root)], check=True)
+    return [int((root / f"peak-{rank}").read_text(encoding="utf-8")) for rank in (0, 1)]
+
+
+def load_share(root: Path) -> None:
+    """In one of the two processes: add an adapter to the base, split both, and read this process's share."""
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from peft import LoraConfig, get_peft_model
+    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.tensor import DTensor
 
-    tokenizer = models.load_tokenizer(models.locate(models.BUNDLED))
-    config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
-        tie_word_embeddings=True,
-    )  # fmt: skip
-    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
-
-
-def two_ranks(base: Path, root: Path) -> list[int]:
-    """Highest memory of each of two processes that train one step with FSDP, bytes, libraries included."""
-    folder, scratch = Path(tempfile.mkdtemp(dir=root)), Path(tempfile.mkdtemp(dir=root))
-    settings = Train(
-        lora_rank=RANK, batch_size=1, gradient_accumulation=2, max_length=LENGTH, epochs=1, devices=2, sharding="fsdp",
-        save_steps=10_000, gradient_checkpointing=True,
-    )  # fmt: skip
-    chains = [chain for chain in examples(root, 4, 1) if len(str(chain.messages)) < 600][:2] or examples(root, 4, 1)[:2]
-    peaks: dict[int, int] = {}
-    ended = threading.Event()
-
-    def watch() -> None:
-        while not ended.wait(INTERVAL_SECONDS):
-            for path in Path("/proc").glob("[0-9]*"):
-                try:
-                    words = (path / "cmdline").read_bytes().split(b"\0")
-                except OSError:
-                    continue
-                if (
-                    b"stepladder.training.distributed" in words
-                    and str(scratch).encode() in words[-2]
-                    and b"-u" in words
-                ):
-                    peaks[int(path.name)] = max(peaks.get(int(path.name), 0), resident(path.name))
-
-    thread = threading.Thread(target=watch)
-    thread.start()
-    try:
-        distributed.train(settings, 1, base, Data(chains), folder, scratch, lambda *_: None)
-    finally:
-        ended.set()
-        thread.join()
-    return sorted(peaks.values(), reverse=True)
+    base, settings = root / "base", Train(lora_rank=RANK, devices=2, sharding="fsdp")
+    torch.distributed.init_process_group("gloo")
+    mesh = torch.distributed.init_device_mesh("cpu", (2,))
+    with Peak() as peak:
+        config = LoraConfig(r=RANK, target_modules="all-linear", task_type="CAUSAL_LM")
+        model = get_peft_model(sharding.student(settings, base), config)
+        reader = sharding.share_reader(model, base)
+        for layer in model.get_base_model().model.layers:
+            fully_shard(layer, mesh=mesh)
+        fully_shard(model, mesh=mesh)
+        reader.on_train_begin(None, None, None, model=model)
+    if not all(isinstance(weight, DTensor) and not weight.is_meta for weight in model.parameters()):
+        raise SystemExit("a weight is not split, or was not read")
+    (root / f"peak-{torch.distributed.get_rank()}").write_text(str(peak.own), encoding="utf-8")
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
 
 
 def forked(work: Callable[[], object]) -> object:
@@ -212,9 +195,7 @@ def measure(base: Path, root: Path, tasks: list[str]) -> None:
     for task in tasks:
         start = time.monotonic()
         if task == "two ranks":
-            forked(lambda: tiny(root / "tiny") and None)
-            libraries = two_ranks(root / "tiny", root)[-1]
-            shown = " and ".join(f"{(peak - libraries) / weights:.2f}" for peak in two_ranks(root / "base", root))
+            shown = " and ".join(f"{peak / weights:.2f}" for peak in two_ranks(root))
         else:
             peak = int(str(forked(lambda task=task: run(task, root))))
             shown = f"{peak / weights:.2f} ({peak / 2**20:.0f} MiB)"
@@ -225,11 +206,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base", type=Path, action="append", help="folder of a model; default: two small ones")
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=TASKS)
+    parser.add_argument("--rank", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     models.require("compressed_tensors", "datasets", "llmcompressor", "peft", "trl")
     for module in ("llmcompressor.modifiers.quantization", "transformers.models.llama.modeling_llama",
                    "transformers.models.qwen2.modeling_qwen2", "compressed_tensors.offload"):  # fmt: skip
         importlib.import_module(module)
+    if arguments.rank:
+        load_share(arguments.rank)
+        return
     with tempfile.TemporaryDirectory() as name:
         larger_base = Path(name) / "random"
         if not arguments.base:
