@@ -173,8 +173,8 @@ def measure_final(
 def final_kl_limit(chosen_kl: float, max_kl: float) -> float:
     """The largest KL divergence that final weights may have, nats a token.
 
-    >>> final_kl_limit(0.02, 0.1), final_kl_limit(1e-6, 0.1)
-    (0.04, 0.01)
+    >>> final_kl_limit(0.05, 0.5), final_kl_limit(1e-6, 0.5)
+    (0.1, 0.05)
     """
     return max(MAX_KL_GROWTH * chosen_kl, NO_KL_SHARE * max_kl)
 
