@@ -12,7 +12,7 @@ import pytest
 from stepladder import cli, models
 from stepladder.closedworld.generate import generate, to_line
 from stepladder.config import Member, load
-from stepladder.context import Context, artifacts
+from stepladder.context import Context, parts
 from stepladder.errors import ConfigError, ModelError, TemplateError
 from stepladder.models import template
 from stepladder.stages import flow
@@ -127,13 +127,13 @@ def test_they_go_the_whole_way_without_training(
     config = folder / "adapted" / "adapter_config.json"
     config.write_text(config.read_text().replace('"lora_alpha": 8', '"lora_alpha": 16'))
     context = Context.open(Path("run.toml"), Path("runs"))
-    assert next(name for name, state in flow.states(context) if state == "stale") == "adapter/adapted"
+    assert next(place.label for place, state in flow.states(context) if state == "stale") == "adapter/adapted"
 
 
 def test_a_finished_model_has_no_adapter_stage(folder: Path) -> None:
     config = load(folder / "run.toml")
-    assert [part for stage, part in artifacts(config) if stage == "adapter"] == ["adapted"]
-    assert [part for stage, part in artifacts(config) if stage == "merged"] == ["whole", "adapted"]
+    assert parts(config, "adapter") == ("adapted",)
+    assert parts(config, "merged") == ("whole", "adapted")
     assert config.member[0].path == str(folder / "whole")
 
 

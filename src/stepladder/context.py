@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from stepladder import models
 from stepladder.config import BASE, Config, Member, load
+from stepladder.documents import EnsembleChoice
 from stepladder.errors import UserError
 from stepladder.mcq import prompts
 from stepladder.progress import Progress
+from stepladder.records import Split
 from stepladder.terminal import PlainConsole
 from stepladder.workspace import RUNS, Artifact, Workspace
 
@@ -22,6 +25,10 @@ STAGES = (
 """The stages in the order of the flow; each is the module of that name in ``stages/``."""
 PER_MEMBER = {"trainset", "adapter", "merged", "quantised", "predictions"}
 """Stages that make an artifact for each member; the others make one for the run."""
+FINAL = "final"
+"""Folder of a run that has the artifacts of its final weights (``final = "all"``)."""
+FINAL_STAGES = STAGES[1:-1]
+"""Stages that are run once more for the final weights."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +40,9 @@ class Context:
     progress: Progress
     file: Path | None = None
     """The TOML file, as the user named it."""
+    is_final: bool = False
+    """Whether it is about the final weights, which learn from all labels and whose artifacts are below ``final/``; else
+    it is about the chosen ones, by which every choice is made."""
 
     @classmethod
     def open(cls, config: Path, runs: Path) -> Context:
@@ -47,9 +57,40 @@ class Context:
             raise UserError(f"{runs}: is not a folder; give --runs a folder; it is made if it does not exist")
         return cls(loaded, Workspace(runs, loaded.name), Progress(PlainConsole()), config)
 
+    @property
+    def chosen(self) -> Context:
+        """The same run, about the chosen weights."""
+        return replace(self, is_final=False)
+
+    @property
+    def final(self) -> Context:
+        """The same run, about the final weights."""
+        return replace(self, is_final=True)
+
+    @property
+    def taught(self) -> tuple[Split, ...]:
+        """The splits whose labels train. The questions of the last one climb the ladder; the others did before."""
+        return ("train", "validation") if self.is_final else ("train",)
+
+    @property
+    def sources(self) -> tuple[Context, ...]:
+        """The contexts whose samples and variants are learned from."""
+        return (self.chosen, self) if self.is_final else (self,)
+
     def input(self, stage: str, part: str | None = None) -> Path:
-        """Folder of a finished artifact to read from."""
-        return self.workspace.path(stage, part)
+        """Folder of an artifact."""
+        return self.workspace.path(self._folder(stage), part)
+
+    def label(self, stage: str, part: str | None = None) -> str:
+        """The name of an artifact in messages, which is its folder in the run: ``[final/]stage[/part]``."""
+        return "/".join(filter(None, (self._folder(stage), part)))
+
+    def place(self, stage: str, part: str | None = None) -> Place:
+        """Where an artifact of these weights stands in the flow."""
+        return Place(self, stage, part)
+
+    def _folder(self, stage: str) -> str:
+        return f"{FINAL}/{stage}" if self.is_final and stage in FINAL_STAGES else stage
 
     def digest_of(self, stage: str, part: str | None = None) -> str:
         """Digest of a finished artifact, for the inputs of a later one.
@@ -87,11 +128,30 @@ class Context:
     def number_formats(self) -> dict[str, str]:
         """The number format that each finished artifact was computed in; without those that servers computed."""
         formats = {}
-        for stage, part in artifacts(self.config):
-            manifest = Artifact(self.input(stage, part), {}, {}).manifest()
+        for place in artifacts(self):
+            manifest = Artifact(place.folder, {}, {}).manifest()
             if manifest is not None and "dtype" in manifest:
-                formats[label(stage, part)] = manifest["dtype"]
+                formats[place.label] = manifest["dtype"]
         return formats
+
+
+class Place(NamedTuple):
+    """Where an artifact stands in the flow."""
+
+    context: Context
+    """About the weights that it belongs to."""
+    stage: str
+    part: str | None
+
+    @property
+    def label(self) -> str:
+        """The artifact's name in messages."""
+        return self.context.label(self.stage, self.part)
+
+    @property
+    def folder(self) -> Path:
+        """The artifact's folder."""
+        return self.context.input(self.stage, self.part)
 
 
 def parts(config: Config, stage: str) -> tuple[str | None, ...]:
@@ -109,11 +169,32 @@ def has_adapter(member: Member) -> bool:
     return member.path is None or models.is_adapter(member.path)
 
 
-def artifacts(config: Config) -> list[tuple[str, str | None]]:
-    """Stage and part of every artifact of a run, in the order of the flow."""
-    return [(stage, part) for stage in STAGES for part in parts(config, stage)]
+def artifacts(context: Context) -> Iterator[Place]:
+    """Every artifact of a run, in the order of the flow. Members that have final weights are those whose answers the
+    ensemble uses, so they are known once it is there; before, all are listed."""
+    chosen = context.chosen
+    for stage in STAGES[:-1]:
+        for part in parts(context.config, stage):
+            yield Place(chosen, stage, part)
+    if context.config.final == "all":
+        for stage in FINAL_STAGES:
+            for part in _final_parts(context, stage):
+                yield Place(context.final, stage, part)
+    yield Place(chosen, STAGES[-1], None)
 
 
-def label(stage: str, part: str | None) -> str:
-    """The name of an artifact in messages: ``stage`` or ``stage/part``."""
-    return stage if part is None else f"{stage}/{part}"
+def _final_parts(context: Context, stage: str) -> tuple[str | None, ...]:
+    """The parts of a stage that is run once more for the final weights."""
+    names = final_members(context)
+    if stage in PER_MEMBER:
+        return names
+    learns_variants = any(member.variants for member in context.config.member if member.name in names)
+    return (None,) if stage != "variants" or learns_variants else ()
+
+
+def final_members(context: Context) -> tuple[str, ...]:
+    """Names of the members whose answers the ensemble uses; of all while it is not there."""
+    ensemble = context.chosen.input("ensemble")
+    if not (ensemble / EnsembleChoice.FILE).is_file():
+        return tuple(member.name for member in context.config.member)
+    return EnsembleChoice.read(ensemble).answering

@@ -185,6 +185,8 @@ class TrainsetCard(Document):
     """Chains much like others for the same question, or beyond the member's number of them."""
     duplicates: int
     twins: tuple[Twin, ...]
+    labels: tuple[Split, ...] = ("train",)
+    """The splits whose labels it learns from: those of the final weights have validation too."""
 
 
 class Distance(Document):
@@ -329,6 +331,38 @@ class Verdict(Measurement, VerdictHead, Document):
     attempts: tuple[AttemptSummary, ...]
 
 
+class FinalMeasurement(Record):
+    """What one quantised form of final weights costs. Their validation labels trained them, so nothing here is an
+    accuracy: it is held against the same figures of the chosen weights, whose accuracy was measured."""
+
+    n: int
+    """Validation questions that both answered."""
+    unparsed: Paired[float]
+    """Share of the answers without a readable letter."""
+    tokens: Paired[float]
+    """Mean length of an answer."""
+    distance: Distance | None
+    """Between the merged and the quantised model, on answers of the former; None where there are none."""
+    rounding_kl: float | None
+    """KL divergence, nats a token, that plain rounding into the same form costs."""
+    bytes: Paired[int]
+    chosen_unparsed: float
+    """Share of unreadable answers of the chosen quantised weights."""
+    chosen_kl: float | None
+    """Mean KL divergence of the chosen quantised weights from their merged ones, nats a token."""
+    why: tuple[str, ...]
+    """The limits that are exceeded, as sentences; empty where the form passes."""
+
+
+class FinalVerdict(FinalMeasurement, VerdictHead, Document):
+    """What quantising final weights cost, in the form that was chosen."""
+
+    FILE: ClassVar[str] = "verdict.json"
+
+    passed: bool
+    gates: Mapping[str, float]
+
+
 class RuleScore(Record):
     """Accuracy of an ensemble rule on questions that it was not fitted on, with its 95 % interval."""
 
@@ -363,3 +397,8 @@ class EnsembleChoice(Document):
     members: tuple[str, ...]
     validation: CrossValidation | None
     """None where there are too few problems to choose by."""
+
+    @property
+    def answering(self) -> tuple[str, ...]:
+        """The members whose answers count: one where it answers alone."""
+        return (self.leader,) if self.rule == "single" else self.members

@@ -12,7 +12,7 @@ from typing import Any
 from stepladder import models, records
 from stepladder.answering.cascade import Cascade, Usage
 from stepladder.ask.ledger import Account, Ledger
-from stepladder.context import Context
+from stepladder.context import Context, artifacts, final_members
 from stepladder.errors import UserError
 from stepladder.forecast import cost_tables, fit_tables, model_shape
 from stepladder.forecast.cost import (
@@ -35,10 +35,15 @@ from stepladder.forecast.workload import Workload
 from stepladder.mcq.shuffle import rng
 from stepladder.models import hubs
 from stepladder.models.files import read_json
+from stepladder.progress import duration
 from stepladder.quantising import gptq
 from stepladder.records import Question, Sample
 from stepladder.stages import flow, samples
 from stepladder.terminal import say
+from stepladder.workspace import Artifact
+
+ONCE_MORE = ("adapter", "merged", "quantised", "predictions")
+"""Stages that take hours, and that final weights go through once more."""
 
 
 def plan(
@@ -79,13 +84,19 @@ def plan_cascade(context: Context, pilot: int) -> None:
         with context.progress.stage("pilot"):
             rates |= measure(context, sorted(drawn, key=lambda question: question.id), rates)
     problems = len({question.problem_id for question in questions})
-    held_out = len(samples.held_out_questions(context))
-    rows = forecast(context.config, len(questions) + held_out, problems, rates)
+    held_out, held_out_problems, needed_by = len(samples.held_out_questions(context)), 0, "patience needs"
+    if context.config.final == "all":  # all of them climb, and what patience has asked is not paid for again
+        validation = records.read(context.input("questions") / "validation.jsonl", Question)
+        held_out, needed_by = len(validation), "the final weights learn from"
+        held_out_problems = len({question.problem_id for question in validation})
+    rows = forecast(context.config, len(questions) + held_out, problems + held_out_problems, rates)
     console = context.progress.console
-    also = f", and {held_out:,} validation questions, whose chains patience needs" if held_out else ""
+    also = f", and {held_out:,} validation questions, whose chains {needed_by}" if held_out else ""
     console.print(f"\n{len(questions):,} training questions about {problems:,} problems{also}\n", highlight=False)
     cost_tables.show(rows, context.config, console)
     cost_tables.sources(rates, console)
+    if context.config.final == "all":
+        say(console, f"\n{_final_hours(context, 1 + held_out / max(1, len(questions)))}")
     samples_are_done = _samples_are_done(context)
     if not samples_are_done:
         missing_keys = flow.missing_keys(context.config, "variants") | flow.missing_keys(context.config, "samples")
@@ -95,6 +106,25 @@ def plan_cascade(context: Context, pilot: int) -> None:
     with_account = [row for row in rows if context.config.models[row.model].engine != "local"]
     if samples_are_done and with_account:
         cost_tables.compare(with_account, _accounts(context), console)
+
+
+def _final_hours(context: Context, growth: float) -> str:
+    """What training the final weights takes beside the chosen ones, whose data grow by a factor ``growth``; in hours
+    once the chosen ones are made."""
+    members, names = len(context.config.member), final_members(context)
+    how_many = f"{len(names)} of {members} members" if len(names) < members else f"up to {members} members"
+    text = (
+        f"final = 'all': {how_many} are trained once more, on {growth:.2f} times the data, then merged, quantised and "
+        "asked again."
+    )
+    places = [place for place in artifacts(context.chosen) if place.stage in ONCE_MORE and not place.context.is_final]
+    seconds = 0.0
+    for place in places:
+        if place.part in names:
+            if (manifest := Artifact(place.folder, {}, {}).manifest()) is None:
+                return text
+            seconds += manifest["seconds"] * (growth if place.stage == "adapter" else 1)
+    return f"{text} By what the chosen weights took, that is about {duration(seconds)} here."
 
 
 def measure(context: Context, drawn: Sequence[Question], assumed: Mapping[str, Rates]) -> dict[str, Rates]:

@@ -18,8 +18,8 @@ def status(config: Path, runs: Path) -> None:
     """Print the state of each artifact of a run, and the money that is spent or reserved."""
     context = Context.open(config, runs)
     console = context.progress.console
-    for label, state in flow.states(context):
-        console.print(Text.assemble("  ", MARKS[state], f"  {label:<24} {state}"))
+    for place, state in flow.states(context):
+        console.print(Text.assemble("  ", MARKS[state], f"  {place.label:<24} {state}"))
     if not context.workspace.ledger.exists():
         return
     name = context.workspace.name

@@ -630,6 +630,10 @@ class Config(Table):
     """Language of prompts and chains."""
     seed: int = 2024
     """Seed from which all random choices of the run are derived."""
+    final: Literal["none", "all"] = Field(default="none", exclude_if=lambda value: value == "none")
+    """``all``: once every choice is made on validation, the members that answer are trained once more by the same
+    recipe, from the training and the validation labels together (docs/guide/final.md). These final weights are packed;
+    they have no accuracy but what is measured on the test."""
     prompts: Path | None = None
     """A folder with templates of your own (``system.j2``, ``question.j2``, ``variant.j2``), which take precedence over
     the packaged ones in ``mcq/prompts``; for one model ``[models.NAME] prompts``, for the student ``[predict] prompts``
@@ -684,6 +688,12 @@ class Config(Table):
                         f"[variants] has agree = {self.variants.agree}, but only {len(set(judges) - {writer})} judges "
                         f"beside the writer {writer!r}; lower agree or name more models"
                     )
+        finished = [member.name for member in self.member if member.path is not None]
+        if self.final == "all" and finished:
+            raise ValueError(
+                f"final = 'all' trains the members once more, and member {finished[0]!r} has path, so it is finished "
+                "already; leave the one or the other out"
+            )
         teachers = {r.name for r in self.rung} | set(self.models)
         for member in self.member:
             if member.name == BASE:

@@ -24,6 +24,7 @@ from stepladder.errors import UserError
 from stepladder.isolation.folders import check_inside, files_inside
 from stepladder.packaging import papers, selftest, wheels
 from stepladder.records import Language, Prediction, Question, Record
+from stepladder.reporting.content import Weights
 from stepladder.reporting.data_card import student_name
 from stepladder.reporting.model_card import base_name, licence_of
 from stepladder.stages.flow import states
@@ -75,8 +76,11 @@ class PackageManifest(Document):
     longest: int
     """Longest prompt and answer together, tokens."""
     validation: Mapping[str, MemberAccuracy]
+    """Of the chosen weights, by member."""
     ensemble: str
     """Digest of the run's ensemble."""
+    weights: Weights = "chosen"
+    """Which weights are packed. Final ones learned from the validation labels, so ``validation`` is not theirs."""
 
 
 def pack(context: Context, out: Path, engine: Engine | None, image: str | None, pythons: Sequence[str]) -> Path:
@@ -114,16 +118,15 @@ def pack(context: Context, out: Path, engine: Engine | None, image: str | None, 
 
 def _team(context: Context) -> Team:
     """The members that the run chose, their rule, and the answers it is fitted on."""
-    for label, state in states(context):
-        if state != "done" and label != "report":
+    for place, state in states(context):
+        if state != "done" and place.stage != "report":
             raise UserError(
-                f"{context.workspace.folder}: {label} is {state}; '{context.run_command}' brings it up to date"
+                f"{context.workspace.folder}: {place.label} is {state}; '{context.run_command}' brings it up to date"
             )
     choice = EnsembleChoice.read(context.input("ensemble"))
-    alone = choice.rule == "single"
-    names = [choice.leader] if alone else [*choice.members]
-    members = {name: context.input("quantised", name) for name in names}
-    if alone:
+    names = choice.answering
+    members = {name: _packed(context).input("quantised", name) for name in names}
+    if choice.rule == "single":
         return Team(members, leader=choice.leader)
     questions = records.read(context.input("questions") / "validation.jsonl", Question)
     predictions = {
@@ -131,6 +134,11 @@ def _team(context: Context) -> Team:
         for name in names
     }
     return Team(members, choice.rule, choice.leader, teams.validation_answers(questions, predictions))
+
+
+def _packed(context: Context) -> Context:
+    """The context of the weights that are packed: the final ones where there are some."""
+    return context.final if context.config.final == "all" else context
 
 
 def _fill(
@@ -174,7 +182,7 @@ def _fill(
         for name, weights in packed.members.items()
     ]
     (folder / "sbom").mkdir()
-    bill = papers.bill(folder / "wheels", packed_models, config.name, context.digest_of("ensemble")[:12])
+    bill = papers.bill(folder / "wheels", packed_models, config.name, _packed(context).digest_of("ensemble")[:12])
     write_atomic(folder / "sbom" / "package.cdx.json", bill)
 
     package = _manifest(context, folder, packed, engine, image, pythons, packed_models)
@@ -202,9 +210,10 @@ def _selftest(context: Context, team: Team) -> str:
     """Validation problems in the contest's form, with the run's answers as labels. Problems that all members answered
     alike, before and after quantising, come first: another machine's rounding will hardly change those."""
     questions = records.read(context.input("questions") / "validation.jsonl", Question)
-    final = records.read(context.input("ensemble") / "validation.jsonl", Prediction)
-    predictions = [final] + [
-        records.read(context.input("predictions", name) / f"{system}.validation.jsonl", Prediction)
+    packed = _packed(context)
+    joined = records.read(packed.input("ensemble") / "validation.jsonl", Prediction)
+    predictions = [joined] + [
+        records.read(packed.input("predictions", name) / f"{system}.validation.jsonl", Prediction)
         for name in team.members
         for system in ("merged", "quantised")
     ]
@@ -231,7 +240,7 @@ def _manifest(
 ) -> PackageManifest:
     config = context.config
     verdicts = {name: verdict(context, name) for name in team.members}
-    return PackageManifest(
+    manifest = PackageManifest(
         name=config.name,
         made_by=f"stepladder {stepladder.__version__}",
         language=config.language,
@@ -250,8 +259,9 @@ def _manifest(
             name: MemberAccuracy(merged=measured.merged, quantised=measured.quantised, n=measured.n)
             for name, measured in verdicts.items()
         },
-        ensemble=context.digest_of("ensemble"),
+        ensemble=_packed(context).digest_of("ensemble"),
     )
+    return manifest.model_copy(update={"weights": "final"}) if config.final == "all" else manifest
 
 
 def _files(package: Path) -> list[Path]:

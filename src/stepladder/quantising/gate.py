@@ -8,8 +8,18 @@ from typing import Any, NamedTuple
 
 from stepladder import models
 from stepladder.answering.voting import conversation, correct, predict
+from stepladder.config import Quantise
 from stepladder.context import Context
-from stepladder.documents import Direction, Distance, FlippedAnswer, Flips, Measurement, Paired
+from stepladder.documents import (
+    Direction,
+    Distance,
+    FinalMeasurement,
+    FlippedAnswer,
+    Flips,
+    Measurement,
+    Paired,
+    Verdict,
+)
 from stepladder.quantising.margin import Outcomes, check_accuracy, decide, sentence
 from stepladder.records import Example, Prediction, Question
 from stepladder.stats import accuracy_interval, mcnemar
@@ -18,6 +28,13 @@ from stepladder.training.sequences import TokenRow
 
 MAX_EXAMPLES = 3
 """Flipped questions of each direction that a verdict shows."""
+
+
+MAX_KL_GROWTH = 2.0
+"""How many times the chosen weights' KL divergence that of final weights may be: they are of one architecture, recipe
+and form, so more says that something else went wrong than noise."""
+NO_KL_SHARE = 0.1
+"""Share of ``[quantise] max_kl`` below which the KL divergence is no matter, however small the chosen weights' is."""
 
 
 class Reference(NamedTuple):
@@ -77,18 +94,7 @@ def measure(context: Context, member: str, before: Reference, folder: Path, roun
     loss = (sum(right) - sum(right_after)) / n
     unparsed = Paired(merged=_unparsed(before.answers), quantised=_unparsed(answers))
     rounding_kl = None if rounding is None else rounding.kl
-    exceeded = []
-    if (growth := unparsed.quantised - unparsed.merged) > settings.max_unparsed:
-        exceeded.append(
-            f"answers without a readable letter grew by {growth:.3f}, more than max_unparsed = {settings.max_unparsed}"
-        )
-    if divergence is not None and divergence.kl > settings.max_kl:
-        exceeded.append(f"KL divergence is {divergence.kl:.3f} nats a token, more than max_kl = {settings.max_kl}")
-    if divergence is not None and rounding_kl is not None and divergence.kl > rounding_kl:
-        exceeded.append(
-            f"KL divergence is {divergence.kl:.4f} nats a token where plain rounding costs {rounding_kl:.4f}, so the "
-            "calibration did harm"
-        )
+    exceeded = _exceeded(settings, unparsed, divergence, rounding_kl)
     outcomes = Outcomes(tuple(problems), tuple(right), tuple(right_after))
     if exceeded:  # it is refused anyway, whatever more answers would say
         accuracy = decide(outcomes, settings.max_loss)
@@ -122,6 +128,74 @@ def measure(context: Context, member: str, before: Reference, folder: Path, roun
         bytes=Paired(merged=_weight_bytes(before.weights), quantised=_weight_bytes(folder)),
         why=tuple(exceeded),
     )
+
+
+def measure_final(
+    context: Context, member: str, before: Reference, folder: Path, rounding: Distance | None, chosen: Verdict
+) -> FinalMeasurement:
+    """Measure final weights in the form that was chosen against their merged ones, and list the limits that are
+    exceeded.
+
+    Validation accuracy says nothing about weights that learned its labels, so they must be as close to their merged
+    weights as the ``chosen`` ones are to theirs, within :data:`MAX_KL_GROWTH`, and as readable, within ``[quantise]
+    max_unparsed``. Other arguments as for :func:`measure`.
+    """
+    settings = context.config.quantise
+    answers = predict(context, member, folder, before.questions, f"validation, {chosen.form.bits}-bit")
+    tokenizer, divergence = models.load_tokenizer(folder), distance(context, before, folder)
+    unparsed = Paired(merged=_unparsed(before.answers), quantised=_unparsed(answers))
+    rounding_kl = None if rounding is None else rounding.kl
+    exceeded = _exceeded(settings, unparsed, divergence, rounding_kl)
+    chosen_kl, chosen_unparsed = None if chosen.distance is None else chosen.distance.kl, chosen.unparsed.quantised
+    if (growth := unparsed.quantised - chosen_unparsed) > settings.max_unparsed:
+        exceeded.append(
+            f"answers without a readable letter are {growth:.3f} more than the chosen weights', which is above "
+            f"max_unparsed = {settings.max_unparsed}"
+        )
+    if divergence is not None and chosen_kl is not None and divergence.kl > final_kl_limit(chosen_kl, settings.max_kl):
+        exceeded.append(
+            f"KL divergence is {divergence.kl:.4f} nats a token, more than {MAX_KL_GROWTH:g} times the chosen weights' "
+            f"{chosen_kl:.4f}"
+        )
+    return FinalMeasurement(
+        n=len(before.questions),
+        unparsed=unparsed,
+        tokens=Paired(merged=_mean_tokens(tokenizer, before.answers), quantised=_mean_tokens(tokenizer, answers)),
+        distance=divergence,
+        rounding_kl=rounding_kl,
+        bytes=Paired(merged=_weight_bytes(before.weights), quantised=_weight_bytes(folder)),
+        chosen_unparsed=chosen_unparsed,
+        chosen_kl=chosen_kl,
+        why=tuple(exceeded),
+    )
+
+
+def final_kl_limit(chosen_kl: float, max_kl: float) -> float:
+    """The largest KL divergence that final weights may have, nats a token.
+
+    >>> final_kl_limit(0.05, 0.5), final_kl_limit(1e-6, 0.5)
+    (0.1, 0.05)
+    """
+    return max(MAX_KL_GROWTH * chosen_kl, NO_KL_SHARE * max_kl)
+
+
+def _exceeded(
+    settings: Quantise, unparsed: Paired[float], divergence: Distance | None, rounding_kl: float | None
+) -> list[str]:
+    """The limits that need no labels, as far as they are exceeded, as sentences."""
+    exceeded = []
+    if (growth := unparsed.quantised - unparsed.merged) > settings.max_unparsed:
+        exceeded.append(
+            f"answers without a readable letter grew by {growth:.3f}, more than max_unparsed = {settings.max_unparsed}"
+        )
+    if divergence is not None and divergence.kl > settings.max_kl:
+        exceeded.append(f"KL divergence is {divergence.kl:.3f} nats a token, more than max_kl = {settings.max_kl}")
+    if divergence is not None and rounding_kl is not None and divergence.kl > rounding_kl:
+        exceeded.append(
+            f"KL divergence is {divergence.kl:.4f} nats a token where plain rounding costs {rounding_kl:.4f}, so the "
+            "calibration did harm"
+        )
+    return exceeded
 
 
 def _outcomes(context: Context, member: str, merged: Path, folder: Path, questions: list[Question]) -> Outcomes:

@@ -11,6 +11,7 @@ from typing import ClassVar, Literal
 from stepladder.documents import (
     Document,
     EnsembleChoice,
+    FinalVerdict,
     PositionBias,
     QuestionAudit,
     RungSummary,
@@ -21,6 +22,9 @@ from stepladder.records import Language, Record
 
 HeldOut = Literal["validation", "test"]
 Kind = Literal["base", "merged", "quantised", "ensemble"]
+Weights = Literal["chosen", "final"]
+"""Whose a figure is: those that learned from the training labels and by which every choice was made, or those that were
+trained once more from all labels (``final = "all"``)."""
 
 
 class Run(Record):
@@ -47,6 +51,7 @@ class SystemName(Record):
 
     system: Kind
     member: str | None
+    weights: Weights = "chosen"
 
 
 class Result(SystemName):
@@ -134,6 +139,19 @@ class MemberVerdict(Verdict):
     member: str
 
 
+class FinalMember(FinalVerdict):
+    """A member's final weights: what they learned from, beside the chosen ones, and what quantising them cost."""
+
+    member: str
+    questions: int
+    """Of training and validation, with chains that it learned from."""
+    chosen_questions: int
+    """Those that the chosen weights learned from."""
+    steps: int | None
+    """Optimiser steps; None where the trainer kept no log."""
+    chosen_steps: int | None
+
+
 class FinalAnswer(EnsembleChoice):
     """The ensemble's rule, the configured one (``asked``), and whether a single member answers (``alone``)."""
 
@@ -196,3 +214,5 @@ class Report(Document):
     voting: tuple[VotingPoint, ...]
     stages: tuple[StageCost, ...]
     examples: tuple[ExampleAnswer, ...]
+    final: tuple[FinalMember, ...] = ()
+    """The final weights, with ``final = "all"``; results and comparisons name them by ``weights``."""

@@ -29,7 +29,7 @@ def markdown(config: Config, mix: Member, card: TrainsetCard) -> str:
     """A README in the form of the Hugging Face hub: a YAML head, then sections."""
     from huggingface_hub import DatasetCardData
 
-    length = card.length
+    length, is_final = card.length, "validation" in card.labels
     head = [
         *yaml_head(
             DatasetCardData(
@@ -39,7 +39,7 @@ def markdown(config: Config, mix: Member, card: TrainsetCard) -> str:
                 size_categories=[_size(card.examples)],
             )
         ),
-        f"# Training chains of member {mix.name}, run {config.name}",
+        f"# Training chains of {'the final weights of ' if is_final else ''}member {mix.name}, run {config.name}",
         "",
         f"{card.examples:,} conversations on {card.questions:,} questions about {card.problems:,} problems, "
         f"{card.tokens:,} tokens of the student {code(PurePath(student_name(config, mix)).name)}"
@@ -48,6 +48,14 @@ def markdown(config: Config, mix: Member, card: TrainsetCard) -> str:
         "",
         "Every chain ended in the right answer: that of its label, under each order of the options it was asked in, or "
         "what its rung's rule says instead.",
+        *(
+            [
+                "",
+                "Labels of training and validation: weights that learned from these have no figure on validation.",
+            ]
+            if is_final
+            else []
+        ),
     ]
     mixed = [
         "",
@@ -74,8 +82,8 @@ def markdown(config: Config, mix: Member, card: TrainsetCard) -> str:
             *(left or ["Nothing."]),
             "",
             "## Contamination",
-            "Compared with every problem of validation and test, word for word and by weighted 4-grams "
-            "(stepladder.mcq.overlap). "
+            f"Compared with every problem of {'' if is_final else 'validation and '}test, word for word and by "
+            "weighted 4-grams (stepladder.mcq.overlap). "
             + (
                 "Training problems found there, none of which is in this set:"
                 if twins

@@ -110,8 +110,8 @@ def letters(report: Report) -> Markup:
 
 def _breakdown(report: Report, key: str, rows: Sequence[tuple[str, GroupResult]]) -> Markup:
     run = report.run
-    steps = [(row.split, row.system, row.member) for row in words.staircase(report)]
-    shown = [(group, row) for group, row in rows if (row.split, row.system, row.member) in steps]
+    steps = [(row.split, row.system, row.member, row.weights) for row in words.staircase(report)]
+    shown = [(group, row) for group, row in rows if (row.split, row.system, row.member, row.weights) in steps]
     groups = [(group, [row for _, row in pairs]) for group, pairs in groupby(shown, key=itemgetter(0))]
     bottom = 20 + LANE_HEIGHT * len(groups)
     drawing = Drawing(WIDTH, bottom + 30, f"Accuracy by {key}")

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from stepladder.config import BASE as BASE_FOLDER
 from stepladder.config import Config
+from stepladder.context import FINAL
 from stepladder.errors import InputError, UserError
 from stepladder.mcq.answer import lenient
 from stepladder.records import Prediction, Question, read
-from stepladder.reporting.content import HeldOut, Kind, SystemName
+from stepladder.reporting.content import HeldOut, Kind, SystemName, Weights
 
 
 class System(NamedTuple):
@@ -20,14 +22,23 @@ class System(NamedTuple):
 
     kind: Kind
     member: str | None = None
+    weights: Weights = "chosen"
 
     @property
     def label(self) -> SystemName:
         """The system as the report names it."""
-        return SystemName(system=self.kind, member=self.member)
+        return SystemName(**self.fields)
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """Its name as fields of a report's row; chosen weights are not named, so that reports without others stay."""
+        final = {"weights": self.weights} if self.weights == "final" else {}
+        return {"system": self.kind, "member": self.member} | final
 
     def path(self, run: Path, split: HeldOut) -> Path:
         """The file of the system's predictions, in the run folder ``run``."""
+        if self.weights == "final":
+            run /= FINAL
         if self.kind == "ensemble":
             return run / "ensemble" / f"{split}.jsonl"
         return run / "predictions" / (self.member or BASE_FOLDER) / f"{self.kind}.{split}.jsonl"
@@ -35,6 +46,7 @@ class System(NamedTuple):
 
 BASE = System("base")
 ENSEMBLE = System("ensemble")
+FINAL_ENSEMBLE = System("ensemble", weights="final")
 
 
 @dataclass(frozen=True)
@@ -72,17 +84,18 @@ class Measured:
 
 
 def systems(config: Config) -> list[System]:
-    """The systems of a run, in the order they are shown."""
+    """The systems of a run with its chosen weights, in the order they are shown."""
     members = [member.name for member in config.member]
     tuned = [System(kind, name) for kind in ("merged", "quantised") for name in members]
     return [BASE, *tuned, ENSEMBLE]
 
 
-def load(run: Path, config: Config, leader: str) -> list[Measured]:
+def load(run: Path, config: Config, leader: str, final: Sequence[str] = ()) -> list[Measured]:
     """The splits that can be measured: validation, and test if it has labels.
 
     Args:
         leader: the member that was chosen on validation.
+        final: the members with final weights, which are measured on the test alone, since validation trained them.
 
     Raises:
         UserError: no validation question has a label.
@@ -98,6 +111,8 @@ def load(run: Path, config: Config, leader: str) -> list[Measured]:
             answering = systems(config)
             if split == "test" and config.predict.merged_test == "leader":
                 answering = [system for system in answering if system.kind != "merged" or system.member == leader]
+            if split == "test" and final:
+                answering += [*(System("quantised", name, "final") for name in final), FINAL_ENSEMBLE]
             measured.append(_join(run, split, sorted(questions, key=lambda row: row.id), answering))
     return measured
 

@@ -8,7 +8,7 @@ from pathlib import Path, PurePath
 
 from stepladder import models
 from stepladder.config import Config, Member
-from stepladder.documents import TrainsetCard, Verdict
+from stepladder.documents import FinalVerdict, TrainsetCard, Verdict
 from stepladder.models import BUNDLED
 from stepladder.reporting.data_card import code, student_name, yaml_head
 
@@ -18,7 +18,7 @@ BUNDLED_LICENCE = "apache-2.0"
 """Of SmolLM2-135M-Instruct."""
 
 
-def markdown(config: Config, mix: Member, base: Path, card: TrainsetCard, verdict: Verdict) -> str:
+def markdown(config: Config, mix: Member, base: Path, card: TrainsetCard, verdict: Verdict | FinalVerdict) -> str:
     """A README in the form of the Hugging Face hub: a YAML head, then sections.
 
     Args:
@@ -46,7 +46,7 @@ def markdown(config: Config, mix: Member, base: Path, card: TrainsetCard, verdic
                 tags=["multiple-choice", "chain-of-thought", *lora, "gptq", "stepladder"],
             )
         ),
-        f"# {config.name}, member {mix.name}",
+        f"# {config.name}, member {mix.name}{', final weights' if isinstance(verdict, FinalVerdict) else ''}",
         "",
         f"{code(name)}, {_taught(mix)} to answer multiple-choice questions on closed-world problems step by step, in "
         f"{form.bits} bits ({verdict.bytes.quantised / 1e6:,.0f} MB of weights). The last line of an answer "
@@ -67,7 +67,10 @@ def markdown(config: Config, mix: Member, base: Path, card: TrainsetCard, verdic
         + "".join(f" and {general.samples:,} rows of general text" for general in config.quantise.general)
         + (f"; repaired by {form.repair!r}." if form.repair else "."),
     ]
-    return "\n".join([*head, *recipe, *_measured(verdict, config.predict.engine), *_limits(config, licence), ""])
+    measured = (
+        _measured_of_final(verdict) if isinstance(verdict, FinalVerdict) else _measured(verdict, config.predict.engine)
+    )
+    return "\n".join([*head, *recipe, *measured, *_limits(config, licence), ""])
 
 
 def _taught(mix: Member) -> str:
@@ -131,6 +134,24 @@ def _measured(verdict: Verdict, engine: str) -> Iterable[str]:
             f"Over {test.answers} answers, with options in one or more orders, it lost {test.lost} and won {test.won}; "
             f"a loss of more than {100 * test.largest_loss:.1f} points is excluded (one-sided 2.5 %, Tango 1998)."
         )
+
+
+def _measured_of_final(verdict: FinalVerdict) -> Iterable[str]:
+    distance = verdict.distance
+    yield from (
+        "",
+        "## Measured",
+        "These weights learned from the labels of training and validation together, by a recipe that was chosen on "
+        "validation with other weights, trained without those labels. Accuracies on validation belong to the chosen "
+        "weights; these have none but what the run's report gives for its test as final.",
+        "",
+        f"Answers to {verdict.n} validation questions without a readable letter: "
+        f"{100 * verdict.unparsed.quantised:.1f} % (before quantising {100 * verdict.unparsed.merged:.1f} %, chosen "
+        f"weights {100 * verdict.chosen_unparsed:.1f} %).",
+    )
+    if distance is not None:
+        chosen = "" if verdict.chosen_kl is None else f" (chosen weights {verdict.chosen_kl:.4f})"
+        yield f"Mean KL divergence of its next tokens by quantising: {distance.kl:.4f} nats{chosen}."
 
 
 def _limits(config: Config, licence: str | None) -> Iterable[str]:

@@ -7,17 +7,20 @@ from pathlib import Path, PurePath
 from typing import NamedTuple
 
 from stepladder.config import Config
-from stepladder.documents import EnsembleChoice, QuestionAudit, SampleSummary, TrainsetCard, Verdict
+from stepladder.context import FINAL
+from stepladder.documents import EnsembleChoice, FinalVerdict, QuestionAudit, SampleSummary, TrainsetCard, Verdict
 from stepladder.mcq.answer import majority
 from stepladder.mcq.voting import first_round, is_decided
 from stepladder.models import BUNDLED, BUNDLED_FILE
 from stepladder.records import Prediction, Question, Sample, read
+from stepladder.reporting import costs
 from stepladder.reporting.content import (
     CascadeReport,
     Comparison,
     ExampleAnswer,
     FamilyResult,
     FinalAnswer,
+    FinalMember,
     GroupResult,
     LetterResult,
     MemberTraining,
@@ -26,11 +29,10 @@ from stepladder.reporting.content import (
     Result,
     Run,
     RungReport,
-    StageCost,
     TrainingStep,
     VotingPoint,
 )
-from stepladder.reporting.measured import BASE, ENSEMBLE, Measured, System, load
+from stepladder.reporting.measured import BASE, ENSEMBLE, FINAL_ENSEMBLE, Measured, System, load
 from stepladder.stats import accuracy_interval, holm, mcnemar
 from stepladder.workspace import read_manifest
 
@@ -38,14 +40,7 @@ MAX_EXAMPLES = 2
 """Example answers of each kind, right and wrong."""
 
 
-class Folder(NamedTuple):
-    """An artifact of the run: its stage and part."""
-
-    stage: str
-    part: str | None
-
-
-def collect(run: Path, config: Config, folders: Iterable[Folder]) -> Report:
+def collect(run: Path, config: Config, folders: Iterable[costs.Folder]) -> Report:
     """The content of the report on the finished run in the folder ``run``.
 
     ``folders`` are the artifacts whose time is reported, in flow order.
@@ -56,7 +51,8 @@ def collect(run: Path, config: Config, folders: Iterable[Folder]) -> Report:
     """
     choice = EnsembleChoice.read(run / "ensemble")
     best = choice.leader
-    splits = load(run, config, best)
+    final = choice.answering if config.final == "all" else ()
+    splits = load(run, config, best, final)
     headline = splits[-1]
     members = tuple(member.name for member in config.member)
     verdicts = {member: Verdict.read(run / "quantised" / member) for member in members}
@@ -86,8 +82,22 @@ def collect(run: Path, config: Config, folders: Iterable[Folder]) -> Report:
         quantisation=tuple(MemberVerdict(member=name, **dict(verdict)) for name, verdict in verdicts.items()),
         ensemble=FinalAnswer(**dict(choice), asked=config.ensemble.rule, alone=alone),
         voting=tuple(_voting(headline, System("quantised", best))),
-        stages=tuple(_stages(run, folders)),
+        stages=tuple(costs.stages(run, folders)),
         examples=tuple(_examples(headline, System("quantised", best))),
+        **({"final": tuple(_final(run, name) for name in final)} if final else {}),
+    )
+
+
+def _final(run: Path, member: str) -> FinalMember:
+    """A member's final weights beside its chosen ones."""
+    chosen, final = _training(run, member), _training(run / FINAL, member)
+    return FinalMember(
+        member=member,
+        questions=final.questions,
+        chosen_questions=chosen.questions,
+        steps=final.log[-1].step if final.log else None,
+        chosen_steps=chosen.log[-1].step if chosen.log else None,
+        **dict(FinalVerdict.read(run / FINAL / "quantised" / member)),
     )
 
 
@@ -140,7 +150,7 @@ def _results(measured: Measured, seed: int) -> Iterator[Result]:
     for system, right in measured.right.items():
         interval = accuracy_interval(right, problems, seed)
         yield Result(
-            **dict(system.label),
+            **system.fields,
             split=measured.split,
             n=len(right),
             correct=sum(right),
@@ -153,7 +163,8 @@ def _results(measured: Measured, seed: int) -> Iterator[Result]:
 
 
 def _comparisons(measured: Measured, members: Sequence[str], single: str | None) -> list[Comparison]:
-    """Each step from base to ensemble as a comparison, with p-values adjusted for their number.
+    """Each step from base to ensemble, and from chosen to final weights, as a comparison, with p-values adjusted for
+    their number.
 
     ``single`` is the member that the ensemble is compared with; None where the ensemble is that member alone.
     """
@@ -163,6 +174,8 @@ def _comparisons(measured: Measured, members: Sequence[str], single: str | None)
         pairs += [(BASE, merged), (merged, quantised)] if merged in measured.right else [(BASE, quantised)]
     if single is not None:
         pairs.append((System("quantised", single), ENSEMBLE))
+    if FINAL_ENSEMBLE in measured.right:
+        pairs.append((ENSEMBLE, FINAL_ENSEMBLE))
     tests = [mcnemar(measured.right[before], measured.right[after]) for before, after in pairs]
     adjusted = holm([test.p for test in tests])
     return [
@@ -182,12 +195,12 @@ def _comparisons(measured: Measured, members: Sequence[str], single: str | None)
 
 def _families(measured: Measured) -> Iterator[FamilyResult]:
     for group, result in _broken_down(measured, lambda question: family(question.source)):
-        yield FamilyResult(family=group, **dict(result))
+        yield FamilyResult(family=group, **result.model_dump(exclude_unset=True))
 
 
 def _letters(measured: Measured) -> Iterator[LetterResult]:
     for group, result in _broken_down(measured, lambda question: str(question.answer)):
-        yield LetterResult(letter=group, **dict(result))
+        yield LetterResult(letter=group, **result.model_dump(exclude_unset=True))
 
 
 def _broken_down(measured: Measured, key: Callable[[Question], str]) -> Iterator[tuple[str, GroupResult]]:
@@ -199,7 +212,7 @@ def _broken_down(measured: Measured, key: Callable[[Question], str]) -> Iterator
             yield (
                 group,
                 GroupResult(
-                    **dict(system.label),
+                    **system.fields,
                     split=measured.split,
                     n=len(hits),
                     correct=sum(hits),
@@ -211,7 +224,7 @@ def _broken_down(measured: Measured, key: Callable[[Question], str]) -> Iterator
 def _cascade(summary: SampleSummary, samples: Sequence[Sample]) -> CascadeReport:
     return CascadeReport(
         rungs=tuple(
-            RungReport(**dict(rung), dollars=_dollars(sample for sample in samples if sample.rung == rung.name))
+            RungReport(**dict(rung), dollars=costs.dollars(sample for sample in samples if sample.rung == rung.name))
             for rung in summary.rungs
         ),
         questions=summary.questions,
@@ -221,34 +234,16 @@ def _cascade(summary: SampleSummary, samples: Sequence[Sample]) -> CascadeReport
     )
 
 
-def _dollars(samples: Iterable[Sample]) -> float:
-    """Dollars; the sum itself is of integers."""
-    return sum(sample.micro_dollars for sample in samples) / 1_000_000
-
-
 def _training(run: Path, member: str) -> MemberTraining:
     log = run / "adapter" / member / "log.jsonl"
     steps = read(log, TrainingStep) if log.exists() else []  # there is none of a finished member
     card = TrainsetCard.read(run / "trainset" / member)
     return MemberTraining(
         member=member,
-        **dict(card),
+        **card.model_dump(exclude_unset=True),
         log=tuple(step for step in steps if step.loss is not None),
         validation=tuple(step for step in steps if step.validation_loss is not None),
     )
-
-
-def _stages(run: Path, folders: Iterable[Folder]) -> Iterator[StageCost]:
-    """Recorded time and money of each artifact. Only teachers cost money: local models are free."""
-    paths = [path for kind in ("accepted", "rejected") for path in sorted((run / "samples").glob(f"*{kind}.jsonl"))]
-    dollars = _dollars(sample for path in paths for sample in read(path, Sample))
-    for folder in folders:
-        yield StageCost(
-            stage=folder.stage,
-            part=folder.part,
-            seconds=read_manifest(run / folder.stage / (folder.part or ""))["seconds"],
-            dollars=dollars if folder.stage == "samples" else 0.0,
-        )
 
 
 class SystemAnswers(NamedTuple):

@@ -19,14 +19,19 @@ def step(system: str, bits: int) -> str:
     return {"merged": "tuned", "quantised": f"{bits}-bit"}.get(system, system)
 
 
+def weights_and_step(row: SystemName, bits: int) -> str:
+    """A system as the reader knows it, and whether its weights are final: ``4-bit``, ``final 4-bit``."""
+    return ("final " if row.weights == "final" else "") + step(row.system, bits)
+
+
 def name(row: SystemName, bits: int) -> str:
-    """A system and its member: ``base``, ``tuned m1``, ``4-bit m1``, ``ensemble``."""
-    return " ".join(filter(None, (step(row.system, bits), row.member)))
+    """A system and its member: ``base``, ``tuned m1``, ``4-bit m1``, ``ensemble``, ``final 4-bit m1``."""
+    return " ".join(filter(None, (weights_and_step(row, bits), row.member)))
 
 
 def staircase(report: Report) -> list[Result]:
     """The results from base to final answer, on the split of the headline: base, the best member tuned and quantised,
-    and the ensemble unless it is that member alone."""
+    and the ensemble unless it is that member alone; then the last two with final weights, where they were measured."""
     run = report.run
     rows = [row for row in report.results if row.split == run.split]
     steps = [row for row in rows if row.member in (None, run.best_member)]
@@ -36,7 +41,7 @@ def staircase(report: Report) -> list[Result]:
 def headline(report: Report) -> str:
     """``base 31 % → tuned 84 % → 4-bit 83 %``."""
     bits = report.run.bits
-    return " → ".join(f"{step(row.system, bits)} {percent(row.accuracy)}" for row in staircase(report))
+    return " → ".join(f"{weights_and_step(row, bits)} {percent(row.accuracy)}" for row in staircase(report))
 
 
 def measured_on(report: Report) -> str:
@@ -100,6 +105,23 @@ def ensemble(report: Report) -> str:
     last = next(row for row in report.comparisons if row.after.system == "ensemble")
     change = f"{movement(last)}; {verdict(last)} ({p_value(last.p_holm)})"
     return f"{sentence} Against the best single model on {last.n} {last.split} questions: {change}."
+
+
+def final(report: Report) -> str:
+    """Which figures belong to the final weights, in a few sentences; empty where there are none."""
+    if not report.final:
+        return ""
+    members = ", ".join(row.member for row in report.final)
+    text = (
+        f"The final weights ({members}) were trained once more by the chosen recipe, from the labels of training and "
+        "validation together, and are what is packed. Every figure on validation belongs to the chosen weights, which "
+        "never learned from those labels, and so does every figure that is not called final. "
+    )
+    last = next((row for row in report.comparisons if row.after.weights == "final"), None)
+    if last is None:
+        return text + "Without a labelled test the final weights have no accuracy of their own."
+    change = f"{movement(last)}; {verdict(last)} ({p_value(last.p_holm)})"
+    return text + f"Of the final weights there is the accuracy on the test: {change}, against the chosen weights."
 
 
 def diversity(report: Report) -> str:

@@ -15,6 +15,7 @@ from stepladder.forecast import memory, model_shape
 from stepladder.mcq.prompts import worked_solution
 from stepladder.models import template
 from stepladder.records import Example, Question, Sample
+from stepladder.reporting.content import TrainingStep
 from stepladder.serving import cards
 from stepladder.stages.samples import VALIDATION_ACCEPTED
 from stepladder.stages.trainset import example_of, member, taught_by
@@ -28,7 +29,7 @@ def artifact(context: Context, part: str | None) -> Artifact:
     if (finished := member(config, part).path) is not None:
         given = {"adapter": models.content_digest(models.locate_adapter(finished))}
         given["base"] = models.content_digest(models.locate(config.train.base))
-        return Artifact(context.workspace.path("adapter", part), {}, given)
+        return Artifact(context.input("adapter", part), {}, given)
     # The digest of the base is among the inputs; its path changes nothing.
     chosen_settings = {
         "train": settings(config.train, without=("base", "tensorboard")),
@@ -38,9 +39,11 @@ def artifact(context: Context, part: str | None) -> Artifact:
         "trainset": context.digest_of("trainset", part),
         "base": models.content_digest(models.locate(config.train.base)),
     }
-    if config.train.asks_validation:
+    if context.is_final:
+        chosen_settings["last_epoch"] = _last_epoch(context, part)
+    elif config.train.asks_validation:
         inputs["validation"] = file_digest(context.input("samples") / VALIDATION_ACCEPTED)
-    return Artifact(context.workspace.path("adapter", part), chosen_settings, inputs)
+    return Artifact(context.input("adapter", part), chosen_settings, inputs)
 
 
 def build(context: Context, part: str | None, folder: Path) -> None:
@@ -58,9 +61,13 @@ def build(context: Context, part: str | None, folder: Path) -> None:
         context.progress.update("step", step, steps, f"loss {loss:.3f}")
 
     settings, seed = context.config.train, member(context.config, part).seed
-    questions = records.read(context.input("questions") / "validation.jsonl", Question)
-    exam = functools.partial(examine, context, questions) if settings.metric == "accuracy" else None
-    data = Data(examples, _held_out(context, part, questions), exam)
+    if context.is_final:  # every label trains, so there is nothing to measure and nothing more to choose
+        settings = settings.model_copy(update={"patience": None, "metric": "loss"})
+        data = Data(examples, last_epoch=_last_epoch(context, part))
+    else:
+        questions = records.read(context.input("questions") / "validation.jsonl", Question)
+        exam = functools.partial(examine, context, questions) if settings.metric == "accuracy" else None
+        data = Data(examples, _held_out(context, part, questions), exam)
     train_by_trl = trl.train if settings.devices == 1 else distributed.train
     train = swift.train if settings.backend == "swift" else train_by_trl
     scratch = artifact(context, part).scratch(models.dtype_name(settings.dtype))
@@ -98,6 +105,19 @@ def _check_cards(context: Context, base: Path) -> None:
             f"training needs about {needed_bytes / 2**30:.1f} GiB of each card, and {min(free_bytes) / 2**30:.1f} GiB "
             f"are free: {'; '.join(held)}; end it, or give the run other cards (CUDA_VISIBLE_DEVICES)"
         )
+
+
+def _last_epoch(context: Context, part: str | None) -> int | None:
+    """The epoch whose adapter early stopping kept, counted from one; None where all epochs are trained."""
+    settings = context.config.train
+    if settings.patience is None:
+        return None
+    log = records.read(context.chosen.input("adapter", part) / "log.jsonl", TrainingStep)
+    if settings.metric == "accuracy":
+        measured = [step.validation_accuracy for step in log if step.validation_accuracy is not None]
+        return 1 + measured.index(max(measured))
+    losses = [step.validation_loss for step in log if step.validation_loss is not None]
+    return 1 + losses.index(min(losses))
 
 
 def _held_out(context: Context, part: str | None, questions: list[Question]) -> list[Example]:

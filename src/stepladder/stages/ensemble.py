@@ -1,8 +1,9 @@
-"""ensemble: one answer from the quantised members' answers. The rule is chosen and fitted on validation only."""
+"""ensemble: one answer from the quantised members' answers. The rule is chosen and fitted on validation only, on the
+answers of the chosen weights; final weights are joined by it as it is."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,29 +22,29 @@ from stepladder.workspace import Artifact, digest, write_atomic
 
 def artifact(context: Context, part: str | None) -> Artifact:
     config = context.config
+    if context.is_final:
+        names = list(_choice(context).answering)
+        inputs = {f"predictions {name}": context.digest_of("predictions", name) for name in names}
+        inputs["chosen"] = context.chosen.digest_of("ensemble")
+        inputs |= {f"chosen {name}": context.chosen.digest_of("predictions", name) for name in names}
+        return Artifact(context.input("ensemble"), {}, inputs | {"questions": context.digest_of("questions")})
     names = [member.name for member in config.member]
     inputs = {f"predictions {name}": context.digest_of("predictions", name) for name in names}
     inputs["questions"] = context.digest_of("questions")
     inputs |= {"leader": leader(context), "members": digest(eligible(context))}
-    return Artifact(context.workspace.path("ensemble"), {"ensemble": settings(config.ensemble)}, inputs)
+    return Artifact(context.input("ensemble"), {"ensemble": settings(config.ensemble)}, inputs)
 
 
 def build(context: Context, part: str | None, folder: Path) -> None:
+    if context.is_final:
+        _build_final(context, folder)
+        return
     config, eligible_members = context.config, eligible(context)
     questions = {s: records.read(context.input("questions") / f"{s}.jsonl", Question) for s in splits(config)}
-    answers = {
-        split: {
-            member.name: records.read(
-                context.input("predictions", member.name) / f"quantised.{split}.jsonl", Prediction
-            )
-            for member in config.member
-            if member.name in eligible_members
-        }
-        for split in questions
-    }
+    answers = {split: _answers(context, eligible_members, split) for split in questions}
     ballots = {split: ballot_of(by_member) for split, by_member in answers.items()}
     validation = questions["validation"]
-    right = np.array([LETTERS.index(str(question.answer)) for question in validation])
+    right = _right(validation)
     selection = None
     if len({question.problem_id for question in validation}) > 1:
         problems = [question.problem_id for question in validation]
@@ -64,6 +65,39 @@ def build(context: Context, part: str | None, folder: Path) -> None:
         members=tuple(eligible_members),
         validation=None if selection is None else selection.document(),
     ).write(folder)
+
+
+def _build_final(context: Context, folder: Path) -> None:
+    """The chosen rule, fitted on the chosen weights' validation answers, joins the final weights' answers."""
+    choice = _choice(context)
+    questions = {s: records.read(context.input("questions") / f"{s}.jsonl", Question) for s in splits(context.config)}
+    fitted = RULES[choice.rule](
+        ballot_of(_answers(context.chosen, choice.answering, "validation")), _right(questions["validation"])
+    )
+    for split, asked in questions.items():
+        by_member = _answers(context, choice.answering, split)
+        combined = combine(by_member, fitted(ballot_of(by_member)))
+        write_atomic(folder / f"{split}.jsonl", records.lines(combined))
+        if split == "test":
+            write_atomic(folder / f"answers.{split}.jsonl", submission(asked, combined))
+
+
+def _choice(context: Context) -> EnsembleChoice:
+    context.chosen.digest_of("ensemble")
+    return EnsembleChoice.read(context.chosen.input("ensemble"))
+
+
+def _answers(context: Context, names: Iterable[str], split: str) -> dict[str, list[Prediction]]:
+    """The quantised members' answers to the questions of a split."""
+    return {
+        name: records.read(context.input("predictions", name) / f"quantised.{split}.jsonl", Prediction)
+        for name in names
+    }
+
+
+def _right(questions: Sequence[Question]) -> Letters:
+    """The position of each question's label among the letters."""
+    return np.array([LETTERS.index(str(question.answer)) for question in questions])
 
 
 def combine(predictions: Mapping[str, Sequence[Prediction]], letters: Letters) -> list[Prediction]:

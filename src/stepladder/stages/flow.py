@@ -12,7 +12,7 @@ from typing import Protocol, cast
 from stepladder import models
 from stepladder.answering.client import check_ledger
 from stepladder.config import Config
-from stepladder.context import STAGES, Context, artifacts, label, parts
+from stepladder.context import Context, Place, artifacts, parts
 from stepladder.errors import AskError, MissingExtra, UserError
 from stepladder.serving import cards
 from stepladder.training.merging import refuse_quantised
@@ -35,33 +35,39 @@ def stage(name: str) -> Stage:
     return cast(Stage, importlib.import_module(f"stepladder.stages.{name}"))
 
 
-def run(context: Context, names: Collection[str] = STAGES) -> None:
-    """Bring the named stages up to date, in flow order.
+def artifact_at(place: Place) -> Artifact:
+    """The artifact at a place of the flow."""
+    return stage(place.stage).artifact(place.context, place.part)
+
+
+def run(context: Context, names: Collection[str] | None = None) -> None:
+    """Bring the whole run up to date, in flow order, or the named stages of the chosen weights.
 
     Raises:
         LedgerError: the ledger is damaged.
     """
     is_checked = False
-    for name, part in artifacts(context.config):
-        if name not in names:
+    for place in artifacts(context):
+        owner, name, part = place
+        if names is not None and (owner.is_final or name not in names):
             continue
-        artifact = stage(name).artifact(context, part)
+        artifact = artifact_at(place)
         if artifact.state() == "done":
-            context.progress.up_to_date(label(name, part))
+            context.progress.up_to_date(place.label)
             continue
         if not is_checked:
             check_ledger(context.workspace.ledger, context.progress.say)
             is_checked = True
         for file in artifact.edited():
-            context.progress.say(f"{label(name, part)}: {file} was changed since it was made; it is made again")
+            context.progress.say(f"{place.label}: {file} was changed since it was made; it is made again")
         dtype = computes_in(context.config, name, part)
         if dtype is not None:
-            _note_other_formats(context, label(name, part), dtype)
+            _note_other_formats(context, place, dtype)
         for line in cards.taken() if name in ON_CARDS else ():
-            context.progress.say(f"{label(name, part)}: {line}; if that is a server of yours, end it")
+            context.progress.say(f"{place.label}: {line}; if that is a server of yours, end it")
         try:
-            with context.progress.stage(label(name, part)), artifact.writing(dtype) as folder:
-                stage(name).build(context, part, folder)
+            with context.progress.stage(place.label), artifact.writing(dtype) as folder:
+                stage(name).build(owner, part, folder)
         finally:
             models.release_cards()
 
@@ -106,14 +112,14 @@ def check_keys(context: Context) -> None:
     Raises:
         AskError: naming the first variable that is not set, and its model.
     """
-    to_do = [(artifact, state) for artifact, state in states(context) if state != "done"]
-    for position, (artifact, state) in enumerate(to_do):
+    to_do = [(place, state) for place, state in states(context) if state != "done"]
+    for position, (place, state) in enumerate(to_do):
         if state == "stale" and position > 0:
             continue  # once the artifacts before it are made again, it may prove to be up to date
-        for variable, model in missing_keys(context.config, artifact).items():
+        for variable, model in missing_keys(context.config, place.stage).items():
             raise AskError(
-                f"model {model!r}: environment variable {variable} is not set, and {artifact} will ask this model; put "
-                "the key there"
+                f"model {model!r}: environment variable {variable} is not set, and {place.label} will ask this model; "
+                "put the key there"
             )
 
 
@@ -137,36 +143,36 @@ def check_inputs(context: Context, name: str) -> None:
     Raises:
         UserError: naming the first artifact that is not up to date.
     """
-    for before, part in artifacts(context.config):
-        if before == name or not context.input(before, part).exists():
+    for before in artifacts(context):
+        if before.stage == name or not before.folder.exists():
             return
-        if stage(before).artifact(context, part).state() != "done":
+        if artifact_at(before).state() != "done":
             raise UserError(
-                f"{label(before, part)} is not up to date, since what it was made from has changed, so {name} cannot "
-                f"be; run '{context.run_command}'"
+                f"{before.label} is not up to date, since what it was made from has changed, so {name} cannot be; run "
+                f"'{context.run_command}'"
             )
 
 
-def _note_other_formats(context: Context, artifact: str, dtype: str) -> None:
+def _note_other_formats(context: Context, place: Place, dtype: str) -> None:
     """Note that artifacts made before were computed in another number format."""
     formats = context.number_formats()
-    others = {name: other for name, other in formats.items() if other != dtype and name != artifact}
+    others = {name: other for name, other in formats.items() if other != dtype and name != place.label}
     if others:
-        table = "predict" if artifact.startswith(("samples", "variants", "predictions")) else "train"
+        table = "predict" if place.stage in {"samples", "variants", "predictions"} else "train"
         context.progress.say(
-            f"{artifact} is computed in {dtype}, and {', '.join(others)} {'were' if len(others) > 1 else 'was'} in "
+            f"{place.label} is computed in {dtype}, and {', '.join(others)} {'were' if len(others) > 1 else 'was'} in "
             f"{' and '.join(sorted({*others.values()}))}; set dtype in [{table}] to use one for the whole run"
         )
 
 
-def states(context: Context) -> Iterator[tuple[str, State]]:
+def states(context: Context) -> Iterator[tuple[Place, State]]:
     """Every artifact of the run with its state. All after the first that is not done are stale, or missing where there
     is no folder: their fingerprints need its digest."""
     unfinished = False
-    for name, part in artifacts(context.config):
+    for place in artifacts(context):
         if unfinished:
-            yield label(name, part), "stale" if context.input(name, part).exists() else "missing"
+            yield place, "stale" if place.folder.exists() else "missing"
             continue
-        state = stage(name).artifact(context, part).state()
+        state = artifact_at(place).state()
         unfinished = state != "done"
-        yield label(name, part), state
+        yield place, state

@@ -15,14 +15,14 @@ from stepladder.workspace import Artifact
 
 def artifact(context: Context, part: str | None) -> Artifact:
     if (model := _finished_model(context, part)) is not None:
-        return Artifact(context.workspace.path("merged", part), {}, {"model": models.content_digest(model)})
+        return Artifact(context.input("merged", part), {}, {"model": models.content_digest(model)})
     inputs = {
         "adapter": context.digest_of("adapter", part),
         "base": models.content_digest(models.locate(context.config.train.base)),
     }
     backend = context.config.train.backend
     # The default backend is left out of the fingerprint, so that folders merged before there was a choice stay valid.
-    return Artifact(context.workspace.path("merged", part), {} if backend == "trl" else {"backend": backend}, inputs)
+    return Artifact(context.input("merged", part), {} if backend == "trl" else {"backend": backend}, inputs)
 
 
 def build(context: Context, part: str | None, folder: Path) -> None:

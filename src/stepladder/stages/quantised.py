@@ -1,6 +1,7 @@
 """quantised: quantised weights, and the verdict: what quantising cost on validation.
 
-Weights that fail the gate are repaired, step by step, and measured again; the verdict lists every attempt.
+Weights that fail the gate are repaired, step by step, and measured again; the verdict lists every attempt. Final
+weights take the form that passed.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from stepladder.context import Context
 from stepladder.documents import (
     AttemptSummary,
     Distance,
+    FinalVerdict,
     FlipCounts,
     Measurement,
     NumberFormats,
@@ -27,7 +29,7 @@ from stepladder.documents import (
 from stepladder.errors import GateError
 from stepladder.mcq.shuffle import rng
 from stepladder.quantising import calibration, gptq, gptqmodel, repair
-from stepladder.quantising.gate import Reference, distance, measure, reference
+from stepladder.quantising.gate import Reference, distance, measure, measure_final, reference
 from stepladder.quantising.margin import sentence
 from stepladder.records import Example, Question
 from stepladder.reporting import model_card
@@ -50,10 +52,12 @@ def artifact(context: Context, part: str | None) -> Artifact:
         "trainset": context.digest_of("trainset", part),
         "questions": context.digest_of("questions"),
     }
+    if context.is_final:
+        inputs["chosen"] = context.chosen.digest_of("quantised", part)
     for general in config.quantise.general:
         if Path(general.source).is_file():
             inputs[f"general {general.source}"] = file_digest(Path(general.source))
-    return Artifact(context.workspace.path("quantised", part), chosen_settings, inputs)
+    return Artifact(context.input("quantised", part), chosen_settings, inputs)
 
 
 class Form(NamedTuple):
@@ -72,32 +76,23 @@ class Form(NamedTuple):
 
 
 def build(context: Context, part: str | None, folder: Path) -> None:
+    if context.is_final:
+        _build_final(context, part, folder)
+        return
     config = context.config
-    merged = context.input("merged", part)
     questions = records.read(context.input("questions") / "validation.jsonl", Question)
-    before = reference(context, str(part), merged, questions)
+    before = reference(context, str(part), context.input("merged", part), questions)
     attempts: list[AttemptSummary] = []
     attempt_folder = folder / "attempt"
     last: Form | None = None
     rounding: dict[Form, Distance | None] = {}
     for name, form in _forms(context, part, attempt_folder):
-        if last is None or form != last._replace(recovery=True):  # recovery tunes the last attempt's weights
-            _quantise(context, part, form, attempt_folder)
-        if form.recovery:
-            _recover(context, part, form, attempt_folder)
+        _make(context, part, form, last, attempt_folder)
         last = form
-        gptq.inspect(attempt_folder, form.settings, merged)
         if (plain := form.rounded()) not in rounding:
-            is_limit = form.settings.method != "rtn" and before.next_tokens is not None
-            rounding[plain] = _rounding(context, part, before, plain, folder / "rounded") if is_limit else None
+            rounding[plain] = _rounding(context, part, before, form, folder / "rounded")
         measured = measure(context, str(part), before, attempt_folder, rounding[plain])
-        description = QuantisedForm(
-            repair=name,
-            bits=form.settings.bits,
-            group_size=gptq.claims(attempt_folder)[0][1],
-            samples=form.settings.samples,
-            layers_in_8_bits=form.layers_in_8_bits,
-        )
+        description = _described(name, form, attempt_folder)
         attempts.append(_summary(description, measured))
         if not measured.why:
             break
@@ -109,26 +104,92 @@ def build(context: Context, part: str | None, folder: Path) -> None:
             f"quantised/{part}: {why} (repairs tried: {tried}); raise samples, lower group_size, use 8 bits, or name "
             "more [quantise] repairs"
         )
-    for path in attempt_folder.iterdir():
-        path.rename(folder / path.name)
-    attempt_folder.rmdir()
-    gates = {name: getattr(config.quantise, name) for name in ("max_loss", "max_unparsed", "max_kl")}
-    dtype = NumberFormats(
-        trained=context.number_formats().get(f"adapter/{part}"),
-        quantised=models.dtype_name(config.train.dtype),
-        measured=models.dtype_name(config.predict.dtype),
-    )
     verdict = Verdict(
-        form=description, dtype=dtype, **dict(measured), passed=True, gates=gates, attempts=tuple(attempts)
+        form=description,
+        dtype=_number_formats(context, part),
+        **dict(measured),
+        passed=True,
+        gates={name: getattr(config.quantise, name) for name in ("max_loss", "max_unparsed", "max_kl")},
+        attempts=tuple(attempts),
     )
-    verdict.write(folder)
     if verdict.accuracy is not None and verdict.accuracy.decision == "cannot tell":
         context.progress.say(f"quantised/{part} passes, but: {sentence(verdict.accuracy, config.quantise.max_orders)}")
-    write_settings(config, folder)
+    _finish(context, part, attempt_folder, verdict)
+
+
+def _build_final(context: Context, part: str | None, folder: Path) -> None:
+    """Final weights, in the form that was chosen; no repair is tried, since none could be chosen without labels that
+    trained nobody."""
+    chosen = verdict(context.chosen, part)
+    form, attempt_folder = chosen_form(context.config.quantise, chosen), folder / "attempt"
+    questions = records.read(context.input("questions") / "validation.jsonl", Question)
+    before = reference(context, str(part), context.input("merged", part), questions)
+    _make(context, part, form, None, attempt_folder)
+    rounding = _rounding(context, part, before, form, folder / "rounded")
+    measured = measure_final(context, str(part), before, attempt_folder, rounding, chosen)
+    if measured.why:
+        raise GateError(
+            f"{context.label('quantised', part)}: {'; '.join(measured.why)}; final weights keep the form that was "
+            "chosen, so choose [quantise] settings that lose less, or set final = 'none'"
+        )
+    final = FinalVerdict(
+        form=_described(chosen.form.repair, form, attempt_folder),
+        dtype=_number_formats(context, part),
+        **dict(measured),
+        passed=True,
+        gates={name: getattr(context.config.quantise, name) for name in ("max_unparsed", "max_kl")},
+    )
+    _finish(context, part, attempt_folder, final)
+
+
+def chosen_form(settings: Quantise, chosen: Verdict) -> Form:
+    """The form that passed the gate: the configured one with what the repairs up to it have changed."""
+    tried = [attempt.repair for attempt in chosen.attempts]
+    method = "gptq" if "calibration" in tried else settings.method
+    form = chosen.form
+    changes = {"bits": form.bits, "group_size": form.group_size, "samples": form.samples, "method": method}
+    return Form(settings.model_copy(update=changes), form.layers_in_8_bits, "recovery" in tried)
+
+
+def _make(context: Context, part: str | None, form: Form, last: Form | None, quantised: Path) -> None:
+    """Make weights of a form; ``last`` is the form of those that are there already, which recovery tunes."""
+    if last is None or form != last._replace(recovery=True):
+        _quantise(context, part, form, quantised)
+    if form.recovery:
+        _recover(context, part, form, quantised)
+    gptq.inspect(quantised, form.settings, context.input("merged", part))
+
+
+def _described(repair_name: Repair | str | None, form: Form, quantised: Path) -> QuantisedForm:
+    return QuantisedForm(
+        repair=repair_name,
+        bits=form.settings.bits,
+        group_size=gptq.claims(quantised)[0][1],
+        samples=form.settings.samples,
+        layers_in_8_bits=form.layers_in_8_bits,
+    )
+
+
+def _number_formats(context: Context, part: str | None) -> NumberFormats:
+    return NumberFormats(
+        trained=context.number_formats().get(context.label("adapter", part)),
+        quantised=models.dtype_name(context.config.train.dtype),
+        measured=models.dtype_name(context.config.predict.dtype),
+    )
+
+
+def _finish(context: Context, part: str | None, quantised: Path, verdict: Verdict | FinalVerdict) -> None:
+    """Move the weights that passed to their place, and write what belongs to them."""
+    folder = quantised.parent
+    for path in quantised.iterdir():
+        path.rename(folder / path.name)
+    quantised.rmdir()
+    verdict.write(folder)
+    write_settings(context.config, folder)
     card = TrainsetCard.read(context.input("trainset", part))
-    mix = member(config, part)
-    base = models.locate(student_name(config, mix))
-    write_atomic(folder / "README.md", model_card.markdown(config, mix, base, card, verdict))
+    mix = member(context.config, part)
+    base = models.locate(student_name(context.config, mix))
+    write_atomic(folder / "README.md", model_card.markdown(context.config, mix, base, card, verdict))
 
 
 def _forms(context: Context, part: str | None, quantised: Path) -> Iterator[tuple[Repair | None, Form]]:
@@ -178,8 +239,12 @@ def _recover(context: Context, part: str | None, form: Form, quantised: Path) ->
     repair.recover(context.input("merged", part), quantised, own_rows(context, part, form), context.config.train.dtype)
 
 
-def _rounding(context: Context, part: str | None, before: Reference, plain: Form, folder: Path) -> Distance | None:
-    """How far plain rounding is from the merged weights: calibration must do no worse."""
+def _rounding(context: Context, part: str | None, before: Reference, form: Form, folder: Path) -> Distance | None:
+    """How far plain rounding into a form is from the merged weights: calibration must do no worse. None where that is
+    no limit."""
+    if form.settings.method == "rtn" or before.next_tokens is None:
+        return None
+    plain = form.rounded()
     folder.mkdir()
     merged, dtype = context.input("merged", part), context.config.train.dtype
     gptq.quantise(plain.settings, merged, [], folder, plain.layers_in_8_bits, dtype)
@@ -224,7 +289,7 @@ def _summary(form: QuantisedForm, measured: Measurement) -> AttemptSummary:
 
 
 def verdict(context: Context, member: str | None) -> Verdict:
-    """The verdict on a member's quantised weights.
+    """The verdict on a member's chosen quantised weights.
 
     Raises:
         UserError: the member is not quantised yet.

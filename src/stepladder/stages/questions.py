@@ -39,7 +39,7 @@ def artifact(context: Context, part: str | None) -> Artifact:
     if config.questions.reviewed is not None:
         inputs["reviewed"] = _digest(config.questions.reviewed)
     settings = {"language": config.language, "seed": config.seed, "validation": config.questions.validation}
-    return Artifact(context.workspace.path("questions"), settings, inputs)
+    return Artifact(context.input("questions"), settings, inputs)
 
 
 def build(context: Context, part: str | None, folder: Path) -> None:

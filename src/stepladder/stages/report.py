@@ -8,8 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from stepladder.config import Config
-from stepladder.context import Context, artifacts, label
+from stepladder.context import Context, Place, artifacts
 from stepladder.reporting.content import Report
 from stepladder.workspace import Artifact
 
@@ -22,10 +21,10 @@ def artifact(context: Context, part: str | None) -> Artifact:
     Raises:
         UserError: one of them is not there yet.
     """
-    inputs = {label(stage, part): context.digest_of(stage, part) for stage, part in _earlier(context.config)}
+    inputs = {place.label: place.context.digest_of(place.stage, place.part) for place in _earlier(context)}
     # Nearly every setting appears in some sentence of the page, but no path of this machine.
     settings = context.config.model_dump(mode="json", exclude={"questions", "models"})
-    return Artifact(context.workspace.path("report"), settings, inputs)
+    return Artifact(context.input("report"), settings, inputs)
 
 
 def build(context: Context, part: str | None, folder: Path) -> None:
@@ -36,9 +35,9 @@ def build(context: Context, part: str | None, folder: Path) -> None:
         InputError: predictions lack a labelled question.
     """
     # Imports SciPy, which takes a second; 'stepladder status' imports this module and should be fast.
-    from stepladder.reporting import numbers, page
+    from stepladder.reporting import costs, numbers, page
 
-    folders = [numbers.Folder(stage, part) for stage, part in _earlier(context.config)]
+    folders = [costs.Folder(place.context.label(place.stage), place.part) for place in _earlier(context)]
     report = numbers.collect(context.workspace.folder, context.config, folders)
     report.write(folder)
     (folder / HTML).write_text(page.render(report), encoding="utf-8", newline="\n")
@@ -69,12 +68,14 @@ def summary(report: Report, console: Console) -> None:
     sentences.add_column(style="dim")
     sentences.add_row("cascade", Text(words.cascade(report)))
     sentences.add_row("ensemble", Text(words.ensemble(report)))
+    if report.final:
+        sentences.add_row("final", Text(words.final(report)))
     if computed := words.number_format(report):
         sentences.add_row("computed", Text(computed))
     sentences.add_row("cost", Text(words.cost(report)))
     console.print(sentences)
 
 
-def _earlier(config: Config) -> list[tuple[str, str | None]]:
+def _earlier(context: Context) -> list[Place]:
     """Every artifact made before the report, in flow order."""
-    return [(stage, part) for stage, part in artifacts(config) if stage != "report"]
+    return [place for place in artifacts(context) if place.stage != "report"]

@@ -1,7 +1,8 @@
 """samples: the cascade. Each rung answers what is still unsolved; accepted and rejected chains are both kept.
 
 Where training stops early by its loss, validation questions climb too. Their accepted chains are written apart from the
-others, train no member and are in no count.
+others, train no member and are in no count. For the final weights the validation questions climb alone, and what was
+asked before is found in the ledger.
 """
 
 from __future__ import annotations
@@ -43,18 +44,20 @@ def artifact(context: Context, part: str | None) -> Artifact:
     inputs |= {f"model {name}": identity(config, name) for name in models}
     inputs |= {f"chains of {rung.name}": file_digest(rung.chains) for rung in config.rung if rung.chains is not None}
     rungs: dict[str, Any] = {"seed": config.seed, "rungs": [settings(rung) for rung in config.rung]}
-    if config.train.asks_validation:
+    if _asks_held_out(context):
         rungs["validation"] = True
-    return Artifact(context.workspace.path("samples"), rungs, inputs)
+    if context.is_final:
+        rungs["split"] = context.taught[-1]
+    return Artifact(context.input("samples"), rungs, inputs)
 
 
 def build(context: Context, part: str | None, folder: Path) -> None:
     counts, votes = RungCounts(context.config.rung), Votes()
     cascade = Cascade(context)
     held_out = held_out_questions(context)
-    training = records.stream(context.input("questions") / "train.jsonl", Question)
+    training = records.stream(context.input("questions") / f"{context.taught[-1]}.jsonl", Question)
     questions = chain(training, held_out.values())
-    total = _training_questions(context) + len(held_out)
+    total = QuestionAudit.read(context.input("questions")).questions[context.taught[-1]] + len(held_out)
     done = 0
     held_out_samples: list[tuple[Sample, bool]] = []
     with (folder / JUDGED).open("w", encoding="utf-8") as file:
@@ -88,9 +91,9 @@ def build(context: Context, part: str | None, folder: Path) -> None:
     for rung in context.config.rung:
         if rung.chains is not None and not counts.samples_of(rung):
             context.progress.say(
-                f"rung {rung.name}: {rung.chains} has no chain for a training question; compare the ids"
+                f"rung {rung.name}: {rung.chains} has no chain for a {_kind(context)} question; compare the ids"
             )
-    if context.config.train.asks_validation:
+    if _asks_held_out(context):
         held_out_samples.sort(key=lambda pair: _identity(pair[0]))
         for name, accepted_ones in ((VALIDATION_ACCEPTED, True), (VALIDATION_REJECTED, False)):
             chosen = (sample for sample, is_accepted in held_out_samples if is_accepted == accepted_ones)
@@ -122,12 +125,22 @@ def build(context: Context, part: str | None, folder: Path) -> None:
 
 
 def held_out_questions(context: Context) -> dict[str, Question]:
-    """Validation questions that the ladder is asked, by id: those without a worked solution, where training needs
-    chains for them."""
-    if not context.config.train.asks_validation:
+    """Validation questions that the ladder is asked beside the training questions, by id: those without a worked
+    solution, where training needs chains for them."""
+    if not _asks_held_out(context):
         return {}
     questions = records.stream(context.input("questions") / "validation.jsonl", Question)
     return {question.id: question for question in questions if question.worked is None}
+
+
+def _asks_held_out(context: Context) -> bool:
+    """Whether training is measured on chains of validation questions; final weights are not."""
+    return context.config.train.asks_validation and not context.is_final
+
+
+def _kind(context: Context) -> str:
+    """What the questions that climb are called in messages."""
+    return "validation" if context.is_final else "training"
 
 
 def _without(step: Step, ids: Collection[str], reached: int) -> Step:
@@ -136,11 +149,6 @@ def _without(step: Step, ids: Collection[str], reached: int) -> Step:
         [sample for sample in part if sample.question_id not in ids] for part in (step.samples, step.accepted)
     )
     return step._replace(reached=step.reached - reached, samples=samples, accepted=accepted)
-
-
-def _training_questions(context: Context) -> int:
-    """The number of training questions, from the audit of their stage."""
-    return QuestionAudit.read(context.input("questions")).questions["train"]
 
 
 def _identity(sample: Sample) -> tuple[str, str, str, int]:

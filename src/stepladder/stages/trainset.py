@@ -1,4 +1,5 @@
-"""trainset: choose each member's chains; remove duplicates, and problems that are also in validation or test."""
+"""trainset: choose each member's chains; remove duplicates, and problems that are also in validation or test. Of the
+final weights: from the chains of training and validation questions together."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ import statistics
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import get_args
 
 from stepladder import models, records
 from stepladder.config import Config, Member, settings
@@ -20,7 +22,7 @@ from stepladder.mcq.overlap import TWIN_SIMILARITY, near_duplicates, problem_tex
 from stepladder.mcq.prompts import ask_messages
 from stepladder.mcq.shuffle import rng, shown
 from stepladder.models import template
-from stepladder.records import Example, Message, Question, Sample
+from stepladder.records import Example, Message, Question, Sample, Split
 from stepladder.reporting.data_card import LEFT_OUT, markdown, student_name
 from stepladder.training.sequences import tokenise
 from stepladder.workspace import Artifact, write_atomic
@@ -33,25 +35,26 @@ def artifact(context: Context, part: str | None) -> Artifact:
     chosen_settings = {"member": settings(mix), "max_length": config.train.max_length}
     inputs = {
         "questions": context.digest_of("questions"),
-        "samples": context.digest_of("samples"),
         "student": models.content_digest(student),
     } | context.prompts_digest()
-    if mix.variants:
-        inputs["variants"] = context.digest_of("variants")
-    return Artifact(context.workspace.path("trainset", part), chosen_settings, inputs)
+    for source in context.sources:
+        for stage in ("samples", "variants") if mix.variants else ("samples",):
+            inputs[source.label(stage)] = source.digest_of(stage)
+    return Artifact(context.input("trainset", part), chosen_settings, inputs)
 
 
 def build(context: Context, part: str | None, folder: Path) -> None:
     config, mix = context.config, member(context.config, part)
-    source = context.input("questions")
-    questions = {q.id: q for q in records.read(source / "train.jsonl", Question)}
-    held_out = [q for name in ("validation", "test") for q in records.read(source / f"{name}.jsonl", Question)]
+    folder_of_splits = context.input("questions")
+    by_split = {name: records.read(folder_of_splits / f"{name}.jsonl", Question) for name in get_args(Split)}
+    questions = {q.id: q for name in context.taught for q in by_split[name]}
+    held_out = [q for name in by_split if name not in context.taught for q in by_split[name]]
     twins = _twins(questions.values(), held_out)
     share = _draw_problems(mix, sorted({q.problem_id for q in questions.values()}))
-    samples = taught_by(mix, records.read(context.input("samples") / "accepted.jsonl", Sample))
-    if mix.variants:
-        questions |= {q.id: q for q in records.read(context.input("variants") / "questions.jsonl", Question)}
-        samples += records.read(context.input("variants") / "accepted.jsonl", Sample)
+    samples = taught_by(mix, _accepted(context))
+    for source in context.sources if mix.variants else ():
+        questions |= {q.id: q for q in records.read(source.input("variants") / "questions.jsonl", Question)}
+        samples += records.read(source.input("variants") / "accepted.jsonl", Sample)
     chosen = [sample for sample in samples if questions[sample.question_id].problem_id in share]
 
     removed: Counter[str] = Counter()
@@ -89,6 +92,8 @@ def build(context: Context, part: str | None, folder: Path) -> None:
             f"its mix{reasons}; widen its teachers or share, or add a rung that solves more"
         )
     card = _card(examples, lengths, removed, twins, [questions[example.question_id] for example in examples])
+    if context.is_final:
+        card = card.model_copy(update={"labels": context.taught})
     write_atomic(folder / "train.jsonl", records.lines(examples))
     card.write(folder)
     write_atomic(folder / "README.md", markdown(config, mix, card))
@@ -98,6 +103,21 @@ def build(context: Context, part: str | None, folder: Path) -> None:
 def member(config: Config, part: str | None) -> Member:
     """The member of this name."""
     return next(member for member in config.member if member.name == part)
+
+
+def _accepted(context: Context) -> list[Sample]:
+    """The accepted chains that may be learned from.
+
+    Raises:
+        UserError: there is none that the chosen weights did not learn from.
+    """
+    by_source = [records.read(source.input("samples") / "accepted.jsonl", Sample) for source in context.sources]
+    if context.is_final and not by_source[-1]:
+        raise UserError(
+            "final = 'all' has nothing to add: no chain of a validation question was accepted; add a rung that solves "
+            "more, or set final = 'none'"
+        )
+    return [sample for samples in by_source for sample in samples]
 
 
 def taught_by(mix: Member, samples: Iterable[Sample]) -> list[Sample]:

@@ -47,11 +47,11 @@ def artifact(context: Context, part: str | None) -> Artifact:
     inputs = {name: context.digest_of(name) for name in ("questions", "samples")} | context.prompts_of(models)
     inputs |= {f"model {name}": identity(config, name) for name in models}
     chosen_settings = {"variants": settings(_table(config)), "seed": config.seed}
-    return Artifact(context.workspace.path("variants"), chosen_settings, inputs)
+    return Artifact(context.input("variants"), chosen_settings, inputs)
 
 
 def build(context: Context, part: str | None, folder: Path) -> None:
-    questions = records.read(context.input("questions") / "train.jsonl", Question)
+    questions = records.read(context.input("questions") / f"{context.taught[-1]}.jsonl", Question)
     chains = records.read(context.input("samples") / "accepted.jsonl", Sample)
     problems: dict[str, list[Question]] = {}
     for question in questions:

@@ -29,6 +29,8 @@ class Data(NamedTuple):
     """Examples for the validation loss; empty: it is not measured."""
     exam: Callable[[PreTrainedTokenizerBase, PreTrainedModel], float] | None = None
     """Computes the student's validation accuracy; None: it is not measured."""
+    last_epoch: int | None = None
+    """The epoch to stop after, on the schedule of all; None: all are trained."""
 
 
 def uses_checkpointing(settings: Train, *, cuda: bool) -> bool:

@@ -38,7 +38,15 @@ def train(settings: Train, seed: int, base: Path, data: Data, folder: Path, scra
     paths = {"base": base, "folder": folder, "scratch": scratch}
     absolute_paths = {name: str(path.resolve()) for name, path in paths.items()}
     job.write_text(
-        json.dumps({"settings": settings.model_dump(mode="json"), "seed": seed, **absolute_paths}), encoding="utf-8"
+        json.dumps(
+            {
+                "settings": settings.model_dump(mode="json"),
+                "seed": seed,
+                "last_epoch": data.last_epoch,
+                **absolute_paths,
+            }
+        ),
+        encoding="utf-8",
     )
     for path in (progress, scratch / ERROR_FILE):
         path.unlink(missing_ok=True)
@@ -74,7 +82,7 @@ def main(path: Path) -> None:
             partial.replace(progress)
 
     examples, held_out = (records.read(scratch / f"{name}.jsonl", Example) for name in ("examples", "held_out"))
-    data = Data(examples, held_out)
+    data = Data(examples, held_out, last_epoch=job["last_epoch"])
     try:
         trl.train(settings, job["seed"], Path(job["base"]), data, Path(job["folder"]), scratch, report)
         # A process that exits while threads of its group still run may be aborted, which would count as a failure.

@@ -34,6 +34,8 @@ class Plan(NamedTuple):
     stops_early: bool
     metric: Literal["eval_loss", "eval_accuracy"]
     """The metric that early stopping uses."""
+    last_step: int | None = None
+    """The step to stop after, on the schedule of all; None: all are done."""
 
 
 def train(settings: Train, seed: int, base: Path, data: Data, folder: Path, scratch: Path, report: Report) -> None:
@@ -89,13 +91,15 @@ def _plan(settings: Train, data: Data, tokenizer: PreTrainedTokenizerBase) -> Pl
             f"[train] patience = {settings.patience} has no validation loss to go by: no validation question has a "
             f"right chain of at most max_length = {settings.max_length} tokens; set metric = 'accuracy' or no patience"
         )
+    steps_per_epoch = math.ceil(len(packs) / (settings.batch_size * settings.gradient_accumulation))
     return Plan(
         packs,
         held_out,
-        steps_per_epoch=math.ceil(len(packs) / (settings.batch_size * settings.gradient_accumulation)),
+        steps_per_epoch=steps_per_epoch,
         is_measured=is_measured,
         stops_early=settings.patience is not None,
         metric="eval_accuracy" if data.exam is not None else "eval_loss",
+        last_step=None if data.last_epoch is None else data.last_epoch * steps_per_epoch,
     )
 
 
@@ -108,6 +112,7 @@ def _arguments(settings: Train, seed: int, plan: Plan, scratch: Path) -> SFTConf
     return SFTConfig(
         output_dir=str(scratch),
         num_train_epochs=settings.epochs,
+        max_steps=-1 if plan.last_step is None else plan.last_step,
         learning_rate=settings.learning_rate,
         lr_scheduler_type=scheduler(settings),
         warmup_steps=math.ceil(settings.warmup * plan.steps_per_epoch * settings.epochs),
@@ -148,6 +153,11 @@ def _arguments(settings: Train, seed: int, plan: Plan, scratch: Path) -> SFTConf
     )
 
 
+def _all_steps(settings: Train, plan: Plan) -> int:
+    """Optimiser steps of all epochs, from which the schedule of the learning rate is made."""
+    return math.ceil(settings.epochs * plan.steps_per_epoch)
+
+
 def _trainer(
     settings: Train,
     seed: int,
@@ -166,6 +176,10 @@ def _trainer(
             return LengthGroupedSampler(
                 [len(p.input_ids) for p in plan.packs], settings.batch_size, seed, settings.devices
             )
+
+        def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+            steps = num_training_steps if plan.last_step is None else _all_steps(settings, plan)
+            return super().create_scheduler(steps, optimizer)
 
         def compute_loss(
             self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
