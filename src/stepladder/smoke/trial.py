@@ -109,9 +109,9 @@ def without_private(text: str) -> str:
 
 
 def _line(result: dict[str, Any]) -> str:
-    told = result.get("reason") or ", ".join(f"{name} {value:g}" for name, value in result["figures"].items())
+    text = result.get("reason") or ", ".join(f"{name} {value:g}" for name, value in result["figures"].items())
     seconds = f" in {result['seconds']:.0f} s" if "seconds" in result else ""
-    return f"{result['outcome']}{seconds}: {told}"
+    return f"{result['outcome']}{seconds}: {text}"
 
 
 def _machine() -> dict[str, Any]:
