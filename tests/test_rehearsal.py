@@ -14,7 +14,7 @@ from stepladder.ask.local import memory as batch_memory
 from stepladder.config import Quantise, Train
 from stepladder.forecast import memory
 from stepladder.forecast.model_shape import Shape
-from stepladder.rehearsal import depths
+from stepladder.rehearsal import depths, rehearsal
 from stepladder.rehearsal.answers import rehearse_answers
 from stepladder.rehearsal.layer import rehearse_layer
 from stepladder.rehearsal.step import rehearse_step
@@ -78,3 +78,13 @@ def test_a_batch_of_answers() -> None:
     (peak,) = rehearse_answers(model, 8, 192, 64).values()
     planned = memory.answering(SMALL._replace(layers=2), 8, 256, prompt=192, bytes_each=4)
     assert peak.total() == pytest.approx(planned.total - planned.runtime, rel=0.15)
+
+
+def test_a_student_is_rehearsed_in_its_own_number_format() -> None:
+    row = {
+        dtype: rehearsal.training(
+            rehearsal.Student(depths.architecture(SMALL), SMALL, dtype), TRAIN, 64, 32, checkpointing=True
+        )
+        for dtype in (torch.bfloat16, torch.float32)
+    }
+    assert row[torch.float32].peak["weights"] == 2 * row[torch.bfloat16].peak["weights"]

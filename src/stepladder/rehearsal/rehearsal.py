@@ -89,7 +89,9 @@ def training(student: Student, train: Train, tokens: int, scored: int, *, checkp
     """
     cards = train.devices if train.sharding != "none" else 1
     peak = student.peak(
-        lambda model: rehearse_step(model, train, tokens, scored, checkpointing=checkpointing, cards=cards)
+        lambda model: rehearse_step(
+            model, train, tokens, scored, dtype=student.dtype, checkpointing=checkpointing, cards=cards
+        )
     )
     all_tokens = train.batch_size * tokens
     planned = memory.training(
