@@ -1,12 +1,13 @@
 """The rehearsal of the championship: examples/championship.toml at a small size, all of it, on a machine without cards.
 
-    python benchmarks/championship.py CONTEST BASE OUT [--problems 24] [--test 6] [--pack]
+    python benchmarks/championship.py CONTEST BASE OUT [--problems 6] [--test 2] [--pack]
 
 CONTEST holds the contest's train.jsonl and recorded_responses.jsonl (no part of the project), BASE is a model folder,
-such as Qwen2.5-Coder-0.5B-Instruct; OUT keeps the run. The recipe is read from examples/, and what is replaced in it is
-printed: the base, LoRA rank and counts, addresses, the number of cards, and the number format that is fast here. The
-teachers are tests/contest_provider.py, which answers with recorded chains under the limits that OpenAI and DeepSeek
-document; the calibration sets come from a hub on this machine, their rows made up; base and members answer in vLLM.
+such as Qwen2.5-Coder-0.5B-Instruct; OUT keeps the run: begun again, it goes on. The recipe is read from examples/, and
+what is replaced in it is printed: the base, LoRA rank and counts, addresses, the number of cards, and the number format
+that is fast here. The teachers are tests/contest_provider.py, which answers with recorded chains under the limits that
+OpenAI and DeepSeek document; the calibration sets come from a hub on this machine, their rows made up; base and members
+answer in vLLM.
 
 A problem with four questions or more loses two of them, one with three loses one, before the run sees it: the
 questions that the teachers then "write". ``doctor --models`` is asked first as of today, when a teacher is gone, and
@@ -95,7 +96,7 @@ def replacements(asked: argparse.Namespace, url: str) -> list[tuple[str, str]]:
         (r'(?s)(name = "easy".*?max_tokens =) 2048', rf"\g<1> {asked.max_tokens}"),
         (r"(?s)(\[variants\].*?max_tokens =) 2048", rf"\g<1> {asked.variant_tokens}"),
         (r"(?s)(\[predict\].*?max_tokens =) 2048", rf"\g<1> {asked.max_tokens}"),
-        (r"(?m)^samples = 256", "samples = 24"),
+        (r"(?m)^samples = 256", "samples = 16"),
         (r"(?m)^samples = 64", "samples = 8"),
         (r"(?m)^max_loss = 0\.03", "max_orders = 2\nmax_loss = 0.03"),
         (r"devices = 4", f"devices = {asked.devices}"),
@@ -186,13 +187,14 @@ def main() -> None:
     parser.add_argument("base", type=Path, help="the folder of the base")
     parser.add_argument("out", type=Path, help="the folder that keeps the run")
     parser.add_argument("--environment", type=Path, default=HERE.parent / ".venv-serve", help="vLLM's")
-    parser.add_argument("--problems", type=int, default=24, help="to train and to validate on")
-    parser.add_argument("--test", type=int, default=6, help="problems held out")
+    parser.add_argument("--problems", type=int, default=6, help="to train and to validate on")
+    parser.add_argument("--test", type=int, default=2, help="problems held out")
     parser.add_argument("--rank", type=int, default=16, help="LoRA rank; alpha is twice that")
     parser.add_argument("--epochs", type=int, default=1)
-    parser.add_argument("--max-tokens", type=int, default=384, help="of an answer of the base or a member")
-    parser.add_argument("--variant-tokens", type=int, default=512, help="of a new question, and of a judge's answer")
+    parser.add_argument("--max-tokens", type=int, default=256, help="of an answer of the base or a member")
+    parser.add_argument("--variant-tokens", type=int, default=384, help="of a new question, and of a judge's answer")
     parser.add_argument("--devices", type=int, default=2, help="processes that train one member")
+    parser.add_argument("--port", type=int, default=18924, help="of the provider: the same, so that a run goes on")
     parser.add_argument("--pack", action="store_true")
     asked = parser.parse_args()
     for name in ("contest", "base", "out", "environment"):
@@ -208,13 +210,11 @@ def main() -> None:
     )
     seconds: dict[str, float] = {}
     config = asked.out / "championship.toml"
-    with ContestServer(asked.out, asked.contest, date.today()) as provider:
+    with ContestServer(asked.out, asked.contest, date.today(), fixed_port=asked.port) as provider:
         write_atomic(config, recipe(asked, provider.url))
         print(f"\nstepladder doctor --models, as of {provider.today}", flush=True)
         stepladder(asked.out, environment, "doctor", "--models", config.name, check=False)
-    with ContestServer(asked.out, asked.contest, THEN) as provider, Server(HUB) as hub:
-        text = config.read_text(encoding="utf-8")
-        write_atomic(config, re.sub(r'"http://127\.0\.0\.1:\d+/v1"', json.dumps(provider.url), text))
+    with ContestServer(asked.out, asked.contest, THEN, fixed_port=asked.port) as provider, Server(HUB) as hub:
         environment["HF_ENDPOINT"] = hub.url
         print(f"\nstepladder doctor --models, as of {provider.today}", flush=True)
         stepladder(asked.out, environment, "doctor", "--models", config.name, check=False)

@@ -213,13 +213,16 @@ class ContestProvider(Provider):
 class ContestServer(ReplayServer):
     """The provider for the length of a ``with``; ``today`` is the day that it believes it to be."""
 
-    def __init__(self, folder: Path, contest: Path, today: date, queue_tokens: int = QUEUE_TOKENS) -> None:
+    def __init__(
+        self, folder: Path, contest: Path, today: date, queue_tokens: int = QUEUE_TOKENS, fixed_port: int = 0
+    ) -> None:
         super().__init__(folder, contest)
-        self.today, self.queue_tokens = today, queue_tokens
+        self.today, self.queue_tokens, self.fixed_port = today, queue_tokens, fixed_port
 
     @property
     def command(self) -> list[str]:
         arguments = ["--contest", str(self.contest), "--log", str(self.log_path), "--today", self.today.isoformat()]
+        arguments += ["--port", str(self.fixed_port)]
         return [sys.executable, __file__, *arguments, "--queue-tokens", str(self.queue_tokens)]
 
 
@@ -229,9 +232,10 @@ def main() -> None:
     parser.add_argument("--log", type=Path, required=True)
     parser.add_argument("--today", type=date.fromisoformat, required=True)
     parser.add_argument("--queue-tokens", type=int, default=QUEUE_TOKENS)
+    parser.add_argument("--port", type=int, default=0)
     options = parser.parse_args()
     provider = ContestProvider(options.log, Contest(options.contest), options.today, options.queue_tokens)
-    asyncio.run(serve(0, provider, while_stdin=True))
+    asyncio.run(serve(options.port, provider, while_stdin=True))
 
 
 if __name__ == "__main__":
