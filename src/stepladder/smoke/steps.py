@@ -1,6 +1,6 @@
 """The steps of the smoke run. ``python -m stepladder.smoke.steps JOB.json`` does one, in a process of its own.
 
-None of these has run on a card yet; on a CPU all but the servers run in the tests.
+None of these has run on a card yet; `answer`, `train` and `quantise` run on a CPU in the tests.
 """
 
 from __future__ import annotations
