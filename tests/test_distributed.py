@@ -65,16 +65,18 @@ def alone(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_two_processes_learn_what_one_does(sharding: str, alone: Path, base: Path, tmp_path: Path) -> None:
     from safetensors.torch import load_file
 
+    # In bfloat16 processes sum gradients of eight bits, and a step of AdamW is as long for the smallest of them.
+    loss_tolerance, share = (2e-4, 1e-3) if models.dtype_name() == "float32" else (0.05, 0.03)
     rows = trained(tmp_path, base, devices=2, sharding=sharding)
     expected = curve(alone)
     assert [row["step"] for row in rows] == [row["step"] for row in expected]
     for row, other in zip(rows, expected, strict=True):
         for name in ("loss", "validation_loss"):
-            assert row.get(name) == pytest.approx(other.get(name), abs=2e-4), (name, row, other)
+            assert row.get(name) == pytest.approx(other.get(name), abs=loss_tolerance), (name, row, other)
     one, two = (load_file(folder / "adapter" / "adapter_model.safetensors") for folder in (alone, tmp_path))
     assert one.keys() == two.keys()
     for name, weights in one.items():
-        assert (weights - two[name]).abs().max() < 1e-3, name
+        assert (weights - two[name]).norm() < share * weights.norm(), name
     configs = [json.loads((folder / "adapter" / "adapter_config.json").read_text()) for folder in (alone, tmp_path)]
     assert configs[0] == configs[1]
 
