@@ -100,6 +100,21 @@ def answer_here(base: Path) -> None:
     decoding.decode(models.load(base), requests, prompts, set())
 
 
+def tiny(folder: Path) -> Path:
+    """A model whose weights take next to nothing, to measure what the libraries take."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    tokenizer = models.load_tokenizer(models.locate(models.BUNDLED))
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+        tie_word_embeddings=True,
+    )  # fmt: skip
+    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
 def tasks(base: Path) -> dict[str, tuple[Callable[[Path, Path], None], Callable[[], Any]]]:
     """What is done for real, and its rehearsal, by name."""
     from stepladder.rehearsal import rehearsal
@@ -145,7 +160,6 @@ def real_peak(name: str, base: Path, small: Path) -> int:
 def here(root: Path, only: list[str], sizes: int) -> None:
     """Print what two small models take."""
     from memory import larger
-    from peaks import tiny
 
     from stepladder.models import template
 
