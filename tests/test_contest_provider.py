@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from contest_provider import ContestServer, moved
+from made import QUESTION
 from replay_server import UNRECORDED
 
 from stepladder.mcq.answer import strict
@@ -63,16 +64,8 @@ def test_a_recorded_answer_names_the_same_option_in_any_order(
 
 
 def test_letters_that_are_names_stay() -> None:
-    question = Question(
-        id="q",
-        problem_id="p",
-        source="contest",
-        problem="A和B赛跑。",
-        question="谁赢了？",
-        options=("张三", "李四"),
-        answer="A",
-        language="zh",
-    )
+    texts = {"problem": "A和B赛跑。", "question": "谁赢了？", "options": ("张三", "李四"), "language": "zh"}
+    question = QUESTION.model_copy(update=texts)
     prompt = ask_messages(question, (1, 0))[-1].content
     assert moved("A比B快，所以张三赢。\n答案是：A", question, prompt) == "A比B快，所以张三赢。\n答案是：B"
 
