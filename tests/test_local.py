@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import random
 import resource
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -162,11 +164,28 @@ def test_an_error_that_is_not_of_memory_is_raised(engine: Local) -> None:
 def test_the_cache_says_how_full_it_is(engine: Local) -> None:
     """Every cache layer of transformers must."""
     block = decoding._Block(engine._model, torch.zeros(2, dtype=torch.long), 40)
-    block.place(torch.arange(3).expand(2, 3), torch.tensor([3, 2]), torch.float32)
+    block.columns.place(torch.arange(3).expand(2, 3), torch.tensor([3, 2]), torch.float32)
     layer = block.blocks[0]
     keys, _ = layer.update(torch.ones(2, 1, 3, 4), torch.ones(2, 1, 3, 4))
     assert keys.shape == (2, 1, 32, 4), "whole columns are read"
     assert (layer.get_seq_length(), layer.get_max_length(), layer.get_mask_sizes(3)) == (32, 64, (32, 0))
+
+
+def test_there_is_never_a_second_whole_cache(engine: Local) -> None:
+    cache = decoding._Block(engine._model, torch.zeros(2, dtype=torch.long), 40)
+    cache.columns.place(torch.arange(3).expand(2, 3), torch.tensor([3, 2]), torch.float32)
+    for layer in cache.blocks:
+        layer.update(torch.ones(2, 1, 3, 4), torch.ones(2, 1, 3, 4))
+    wider = cache.spread(torch.tensor([0, 0, 1]), 70)
+    assert [len(layer.keys) for layer in wider.blocks] == [3] * len(cache.blocks)
+    assert not any(hasattr(layer, "keys") or hasattr(layer, "values") for layer in cache.blocks)
+    gone = weakref.ref(wider.blocks[-1].keys)
+    gc.disable()
+    try:
+        del wider, layer
+        assert gone() is None, "a cache that nobody uses keeps its memory until Python looks for cycles"
+    finally:
+        gc.enable()
 
 
 def test_log_probabilities_are_not_silently_left_out(engine: Local) -> None:

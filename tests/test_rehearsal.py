@@ -10,7 +10,6 @@ import pytest
 pytest.importorskip("torch")
 import torch
 
-from stepladder.ask.local import memory as batch_memory
 from stepladder.config import Quantise, Train
 from stepladder.forecast import memory
 from stepladder.forecast.model_shape import Shape
@@ -73,7 +72,6 @@ def test_the_gptq_of_a_layer() -> None:
 
 
 def test_a_batch_of_answers() -> None:
-    assert memory.MAX_SCORES == batch_memory.MAX_SCORES
     model = depths.skeleton(depths.architecture(SMALL), 2)
     (peak,) = rehearse_answers(model, 8, 192, 64).values()
     planned = memory.answering(SMALL._replace(layers=2), 8, 256, prompt=192, bytes_each=4)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from stepladder.ask.local.memory import MAX_SCORES
 from stepladder.forecast.model_shape import Shape
 
 GIB = 2**30
@@ -30,8 +31,6 @@ MAX_SEQUENCES = 256
 MIN_SIDE_BY_SIDE_SEQUENCES = 16
 """Sequences of maximum length that must fit the KV cache of each server where several share a card: with fewer, one
 server after another on the whole card is faster."""
-MAX_SCORES = 2**26
-"""Attention scores that the embedded engine computes at once (ask/local/memory.py)."""
 NF4_BITS = 4 + 8 / 64 + 32 / (64 * 256)
 """Of a weight in QLoRA's base: 4, and an 8-bit scale for each 64, itself scaled in blocks of 256 (Dettmers et al. 2023,
 arXiv:2305.14314)."""

@@ -98,6 +98,7 @@ def _check_cards(context: Context, base: Path) -> None:
         checkpointing=settings.gradient_checkpointing is not False,
         qlora=settings.qlora,
         cards=settings.devices if settings.sharding != "none" else 1,
+        accumulates=settings.gradient_accumulation > settings.devices,
     ).total
     free_bytes = [size for size in cards.free_bytes()[: settings.devices] if size is not None]
     if free_bytes and needed_bytes > min(free_bytes):

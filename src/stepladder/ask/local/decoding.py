@@ -97,7 +97,7 @@ def _forward(model: PreTrainedModel, cache: _Block, segments: Sequence[tuple[int
     ids = torch.tensor([[0] * (width - len(segment)) + list(segment) for segment in segments]).to(model.device)
     counts = torch.tensor([len(segment) for segment in segments], device=model.device)
     offsets = torch.arange(width, device=model.device) - (width - counts)[:, None]  # below 0 for padding, on the left
-    positions, mask = cache.place(offsets, counts, model.dtype)
+    positions, mask = cache.columns.place(offsets, counts, model.dtype)
     output = model(
         input_ids=ids,
         attention_mask=mask,
@@ -138,60 +138,20 @@ def _limits(request: Request) -> list[LogitsProcessor]:
     return limits
 
 
-class _Layer(CacheLayerMixin):  # type: ignore[no-untyped-call]
-    """Keys and values of one layer in a block of fixed width, read as a view of its first columns."""
-
-    keys: torch.Tensor
-    values: torch.Tensor
-
-    def __init__(self, block: _Block) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.block = block
-
-    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        # Zeros: masked columns have weight 0, but 0 times NaN, which fresh memory may hold, is NaN.
-        shape = (len(self.block.lengths), key_states.shape[1], self.block.width + 1, key_states.shape[3])
-        self.keys = key_states.new_zeros(shape)
-        self.values = value_states.new_zeros(shape)
-        self.is_initialized = True
-
-    def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-        rows = torch.arange(len(key_states), device=key_states.device)[:, None]
-        self.keys[rows, :, self.block.columns] = key_states.transpose(1, 2)
-        self.values[rows, :, self.block.columns] = value_states.transpose(1, 2)
-        return self.keys[:, :, : self.block.window], self.values[:, :, : self.block.window]
-
-    def get_seq_length(self) -> int:
-        return self.block.window
-
-    def get_max_length(self) -> int:
-        return self.block.width
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.block.window, 0
-
-
-class _Block(Cache):
-    """The key-value cache of a batch: one block per layer, all filled to the same columns.
+class _Columns:
+    """Which columns of its cache every row has filled.
 
     Args:
-        model: the model.
         lengths: tokens in each row, shape (rows,).
         width: columns to allocate, rounded up; one more is added for padding.
     """
 
-    def __init__(self, model: PreTrainedModel, lengths: torch.Tensor, width: int) -> None:
-        self.model, self.lengths, self.width = model, lengths, -(-width // COLUMN_MULTIPLE) * COLUMN_MULTIPLE
+    def __init__(self, lengths: torch.Tensor, width: int) -> None:
+        self.lengths, self.width = lengths, -(-width // COLUMN_MULTIPLE) * COLUMN_MULTIPLE
         self.window = 0
         """Number of columns that attention reads."""
-        self.columns = torch.zeros(len(lengths), 0, dtype=torch.long)
+        self.current = torch.zeros(len(lengths), 0, dtype=torch.long)
         """Columns of the tokens of the current forward pass, shape (rows, width)."""
-        self.blocks = [_Layer(self) for _ in range(model.config.num_hidden_layers)]
-        super().__init__(layers=list(self.blocks))
 
     def place(
         self, offsets: torch.Tensor, counts: torch.Tensor, dtype: torch.dtype
@@ -205,27 +165,84 @@ class _Block(Cache):
             dtype: of the mask.
         """
         positions = (self.lengths[:, None] + offsets).clamp(min=0)
-        self.columns = torch.where(offsets < 0, self.width, positions)
+        self.current = torch.where(offsets < 0, self.width, positions)
         self.lengths = self.lengths + counts
         self.window = -(-int(self.lengths.max()) // COLUMN_MULTIPLE) * COLUMN_MULTIPLE
         masked = torch.arange(self.window, device=offsets.device) > positions[:, None, :, None]
         mask = torch.zeros(masked.shape, dtype=dtype, device=offsets.device)
         return positions, mask.masked_fill_(masked, MASKED_SCORE)
 
+
+class _Layer(CacheLayerMixin):  # type: ignore[no-untyped-call]
+    """Keys and values of one layer in a block of fixed width, read as a view of its first columns."""
+
+    keys: torch.Tensor
+    values: torch.Tensor
+
+    def __init__(self, columns: _Columns) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.columns = columns
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        # Zeros: masked columns have weight 0, but 0 times NaN, which fresh memory may hold, is NaN.
+        shape = (len(self.columns.lengths), key_states.shape[1], self.columns.width + 1, key_states.shape[3])
+        self.keys = key_states.new_zeros(shape)
+        self.values = value_states.new_zeros(shape)
+        self.is_initialized = True
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        rows = torch.arange(len(key_states), device=key_states.device)[:, None]
+        self.keys[rows, :, self.columns.current] = key_states.transpose(1, 2)
+        self.values[rows, :, self.columns.current] = value_states.transpose(1, 2)
+        window = self.columns.window
+        return self.keys[:, :, :window], self.values[:, :, :window]
+
+    def take(self, source: _Layer, rows: torch.Tensor, window: int) -> None:
+        """Begin row i with the first ``window`` columns of row ``rows[i]`` of a layer, which is empty afterwards."""
+        self.lazy_initialization(source.keys, source.values)
+        self.keys[:, :, :window] = source.keys[rows, :, :window]
+        self.values[:, :, :window] = source.values[rows, :, :window]
+        del source.keys, source.values
+
+    def get_seq_length(self) -> int:
+        return self.columns.window
+
+    def get_max_length(self) -> int:
+        return self.columns.width
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.columns.window, 0
+
+
+class _Block(Cache):
+    """The key-value cache of a batch: one block per layer, all filled to the same columns.
+
+    No layer refers to it, so that its memory is free as soon as nobody uses it.
+    """
+
+    def __init__(self, model: PreTrainedModel, lengths: torch.Tensor, width: int) -> None:
+        self.model, self.columns = model, _Columns(lengths, width)
+        self.blocks = [_Layer(self.columns) for _ in range(model.config.num_hidden_layers)]
+        super().__init__(layers=list(self.blocks))
+
     def spread(self, parents: torch.Tensor, room: int) -> _Block:
-        """A new cache whose row i begins with a copy of row ``parents[i]``, and has ``room`` for more tokens."""
-        copy = _Block(self.model, self.lengths[parents], int(self.lengths.max()) + room)
-        copy.window = self.window
-        if self.window:
-            for target, source in zip(copy.blocks, self.blocks, strict=True):
-                target.lazy_initialization(source.keys, source.values)
-                target.keys[:, :, : self.window] = source.keys[parents, :, : self.window]
-                target.values[:, :, : self.window] = source.values[parents, :, : self.window]
-        return copy
+        """A cache whose row i begins with row ``parents[i]`` of this one, and has ``room`` for more tokens. It takes
+        this one's place layer by layer, so that there are never two whole ones."""
+        lengths, window = self.columns.lengths, self.columns.window
+        wider = _Block(self.model, lengths[parents], int(lengths.max()) + room)
+        wider.columns.window = window
+        if window:
+            for target, source in zip(wider.blocks, self.blocks, strict=True):
+                target.take(source, parents, window)
+        return wider
 
     def keep(self, rows: torch.Tensor) -> None:
         """Keep only these rows."""
-        self.lengths = self.lengths[rows]
+        self.columns.lengths = self.columns.lengths[rows]
         for block in self.blocks:
             block.keys, block.values = block.keys[rows], block.values[rows]
 
