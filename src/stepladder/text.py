@@ -35,6 +35,8 @@ def nfkc(text: str) -> str:
 def nfkc_bytes(text: str) -> int:
     """An upper bound on the bytes of a text's compatibility composition (NFKC) in UTF-8: those of :func:`nfkc`, and the
     phrases unfolded."""
+    if text.isascii():
+        return len(text)
     phrases = sum(text.count(phrase) * len(unicodedata.normalize("NFKC", phrase).encode()) for phrase in _PHRASES)
     return len(nfkc(text).encode()) + phrases
 
