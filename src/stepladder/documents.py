@@ -184,6 +184,10 @@ class TrainsetCard(Document):
     same_chain: int
     """Chains much like others for the same question, or beyond the member's number of them."""
     duplicates: int
+    flawed: Mapping[str, int] = {}
+    """Chains that no student should learn from, by flaw (stepladder.mcq.cleaning)."""
+    cleaned: Mapping[str, int] = {}
+    """Chains in the set from which debris was removed, by its form; a chain may have had several."""
     twins: tuple[Twin, ...]
     labels: tuple[Split, ...] = ("train",)
     """The splits whose labels it learns from: those of the final weights have validation too."""

@@ -467,6 +467,10 @@ class Member(Table):
     control: str | None = None
     """With ``variants``: the member that is the same without them. This member joins the ensemble only if it is at
     least as accurate on validation."""
+    clean: bool = True
+    """Whether debris of prompts and chat formats is removed from chains (``Assistant:``, ``<reflection>`` blocks,
+    tags), and a chain left out that begins within a sentence, answers before it reasons, names two letters, repeats
+    itself or has no reasoning."""
     balance: bool = False
     """Whether the options of examples are reordered so that every letter is right equally often; this changes only
     chains that name no option by its letter before the answer line."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from stepladder import models
 from stepladder.config import Config, Member
 from stepladder.documents import TrainsetCard
+from stepladder.mcq.cleaning import FLAWS
 
 if TYPE_CHECKING:
     from huggingface_hub import CardData
@@ -23,6 +24,8 @@ LEFT_OUT = {
     "duplicates": "because the same conversation was there already",
     "left_out": "because they are longer than `max_length` tokens",
 }
+REASONS = {**LEFT_OUT, **FLAWS}
+"""Why chains are left out, by the card's fields and by flaw."""
 
 
 def markdown(config: Config, mix: Member, card: TrainsetCard) -> str:
@@ -64,7 +67,9 @@ def markdown(config: Config, mix: Member, card: TrainsetCard) -> str:
         f"{100 * mix.share:g} %, drawn with seed {mix.seed}. Chains a question: {mix.chains or 'all'}. Proved "
         f"variants: {'yes' if mix.variants else 'no'}. Answer letters balanced: {'yes' if mix.balance else 'no'}.",
     ]
-    left = [f"- {count:,} {why}" for key, why in LEFT_OUT.items() if (count := getattr(card, key))]
+    counts = {key: getattr(card, key) for key in LEFT_OUT} | dict(card.flawed)
+    left = [f"- {counts[key]:,} {why}" for key, why in REASONS.items() if counts.get(key)]
+    cleaned = [f"- {form}: {count:,}" for form, count in card.cleaned.items()]
     twins = [
         f"- {code(twin.problem)} and {code(twin.of)}: similarity {twin.similarity:.2f}"
         for twin in card.twins[:MAX_TWINS_LISTED]
@@ -80,6 +85,10 @@ def markdown(config: Config, mix: Member, card: TrainsetCard) -> str:
             "",
             "## Left out",
             *(left or ["Nothing."]),
+            "",
+            "## Cleaned",
+            "Debris that was removed from chains, by form (stepladder.mcq.cleaning):" if cleaned else "Nothing.",
+            *cleaned,
             "",
             "## Contamination",
             f"Compared with every problem of {'' if is_final else 'validation and '}test, word for word and by "

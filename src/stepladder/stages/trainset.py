@@ -17,13 +17,14 @@ from stepladder.errors import UserError
 from stepladder.mcq.answer import with_final_line
 from stepladder.mcq.balance import balanced
 from stepladder.mcq.chains import most_different
+from stepladder.mcq.cleaning import Cleaned, clean
 from stepladder.mcq.language import is_written_in
 from stepladder.mcq.overlap import TWIN_SIMILARITY, near_duplicates, problem_text
 from stepladder.mcq.prompts import ask_messages
 from stepladder.mcq.shuffle import rng, shown
 from stepladder.models import template
 from stepladder.records import Example, Message, Question, Sample, Split
-from stepladder.reporting.data_card import LEFT_OUT, markdown, student_name
+from stepladder.reporting.data_card import REASONS, markdown, student_name
 from stepladder.training.sequences import tokenise
 from stepladder.workspace import Artifact, write_atomic
 
@@ -57,19 +58,23 @@ def build(context: Context, part: str | None, folder: Path) -> None:
         samples += records.read(source.input("variants") / "accepted.jsonl", Sample)
     chosen = [sample for sample in samples if questions[sample.question_id].problem_id in share]
 
-    removed: Counter[str] = Counter()
+    removed, flawed, forms = Counter[str](), Counter[str](), Counter[str]()
     leaked_problems = {twin.problem for twin in twins}
-    clean: list[Sample] = []
+    usable: list[Sample] = []
     for sample in chosen:
         question = questions[sample.question_id]
+        chain = without_debris(question, sample) if mix.clean else Cleaned(sample.text)
         if question.problem_id in leaked_problems:
             removed["leaked"] += 1
-        elif not is_written_in(sample.text, question.language):
+        elif chain.flaw is not None:
+            flawed[chain.flaw] += 1
+        elif not is_written_in(chain.text, question.language):
             removed["other_language"] += 1
         else:
-            clean.append(sample)
-    distinct = clean if mix.chains is None else _distinct(clean, mix.chains)
-    removed["same_chain"] = len(clean) - len(distinct)
+            forms.update(chain.forms)
+            usable.append(sample.model_copy(update={"text": chain.text}))
+    distinct = usable if mix.chains is None else _distinct(usable, mix.chains)
+    removed["same_chain"] = len(usable) - len(distinct)
     if mix.balance:
         distinct = balanced([(questions[sample.question_id], sample) for sample in distinct])
     kept: dict[tuple[Message, ...], Example] = {}
@@ -86,7 +91,8 @@ def build(context: Context, part: str | None, folder: Path) -> None:
             examples.append(example)
     removed["left_out"] = len(kept) - len(examples)
     if not examples:
-        reasons = "".join(f"; {removed[key]:,} left out {why}" for key, why in LEFT_OUT.items() if removed[key])
+        counts = removed + flawed
+        reasons = "".join(f"; {counts[key]:,} left out {why}" for key, why in REASONS.items() if counts[key])
         raise UserError(
             f"member {part!r} has nothing to learn from: {len(chosen):,} of {len(samples):,} accepted chains are in "
             f"its mix{reasons}; widen its teachers or share, or add a rung that solves more"
@@ -94,6 +100,7 @@ def build(context: Context, part: str | None, folder: Path) -> None:
     card = _card(examples, lengths, removed, twins, [questions[example.question_id] for example in examples])
     if context.is_final:
         card = card.model_copy(update={"labels": context.taught})
+    card = card.model_copy(update={"flawed": dict(flawed.most_common()), "cleaned": dict(forms.most_common())})
     write_atomic(folder / "train.jsonl", records.lines(examples))
     card.write(folder)
     write_atomic(folder / "README.md", markdown(config, mix, card))
@@ -164,6 +171,11 @@ def _canonical(question: Question) -> tuple[str, str, tuple[str, ...]]:
         " ".join(question.question.split()),
         tuple(sorted(question.options)),
     )
+
+
+def without_debris(question: Question, sample: Sample) -> Cleaned:
+    """The sample's chain as a student may learn it, or why it may not."""
+    return clean(sample.text, shown(question.options, sample.permutation), question.language)
 
 
 def _distinct(samples: Sequence[Sample], most: int) -> list[Sample]:

@@ -1,0 +1,139 @@
+"""Chains fit for a student: debris of prompts and chat formats is removed, and a chain that no teacher would show is
+refused.
+
+The forms are those of recorded answers of six models (Llama 3.1, Qwen2, DeepSeek-Coder-V2). A student that learns from
+them writes them itself: of one trained on such chains as they were, 199 of 200 answers began with ``Assistant:``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
+
+from stepladder.mcq.answer import strict, with_final_line
+from stepladder.records import Language
+from stepladder.text import USUAL_CONTROL_TOKENS
+
+MIN_CHARACTERS = 12
+"""Of a chain without its answer line; less is no reasoning."""
+REPEATED_CHARACTERS, MAX_REPEATS = 30, 6
+"""A passage of so many characters, white space left out, that occurs more often makes a chain a loop."""
+
+_ROLE = re.compile(
+    r"\A[\s.=_\"(]*+(?:<\|[^<>|\s]{1,64}\|>\s*+)*+"
+    r"(?:(?i:doc)?(?i:assistant|user|system|human)|助手|用户)\"?(?:<\|[^<>|\s]{1,64}\|>)*+[ \t]*+"
+    r"(?:[:：]|\n|(?=[<一-鿿]))"
+)
+_BEGINNING = re.compile(r"\A(?:[\s:：\ufffd]++|[^\s<>]{0,6}>)++")
+"""White space, characters that could not be decoded, and the end of a tag whose beginning is lost."""
+_FIRST_WORD = re.compile(
+    r"\A[\s._(-]*+(?i:answers?|steps?|output|response|reasoning|explanations?|explains|analy[sz]e|summary|document|docstring)"
+    r"[)>]?[ \t]*+[:：]?[ \t]*+(?=\n|[一-鿿])"
+)
+_LATIN_LINE = re.compile(r"\A[A-Za-z._=:()\"<> -]{1,40}\n(?=\s*+[<*#\d]*+\s*+[一-鿿])")
+"""A first line without a Chinese character before a Chinese text: ``.com``, ``step-by-step-analysis:``."""
+_TAG = re.compile(r"</?(?i:think(?:ing)?|reflection|output|answer|response|reasoning|solution|summary|step|result)>")
+_FENCE = re.compile(r"^[ \t]*+```\w{0,20}[ \t]*+$\n?", re.MULTILINE)
+_WITHIN = re.compile(r"[，。、；）》”,;)\]]")
+_QUESTION = re.compile(r"^[\s#*]*+(?:选择题|问题|Question)[ \t]*+\d{1,3}[ \t]*+[:：]", re.MULTILINE)
+_BLANK_LINES = re.compile(r"\n[ \t]*+(?:\n[ \t]*+)++")
+
+
+class Cleaned(NamedTuple):
+    """A chain without debris."""
+
+    text: str
+    """It ends in the answer line that the prompts ask for, unless there is a flaw."""
+    forms: tuple[str, ...] = ()
+    """What was removed, by the names of :data:`FORMS`."""
+    flaw: str | None = None
+    """Why the chain must not train anybody, by the names of :data:`FLAWS`."""
+
+
+def _without(pattern: re.Pattern[str], replacement: str = "") -> Callable[[str], str]:
+    return lambda text: pattern.sub(replacement, text)
+
+
+def _without_reflection(text: str) -> str:
+    """The text without ``<reflection>`` blocks, in which models judge their own reasoning; one that is not closed ends
+    at the next ``<output>``, or with the text."""
+    kept, position, lower = [], 0, text.lower()
+    while (begin := lower.find("<reflection>", position)) >= 0:
+        kept.append(text[position:begin])
+        end = lower.find("</reflection>", begin)
+        if end < 0:
+            end = lower.find("<output>", begin)
+            position = len(text) if end < 0 else end
+            break
+        position = end + len("</reflection>")
+    return "".join([*kept, text[position:]])
+
+
+FORMS: dict[str, Callable[[str], str]] = {
+    "role": lambda text: _BEGINNING.sub("", _ROLE.sub("", _BEGINNING.sub("", text))),
+    "control token": _without(USUAL_CONTROL_TOKENS),
+    "reflection": _without_reflection,
+    "tag": _without(_TAG),
+    "first word": lambda text: _FIRST_WORD.sub("", text.lstrip()),
+    "first line": lambda text: _LATIN_LINE.sub("", text.lstrip()),
+    "code fence": _without(_FENCE),
+}
+"""What removes each form of debris, in the order in which they are removed."""
+FLAWS = {
+    "begins within": "because they begin in the middle of a sentence",
+    "answers first": "because they give the answer before the reasons",
+    "several questions": "because they hold further questions",
+    "two answers": "because they name another letter before their last line",
+    "no reasoning": "because nothing but the answer is in them",
+    "repeats": "because they repeat a passage over and over",
+    "answer lost": "because their answer was in what had to be removed",
+}
+
+
+def clean(text: str, options: Sequence[str], language: Language) -> Cleaned:
+    """A chain with a strict letter, without debris and with the answer line that the prompts ask for.
+
+    Args:
+        text: the chain, which has a strict letter.
+        options: the options' texts in the order the model was shown them.
+    """
+    cleaned = _clean(text, options, language, FORMS)
+    if cleaned.flaw == "no reasoning" and "reflection" in cleaned.forms:  # it is all the reasoning there is
+        return _clean(text, options, language, [name for name in FORMS if name != "reflection"])
+    return cleaned
+
+
+def _clean(text: str, options: Sequence[str], language: Language, names: Iterable[str]) -> Cleaned:
+    letter, forms, chain = strict(text, options).letter, [], text
+    for name in names:
+        if (removed := FORMS[name](chain)).strip() != chain.strip():
+            forms.append(name)
+            chain = removed
+    if strict(chain, options).letter != letter:
+        return Cleaned(text, tuple(forms), "answer lost")
+    chain = _BLANK_LINES.sub("\n\n", with_final_line(chain.strip(), options, language))
+    *lines, answer = chain.split("\n")
+    while lines and (not lines[-1].strip() or strict(lines[-1], options) == (letter, "last-line")):
+        lines.pop()  # the same answer, said twice
+    reasoning = "\n".join(lines)
+    return Cleaned(f"{reasoning}\n{answer}".strip(), tuple(forms), _flaw(reasoning, letter, options))
+
+
+def _flaw(reasoning: str, letter: str | None, options: Sequence[str]) -> str | None:
+    compact = "".join(reasoning.split())
+    if len(compact) < MIN_CHARACTERS:
+        return "no reasoning"
+    if _WITHIN.match(compact):
+        return "begins within"
+    lines = [strict(line, options) for line in reasoning.split("\n") if line.strip()]
+    if len(lines) > 1 and lines[0].rule == "last-line":
+        return "answers first"
+    if any(line.letter not in (None, letter) for line in lines):
+        return "two answers"
+    if len(_QUESTION.findall(reasoning)) > 1:
+        return "several questions"
+    starts = range(len(compact) - REPEATED_CHARACTERS + 1)
+    passages = Counter(compact[start : start + REPEATED_CHARACTERS] for start in starts)
+    return "repeats" if passages and max(passages.values()) > MAX_REPEATS else None
