@@ -15,6 +15,7 @@ from made import QUESTION
 from stepladder.mcq.answer import lenient, strict, up_to_letter, with_final_line
 from stepladder.mcq.balance import _may_reorder
 from stepladder.mcq.chains import most_different
+from stepladder.mcq.cleaning import clean
 from stepladder.mcq.formats import _BBH_OPTION, _LETTERED, _LOGIQA_OPTION
 from stepladder.mcq.language import is_written_in
 from stepladder.mcq.repair import repair
@@ -29,7 +30,8 @@ SECONDS = 1.0
 """Of processor time that reading them may take; it takes a few hundredths."""
 FRAGMENTS = (
     " ", "\n", "\t", "\u3000", "\r", "*", "#", "-", "`", "```", "**", "(", ")", "[", "{", "\\", "\\n", '"',
-    "%*", "%", ".", ",", "。", "，", "、", "：", ":", "<", "<|", "<answer>", "</think>", "A", "B.", "(A)",
+    "%*", "%", ".", ",", "。", "，", "、", "：", ":", "<", "<|", "<answer>", "</think>", "<reflection>", "<output>", "Assistant:",
+    "A", "B.", "(A)",
     "A 和", "answer", "answer is", "The answer is", "Answer:", "答案", "答案是", "正确", "正确答案", "的",
     "以上", "以上的", "都", "所有", "选", "选A。", "选项", "选项 A", "因此", "根据", "根据题", "based on",
     "given x", "therefore,", "so ", "all of the ", "none", "both A", "\\boxed{", "\\text{A", "问题", "问题：",
@@ -56,6 +58,7 @@ READERS: dict[str, Callable[[str], object]] = {
     "lenient": lambda text: lenient(text, ("one", "two")),
     "with_final_line": lambda text: with_final_line(f"{text}\nAnswer: A", ("one", "two"), "en"),
     "up_to_letter": lambda text: up_to_letter(text, ("one", "two"), "zh"),
+    "clean": lambda text: clean(f"{text}\nAnswer: A", ("one", "two"), "en"),
     "may_reorder": may_reorder,
     "fixed": lambda text: fixed(QUESTION.model_copy(update={"question": text, "options": (text, "two")})),
     "repair": lambda text: repair(text or "x", (text or "x", "two"), "A"),

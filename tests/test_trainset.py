@@ -7,6 +7,7 @@ import random
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -211,6 +212,25 @@ def test_of_many_chains_the_most_different_are_kept(run: Run) -> None:
     few = run.made("few").card
     assert few["same_chain"] == 3  # two chains here, and the copy in another place
     assert few["duplicates"] == 0
+
+
+def test_debris_is_removed_and_flawed_chains_are_left_out_unless_the_member_says_otherwise(tmp_path: Path) -> None:
+    run, chain = Run(tmp_path), text("clean", 30)
+    said = (f"Assistant: <thinking>{chain}</thinking>\nAnswer: A", "<output>Answer: A</output>")
+    accepted = [sample(TRAIN[0], index=index, text=words) for index, words in enumerate(said)]
+    run.put("samples", {"accepted": accepted})
+    stage, made = flow.stage("trainset"), {}
+    for is_clean in (True, False):
+        config = run.config.model_copy(update={"member": (Member(name="all", clean=is_clean),)})
+        context = replace(run.context, config=config)
+        with stage.artifact(context, "all").writing() as folder:
+            stage.build(context, "all", folder)
+        made[is_clean] = run.made("all")
+    assert [example.messages[-1].content for example in made[True].examples] == [f"{chain}\nAnswer: A"]
+    assert made[True].card["flawed"] == {"no reasoning": 1}
+    assert made[True].card["cleaned"] == {"role": 1, "tag": 1}
+    assert [example.messages[-1].content for example in made[False].examples] == [said[0], "Answer: A"]
+    assert (made[False].card["flawed"], made[False].card["cleaned"]) == ({}, {})
 
 
 def test_variants_are_learned_only_where_the_member_says_so(run: Run) -> None:

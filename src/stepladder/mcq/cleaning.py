@@ -16,7 +16,7 @@ from stepladder.mcq.answer import strict, with_final_line
 from stepladder.records import Language
 from stepladder.text import USUAL_CONTROL_TOKENS
 
-MIN_CHARACTERS = 12
+MIN_CHARACTERS = 6
 """Of a chain without its answer line; less is no reasoning."""
 REPEATED_CHARACTERS, MAX_REPEATS = 30, 6
 """A passage of so many characters, white space left out, that occurs more often makes a chain a loop."""
@@ -37,7 +37,7 @@ _LATIN_LINE = re.compile(r"\A[A-Za-z._=:()\"<> -]{1,40}\n(?=\s*+[<*#\d]*+\s*+[�
 _TAG = re.compile(r"</?(?i:think(?:ing)?|reflection|output|answer|response|reasoning|solution|summary|step|result)>")
 _FENCE = re.compile(r"^[ \t]*+```\w{0,20}[ \t]*+$\n?", re.MULTILINE)
 _WITHIN = re.compile(r"[，。、；）》”,;)\]]")
-_QUESTION = re.compile(r"^[\s#*]*+(?:选择题|问题|Question)[ \t]*+\d{1,3}[ \t]*+[:：]", re.MULTILINE)
+_QUESTION = re.compile(r"^[ \t#*]*+(?:选择题|问题|Question)[ \t]*+\d{1,3}[ \t]*+[:：]", re.MULTILINE)
 _BLANK_LINES = re.compile(r"\n[ \t]*+(?:\n[ \t]*+)++")
 
 
