@@ -30,8 +30,8 @@ SECONDS = 1.0
 """Of processor time that reading them may take; it takes a few hundredths."""
 FRAGMENTS = (
     " ", "\n", "\t", "\u3000", "\r", "*", "#", "-", "`", "```", "**", "(", ")", "[", "{", "\\", "\\n", '"',
-    "%*", "%", ".", ",", "。", "，", "、", "：", ":", "<", "<|", "<answer>", "</think>", "<reflection>", "<output>", "Assistant:",
-    "A", "B.", "(A)",
+    "%*", "%", ".", ",", "。", "，", "、", "：", ":", "<", "<|", "<answer>", "</think>",
+    "<reflection>", "<output>", "Assistant:", "A", "B.", "(A)",
     "A 和", "answer", "answer is", "The answer is", "Answer:", "答案", "答案是", "正确", "正确答案", "的",
     "以上", "以上的", "都", "所有", "选", "选A。", "选项", "选项 A", "因此", "根据", "根据题", "based on",
     "given x", "therefore,", "so ", "all of the ", "none", "both A", "\\boxed{", "\\text{A", "问题", "问题：",
