@@ -40,6 +40,7 @@ FORMS_SEEN = (
 FLAWED = (
     ("begins within", "，王先生不在场，所以排除第一个选项。\n答案是：B"),
     ("answers first", f"答案是：B\n{REASON}\n答案是：B"),
+    ("answers first", f"### 答案:\nB. 否\n### 解析:\n{REASON}\n答案是：B"),
     ("several questions", f"选择题 1：\n{REASON}\n选择题 2：\n{REASON}\n答案是：B"),
     ("two answers", f"{REASON}\n因此答案是：A\n等等，应该对调一下。\n因此答案是：B"),
     ("no reasoning", "<output>\n因此答案是：B\n</output>"),

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from made import QUESTION
 
 from stepladder.mcq.answer import lenient, strict, up_to_letter, with_final_line
-from stepladder.mcq.balance import _may_reorder
 from stepladder.mcq.chains import most_different
 from stepladder.mcq.cleaning import clean
 from stepladder.mcq.formats import _BBH_OPTION, _LETTERED, _LOGIQA_OPTION
 from stepladder.mcq.language import is_written_in
+from stepladder.mcq.reorder import may_move
 from stepladder.mcq.repair import repair
 from stepladder.mcq.shuffle import fixed
 from stepladder.mcq.variant import Unfit, facts, only_asks, read
@@ -43,7 +43,7 @@ FRAGMENTS = (
 def may_reorder(text: str) -> None:
     verdict = {"answer": "A", "verdict": "accepted", "text": f"{text}\nAnswer: A"}
     base = {"question_id": "q#0", "rung": "r", "model": "m", "sample_index": 0, "permutation": (0, 1), "key": "k"}
-    _may_reorder(QUESTION, Sample.model_validate(base | verdict))
+    may_move(QUESTION, Sample.model_validate(base | verdict))
 
 
 def variant(text: str) -> None:

@@ -214,23 +214,39 @@ def test_of_many_chains_the_most_different_are_kept(run: Run) -> None:
     assert few["duplicates"] == 0
 
 
+def rebuilt(run: Run, member: Member) -> Made:
+    """What ``all`` gets with other settings."""
+    stage, config = flow.stage("trainset"), run.config.model_copy(update={"member": (member,)})
+    context = replace(run.context, config=config)
+    with stage.artifact(context, "all").writing() as folder:
+        stage.build(context, "all", folder)
+    return run.made("all")
+
+
 def test_debris_is_removed_and_flawed_chains_are_left_out_unless_the_member_says_otherwise(tmp_path: Path) -> None:
     run, chain = Run(tmp_path), text("clean", 30)
     said = (f"Assistant: <thinking>{chain}</thinking>\nAnswer: A", "<output>Answer: A</output>")
-    accepted = [sample(TRAIN[0], index=index, text=words) for index, words in enumerate(said)]
-    run.put("samples", {"accepted": accepted})
-    stage, made = flow.stage("trainset"), {}
-    for is_clean in (True, False):
-        config = run.config.model_copy(update={"member": (Member(name="all", clean=is_clean),)})
-        context = replace(run.context, config=config)
-        with stage.artifact(context, "all").writing() as folder:
-            stage.build(context, "all", folder)
-        made[is_clean] = run.made("all")
+    run.put("samples", {"accepted": [sample(TRAIN[0], index=index, text=words) for index, words in enumerate(said)]})
+    made = {is_clean: rebuilt(run, Member(name="all", clean=is_clean)) for is_clean in (True, False)}
     assert [example.messages[-1].content for example in made[True].examples] == [f"{chain}\nAnswer: A"]
     assert made[True].card["flawed"] == {"no reasoning": 1}
     assert made[True].card["cleaned"] == {"role": 1, "tag": 1}
     assert [example.messages[-1].content for example in made[False].examples] == [said[0], "Answer: A"]
     assert (made[False].card["flawed"], made[False].card["cleaned"]) == ({}, {})
+
+
+def test_the_shortest_chains_are_learned_in_several_orders(tmp_path: Path) -> None:
+    run, size = Run(tmp_path), len(TRAIN[0].options)
+    said = (text("long", 30), text("short", 10), f"{text('letters', 15)} So B is out.", text("longest", 40))
+    accepted = [sample(TRAIN[0], index=index, text=f"{words}\nAnswer: A") for index, words in enumerate(said)]
+    run.put("samples", {"accepted": accepted})
+    made = rebuilt(run, Member(name="all", chains=2, choose="shortest", orders=size))
+    answers = [example.messages[-1].content for example in made.examples]
+    assert Counter(answer.rpartition("\n")[0] for answer in answers) == {said[1]: size, said[2]: 1}
+    assert {answer[-1] for answer in answers} == set("ABC"[:size])
+    assert (made.card["same_chain"], made.card["in_one_order"]) == (2, 1)
+    readme = (made.folder / "README.md").read_text(encoding="utf-8")
+    assert f"Orders of options a chain: {size} (1 chains in their own only)" in readme
 
 
 def test_variants_are_learned_only_where_the_member_says_so(run: Run) -> None:
@@ -392,7 +408,13 @@ SAID: Mapping[Language, tuple[tuple[str, bool], ...]] = {
         ("The second option is out.", False),
         ("Ａ does not follow.", False),
     ),
-    "zh": (("安比鲍勃高。", True), ("选项B不对。", False), ("第二个选项不对。", False), ("选项二不对。", False)),
+    "zh": (
+        ("安比鲍勃高。", True),
+        ("选项B不对。", True),
+        ("选项B和A不对。", False),
+        ("第二个选项不对。", False),
+        ("选项二不对。", False),
+    ),
 }
 """What chains say before their answer line, and whether that stays right in another order."""
 

@@ -188,6 +188,8 @@ class TrainsetCard(Document):
     """Chains that no student should learn from, by flaw (stepladder.mcq.cleaning)."""
     cleaned: Mapping[str, int] = {}
     """Chains in the set from which debris was removed, by its form; a chain may have had several."""
+    in_one_order: int = 0
+    """Chains of a member with ``orders`` that stayed in their own, because of how they refer to options."""
     twins: tuple[Twin, ...]
     labels: tuple[Split, ...] = ("train",)
     """The splits whose labels it learns from: those of the final weights have validation too."""

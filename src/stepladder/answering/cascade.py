@@ -13,10 +13,10 @@ from stepladder.ask.request import Request
 from stepladder.config import Rung
 from stepladder.context import Context
 from stepladder.mcq.answer import leading
-from stepladder.mcq.balance import WORKED_KEY_PREFIX
 from stepladder.mcq.chainfile import read_chains
 from stepladder.mcq.chains import most_different
 from stepladder.mcq.prompts import ask_messages, worked_solution
+from stepladder.mcq.reorder import WORKED_KEY_PREFIX
 from stepladder.mcq.shuffle import Permutation, fixed, orders
 from stepladder.mcq.verify import judge
 from stepladder.records import Question, Sample

@@ -461,7 +461,13 @@ class Member(Table):
     share: float = Field(default=1.0, gt=0, le=1)
     """Share of the training problems it sees, drawn with its seed."""
     chains: int | None = Field(default=None, ge=1)
-    """Most chains of one question it learns from, the most different ones; by default all."""
+    """Most chains of one question it learns from; by default all."""
+    choose: Literal["different", "shortest"] = Field(default="different", exclude_if=lambda value: value == "different")
+    """Which ``chains`` of a question those are: the most different ones, or the shortest, which a small student follows
+    to the end."""
+    orders: int = Field(default=1, ge=1, le=24, exclude_if=lambda value: value == 1)
+    """Number of orders of the options in which it learns each chain; letters that the chain names move along, and a
+    chain whose letters are ambiguous stays in its own order."""
     variants: bool = False
     """Whether it also learns from the new questions of ``[variants]``."""
     control: str | None = None
@@ -472,14 +478,16 @@ class Member(Table):
     tags), and a chain left out that begins within a sentence, answers before it reasons, names two letters, repeats
     itself or has no reasoning."""
     balance: bool = False
-    """Whether the options of examples are reordered so that every letter is right equally often; this changes only
-    chains that name no option by its letter before the answer line."""
+    """Whether the options of examples are reordered so that every letter is right equally often; letters that a chain
+    names move along, as with ``orders``."""
     seed: int = 0
     """Seed of data order, option order and LoRA initialisation."""
 
     @model_validator(mode="after")
     def _finished_ones_learn_nothing(self) -> Self:
         trained = [key for key in ("variants", "control", "balance") if getattr(self, key)]
+        if self.orders > 1:
+            trained.append("orders")
         if self.path is not None and trained:
             raise ValueError(f"a member with path is finished and learns nothing, so leave {trained[0]} out")
         return self

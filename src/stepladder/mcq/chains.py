@@ -1,4 +1,4 @@
-"""Choose the most different among several chains for one question."""
+"""Choose among several chains for one question."""
 
 from __future__ import annotations
 
@@ -30,6 +30,11 @@ def most_different(texts: Sequence[str], count: int) -> list[int]:
         chosen.append(best)
         closest = np.maximum(closest, [similarity(grams[best], other) for other in grams])
     return sorted(chosen)
+
+
+def shortest(texts: Sequence[str], count: int) -> list[int]:
+    """Indices of up to ``count`` texts, sorted: the shortest ones, of equal ones the first."""
+    return sorted(sorted(range(len(texts)), key=lambda index: len(texts[index]))[:count])
 
 
 def similarity(first: np.ndarray, second: np.ndarray) -> float:

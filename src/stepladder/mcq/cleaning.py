@@ -38,6 +38,7 @@ _TAG = re.compile(r"</?(?i:think(?:ing)?|reflection|output|answer|response|reaso
 _FENCE = re.compile(r"^[ \t]*+```\w{0,20}[ \t]*+$\n?", re.MULTILINE)
 _WITHIN = re.compile(r"[，。、；）》”,;)\]]")
 _QUESTION = re.compile(r"^[ \t#*]*+(?:选择题|问题|Question)[ \t]*+\d{1,3}[ \t]*+[:：]", re.MULTILINE)
+_ANSWER_HEADING = re.compile(r"[#*]*+(?:最终|正确)?(?:答案|Answer)[:：]?[*]*+")
 _BLANK_LINES = re.compile(r"\n[ \t]*+(?:\n[ \t]*+)++")
 
 
@@ -128,7 +129,8 @@ def _flaw(reasoning: str, letter: str | None, options: Sequence[str]) -> str | N
     if _WITHIN.match(compact):
         return "begins within"
     lines = [strict(line, options) for line in reasoning.split("\n") if line.strip()]
-    if len(lines) > 1 and lines[0].rule == "last-line":
+    first = reasoning.lstrip().partition("\n")[0]
+    if len(lines) > 1 and (lines[0].rule == "last-line" or _ANSWER_HEADING.fullmatch("".join(first.split()))):
         return "answers first"
     if any(line.letter not in (None, letter) for line in lines):
         return "two answers"

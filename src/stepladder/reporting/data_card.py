@@ -65,7 +65,9 @@ def markdown(config: Config, mix: Member, card: TrainsetCard) -> str:
         "## The mix",
         f"Teachers: {', '.join(map(code, mix.teachers)) or 'all rungs and models'}. Share of the problems: "
         f"{100 * mix.share:g} %, drawn with seed {mix.seed}. Chains a question: {mix.chains or 'all'}. Proved "
-        f"variants: {'yes' if mix.variants else 'no'}. Answer letters balanced: {'yes' if mix.balance else 'no'}.",
+        f"variants: {'yes' if mix.variants else 'no'}. Orders of options a chain: {mix.orders}"
+        f"{f' ({card.in_one_order:,} chains in their own only)' if mix.orders > 1 else ''}. Answer letters balanced: "
+        f"{'yes' if mix.balance else 'no'}.",
     ]
     counts = {key: getattr(card, key) for key in LEFT_OUT} | dict(card.flawed)
     left = [f"- {counts[key]:,} {why}" for key, why in REASONS.items() if counts.get(key)]

@@ -12,14 +12,14 @@ from stepladder.config import settings
 from stepladder.context import Context
 from stepladder.errors import ModelError, UserError
 from stepladder.forecast import memory, model_shape
-from stepladder.mcq.cleaning import Cleaned
+from stepladder.mcq.mixture import without_debris
 from stepladder.mcq.prompts import worked_solution
 from stepladder.models import template
 from stepladder.records import Example, Question, Sample
 from stepladder.reporting.content import TrainingStep
 from stepladder.serving import cards
 from stepladder.stages.samples import VALIDATION_ACCEPTED
-from stepladder.stages.trainset import example_of, member, taught_by, without_debris
+from stepladder.stages.trainset import example_of, member, taught_by
 from stepladder.training import distributed, merging, swift, trl
 from stepladder.training.data import Data
 from stepladder.workspace import Artifact, file_digest
@@ -134,7 +134,7 @@ def _held_out(context: Context, part: str | None, questions: list[Question]) -> 
     first: dict[str, Sample] = {}
     by_id, mix = {question.id: question for question in questions}, member(context.config, part)
     for sample in (*taught_by(mix, samples), *samples):
-        chain = without_debris(by_id[sample.question_id], sample) if mix.clean else Cleaned(sample.text)
+        chain = without_debris(mix, by_id[sample.question_id], sample)
         if chain.flaw is None:
             first.setdefault(sample.question_id, sample.model_copy(update={"text": chain.text}))
     return examples + [example_of(context.config, by_id[name], sample) for name, sample in sorted(first.items())]

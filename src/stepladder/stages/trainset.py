@@ -15,10 +15,7 @@ from stepladder.context import Context
 from stepladder.documents import Lengths, TrainsetCard, Twin
 from stepladder.errors import UserError
 from stepladder.mcq.answer import with_final_line
-from stepladder.mcq.balance import balanced
-from stepladder.mcq.chains import most_different
-from stepladder.mcq.cleaning import Cleaned, clean
-from stepladder.mcq.language import is_written_in
+from stepladder.mcq.mixture import Mixture, mixture
 from stepladder.mcq.overlap import TWIN_SIMILARITY, near_duplicates, problem_text
 from stepladder.mcq.prompts import ask_messages
 from stepladder.mcq.shuffle import rng, shown
@@ -58,30 +55,13 @@ def build(context: Context, part: str | None, folder: Path) -> None:
         samples += records.read(source.input("variants") / "accepted.jsonl", Sample)
     chosen = [sample for sample in samples if questions[sample.question_id].problem_id in share]
 
-    removed, flawed, forms = Counter[str](), Counter[str](), Counter[str]()
-    leaked_problems = {twin.problem for twin in twins}
-    usable: list[Sample] = []
-    for sample in chosen:
-        question = questions[sample.question_id]
-        chain = without_debris(question, sample) if mix.clean else Cleaned(sample.text)
-        if question.problem_id in leaked_problems:
-            removed["leaked"] += 1
-        elif chain.flaw is not None:
-            flawed[chain.flaw] += 1
-        elif not is_written_in(chain.text, question.language):
-            removed["other_language"] += 1
-        else:
-            forms.update(chain.forms)
-            usable.append(sample.model_copy(update={"text": chain.text}))
-    distinct = usable if mix.chains is None else _distinct(usable, mix.chains)
-    removed["same_chain"] = len(usable) - len(distinct)
-    if mix.balance:
-        distinct = balanced([(questions[sample.question_id], sample) for sample in distinct])
+    learned = mixture(mix, chosen, questions, {twin.problem for twin in twins})
+    removed = learned.left_out
     kept: dict[tuple[Message, ...], Example] = {}
-    for sample in distinct:
+    for sample in learned.samples:
         example = example_of(config, questions[sample.question_id], sample)
         kept.setdefault(example.messages, example)
-    removed["duplicates"] = len(distinct) - len(kept)
+    removed["duplicates"] = len(learned.samples) - len(kept)
 
     tokenizer = models.load_tokenizer(models.locate(student_name(config, mix)))
     lengths, examples = [], []
@@ -91,16 +71,15 @@ def build(context: Context, part: str | None, folder: Path) -> None:
             examples.append(example)
     removed["left_out"] = len(kept) - len(examples)
     if not examples:
-        counts = removed + flawed
+        counts = removed + learned.flawed
         reasons = "".join(f"; {counts[key]:,} left out {why}" for key, why in REASONS.items() if counts[key])
         raise UserError(
             f"member {part!r} has nothing to learn from: {len(chosen):,} of {len(samples):,} accepted chains are in "
             f"its mix{reasons}; widen its teachers or share, or add a rung that solves more"
         )
-    card = _card(examples, lengths, removed, twins, [questions[example.question_id] for example in examples])
+    card = _card(examples, lengths, learned, twins, [questions[example.question_id] for example in examples])
     if context.is_final:
         card = card.model_copy(update={"labels": context.taught})
-    card = card.model_copy(update={"flawed": dict(flawed.most_common()), "cleaned": dict(forms.most_common())})
     write_atomic(folder / "train.jsonl", records.lines(examples))
     card.write(folder)
     write_atomic(folder / "README.md", markdown(config, mix, card))
@@ -173,20 +152,6 @@ def _canonical(question: Question) -> tuple[str, str, tuple[str, ...]]:
     )
 
 
-def without_debris(question: Question, sample: Sample) -> Cleaned:
-    """The sample's chain as a student may learn it, or why it may not."""
-    return clean(sample.text, shown(question.options, sample.permutation), question.language)
-
-
-def _distinct(samples: Sequence[Sample], most: int) -> list[Sample]:
-    """At most ``most`` chains of each question, the most different ones."""
-    by_question: dict[str, list[Sample]] = {}
-    for sample in samples:
-        by_question.setdefault(sample.question_id, []).append(sample)
-    groups = by_question.values()
-    return [group[index] for group in groups for index in most_different([sample.text for sample in group], most)]
-
-
 def example_of(config: Config, question: Question, sample: Sample) -> Example:
     """The conversation that teaches a sample's chain."""
     options = shown(question.options, sample.permutation)
@@ -199,8 +164,9 @@ def example_of(config: Config, question: Question, sample: Sample) -> Example:
 
 
 def _card(
-    examples: Sequence[Example], lengths: list[int], removed: Counter[str], twins: list[Twin], questions: list[Question]
+    examples: Sequence[Example], lengths: list[int], learned: Mixture, twins: list[Twin], questions: list[Question]
 ) -> TrainsetCard:
+    removed = learned.left_out
     letters = Counter(example.messages[-1].content[-1] for example in examples)
     quantiles = statistics.quantiles(lengths, n=20, method="inclusive") if len(lengths) > 1 else lengths * 19
     return TrainsetCard(
@@ -217,5 +183,8 @@ def _card(
         other_language=removed["other_language"],
         same_chain=removed["same_chain"],
         duplicates=removed["duplicates"],
+        flawed=dict(learned.flawed.most_common()),
+        cleaned=dict(learned.cleaned.most_common()),
+        in_one_order=learned.in_one_order,
         twins=tuple(twins),
     )

@@ -1,0 +1,81 @@
+"""The chains that a member learns: cleaned, chosen among those of a question, and in the orders of options it wants."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+from stepladder.config import Member
+from stepladder.mcq.balance import balanced
+from stepladder.mcq.chains import most_different, shortest
+from stepladder.mcq.cleaning import Cleaned, clean
+from stepladder.mcq.language import is_written_in
+from stepladder.mcq.reorder import in_orders, may_move
+from stepladder.mcq.shuffle import shown
+from stepladder.records import Question, Sample
+
+
+class Mixture(NamedTuple):
+    """What a member learns, and what became of the rest."""
+
+    samples: list[Sample]
+    left_out: Counter[str]
+    """Chains that are left out, by field of the data card."""
+    flawed: Counter[str]
+    """Chains that no student should learn from, by flaw (mcq/cleaning.py)."""
+    cleaned: Counter[str]
+    """Chains from which debris was removed, by its form."""
+    in_one_order: int
+    """Chains that stay in their own order, because of how they refer to options."""
+
+
+def mixture(
+    mix: Member, samples: Iterable[Sample], questions: Mapping[str, Question], leaked: Collection[str] = ()
+) -> Mixture:
+    """Choose a member's chains.
+
+    Args:
+        mix: the member.
+        samples: accepted samples of the teachers and problems in its mix.
+        questions: their questions, by id.
+        leaked: problems that it must not learn from.
+    """
+    left_out, flawed, cleaned = Counter[str](), Counter[str](), Counter[str]()
+    usable: list[Sample] = []
+    for sample in samples:
+        question = questions[sample.question_id]
+        chain = without_debris(mix, question, sample)
+        if question.problem_id in leaked:
+            left_out["leaked"] += 1
+        elif chain.flaw is not None:
+            flawed[chain.flaw] += 1
+        elif not is_written_in(chain.text, question.language):
+            left_out["other_language"] += 1
+        else:
+            cleaned.update(chain.forms)
+            usable.append(sample.model_copy(update={"text": chain.text}))
+    chosen = usable if mix.chains is None else _chosen(mix, usable)
+    left_out["same_chain"] = len(usable) - len(chosen)
+    pairs = [(questions[sample.question_id], sample) for sample in chosen]
+    in_one_order = sum(not may_move(*pair) for pair in pairs) if mix.orders > 1 else 0
+    ordered = [(question, moved) for question, sample in pairs for moved in in_orders(question, sample, mix.orders)]
+    learned = balanced(ordered) if mix.balance else [sample for _, sample in ordered]
+    return Mixture(learned, left_out, flawed, cleaned, in_one_order)
+
+
+def without_debris(mix: Member, question: Question, sample: Sample) -> Cleaned:
+    """The sample's chain as the member may learn it, or why it may not."""
+    if not mix.clean:
+        return Cleaned(sample.text)
+    return clean(sample.text, shown(question.options, sample.permutation), question.language)
+
+
+def _chosen(mix: Member, samples: Sequence[Sample]) -> list[Sample]:
+    """The chains of each question that a member learns from, where it learns from a number of them."""
+    by_question: dict[str, list[Sample]] = {}
+    for sample in samples:
+        by_question.setdefault(sample.question_id, []).append(sample)
+    choose = shortest if mix.choose == "shortest" else most_different
+    most, groups = mix.chains or len(samples), by_question.values()
+    return [group[index] for group in groups for index in choose([sample.text for sample in group], most)]
