@@ -101,6 +101,7 @@ def replacements(asked: argparse.Namespace, url: str) -> list[tuple[str, str]]:
         (r"(?m)^max_loss = 0\.03", "max_orders = 2\nmax_loss = 0.03"),
         (r"devices = 4", f"devices = {asked.devices}"),
         (r'"https://api\.(?:openai|deepseek)\.com/v1"', json.dumps(url)),
+        *([] if models.has_avx512() else [(r'(?s)(\[predict\]\s*engine =) "vllm"', r'\g<1> "local"')]),
         (r"(?m)^\[serve\]", f'[serve]\nenvironment = {quoted["environment"]}\ndtype = "{models.dtype_name()}"'),
     ]
 

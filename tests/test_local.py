@@ -158,7 +158,7 @@ def test_a_batch_that_memory_is_refused_for_is_halved_until_it_fits(base: Path) 
 
 def test_an_error_that_is_not_of_memory_is_raised(engine: Local) -> None:
     with pytest.raises((RuntimeError, IndexError)):
-        engine._complete([engine._prompt(request("hi"))._replace(tokens=(10**6,))])
+        engine._computed(engine._complete, [engine._prompt(request("hi"))._replace(tokens=(10**6,))])
 
 
 def test_the_cache_says_how_full_it_is(engine: Local) -> None:

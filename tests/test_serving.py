@@ -41,7 +41,7 @@ from stepladder.serving import cards, vllm
 from stepladder.serving.cards import cards_by_server, side_by_side_settings, visible_cards
 from stepladder.serving.probe import free_port, is_healthy, is_ours
 from stepladder.serving.vllm import Fleet, server_command
-from stepladder.stages import adapter
+from stepladder.stages import adapter, flow
 
 PROGRAM = """#!{python}
 import http.server, json, os, subprocess, sys, time
@@ -568,6 +568,35 @@ def test_what_is_missing_is_said_before_anything_starts(settings: Serve, tmp_pat
     large = settings.model_copy(update={"kv_cache_gib": 1e6})
     with pytest.raises(ServeError, match=r"GiB of memory and .* are free"), fleet(large, tmp_path):
         pass
+
+
+def test_4_bit_weights_are_not_given_to_a_cpu_without_kernels_for_them(
+    settings: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(models, "has_avx512", lambda: False)
+    with fleet(settings, tmp_path):  # weights that are not quantised
+        pass
+    (weights(tmp_path) / "config.json").write_text('{"quantization_config": {}}')
+    with (
+        pytest.raises(ServeError, match="on cards and on CPUs with AVX-512"),
+        fleet(settings, tmp_path),
+    ):
+        pass
+    (tmp_path / "questions.jsonl").write_text("")
+    (tmp_path / "run.toml").write_text(
+        f'''name = "run"
+language = "en"
+questions = {{ train = "questions.jsonl" }}
+predict = {{ engine = "vllm" }}
+serve = {{ environment = "{settings.environment}" }}
+rung = [{{ name = "worked", kind = "worked" }}]
+member = [{{ name = "a" }}]
+'''
+    )
+    with pytest.raises(ServeError, match="AVX-512"):  # before a run begins
+        flow.check_kernels(Context.open(tmp_path / "run.toml", tmp_path / "runs"))
+    monkeypatch.setattr(models, "has_avx512", lambda: True)
+    flow.check_kernels(Context.open(tmp_path / "run.toml", tmp_path / "runs"))
 
 
 KILLED = """

@@ -83,18 +83,27 @@ class Example(Record):
 
 
 class Prediction(Record):
-    """What one system answered to one question. Votes are in the original option order; null is unparsed."""
+    """What one system answered to one question. Letters are in the original option order; null is unparsed."""
 
     question_id: str
     member: str
     votes: tuple[str | None, ...]
     answer: str | None
+    """The strict answer: the letter that most votes end in."""
+    forced: str | None = None
+    """Where no vote could be read: the likeliest letter after the first one's text and the beginning of an answer line.
+    It is what the question is answered with, and counts as wrong in strict figures."""
     texts: tuple[str, ...]
     tokens: tuple[int, ...] = ()
     """Completion tokens of each vote; empty where they were not counted."""
     likely: dict[str, float] = {}
     """Probability of each letter at the place of the answer's letter, given the text before it, a mean over votes; sums
     to 1. Empty where it was not measured, or no answer could be read."""
+
+    @property
+    def letter(self) -> str | None:
+        """The letter that the question is answered with: strict, or else forced."""
+        return self.answer or self.forced
 
 
 R = TypeVar("R", bound=Record)

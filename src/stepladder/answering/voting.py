@@ -162,26 +162,40 @@ def _predictions(
 ) -> list[Prediction]:
     """One prediction a question, from its responses, those to the first votes of its ballot, and their letters."""
     questions = poll.questions
-    follow_ups: list[list[Vote]] = [[] for _ in questions]
-    if poll.settings.probabilities:
-        rows = zip(follow_ups, questions, ballots, responses, votes, strict=True)
-        for follow_up, question, ballot, answers, read in rows:
-            for (order, request), response, letter in zip(ballot, answers, read, strict=False):
-                if letter is not None:
-                    next_token = letter_request(question, order, response.text, request.model, poll.prompts)
-                    follow_up.append(Vote(order, next_token))
+    follow_ups = [
+        _follow_ups(poll, question, list(zip(ballot, answers, read, strict=False)))
+        for question, ballot, answers, read in zip(questions, ballots, responses, votes, strict=True)
+    ]
     tokens = ask([vote.request for group in follow_ups for vote in group]) if any(follow_ups) else {}
-    return [
-        Prediction(
-            question_id=question.id,
-            member=poll.member,
-            votes=read,
-            answer=majority(read),
-            texts=tuple(response.text for response in answers),
-            tokens=tuple(response.completion_tokens for response in answers),
-            likely=_likely([(order, tokens[request.key]) for order, request in group if request.key in tokens]),
+    predictions = []
+    for question, read, answers, group in zip(questions, votes, responses, follow_ups, strict=True):
+        likely = _likely([(order, tokens[request.key]) for order, request in group if request.key in tokens])
+        answer = majority(read)
+        predictions.append(
+            Prediction(
+                question_id=question.id,
+                member=poll.member,
+                votes=read,
+                answer=answer,
+                forced=max(likely, key=lambda letter: likely[letter], default=None) if answer is None else None,
+                texts=tuple(response.text for response in answers),
+                tokens=tuple(response.completion_tokens for response in answers),
+                likely={} if answer is None else likely,
+            )
         )
-        for question, read, answers, group in zip(questions, votes, responses, follow_ups, strict=True)
+    return predictions
+
+
+def _follow_ups(poll: Poll, question: Question, votes: Sequence[tuple[Vote, Response, str | None]]) -> list[Vote]:
+    """The requests for the one token that is the letter: of the votes that name one, where probabilities are wanted; of
+    the first vote, where none names one."""
+    if all(letter is None for _, _, letter in votes):
+        wanted = votes[:1]
+    else:
+        wanted = [row for row in votes if row[2] is not None and poll.settings.probabilities]
+    return [
+        Vote(order, letter_request(question, order, response.text, request.model, poll.prompts))
+        for (order, request), response, _ in wanted
     ]
 
 

@@ -13,7 +13,7 @@ def submission(questions: Sequence[Question], predictions: Sequence[Prediction])
     """The text of the answer file; "A" where no answer could be read, since an empty one is always wrong."""
     problems: dict[str, list[dict[str, str]]] = defaultdict(list)
     for question, prediction in zip(questions, predictions, strict=True):
-        problems[question.problem_id].append({"answer": prediction.answer or "A"})
+        problems[question.problem_id].append({"answer": prediction.letter or "A"})
     return "".join(
         json.dumps({"id": problem, "questions": letters}, ensure_ascii=False) + "\n"
         for problem, letters in problems.items()

@@ -74,6 +74,14 @@ def dtype_name(dtype: Dtype = "auto") -> str:
     return str(compute_dtype(dtype)).removeprefix("torch.")
 
 
+def has_avx512() -> bool:
+    """Whether this CPU has AVX-512."""
+    require()
+    import torch
+
+    return torch.backends.cpu.get_cpu_capability() == "AVX512"
+
+
 def machine(dtype: Dtype = "auto") -> dict[str, str]:
     """Everything that the exact bits of results depend on: number format, hardware, libraries, threads."""
     require()

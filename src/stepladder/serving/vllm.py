@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
+from stepladder import models
 from stepladder.config import Serve
 from stepladder.errors import ServeError
 from stepladder.forecast import memory
@@ -109,6 +110,7 @@ class Fleet:
         refuse_code(self._weights, "vLLM")
         groups = cards_by_server(self._settings)
         if groups == [()]:
+            check_kernels(self._weights)
             _check_memory(self._weights, self._settings)
         for line in taken(1 - self._settings.utilisation):
             self._note(f"{line}, so it is left out")
@@ -255,6 +257,22 @@ def _write_generation_config(weights: Path, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     write_atomic(folder / "generation_config.json", json.dumps(tokens))
     return folder
+
+
+def check_kernels(weights: Path | None) -> None:
+    """Check that vLLM can compute a folder's weights on this CPU; None: any 4-bit weights. Version 0.32 has 4-bit
+    kernels for AVX-512 and no others: it would start, and end at the first request.
+
+    Raises:
+        ServeError: it cannot.
+    """
+    config = None if weights is None else weights / "config.json"
+    is_quantised = config is None or (config.exists() and "quantization_config" in read_json(config))
+    if is_quantised and not models.has_avx512():
+        raise ServeError(
+            "vLLM computes 4-bit weights on cards and on CPUs with AVX-512, and this machine has neither; set "
+            "[predict] engine = 'local'"
+        )
 
 
 def _check_memory(weights: Path, settings: Serve) -> None:

@@ -14,6 +14,7 @@ from stepladder.context import Context
 from stepladder.documents import EnsembleChoice
 from stepladder.ensembling.rules import RULES, Letters, ballot_of
 from stepladder.ensembling.selection import select
+from stepladder.mcq.answer import majority
 from stepladder.mcq.answerfile import submission
 from stepladder.records import LETTERS, Prediction, Question
 from stepladder.stages.predictions import eligible, leader, splits
@@ -108,6 +109,13 @@ def combine(predictions: Mapping[str, Sequence[Prediction]], letters: Letters) -
         answer = None if letter < 0 else LETTERS[letter]
         texts = tuple(text for row in rows for text in row.texts[:1])
         combined.append(
-            Prediction(question_id=rows[0].question_id, member="ensemble", votes=votes, answer=answer, texts=texts)
+            Prediction(
+                question_id=rows[0].question_id,
+                member="ensemble",
+                votes=votes,
+                answer=answer,
+                forced=majority(tuple(row.letter for row in rows)) if answer is None else None,
+                texts=texts,
+            )
         )
     return combined

@@ -15,6 +15,7 @@ from stepladder.config import Config
 from stepladder.context import Context, Place, artifacts, parts
 from stepladder.errors import AskError, MissingExtra, UserError
 from stepladder.serving import cards
+from stepladder.serving.vllm import check_kernels as check_vllm_kernels
 from stepladder.training.merging import refuse_quantised
 from stepladder.workspace import Artifact, State
 
@@ -134,6 +135,17 @@ def check_finished(context: Context) -> None:
             models.locate_adapter(member.path)
         elif member.path is not None:
             refuse_quantised(models.locate(member.path))
+
+
+def check_kernels(context: Context) -> None:
+    """Check that vLLM, where it is to answer on this machine, can compute the weights that will be made.
+
+    Raises:
+        ServeError: it cannot; nothing has been run.
+    """
+    config = context.config
+    if config.predict.engine == "vllm" and not config.serve.base_url and not cards.visible_cards():
+        check_vllm_kernels(None)
 
 
 def check_inputs(context: Context, name: str) -> None:

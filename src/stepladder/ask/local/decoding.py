@@ -59,15 +59,7 @@ def decode(
     device = model.device
     cap = requests[0].max_tokens
     with _GroupedAttention(model):
-        cache = _Block(model, torch.zeros(1, dtype=torch.long, device=device), 0)
-        levels = share_prefixes(prompts)
-        for level in levels:
-            width = max(map(len, level.segments))
-            room = width + (cap if level is levels[-1] else 0)
-            cache = cache.spread(torch.tensor(level.parents, device=device), room)
-            if width:  # the first level is empty where the prompts have nothing in common
-                logits = _forward(model, cache, level.segments)
-
+        cache, logits = _read(model, prompts, cap)
         completions: list[list[int]] = [[] for _ in requests]
         finished = [False] * len(requests)
         request_of_row = list(range(len(requests)))
@@ -87,6 +79,28 @@ def decode(
                 tokens = [tokens[row] for row in unfinished]
             logits = _forward(model, cache, [(token,) for token in tokens])
     return list(zip(completions, finished, strict=True))
+
+
+@torch.inference_mode()
+def next_token_logits(model: PreTrainedModel, prompts: Sequence[tuple[int, ...]]) -> torch.Tensor:
+    """Logits of the token after each prompt, float32, shape (prompts, vocabulary)."""
+    with _GroupedAttention(model):
+        return _read(model, prompts, 0)[1]
+
+
+def _read(model: PreTrainedModel, prompts: Sequence[tuple[int, ...]], room: int) -> tuple[_Block, torch.Tensor]:
+    """Read prompts, each shared prefix once. Returns a cache with a row for each prompt and room for so many more
+    tokens, and the logits of their last tokens, shape (prompts, vocabulary)."""
+    cache = _Block(model, torch.zeros(1, dtype=torch.long, device=model.device), 0)
+    *prefixes, rests = share_prefixes(prompts)
+    for level in prefixes:
+        width = max(map(len, level.segments))
+        cache = cache.spread(torch.tensor(level.parents, device=model.device), width)
+        if width:  # the first level is empty where the prompts have nothing in common
+            _forward(model, cache, level.segments)
+    width = max(map(len, rests.segments))
+    cache = cache.spread(torch.tensor(rests.parents, device=model.device), width + room)
+    return cache, _forward(model, cache, rests.segments)
 
 
 def _forward(model: PreTrainedModel, cache: _Block, segments: Sequence[tuple[int, ...]]) -> torch.Tensor:

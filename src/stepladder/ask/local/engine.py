@@ -13,9 +13,9 @@ from __future__ import annotations
 import itertools
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import TYPE_CHECKING, NamedTuple, TypeVar, cast
 
 from stepladder import models
 from stepladder.ask.local.memory import rows_that_fit
@@ -36,6 +36,9 @@ REFUSALS = ("out of memory", "can't allocate memory", "not enough memory")
 """What PyTorch's allocators say, in lower case, where they get no memory."""
 
 
+T = TypeVar("T")
+
+
 class Prompt(NamedTuple):
     """A request and its prompt's token ids."""
 
@@ -52,7 +55,7 @@ class Local:
         self._tokenizer, self._model = tokenizer, model
         self._max_rows = BATCH_SIZE
         """Fewer once memory was refused for a batch."""
-        self._decode = decoding.decode
+        self._decode, self._next_token_logits = decoding.decode, decoding.next_token_logits
         ends = model.generation_config.eos_token_id
         end_tokens = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
         self._ends = end_tokens | {template.closing_token(tokenizer)}
@@ -102,10 +105,10 @@ class Local:
         Raises:
             AskError: memory does not hold a single request.
         """
-        if any(request.top_logprobs is not None for request in group):
-            return [self._next_token(request) for request in group]
         prompts = [self._prompt(request) for request in group]
-        completions = self._complete(prompts)
+        if any(request.top_logprobs is not None for request in group):
+            return self._computed(self._next_tokens, prompts)
+        completions = self._computed(self._complete, prompts)
         return [
             Response(
                 text=cast("str", self._tokenizer.decode(ids, skip_special_tokens=True)).strip(),
@@ -125,12 +128,11 @@ class Local:
         fitting = rows_that_fit(self._model.config, free_bytes, prompt_tokens, max_tokens, bytes_each)
         return min(BATCH_SIZE, fitting)
 
-    def _complete(self, prompts: Sequence[Prompt]) -> list[tuple[list[int], bool]]:
-        """For every prompt the token ids of its answer, and whether it ended before its cap."""
+    def _computed(self, compute: Callable[[Sequence[Prompt]], list[T]], prompts: Sequence[Prompt]) -> list[T]:
+        """What ``compute`` gives for every prompt, in batches for which there is memory."""
         if len(prompts) <= self._max_rows:
-            requests, tokens = [prompt.request for prompt in prompts], [prompt.tokens for prompt in prompts]
             try:
-                return self._decode(self._model, requests, tokens, self._ends)
+                return compute(prompts)
             except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError
                 if not isinstance(error, MemoryError) and not any(said in str(error).lower() for said in REFUSALS):
                     raise
@@ -138,31 +140,40 @@ class Local:
             self._max_rows = len(prompts) // 2
             if self._max_rows == 0:
                 raise AskError(
-                    f"a prompt of {len(tokens[0]):,} tokens and its answer (max_tokens = {requests[0].max_tokens}) do "
-                    "not fit the free memory, alone in a batch; end other programs, lower max_tokens, or answer by vLLM"
+                    f"a prompt of {len(prompts[0].tokens):,} tokens and its answer (max_tokens = "
+                    f"{prompts[0].request.max_tokens}) do not fit the free memory, alone in a batch; end other "
+                    "programs, lower max_tokens, or answer by vLLM"
                 )
             _give_back_memory()
         half = math.ceil(len(prompts) / 2)
-        return [*self._complete(prompts[:half]), *self._complete(prompts[half:])]
+        return [*self._computed(compute, prompts[:half]), *self._computed(compute, prompts[half:])]
 
-    def _next_token(self, request: Request) -> Response:
-        """The most likely next token, with the log-probabilities of the ``top_logprobs`` most likely ones."""
-        import torch
+    def _complete(self, prompts: Sequence[Prompt]) -> list[tuple[list[int], bool]]:
+        """For every prompt the token ids of its answer, and whether it ended before its cap."""
+        requests, tokens = [prompt.request for prompt in prompts], [prompt.tokens for prompt in prompts]
+        return self._decode(self._model, requests, tokens, self._ends)
 
-        ids = self._prompt(request).tokens
-        with torch.inference_mode():
-            logits = self._model(torch.tensor([ids], device=self._model.device), logits_to_keep=1).logits[0, -1]
-        top = torch.log_softmax(logits.float(), -1).topk(max(1, request.top_logprobs or 0))
-        tokens = [str(self._tokenizer.decode([int(token_id)])) for token_id in top.indices]
-        logprobs = dict(zip(tokens, map(float, top.values), strict=False))
-        return Response(
-            text=tokens[0],
-            finish="length",
-            max_tokens=1,
-            prompt_tokens=len(ids),
-            completion_tokens=1,
-            logprobs=(TokenLogprob(token=tokens[0], logprob=float(top.values[0]), top=logprobs),),
-        )
+    def _next_tokens(self, prompts: Sequence[Prompt]) -> list[Response]:
+        """The most likely next tokens, with the log-probabilities of the ``top_logprobs`` most likely ones."""
+        logits = self._next_token_logits(self._model, [prompt.tokens for prompt in prompts])
+        count = max(1, *(prompt.request.top_logprobs or 0 for prompt in prompts))
+        likeliest, ids = logits.log_softmax(-1).topk(count)
+        responses = []
+        for prompt, logprobs, token_ids in zip(prompts, likeliest.tolist(), ids.tolist(), strict=True):
+            wanted = max(1, prompt.request.top_logprobs or 0)
+            tokens = [str(self._tokenizer.decode([token_id])) for token_id in token_ids[:wanted]]
+            top = dict(zip(tokens, logprobs, strict=False))
+            responses.append(
+                Response(
+                    text=tokens[0],
+                    finish="length",
+                    max_tokens=1,
+                    prompt_tokens=len(prompt.tokens),
+                    completion_tokens=1,
+                    logprobs=(TokenLogprob(token=tokens[0], logprob=logprobs[0], top=top),),
+                )
+            )
+        return responses
 
     def _prompt(self, request: Request) -> Prompt:
         """The request with its prompt's token ids."""

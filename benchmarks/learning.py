@@ -1,0 +1,346 @@
+"""What a student learns from the same recorded answers in equal minutes: each switch alone, all of them, a plain loop.
+
+    python benchmarks/learning.py CONTEST BASE OUT [--minutes 20] [--rows NAME ...] [--seeds 0] [--test]
+                                  [--plain SCRIPT] [--most N]
+
+CONTEST holds the contest's train.jsonl and recorded_responses.jsonl (no part of the project), BASE is the folder of a
+small chat model, such as Qwen2.5-Coder-0.5B-Instruct. The 389 problems are split once, by a fixed seed, into 250 to
+learn from and 139 for the test; near-duplicates of test problems are removed from the 250, and 50 problems of the 250
+are set aside for choices. The recorded right answers are the teachers'. A row's steps are counted so that they take the
+given minutes, from the speed of its first ones; the time is that of its steps, start-up and answers apart.
+
+Each row is kept under OUT and trained once; begun again, the script goes on. Answers are greedy, at most 400 tokens:
+"strict" are those right as they ended, "forced" those right when an answer without a letter is made to name one, "cut"
+those that ran into the cap, "debris" those that begin with a role or hold a tag. Differences are against the plain loop
+(--plain, a script of the usage ``TRAIN RESPONSES BASE OUT --minutes M --seed S``, whose prompt is its PROMPT), with the
+exact McNemar test, and an interval that resamples problems. Choices look at the 50 (the default), the table at the 139
+(--test); OUT/looked counts how often that was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from stepladder import models
+from stepladder.answering.voting import letter_logprobs, letter_request
+from stepladder.ask.local import Local
+from stepladder.ask.request import Request
+from stepladder.config import Member, Train
+from stepladder.mcq.answer import strict
+from stepladder.mcq.cleaning import clean
+from stepladder.mcq.mixture import mixture
+from stepladder.mcq.overlap import TWIN_SIMILARITY, near_duplicates, problem_text
+from stepladder.mcq.prompts import ask_messages
+from stepladder.mcq.questionfile import read_problems
+from stepladder.records import LETTERS, Example, Message, Question, Sample
+from stepladder.stats import mcnemar
+from stepladder.training import merging, trl
+from stepladder.training.data import Data
+from stepladder.training.sequences import pack, singly, tokenise
+from stepladder.workspace import write_atomic
+
+QUESTIONS, ANSWERS = "train.jsonl", "recorded_responses.jsonl"
+SPLIT_SEED, TRAIN_PROBLEMS, CHOICE_PROBLEMS = 20, 250, 50
+MAX_TOKENS = 400
+LADDER = (
+    ("Meta-Llama-3.1-8B-Instruct", "Qwen2-7B-Instruct"),
+    ("Meta-Llama-3.1-70B-Instruct", "Qwen2-72B-Instruct", "DeepSeek-Coder-V2-Instruct"),
+    ("Meta-Llama-3.1-405B-Instruct-FP8",),
+)
+"""The recorded models as rungs, the cheapest first."""
+STRONG = ("Qwen2-72B-Instruct", "DeepSeek-Coder-V2-Instruct", "Meta-Llama-3.1-405B-Instruct-FP8")
+TRAIN = {
+    "lora_rank": 32, "lora_alpha": 64, "learning_rate": 3e-4, "batch_size": 2, "gradient_accumulation": 4,
+    "max_length": 768, "schedule": "linear", "save_steps": 10_000,
+}  # fmt: skip
+SPEED_STEPS = 4
+"""Optimiser steps from which a row's speed is taken."""
+
+
+class Row(NamedTuple):
+    """A way to learn."""
+
+    mix: Mapping[str, Any]
+    """Keys of ``[[member]]``."""
+    train: Mapping[str, Any] = MappingProxyType({})
+    """Keys of ``[train]``."""
+    teachers: tuple[str, ...] = ()
+    """Whose right answers it learns from: by default those of the first rung with one."""
+
+
+SHORT = {"clean": True, "chains": 1, "choose": "shortest"}
+ROWS = {
+    "ladder": Row({"clean": False, "chains": 1}),
+    "clean": Row({"clean": True, "chains": 1}),
+    "shortest": Row(SHORT, teachers=STRONG),
+    "orders": Row({"clean": False, "chains": 1, "orders": 3}),
+    "unpacked": Row({"clean": False, "chains": 1}, {"packing": False}),
+    "short-unpacked": Row(SHORT, {"packing": False}, STRONG),
+    "all": Row(SHORT | {"orders": 3}, {"packing": False}, STRONG),
+    "all-chains-2": Row(SHORT | {"orders": 2, "chains": 2}, {"packing": False}, STRONG),
+}
+
+
+class Field(NamedTuple):
+    """The questions of one split of the problems."""
+
+    train: dict[str, Question]
+    choice: list[Question]
+    test: list[Question]
+
+
+def split(contest: Path) -> Field:
+    """The questions to learn from, to choose on and of the test."""
+    problems = read_problems(contest / QUESTIONS, "zh", labelled=True)
+    order = random.Random(SPLIT_SEED).sample(range(len(problems)), len(problems))
+    learned, test = ([problems[index] for index in part] for part in (order[:TRAIN_PROBLEMS], order[TRAIN_PROBLEMS:]))
+    texts = [[problem_text(problem.questions) for problem in part] for part in (learned, test)]
+    twins = {left for left, _, _ in near_duplicates(*texts, TWIN_SIMILARITY)}
+    kept = [problem for index, problem in enumerate(learned) if index not in twins]
+    choice, train = kept[:CHOICE_PROBLEMS], kept[CHOICE_PROBLEMS:]
+    flat = [[question for problem in part for question in problem.questions] for part in (train, choice, test)]
+    return Field({question.id: question for question in flat[0]}, flat[1], flat[2])
+
+
+def recorded(contest: Path, questions: dict[str, Question]) -> Iterator[Sample]:
+    """The right recorded answers to these questions."""
+    for line in (contest / ANSWERS).read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        if (question := questions.get(row["id"])) is None:
+            continue
+        for index, text in enumerate(row["responses"]):
+            if strict(text, question.options).letter == question.answer:
+                yield Sample(
+                    question_id=question.id, rung="recorded", model=row["model"], sample_index=index,
+                    permutation=tuple(range(len(question.options))), key=f"{row['model']}/{row['id']}/{index}",
+                    text=text, answer=question.answer, verdict="accepted",
+                )  # fmt: skip
+
+
+def climbed(samples: Sequence[Sample]) -> list[Sample]:
+    """The samples of the first rung that has one, for each question."""
+    rung_of = {model: number for number, rung in enumerate(LADDER) for model in rung}
+    first: dict[str, int] = {}
+    for sample in samples:
+        first[sample.question_id] = min(first.get(sample.question_id, len(LADDER)), rung_of[sample.model])
+    return [sample for sample in samples if rung_of[sample.model] == first[sample.question_id]]
+
+
+def examples(row: Row, samples: list[Sample], questions: dict[str, Question], seed: int) -> list[Example]:
+    """The conversations of a row."""
+    taught = [sample for sample in samples if sample.model in row.teachers] if row.teachers else climbed(samples)
+    learned = mixture(Member(name="row", seed=seed, **row.mix), taught, questions)
+    return [
+        Example(
+            messages=(
+                *ask_messages(questions[sample.question_id], sample.permutation),
+                Message(role="assistant", content=sample.text),
+            ),
+            question_id=sample.question_id,
+            teacher=sample.model,
+        )
+        for sample in learned.samples
+    ]
+
+
+def train(row: Row, base: Path, learned: list[Example], minutes: float, seed: int, folder: Path) -> dict[str, Any]:
+    """Train for so many minutes of steps and merge; returns what it took."""
+    settings = Train.model_validate(TRAIN | dict(row.train))
+    rows = tokenise(models.load_tokenizer(base), learned, settings.max_length)
+    packs = pack(rows, settings.max_length) if settings.packing else singly(rows)
+    tokens = sum(len(pack_.input_ids) for pack_ in packs)
+    few = random.Random(seed).sample(learned, min(len(learned), 8 * SPEED_STEPS * settings.batch_size))
+    speed = _seconds_a_token(settings.model_copy(update={"epochs": 1.0}), base, few, seed, folder / "speed")
+    chosen = settings.model_copy(update={"epochs": 60 * minutes / (speed * tokens)})
+    begun: list[float] = []
+
+    def report(step: int, total: int, loss: float) -> None:
+        begun.append(time.monotonic())
+        if step % 10 == 0:
+            print(f"  step {step} of {total}, loss {loss:.3f}, {begun[-1] - begun[0]:.0f} s", flush=True)
+
+    for name in ("adapter", "scratch", "merged"):
+        (folder / name).mkdir(parents=True)
+    trl.train(chosen, seed, base, Data(learned), folder / "adapter", folder / "scratch", report)
+    merging.merge(base, folder / "adapter", folder / "merged")
+    seconds = (begun[-1] - begun[0]) * len(begun) / max(1, len(begun) - 1)
+    return {
+        "chains": len(rows), "tokens an epoch": tokens, "epochs": round(chosen.epochs, 2), "steps": len(begun),
+        "minutes": round(seconds / 60, 1),
+    }  # fmt: skip
+
+
+def _seconds_a_token(settings: Train, base: Path, few: list[Example], seed: int, folder: Path) -> float:
+    times: list[float] = []
+    for name in ("adapter", "scratch"):
+        (folder / name).mkdir(parents=True)
+    trl.train(
+        settings, seed, base, Data(few), folder / "adapter", folder / "scratch",
+        lambda *_: times.append(time.monotonic()),
+    )  # fmt: skip
+    log = [json.loads(line) for line in (folder / "adapter" / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    return (times[-1] - times[0]) / (log[-1]["tokens"] - log[0]["tokens"])
+
+
+Prompt = Callable[[Question], tuple[Message, ...]]
+
+
+def answer(weights: Path, questions: Sequence[Question], prompt: Prompt) -> dict[str, Any]:
+    """What a model answers: letters, forced letters, which answers were cut, and which have debris."""
+    engine, cap = Local.load(weights), MAX_TOKENS
+    requests = {q.id: Request(model="student", messages=prompt(q), max_tokens=cap, final=True) for q in questions}
+    by_key: dict[str, Any] = {}
+    for group in engine.plan([*requests.values()]):
+        by_key |= {request.key: response for request, response in zip(group, engine.answer(group), strict=True)}
+        print(f"  {len(by_key)} of {len(requests)} answered", flush=True)
+    result: dict[str, Any] = {"strict": {}, "forced": {}, "cut": [], "debris": [], "texts": {}}
+    for question in questions:
+        response = by_key[requests[question.id].key]
+        letter = strict(response.text, question.options).letter
+        result["strict"][question.id], result["texts"][question.id] = letter, response.text
+        result["cut"] += [question.id] * (response.finish == "length")
+        if clean(f"{response.text}\n答案是：A", question.options, question.language).forms:
+            result["debris"].append(question.id)
+        if letter is None:
+            order = tuple(range(len(question.options)))
+            again = letter_request(question, order, response.text, "student")
+            messages = (*prompt(question), again.messages[-1])
+            (token,) = engine.answer([again.model_copy(update={"messages": messages})])
+            logprobs = letter_logprobs(token, len(question.options))
+            letter = max(logprobs, key=lambda name: logprobs[name], default=LETTERS[0])
+        result["forced"][question.id] = letter
+    return result
+
+
+def own_prompt(question: Question) -> tuple[Message, ...]:
+    """The package's prompt, the options in their own order."""
+    return ask_messages(question, tuple(range(len(question.options))))
+
+
+def plain_prompt(script: Path) -> Prompt:
+    """The plain loop's prompt."""
+    spec = importlib.util.spec_from_file_location("plain", script)
+    assert spec is not None  # noqa: S101 (a path to a file)
+    assert spec.loader is not None  # noqa: S101
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+
+    def prompt(question: Question) -> tuple[Message, ...]:
+        options = "\n".join(f"{letter}. {text}" for letter, text in zip(LETTERS, question.options, strict=False))
+        text = module.PROMPT.format(p=question.problem, q=question.question, o=options)
+        return (Message(role="user", content=text),)
+
+    return prompt
+
+
+def plain_train(arguments: argparse.Namespace, field: Field, seed: int, folder: Path) -> dict[str, Any]:
+    """Train the plain loop on the problems that the rows learn from."""
+    folder.mkdir(parents=True)
+    known = {name.rpartition("#")[0] for name in field.train}
+    lines = (arguments.contest / QUESTIONS).read_text(encoding="utf-8").splitlines(keepends=True)
+    write_atomic(folder / "train.jsonl", "".join(line for line in lines if json.loads(line)["id"] in known))
+    words = [folder / "train.jsonl", arguments.contest / ANSWERS, arguments.base, folder / "merged"]
+    begun = time.monotonic()
+    subprocess.run(
+        [sys.executable, arguments.plain, *words, "--minutes", str(arguments.minutes), "--seed", str(seed)], check=True
+    )
+    return {"minutes": round((time.monotonic() - begun) / 60, 1)}
+
+
+def difference(before: list[bool], after: list[bool], problems: list[str]) -> tuple[float, float, float]:
+    """The gain in points, and its 95 % interval, resampling problems."""
+    names = sorted(set(problems))
+    gains = {name: [0, 0] for name in names}
+    for first, second, problem in zip(before, after, problems, strict=True):
+        gains[problem][0] += second - first
+        gains[problem][1] += 1
+    sums = np.array([gains[name] for name in names])
+    drawn = np.random.default_rng(0).integers(len(names), size=(10_000, len(names)))
+    resampled = sums[drawn].sum(1)
+    low, high = np.quantile(resampled[:, 0] / resampled[:, 1], [0.025, 0.975])
+    return 100 * float(sums[:, 0].sum() / sums[:, 1].sum()), 100 * float(low), 100 * float(high)
+
+
+def table(results: dict[str, dict[str, Any]], questions: Sequence[Question]) -> None:
+    """Print a line for every row."""
+    problems = [question.problem_id for question in questions]
+
+    def right(name: str, kind: str) -> list[bool]:
+        return [results[name]["answers"][kind][question.id] == question.answer for question in questions]
+
+    print(f"\n{len(questions)} questions about {len(set(problems))} problems, %, and points against the plain loop")
+    print("| row | minutes | steps | chains | strict | forced | cut | debris | strict against plain |")
+    print("|---|---:|---:|---:|---:|---:|---:|---:|---|")
+    for name, result in results.items():
+        share = {kind: 100 * float(np.mean(right(name, kind))) for kind in ("strict", "forced")}
+        rest = {kind: 100 * len(result["answers"][kind]) / len(questions) for kind in ("cut", "debris")}
+        against = ""
+        if (plain := f"plain-{name.rpartition('-')[2]}") in results and name != plain:
+            gain, low, high = difference(right(plain, "strict"), right(name, "strict"), problems)
+            p = mcnemar(right(plain, "strict"), right(name, "strict")).p
+            against = f"{gain:+.1f} ({low:+.1f} to {high:+.1f}), p = {p:.2g}"
+        took = result["took"]
+        cells = [name, took["minutes"], took.get("steps", ""), took.get("chains", "")]
+        cells += [f"{value:.1f}" for value in (*share.values(), *rest.values())]
+        print(f"| {' | '.join(map(str, cells))} | {against} |")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in ("contest", "base", "out"):
+        parser.add_argument(name, type=lambda text: Path(text).resolve())
+    parser.add_argument("--minutes", type=float, default=20)
+    parser.add_argument("--rows", nargs="*", default=[*ROWS], choices=[*ROWS])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--plain", type=lambda text: Path(text).resolve(), help="the plain loop's script")
+    parser.add_argument("--test", action="store_true", help="answer the 139 problems instead of the 50")
+    parser.add_argument("--most", type=int, help="questions to answer, the first ones; by default all")
+    arguments = parser.parse_args()
+    field = split(arguments.contest)
+    samples = list(recorded(arguments.contest, field.train))
+    questions = (field.test if arguments.test else field.choice)[: arguments.most]
+    which = f"{'test' if arguments.test else 'choice'}-{len(questions)}"
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    if arguments.test:
+        looked = arguments.out / "looked"
+        count = int(looked.read_text(encoding="utf-8")) if looked.exists() else 0
+        write_atomic(looked, f"{count + 1}\n")
+    results: dict[str, dict[str, Any]] = {}
+    for seed in arguments.seeds:
+        for name in [*(["plain"] if arguments.plain else []), *arguments.rows]:
+            folder = arguments.out / f"{name}-{arguments.minutes:g}-{seed}"
+            print(f"== {folder.name}", flush=True)
+            prompt = plain_prompt(arguments.plain) if name == "plain" else own_prompt
+            if not (folder / "took.json").exists():
+                if folder.exists():
+                    sys.exit(f"{folder} was not finished; remove it")
+                if name == "plain":
+                    took = plain_train(arguments, field, seed, folder)
+                else:
+                    learned = examples(ROWS[name], samples, field.train, seed)
+                    took = train(ROWS[name], arguments.base, learned, arguments.minutes, seed, folder)
+                write_atomic(folder / "took.json", json.dumps(took))
+            answered = folder / f"answers-{which}.json"
+            if not answered.exists():
+                write_atomic(answered, json.dumps(answer(folder / "merged", questions, prompt), ensure_ascii=False))
+            results[f"{name}-{seed}"] = {
+                "took": json.loads((folder / "took.json").read_text(encoding="utf-8")),
+                "answers": json.loads(answered.read_text(encoding="utf-8")),
+            }
+    table(results, questions)
+
+
+if __name__ == "__main__":
+    main()
