@@ -164,9 +164,10 @@ def test_combined_predictions_keep_every_members_vote() -> None:
     given = {
         name: [row("p#0", name, letter), row("p#1", name, None)] for name, letter in zip("xyz", "ABB", strict=True)
     }
-    first, second = combine(given, np.array([1, -1]))
+    given["y"][1] = given["y"][1].model_copy(update={"forced": "C"})
+    first, second = combine(given, np.array([1, -1]), "y")
     assert (first.answer, first.votes, first.member) == ("B", ("A", "B", "B"), "ensemble")
-    assert (second.answer, second.votes) == (None, (None, None, None))
+    assert (second.answer, second.forced, second.votes) == (None, "C", (None, None, None))
 
 
 def test_the_answer_file_has_the_contests_format_and_an_answer_for_every_question() -> None:
@@ -177,10 +178,11 @@ def test_the_answer_file_has_the_contests_format_and_an_answer_for_every_questio
         )
         for n in range(3)
     ]  # fmt: skip
-    answers = [row(q.id, "ensemble", letter) for q, letter in zip(questions, ("B", None, "A"), strict=True)]
+    answers = [row(q.id, "ensemble", letter) for q, letter in zip(questions, ("B", None, None), strict=True)]
+    answers[2] = answers[2].model_copy(update={"forced": "B"})
     assert submission(questions, answers).splitlines() == [
         '{"id": "p0", "questions": [{"answer": "B"}, {"answer": "A"}]}',
-        '{"id": "p1", "questions": [{"answer": "A"}]}',
+        '{"id": "p1", "questions": [{"answer": "B"}]}',
     ]
 
 

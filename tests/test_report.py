@@ -190,7 +190,7 @@ def test_results_are_the_hand_counted_ones(context: Context) -> None:
         ("test", "ensemble", None): (7, 8, 0),
     }
     assert set(rows[0]) == {
-        "system", "member", "split", "n", "correct", "accuracy", "low", "high", "unparsed", "lenient",
+        "system", "member", "split", "n", "correct", "accuracy", "low", "high", "unparsed", "lenient", "forced",
     }  # fmt: skip
     assert all(row["lenient"] == row["correct"] + row["unparsed"] for row in rows)
     assert all(row["accuracy"] == row["correct"] / row["n"] for row in rows)

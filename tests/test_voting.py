@@ -14,7 +14,7 @@ from stepladder.ask.request import Request, Response, TokenLogprob
 from stepladder.config import Predict
 from stepladder.mcq.answer import ANSWER_LINE, majority
 from stepladder.mcq.voting import first_round, is_decided
-from stepladder.records import LETTERS, Prediction, Question
+from stepladder.records import LETTERS, Message, Prediction, Question
 
 
 @pytest.mark.parametrize(
@@ -136,6 +136,32 @@ def test_probabilities_are_those_of_the_letters_where_they_stand() -> None:
     assert sum(mixed.likely.values()) == pytest.approx(1)
     assert len(mixed.likely) > 2
     assert asked(Sure("ABAAA"))[0].likely == {}
+
+
+class Endless(Sure):
+    """Never comes to an end, unless the answer line is begun for it."""
+
+    def answer(self, request: Request) -> Response:
+        if request.messages[-1].role == "assistant":
+            begun, _, _ = request.messages[-1].content.rpartition("\n")
+            assert begun == "And so on"
+            messages = (*request.messages[:-1], Message(role="assistant", content="Answer:"))
+            return super().answer(request.model_copy(update={"messages": messages}))
+        return Response(text="And so on", finish="length", max_tokens=9, prompt_tokens=1, completion_tokens=9)
+
+
+def test_a_model_that_names_no_letter_is_made_to() -> None:
+    """By one request of one token, on the first of its answers."""
+    script = Endless("B", "D")
+    one, other = asked(script, votes=1, temperature=0)
+    assert [(found.answer, found.forced, found.letter, found.likely) for found in (one, other)] == [
+        (None, "B", "B", {}),
+        (None, "D", "D", {}),
+    ]
+    assert script.rounds == [2, 2]
+    script = Endless("ABCDA")
+    (found,) = asked(script)
+    assert (found.votes, found.forced, script.rounds) == ((None,) * 5, "A", [5, 1])
 
 
 def test_real_votes_cost_less_for_the_same_accuracy(contest: Path) -> None:

@@ -1,7 +1,6 @@
 """How a finished model folder answers questions without its run (``stepladder predict``), and the settings it carries.
 
-Every question gets a letter: where an answer cannot be read the model is asked again, and where that does not help
-either, the likeliest option by token probability is taken; :class:`Answers` lists both.
+It answers as the run does (answering/voting.py), so every question gets a letter.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from typing import ClassVar, NamedTuple
 
 from stepladder import models
 from stepladder.answering.client import FolderClient, computed_in
-from stepladder.answering.voting import Poll, count_stored, letter_logprobs, letter_request, vote
+from stepladder.answering.voting import Poll, count_stored, vote
 from stepladder.ask.ledger import Ledger
 from stepladder.ask.request import Request, Response
 from stepladder.config import Config, Predict, Serve
@@ -21,12 +20,9 @@ from stepladder.config import settings as as_settings
 from stepladder.documents import Document
 from stepladder.errors import InputError
 from stepladder.isolation.folders import files_inside
-from stepladder.records import LETTERS, Language, Prediction, Question
+from stepladder.records import Language, Prediction, Question
 
 PROMPTS = "prompts"
-RETRIES = 2
-"""Further answers to a question for which none could be read."""
-MIN_RETRY_TEMPERATURE = 0.7
 
 
 class AnswerSettings(NamedTuple):
@@ -51,16 +47,6 @@ class ModelSettings(Document):
     predict: Predict
     validated_in: str | None = None
     serve: Serve = Serve()
-
-
-class Answers(NamedTuple):
-    """Predictions in the order of the questions, and which of them are not from the model's first answers."""
-
-    predictions: list[Prediction]
-    read_on_retry: list[str]
-    """Ids of questions whose answer could be read only when they were asked again."""
-    likeliest: list[str]
-    """Ids of questions whose letter is the likeliest by token probability."""
 
 
 def write_settings(config: Config, folder: Path) -> None:
@@ -112,41 +98,13 @@ def read_settings(folder: Path, language: Language | None) -> AnswerSettings:
 
 def answer(
     client: FolderClient, weights: Path, questions: Sequence[Question], settings: AnswerSettings, label: str = "answers"
-) -> Answers:
-    """Answer every question, with a letter each; ``label`` names the work in the live view."""
-    model, engine = _identity(weights, settings), settings.predict.engine
+) -> list[Prediction]:
+    """Answer every question; ``label`` names the work in the live view."""
 
-    def votes(group: Sequence[Question], predict: Predict, round_label: str) -> list[Prediction]:
-        def ask(requests: Sequence[Request]) -> Mapping[str, Response]:
-            return client.ask(weights, requests, round_label, engine)
+    def ask(requests: Sequence[Request]) -> Mapping[str, Response]:
+        return client.ask(weights, requests, label, settings.predict.engine)
 
-        return vote(Poll(group, "model", model, predict, settings.seed, settings.prompts), ask)
-
-    by_id = {prediction.question_id: prediction for prediction in votes(questions, settings.predict, label)}
-    unread = [question for question in questions if by_id[question.id].answer is None]
-    if not unread:
-        return Answers([by_id[question.id] for question in questions], [], [])
-    retry = settings.predict.model_copy(
-        update={
-            "votes": settings.predict.votes + RETRIES,
-            "temperature": max(MIN_RETRY_TEMPERATURE, settings.predict.temperature),
-            "adaptive": False,
-        }
-    )
-    retried = votes(unread, retry, f"{label}, again")
-    by_id |= {prediction.question_id: prediction for prediction in retried}
-    read_on_retry = [prediction.question_id for prediction in retried if prediction.answer is not None]
-    still_unread = [question for question in unread if by_id[question.id].answer is None]
-    requests = {}
-    for question in still_unread:
-        order = tuple(range(len(question.options)))
-        requests[question.id] = letter_request(question, order, by_id[question.id].texts[0], model, settings.prompts)
-    responses = client.ask(weights, list(requests.values()), f"{label}, likeliest", engine) if requests else {}
-    for question in still_unread:
-        letter = _likeliest(question, responses[requests[question.id].key])
-        by_id[question.id] = by_id[question.id].model_copy(update={"answer": letter})
-    predictions = [by_id[question.id] for question in questions]
-    return Answers(predictions, read_on_retry, [question.id for question in still_unread])
+    return vote(_poll(weights, questions, settings), ask)
 
 
 def so_far(ledger: Path, weights: Path, questions: Sequence[Question], settings: AnswerSettings) -> list[Prediction]:
@@ -156,15 +114,9 @@ def so_far(ledger: Path, weights: Path, questions: Sequence[Question], settings:
         with Ledger(ledger, read_only=True) as opened:
             return opened.find_all(requests)
 
-    model = _identity(weights, settings)
-    return count_stored(Poll(questions, "model", model, settings.predict, settings.seed, settings.prompts), stored)
+    return count_stored(_poll(weights, questions, settings), stored)
 
 
-def _identity(weights: Path, settings: AnswerSettings) -> str:
-    return models.identity(weights, computed_in(settings.predict.engine, settings.predict, settings.serve))
-
-
-def _likeliest(question: Question, response: Response) -> str:
-    """The option whose letter is the likeliest next token; the first one where none is among the likeliest."""
-    logprobs = letter_logprobs(response, len(question.options))
-    return max(logprobs, key=lambda letter: logprobs[letter], default=LETTERS[0])
+def _poll(weights: Path, questions: Sequence[Question], settings: AnswerSettings) -> Poll:
+    model = models.identity(weights, computed_in(settings.predict.engine, settings.predict, settings.serve))
+    return Poll(questions, "model", model, settings.predict, settings.seed, settings.prompts)

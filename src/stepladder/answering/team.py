@@ -76,7 +76,7 @@ class Team(NamedTuple):
         fitted = RULES[self.rule](ballot([*self.members], votes, LETTERS, likely), right)
         letters = fitted(ballot_of({name: predictions[name] for name in self.members}))
         return [
-            own if letter < 0 else own.model_copy(update={"answer": LETTERS[letter]})
+            own if letter < 0 else own.model_copy(update={"answer": LETTERS[letter], "forced": None})
             for letter, own in zip(letters, predictions[self.leader], strict=True)
         ]
 

@@ -17,7 +17,7 @@ from rich.console import Console
 from stepladder import models
 from stepladder.answering import team as teams
 from stepladder.answering.client import FolderClient, check_ledger
-from stepladder.answering.standalone import Answers, AnswerSettings, answer, read_settings, so_far
+from stepladder.answering.standalone import AnswerSettings, answer, read_settings, so_far
 from stepladder.answering.team import Team
 from stepladder.config import Serve
 from stepladder.errors import GateError, ModelError, ServeError, UserError
@@ -114,19 +114,18 @@ def predict(
     except TimeIsUpError:
         predictions = team.join({name: work.so_far(name) for name in team.members})
         write_atomic(out, submission(questions, predictions))
-        count = f"{sum(prediction.answer is not None for prediction in predictions):,} of {len(questions):,} questions"
+        count = f"{sum(prediction.letter is not None for prediction in predictions):,} of {len(questions):,} questions"
         say(console, f"Time is up. Wrote {out}: {count} answered, the first letter for the others")
         return
-    predictions = team.join({name: answers.predictions for name, answers in by_member.items()})
+    predictions = team.join(by_member)
     write_atomic(out, submission(questions, predictions))
-    right = [q.answer == p.answer for q, p in zip(questions, predictions, strict=True) if q.answer is not None]
+    right = [q.answer == p.letter for q, p in zip(questions, predictions, strict=True) if q.answer is not None]
     labelled = f", {sum(right):,} of {len(right):,} as labelled ({sum(right) / len(right):.1%})" if right else ""
     say(console, f"Wrote {out}: {len(questions):,} questions{labelled}")
     for name, answers in by_member.items():
+        forced = [prediction.question_id for prediction in answers if prediction.answer is None]
         prefix = f"{name}: " if len(by_member) > 1 else ""
-        _say_ids(console, answers.read_on_retry, f"{prefix}answered when asked again")
-        why = "since no answer could be read"
-        _say_ids(console, answers.likeliest, f"{prefix}answered by the likeliest option, {why}")
+        _say_ids(console, forced, f"{prefix}answered by the likeliest letter, since no answer could be read")
     if expected is not None:
         machine = models.machine(dtype) if is_local else None
         say(console, f"Self-test: {selftest.check(expected, machine, predictions, questions)}")
@@ -144,7 +143,7 @@ class Assignment(NamedTuple):
     questions: Sequence[Question]
     settings: AnswerSettings
 
-    def answer(self, minutes: float | None) -> dict[str, Answers]:
+    def answer(self, minutes: float | None) -> dict[str, list[Prediction]]:
         """Every member's answers. Members' servers run side by side where they fit, otherwise one after the other.
 
         Raises:
@@ -168,11 +167,11 @@ class Assignment(NamedTuple):
     def _client(self, scratch: Path, serve: Serve, progress: Progress | Lane, stop: threading.Event) -> FolderClient:
         return FolderClient(self.ledger, LEDGER_RUN, scratch, serve, self.settings.predict.dtype, progress, stop)
 
-    def _side_by_side(self, serve: Serve) -> dict[str, Answers]:
+    def _side_by_side(self, serve: Serve) -> dict[str, list[Prediction]]:
         stop = threading.Event()
         lanes: dict[tuple[str, str], tuple[float, float]] = {}
 
-        def answer_one(name: str) -> Answers:
+        def answer_one(name: str) -> list[Prediction]:
             lane = Lane(self.progress, name, lanes)
             with self._client(self.scratch / name, serve, lane, stop) as client:
                 return self._ask(client, name)
@@ -187,7 +186,7 @@ class Assignment(NamedTuple):
                 raise
         return {name: future.result() for name, future in futures.items()}
 
-    def _ask(self, client: FolderClient, name: str) -> Answers:
+    def _ask(self, client: FolderClient, name: str) -> list[Prediction]:
         label = "answers" if len(self.team.members) == 1 else name
         return answer(client, self.team.members[name], self.questions, self.settings, label)
 

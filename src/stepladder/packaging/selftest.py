@@ -53,15 +53,15 @@ def record(package: Path, progress: Progress) -> None:
     with tempfile.TemporaryDirectory() as folder:
         ledger = Path(folder, "ledger.sqlite")
         with FolderClient(ledger, "selftest", Path(folder), settings.serve, predict.dtype, progress) as client:
-            answers = {name: answer(client, weights, questions, settings) for name, weights in team.members.items()}
-    predictions = team.join({name: member.predictions for name, member in answers.items()})
+            by_member = {name: answer(client, weights, questions, settings) for name, weights in team.members.items()}
+    predictions = team.join(by_member)
     same = _as_labelled(predictions, questions)
     if same < MIN_AGREEMENT * len(questions):
         raise GateError(
             f"the package answers {same} of {len(questions)} questions as the run did; the run was made on another "
             "kind of machine, or its files were changed: run it again here"
         )
-    letters = {prediction.question_id: prediction.answer for prediction in predictions}
+    letters = {prediction.question_id: prediction.letter for prediction in predictions}
     ExpectedAnswers(machine=models.machine(predict.dtype), letters=letters).write(package)
 
 
@@ -82,7 +82,7 @@ def check(
     """
     expected = ExpectedAnswers.read_file(path, "make the package again with 'stepladder pack'")
     count = len(predictions)
-    differ = [row.question_id for row in predictions if expected.letters.get(row.question_id) != row.answer]
+    differ = [row.question_id for row in predictions if expected.letters.get(row.question_id) != row.letter]
     if machine == expected.machine:
         if differ:
             raise GateError(
@@ -102,4 +102,4 @@ def check(
 
 def _as_labelled(predictions: Sequence[Prediction], questions: Sequence[Question]) -> int:
     """How many answers equal the label."""
-    return sum(row.answer == question.answer for question, row in zip(questions, predictions, strict=True))
+    return sum(row.letter == question.answer for question, row in zip(questions, predictions, strict=True))

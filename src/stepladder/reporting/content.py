@@ -67,6 +67,8 @@ class Result(SystemName):
     unparsed: int
     lenient: int
     """Number of right answers if unreadable ones are read leniently."""
+    forced: int = 0
+    """Number of right answers if unreadable ones are the likeliest letter."""
 
 
 class Comparison(Record):

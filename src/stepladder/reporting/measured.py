@@ -73,6 +73,12 @@ class Measured:
             for row, question in zip(self.answers[system], self.questions, strict=True)
         )
 
+    def forced(self, system: System) -> int:
+        """Number of right answers if those that the strict rule cannot read are the letter that was forced."""
+        return sum(
+            question.answer == row.letter for row, question in zip(self.answers[system], self.questions, strict=True)
+        )
+
     def accuracy(self, system: System) -> float:
         right = self.right[system]
         return sum(right) / len(right)

@@ -159,6 +159,7 @@ def _results(measured: Measured, seed: int) -> Iterator[Result]:
             high=interval.high,
             unparsed=sum(answer.answer is None for answer in measured.answers[system]),
             lenient=measured.leniently(system),
+            forced=measured.forced(system),
         )
 
 

@@ -14,7 +14,6 @@ from stepladder.context import Context
 from stepladder.documents import EnsembleChoice
 from stepladder.ensembling.rules import RULES, Letters, ballot_of
 from stepladder.ensembling.selection import select
-from stepladder.mcq.answer import majority
 from stepladder.mcq.answerfile import submission
 from stepladder.records import LETTERS, Prediction, Question
 from stepladder.stages.predictions import eligible, leader, splits
@@ -54,7 +53,7 @@ def build(context: Context, part: str | None, folder: Path) -> None:
     rule = auto if config.ensemble.rule == "auto" or len(eligible_members) == 1 else config.ensemble.rule
     fitted = RULES[rule](ballots["validation"], right)
     for split, by_member in answers.items():
-        combined = combine(by_member, fitted(ballots[split]))
+        combined = combine(by_member, fitted(ballots[split]), leader(context))
         write_atomic(folder / f"{split}.jsonl", records.lines(combined))
         write_atomic(folder / f"answers.{split}.jsonl", submission(questions[split], combined))
     excluded = [member.name for member in config.member if member.name not in eligible_members]
@@ -77,7 +76,7 @@ def _build_final(context: Context, folder: Path) -> None:
     )
     for split, asked in questions.items():
         by_member = _answers(context, choice.answering, split)
-        combined = combine(by_member, fitted(ballot_of(by_member)))
+        combined = combine(by_member, fitted(ballot_of(by_member)), choice.leader)
         write_atomic(folder / f"{split}.jsonl", records.lines(combined))
         if split == "test":
             write_atomic(folder / f"answers.{split}.jsonl", submission(asked, combined))
@@ -101,21 +100,20 @@ def _right(questions: Sequence[Question]) -> Letters:
     return np.array([LETTERS.index(str(question.answer)) for question in questions])
 
 
-def combine(predictions: Mapping[str, Sequence[Prediction]], letters: Letters) -> list[Prediction]:
-    """One prediction a question from the members' predictions, all in the same order, and the letters chosen."""
+def combine(predictions: Mapping[str, Sequence[Prediction]], letters: Letters, leader: str) -> list[Prediction]:
+    """One prediction a question from the members' predictions, all in the same order, and the letters chosen; where
+    none was chosen, the leader's letter is forced."""
     combined = []
-    for letter, *rows in zip(letters, *predictions.values(), strict=True):
-        votes = tuple(row.answer for row in rows)
+    for letter, own, *rows in zip(letters, predictions[leader], *predictions.values(), strict=True):
         answer = None if letter < 0 else LETTERS[letter]
-        texts = tuple(text for row in rows for text in row.texts[:1])
         combined.append(
             Prediction(
-                question_id=rows[0].question_id,
+                question_id=own.question_id,
                 member="ensemble",
-                votes=votes,
+                votes=tuple(row.answer for row in rows),
                 answer=answer,
-                forced=majority(tuple(row.letter for row in rows)) if answer is None else None,
-                texts=texts,
+                forced=own.letter if answer is None else None,
+                texts=tuple(text for row in rows for text in row.texts[:1]),
             )
         )
     return combined
