@@ -24,6 +24,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 from transformers.masking_utils import sdpa_mask
 
 from stepladder.ask.local.memory import MAX_SCORES
+from stepladder.ask.loops import goes_in_circles
 from stepladder.ask.request import Request
 from stepladder.models.prefixes import share_prefixes
 from stepladder.workspace import digest
@@ -54,23 +55,28 @@ def decode(
         ends: ids of the tokens that end an answer.
 
     Returns:
-        For every request the token ids of its answer, without the closing token, and whether it ended before its cap.
+        For every request the token ids of its answer, without the closing token, and whether it was finished: not cut
+        at its cap, or because it went in circles.
     """
     device = model.device
     cap = requests[0].max_tokens
     with _GroupedAttention(model):
         cache, logits = _read(model, prompts, cap)
         completions: list[list[int]] = [[] for _ in requests]
-        finished = [False] * len(requests)
+        finished, ended = [False] * len(requests), [False] * len(requests)
         request_of_row = list(range(len(requests)))
         generators = [_generator(request, device) for request in requests]
         for step in range(cap):
             tokens = _choose(logits, [(requests[i], generators[i]) for i in request_of_row])
             for i, token in zip(request_of_row, tokens, strict=True):
-                finished[i] = finished[i] or token in ends
-                if not finished[i]:
+                if ended[i]:
+                    continue
+                if token in ends:
+                    finished[i] = ended[i] = True
+                else:
                     completions[i].append(token)
-            unfinished = [row for row, i in enumerate(request_of_row) if not finished[i]]
+                    ended[i] = goes_in_circles(completions[i])
+            unfinished = [row for row, i in enumerate(request_of_row) if not ended[i]]
             if not unfinished or step == cap - 1:
                 break
             if len(unfinished) <= COMPACT_SHARE * len(request_of_row):

@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from stepladder.ask import loops
 from stepladder.ask.foreign_json import read_json
 from stepladder.ask.outcome import Delivery
 from stepladder.ask.remote.wire import AsyncWire, Reply
@@ -62,7 +63,8 @@ class Waiting:
         if (reason := choice.get("finish_reason")) is not None:
             message = {"role": "assistant", "content": "".join(self.texts)}
             logprobs = {"content": self.logprobs} if self.logprobs else None
-            answer = {"index": 0, "message": message, "finish_reason": reason, "logprobs": logprobs}
+            finish = "length" if reason == loops.FINISH_REASON else reason
+            answer = {"index": 0, "message": message, "finish_reason": finish, "logprobs": logprobs}
             self.deliver(Delivery(200, json.dumps({"choices": [answer], "usage": usage}).encode()))
 
 
@@ -159,6 +161,7 @@ class Completions:
             "stream": True,
             "stream_options": {"include_usage": True, "continuous_usage_stats": True},
             "stream_interval": STREAM_INTERVAL,
+            "repetition_detection": loops.DETECTION,
             **self._extra_body,
         }
         if settings.top_logprobs is not None:
