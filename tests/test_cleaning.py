@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stepladder.mcq.answer import strict
-from stepladder.mcq.cleaning import FLAWS, FORMS, Cleaned, clean
+from stepladder.mcq.cleaning import ECHO, FLAWS, FORMS, Cleaned, clean
 from stepladder.mcq.questionfile import read_problems
 
 OPTIONS = ("是", "否")
@@ -34,6 +34,8 @@ FORMS_SEEN = (
     ("first word", f"step {REASON}\n因此答案是：B"),
     ("first line", f".com\n{REASON}\n因此答案是：B"),
     ("first line", f"step-by-step-analysis:\n{REASON}\n因此答案是：B"),
+    ("first line", f"是中国\n\n{REASON}\n因此答案是：B"),
+    ("question", f"王先生在场吗？\nA. 是\nB. 否\n\n{REASON}\n因此答案是：B"),
     ("code fence", f"```\n{REASON}\n```\n因此答案是：B"),
     ("code fence", f"{REASON}\n```markdown\n因此答案是：B\n```"),
 )
@@ -44,6 +46,8 @@ FLAWED = (
     ("several questions", f"选择题 1：\n{REASON}\n选择题 2：\n{REASON}\n答案是：B"),
     ("two answers", f"{REASON}\n因此答案是：A\n等等，应该对调一下。\n因此答案是：B"),
     ("no reasoning", "<output>\n因此答案是：B\n</output>"),
+    ("second thoughts", f"{REASON}\n但是，题目给出的答案是“否”，我们需要重新检查。\n答案是：B"),
+    ("second thoughts", f"{REASON}这个推理过程是正确的，没有错误。\n答案是：B"),
     ("repeats", "所以王先生不在场，我们再检查一遍，王先生到底在不在场，根据第二条他不在。" * 8 + "\n答案是：B"),
     ("answer lost", f"{REASON}\n<reflection>修正：正确答案应该是另一个。\n因此答案是：B"),
 )
@@ -62,7 +66,7 @@ def test_a_flawed_chain_is_refused(flaw: str, chain: str) -> None:
 
 
 def test_every_form_and_every_flaw_has_an_example() -> None:
-    assert {form for form, _ in FORMS_SEEN} == {*FORMS}
+    assert {form for form, _ in FORMS_SEEN} == {*FORMS, ECHO}
     assert {flaw for flaw, _ in FLAWED} == {*FLAWS}
 
 

@@ -475,8 +475,8 @@ class Member(Table):
     least as accurate on validation."""
     clean: bool = True
     """Whether debris of prompts and chat formats is removed from chains (``Assistant:``, ``<reflection>`` blocks,
-    tags), and a chain left out that begins within a sentence, answers before it reasons, names two letters, repeats
-    itself or has no reasoning."""
+    tags), and a chain left out that begins within a sentence, answers before it reasons, names two letters, judges its
+    own reasoning, repeats itself or has none."""
     balance: bool = False
     """Whether the options of examples are reordered so that every letter is right equally often; letters that a chain
     names move along, as with ``orders``."""

@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from stepladder.mcq.answer import strict, with_final_line
-from stepladder.records import Language
+from stepladder.records import LETTERS, Language
 from stepladder.text import USUAL_CONTROL_TOKENS
 
 MIN_CHARACTERS = 6
 """Of a chain without its answer line; less is no reasoning."""
+PASSES = 3
+"""How often each form of debris is looked for."""
 REPEATED_CHARACTERS, MAX_REPEATS = 30, 6
 """A passage of so many characters, white space left out, that occurs more often makes a chain a loop."""
 
@@ -34,6 +36,15 @@ _FIRST_WORD = re.compile(
 )
 _LATIN_LINE = re.compile(r"\A[A-Za-z._=:()\"<> -]{1,40}\n(?=\s*+[<*#\d]*+\s*+[一-鿿])")
 """A first line without a Chinese character before a Chinese text: ``.com``, ``step-by-step-analysis:``."""
+_LONE_WORD = re.compile(r"\A[^\s。，：:,.]{1,4}\n[ \t]*+\n(?=\s*+\S{5})")
+"""A first line of a few characters that an empty line follows: what is left of a heading, or of a lost beginning."""
+_SECOND_THOUGHTS = re.compile(
+    r"(?:题目|题干|问题)中?(?:所)?(?:给出|提供|给定|标注)的(?:正确)?(?:答案|选项是)|(?:标准|参考|给定的?|已知的?)答案"
+    r"|重新(?:检查|评估|审视|审查|核对)|(?:推理|分析|思考)过程(?:是|中)?(?:正确|没有|无误|有误|存在|合理)|遗漏或错误"
+    r"|(?i:(?:given|provided|stated|expected|reference) answer (?:is|was|says)"
+    r"|re-?(?:check|evaluate|examine|consider)ing (?:the|my|this)|(?:reasoning|analysis) (?:is|was) (?:in)?correct)"
+)
+"""A chain that judges its own reasoning, or bends it to an answer it was given."""
 _TAG = re.compile(r"</?(?i:think(?:ing)?|reflection|output|answer|response|reasoning|solution|summary|step|result)>")
 _FENCE = re.compile(r"^[ \t]*+```\w{0,20}[ \t]*+$\n?", re.MULTILINE)
 _WITHIN = re.compile(r"[，。、；）》”,;)\]]")
@@ -72,22 +83,46 @@ def _without_reflection(text: str) -> str:
     return "".join([*kept, text[position:]])
 
 
+def _without_echo(options: Sequence[str]) -> Callable[[str], str]:
+    """What removes a beginning that repeats the question: up to three lines, and the list of all options."""
+
+    def removed(text: str) -> str:
+        lines = text.lstrip().split("\n")
+        filled = [index for index, line in enumerate(lines) if line.strip()]
+        for start in range(min(4, len(filled) - len(options))):
+            listed = filled[start : start + len(options)]
+            if all(_lists(lines[index], *option) for index, option in zip(listed, enumerate(options), strict=True)):
+                return "\n".join(lines[listed[-1] + 1 :]).lstrip()
+        return text
+
+    return removed
+
+
+def _lists(line: str, place: int, option: str) -> bool:
+    """Whether a line is an option and nothing else."""
+    found = re.fullmatch(rf"[\s*#>-]*+{LETTERS[place]}[*\s]*+[.、．:：)）]?(.*)", line)
+    return found is not None and "".join(found[1].split()).strip("*。.") == "".join(option.split()).strip("*。.")
+
+
 FORMS: dict[str, Callable[[str], str]] = {
     "role": lambda text: _BEGINNING.sub("", _ROLE.sub("", _BEGINNING.sub("", text))),
     "control token": _without(USUAL_CONTROL_TOKENS),
     "reflection": _without_reflection,
     "tag": _without(_TAG),
     "first word": lambda text: _FIRST_WORD.sub("", text.lstrip()),
-    "first line": lambda text: _LATIN_LINE.sub("", text.lstrip()),
+    "first line": lambda text: _LONE_WORD.sub("", _LATIN_LINE.sub("", text.lstrip()).lstrip()),
     "code fence": _without(_FENCE),
 }
 """What removes each form of debris, in the order in which they are removed."""
+ECHO = "question"
+"""The form of debris that repeats the question, removed last."""
 FLAWS = {
     "begins within": "because they begin in the middle of a sentence",
     "answers first": "because they give the answer before the reasons",
     "several questions": "because they hold further questions",
     "two answers": "because they name another letter before their last line",
     "no reasoning": "because nothing but the answer is in them",
+    "second thoughts": "because they judge their own reasoning, or bend it to an answer they were given",
     "repeats": "because they repeat a passage over and over",
     "answer lost": "because their answer was in what had to be removed",
 }
@@ -100,18 +135,19 @@ def clean(text: str, options: Sequence[str], language: Language) -> Cleaned:
         text: the chain, which has a strict letter.
         options: the options' texts in the order the model was shown them.
     """
-    cleaned = _clean(text, options, language, FORMS)
+    cleaned = _clean(text, options, language, [*FORMS, ECHO])
     if cleaned.flaw == "no reasoning" and "reflection" in cleaned.forms:  # it is all the reasoning there is
-        return _clean(text, options, language, [name for name in FORMS if name != "reflection"])
+        return _clean(text, options, language, [*(name for name in FORMS if name != "reflection"), ECHO])
     return cleaned
 
 
-def _clean(text: str, options: Sequence[str], language: Language, names: Iterable[str]) -> Cleaned:
-    letter, forms, chain = strict(text, options).letter, [], text
-    for name in names:
-        if (removed := FORMS[name](chain)).strip() != chain.strip():
-            forms.append(name)
-            chain = removed
+def _clean(text: str, options: Sequence[str], language: Language, names: list[str]) -> Cleaned:
+    letter, chain = strict(text, options).letter, text
+    forms: dict[str, None] = {}
+    for name in PASSES * names:  # what was removed may have stood before more of it
+        remove = _without_echo(options) if name == ECHO else FORMS[name]
+        if (removed := remove(chain)).strip() != chain.strip():
+            forms[name], chain = None, removed
     if strict(chain, options).letter != letter:
         return Cleaned(text, tuple(forms), "answer lost")
     chain = _BLANK_LINES.sub("\n\n", with_final_line(chain.strip(), options, language))
@@ -123,19 +159,23 @@ def _clean(text: str, options: Sequence[str], language: Language, names: Iterabl
 
 
 def _flaw(reasoning: str, letter: str | None, options: Sequence[str]) -> str | None:
+    """The first flaw of a chain without its answer line."""
     compact = "".join(reasoning.split())
-    if len(compact) < MIN_CHARACTERS:
-        return "no reasoning"
-    if _WITHIN.match(compact):
-        return "begins within"
-    lines = [strict(line, options) for line in reasoning.split("\n") if line.strip()]
-    first = reasoning.lstrip().partition("\n")[0]
-    if len(lines) > 1 and (lines[0].rule == "last-line" or _ANSWER_HEADING.fullmatch("".join(first.split()))):
-        return "answers first"
-    if any(line.letter not in (None, letter) for line in lines):
-        return "two answers"
-    if len(_QUESTION.findall(reasoning)) > 1:
-        return "several questions"
+    said = [strict(line, options) for line in reasoning.split("\n") if line.strip()]
+    heading = "".join(reasoning.lstrip().partition("\n")[0].split())
+    found = {
+        "no reasoning": len(compact) < MIN_CHARACTERS,
+        "begins within": _WITHIN.match(compact),
+        "answers first": len(said) > 1 and (said[0].rule == "last-line" or _ANSWER_HEADING.fullmatch(heading)),
+        "two answers": any(line.letter not in (None, letter) for line in said),
+        "second thoughts": _SECOND_THOUGHTS.search(reasoning),
+        "several questions": len(_QUESTION.findall(reasoning)) > 1,
+        "repeats": _repeats(compact),
+    }
+    return next((flaw for flaw, holds in found.items() if holds), None)
+
+
+def _repeats(compact: str) -> bool:
     starts = range(len(compact) - REPEATED_CHARACTERS + 1)
     passages = Counter(compact[start : start + REPEATED_CHARACTERS] for start in starts)
-    return "repeats" if passages and max(passages.values()) > MAX_REPEATS else None
+    return bool(passages) and max(passages.values()) > MAX_REPEATS
