@@ -100,10 +100,19 @@ def replacements(asked: argparse.Namespace, url: str) -> list[tuple[str, str]]:
         (r"(?m)^samples = 64", "samples = 8"),
         (r"(?m)^max_loss = 0\.03", "max_orders = 2\nmax_loss = 0.03"),
         (r"devices = 4", f"devices = {asked.devices}"),
+        (r"group_size = 128", f"group_size = {group_size(asked.base)}"),
         (r'"https://api\.(?:openai|deepseek)\.com/v1"', json.dumps(url)),
         *([] if models.has_avx512() else [(r'(?s)(\[predict\]\s*engine =) "vllm"', r'\g<1> "local"')]),
         (r"(?m)^\[serve\]", f'[serve]\nenvironment = {quoted["environment"]}\ndtype = "{models.dtype_name()}"'),
     ]
+
+
+def group_size(base: Path) -> int:
+    """The largest group size up to 128 that divides the widths of a base's layers."""
+    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    return max(
+        size for size in (16, 32, 64, 128) if not config["hidden_size"] % size | config["intermediate_size"] % size
+    )
 
 
 def recipe(asked: argparse.Namespace, url: str) -> str:

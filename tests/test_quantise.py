@@ -6,6 +6,7 @@ import json
 import random
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from stepladder.closedworld.generate import generate, to_line
 from stepladder.config import General, Quantise, load
 from stepladder.context import STAGES, Context
 from stepladder.documents import Distance
-from stepladder.errors import GateError, InputError, ModelError
+from stepladder.errors import GateError, InputError, ModelError, UserError
 from stepladder.models import template
 from stepladder.progress import Progress
 from stepladder.quantising import calibration, gptq, repair
@@ -144,6 +145,24 @@ def test_symmetric_scales_fit_the_weights_and_not_their_largest(merged: Path, fo
 def test_a_group_size_that_does_not_divide_is_refused(merged: Path, rows: list[list[int]], tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"group_size 48 does not divide the 32 inputs of model\.layers\.0"):
         gptq.quantise(Quantise(group_size=48), merged, rows, tmp_path)
+
+
+def test_a_group_size_is_held_against_the_base_before_a_run_begins(tmp_path: Path) -> None:
+    (tmp_path / "questions.jsonl").write_text("")
+    for size in (32, 128):
+        (tmp_path / "run.toml").write_text(
+            f"""name = "run"
+language = "en"
+questions = {{ train = "questions.jsonl" }}
+quantise = {{ group_size = {size} }}
+rung = [{{ name = "worked", kind = "worked" }}]
+member = [{{ name = "a" }}]
+"""
+        )
+        context = Context.open(tmp_path / "run.toml", tmp_path / "runs")
+        refused = pytest.raises(UserError, match="128 does not divide the 576 inputs of a layer of bundled; use a")
+        with refused if size == 128 else nullcontext():
+            flow.check_group_size(context)
 
 
 def edit_tensors(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:

@@ -593,6 +593,7 @@ rung = [{{ name = "worked", kind = "worked" }}]
 member = [{{ name = "a" }}]
 '''
     )
+    flow.check_group_size(Context.open(tmp_path / "run.toml", tmp_path / "runs"))
     with pytest.raises(ServeError, match="AVX-512"):  # before a run begins
         flow.check_kernels(Context.open(tmp_path / "run.toml", tmp_path / "runs"))
     monkeypatch.setattr(models, "has_avx512", lambda: True)

@@ -20,6 +20,7 @@ def run(config: Path, runs: Path) -> None:
         AskError: an API key that the run needs is not set; nothing has been run.
         ModelError: a finished member is missing or of no use; nothing has been run.
         ServeError: vLLM cannot compute 4-bit weights here; nothing has been run.
+        UserError: the group size does not divide the base's widths; nothing has been run.
     """
     context = Context.open(config, runs)
     console = context.progress.console
@@ -27,6 +28,7 @@ def run(config: Path, runs: Path) -> None:
     with context.workspace.locked():
         flow.check_keys(context)
         flow.check_finished(context)
+        flow.check_group_size(context)
         flow.check_kernels(context)
         flow.run(context)
     folder = context.input("report")

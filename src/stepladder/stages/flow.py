@@ -13,7 +13,8 @@ from stepladder import models
 from stepladder.answering.client import check_ledger
 from stepladder.config import Config
 from stepladder.context import Context, Place, artifacts, parts
-from stepladder.errors import AskError, MissingExtra, UserError
+from stepladder.errors import AskError, MissingExtra, ModelError, UserError
+from stepladder.forecast import model_shape
 from stepladder.serving import cards
 from stepladder.serving.vllm import check_kernels as check_vllm_kernels
 from stepladder.training.merging import refuse_quantised
@@ -146,6 +147,28 @@ def check_kernels(context: Context) -> None:
     config = context.config
     if config.predict.engine == "vllm" and not config.serve.base_url and not cards.visible_cards():
         check_vllm_kernels(None)
+
+
+def check_group_size(context: Context) -> None:
+    """Check that ``[quantise] group_size`` divides the widths of a base that is a folder here.
+
+    Raises:
+        UserError: it does not; nothing has been run.
+    """
+    size, base = context.config.quantise.group_size, context.config.train.base
+    folder = models.locate(base) if base == models.BUNDLED else Path(base).expanduser()
+    if size is None or not folder.is_dir():
+        return
+    try:
+        shape = model_shape.read(folder)
+    except ModelError:  # an architecture whose layers are not known
+        return
+    for linear in shape.linears:
+        if linear.inputs % size:
+            raise UserError(
+                f"[quantise] group_size {size} does not divide the {linear.inputs} inputs of a layer of {base}; use a "
+                "divisor"
+            )
 
 
 def check_inputs(context: Context, name: str) -> None:
