@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 import torch
 
-from stepladder import models
 from stepladder.ask.local import decoding
 from stepladder.ask.local.engine import Local
 from stepladder.ask.loops import MAX_PASSAGE, MIN_PASSAGE, REPEATS, goes_in_circles
@@ -32,9 +32,9 @@ def test_a_line_of_dashes_is_none_and_a_page_of_them_is() -> None:
     assert not goes_in_circles(range(500))
 
 
-def test_an_answer_in_circles_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_answer_in_circles_is_cut(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first of two rows repeats itself after ten tokens, the second ends by itself after that."""
-    engine = Local.load(models.locate(models.BUNDLED))
+    engine = Local.load(base)
     end = next(iter(engine._ends))
     said = [list(range(100, 110)) + [*range(200, 220)] * 20, [*range(300, 450), end]]
 
