@@ -51,7 +51,11 @@ from stepladder.training.data import Data
 from stepladder.training.sequences import pack, singly, tokenise
 from stepladder.workspace import write_atomic
 
-QUESTIONS, ANSWERS = "train.jsonl", "recorded_responses.jsonl"
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+
+from recorded import right_answers
+from replay_server import ANSWERS, QUESTIONS
+
 SPLIT_SEED, TRAIN_PROBLEMS, CHOICE_PROBLEMS = 20, 250, 50
 MAX_TOKENS = 400
 LADDER = (
@@ -116,17 +120,12 @@ def split(contest: Path) -> Field:
 
 def recorded(contest: Path, questions: dict[str, Question]) -> Iterator[Sample]:
     """The right recorded answers to these questions."""
-    for line in (contest / ANSWERS).read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
-        if (question := questions.get(row["id"])) is None:
-            continue
-        for index, text in enumerate(row["responses"]):
-            if strict(text, question.options).letter == question.answer:
-                yield Sample(
-                    question_id=question.id, rung="recorded", model=row["model"], sample_index=index,
-                    permutation=tuple(range(len(question.options))), key=f"{row['model']}/{row['id']}/{index}",
-                    text=text, answer=question.answer, verdict="accepted",
-                )  # fmt: skip
+    for model, index, question, text in right_answers(contest, questions):
+        yield Sample(
+            question_id=question.id, rung="recorded", model=model, sample_index=index,
+            permutation=tuple(range(len(question.options))), key=f"{model}/{question.id}/{index}", text=text,
+            answer=question.answer, verdict="accepted",
+        )  # fmt: skip
 
 
 def climbed(samples: Sequence[Sample]) -> list[Sample]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from stepladder.documents import QuantisedForm, TrainsetCard, Verdict
@@ -17,6 +18,17 @@ QUESTION = Question(
     language="en",
     source="s",
 )
+
+
+def run_file(folder: Path, settings: str) -> Path:
+    """The file of a small run with these settings and no questions."""
+    (folder / "questions.jsonl").write_text("")
+    common = (
+        'name = "run"', 'language = "en"', 'questions = { train = "questions.jsonl" }',
+        'rung = [{ name = "worked", kind = "worked" }]', 'member = [{ name = "a" }]',
+    )  # fmt: skip
+    (folder / "run.toml").write_text("\n".join([*common, settings, ""]))
+    return folder / "run.toml"
 
 
 def verdict(**changes: Any) -> Verdict:

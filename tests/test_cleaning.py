@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from recorded import questions_of, right_answers
 
 from stepladder.mcq.answer import strict
-from stepladder.mcq.cleaning import ECHO, FLAWS, FORMS, Cleaned, clean
-from stepladder.mcq.questionfile import read_problems
+from stepladder.mcq.cleaning import FLAWS, FORMS, Cleaned, clean
 
 OPTIONS = ("是", "否")
 REASON = "首先，根据第二条，王先生不在场。"
@@ -66,7 +65,7 @@ def test_a_flawed_chain_is_refused(flaw: str, chain: str) -> None:
 
 
 def test_every_form_and_every_flaw_has_an_example() -> None:
-    assert {form for form, _ in FORMS_SEEN} == {*FORMS, ECHO}
+    assert {form for form, _ in FORMS_SEEN} == {*FORMS}
     assert {flaw for flaw, _ in FLAWED} == {*FLAWS}
 
 
@@ -108,18 +107,11 @@ def test_cleaning_twice_changes_nothing(parts: list[str]) -> None:
 
 def test_chains_of_the_contest_s_models(contest: Path) -> None:
     """What is left of 3,000 recorded right answers has no debris that a search can find."""
-    problems = read_problems(contest / "train.jsonl", "zh", labelled=True)
-    questions = {question.id: question for problem in problems for question in problem.questions}
     flaws, kept = Counter[str | None](), []
-    for line in (contest / "recorded_responses.jsonl").read_text(encoding="utf-8").splitlines()[::2]:
-        row = json.loads(line)
-        if (question := questions.get(row["id"])) is None:
-            continue
-        for text in row["responses"]:
-            if strict(text, question.options).letter == question.answer:
-                cleaned = clean(text, question.options, "zh")
-                flaws[cleaned.flaw] += 1
-                kept += [cleaned.text] if cleaned.flaw is None else []
+    for answer in right_answers(contest, questions_of(contest), step=2):
+        cleaned = clean(answer.text, answer.question.options, "zh")
+        flaws[cleaned.flaw] += 1
+        kept += [cleaned.text] if cleaned.flaw is None else []
     assert flaws[None] > 0.9 * flaws.total()
     for debris in ("ssistant", "<output>", "<thinking>", "reflection", "<|", "```"):
         assert sum(debris in text for text in kept) <= 0.002 * len(kept), debris

@@ -39,8 +39,7 @@ def test_an_answer_in_circles_is_cut(base: Path, monkeypatch: pytest.MonkeyPatch
     said = [list(range(100, 110)) + [*range(200, 220)] * 20, [*range(300, 450), end]]
 
     def scripted(logits: torch.Tensor, sampling: Sequence[object]) -> list[int]:
-        tokens = [said[row].pop(0) for row in (0, 1)][: len(sampling)] if len(sampling) == 2 else [said[1].pop(0)]
-        return tokens
+        return [tokens.pop(0) for tokens in said[-len(sampling) :]]
 
     monkeypatch.setattr(decoding, "_choose", scripted)
     asked = [

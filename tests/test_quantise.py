@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from made import run_file
 from rich.console import Console
 
 from stepladder import models
@@ -148,18 +149,8 @@ def test_a_group_size_that_does_not_divide_is_refused(merged: Path, rows: list[l
 
 
 def test_a_group_size_is_held_against_the_base_before_a_run_begins(tmp_path: Path) -> None:
-    (tmp_path / "questions.jsonl").write_text("")
     for size in (32, 128):
-        (tmp_path / "run.toml").write_text(
-            f"""name = "run"
-language = "en"
-questions = {{ train = "questions.jsonl" }}
-quantise = {{ group_size = {size} }}
-rung = [{{ name = "worked", kind = "worked" }}]
-member = [{{ name = "a" }}]
-"""
-        )
-        context = Context.open(tmp_path / "run.toml", tmp_path / "runs")
+        context = Context.open(run_file(tmp_path, f"quantise = {{ group_size = {size} }}"), tmp_path / "runs")
         refused = pytest.raises(UserError, match="128 does not divide the 576 inputs of a layer of bundled; use a")
         with refused if size == 128 else nullcontext():
             flow.check_group_size(context)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from made import QUESTION
+from recorded import questions_of, right_answers
 
 from stepladder.mcq.answer import strict
 from stepladder.mcq.cleaning import clean
-from stepladder.mcq.questionfile import read_problems
 from stepladder.mcq.reorder import in_order, in_orders, may_move
 from stepladder.mcq.shuffle import shown, to_original
 from stepladder.records import Question, Sample
@@ -100,17 +99,10 @@ def test_an_order_and_back_is_the_same_chain(parts: list[str]) -> None:
 
 
 def test_most_chains_of_the_contest_s_models_bear_every_order(contest: Path) -> None:
-    problems = read_problems(contest / "train.jsonl", "zh", labelled=True)
-    questions = {question.id: question for problem in problems for question in problem.questions}
     seen = moved = 0
-    for line in (contest / "recorded_responses.jsonl").read_text(encoding="utf-8").splitlines()[::4]:
-        row = json.loads(line)
-        if (question := questions.get(row["id"])) is None:
-            continue
-        for text in row["responses"]:
-            if strict(text, question.options).letter == question.answer:
-                cleaned = clean(text, question.options, "zh")
-                if cleaned.flaw is None:
-                    chain = sample("", question).model_copy(update={"text": cleaned.text})
-                    seen, moved = seen + 1, moved + may_move(question, chain)
+    for answer in right_answers(contest, questions_of(contest), step=4):
+        cleaned = clean(answer.text, answer.question.options, "zh")
+        if cleaned.flaw is None:
+            chain = sample("", answer.question).model_copy(update={"text": cleaned.text})
+            seen, moved = seen + 1, moved + may_move(answer.question, chain)
     assert moved > 0.8 * seen

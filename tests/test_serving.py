@@ -23,6 +23,7 @@ import psutil
 import pynvml
 import pytest
 from jinja2 import Environment, PackageLoader
+from made import run_file
 from rich.console import Console
 
 from stepladder import models
@@ -582,22 +583,13 @@ def test_4_bit_weights_are_not_given_to_a_cpu_without_kernels_for_them(
         fleet(settings, tmp_path),
     ):
         pass
-    (tmp_path / "questions.jsonl").write_text("")
-    (tmp_path / "run.toml").write_text(
-        f'''name = "run"
-language = "en"
-questions = {{ train = "questions.jsonl" }}
-predict = {{ engine = "vllm" }}
-serve = {{ environment = "{settings.environment}" }}
-rung = [{{ name = "worked", kind = "worked" }}]
-member = [{{ name = "a" }}]
-'''
-    )
-    flow.check_group_size(Context.open(tmp_path / "run.toml", tmp_path / "runs"))
+    vllm_answers = f'predict = {{ engine = "vllm" }}\nserve = {{ environment = "{settings.environment}" }}'
+    context = Context.open(run_file(tmp_path, vllm_answers), tmp_path / "runs")
+    flow.check_group_size(context)
     with pytest.raises(ServeError, match="AVX-512"):  # before a run begins
-        flow.check_kernels(Context.open(tmp_path / "run.toml", tmp_path / "runs"))
+        flow.check_kernels(context)
     monkeypatch.setattr(models, "has_avx512", lambda: True)
-    flow.check_kernels(Context.open(tmp_path / "run.toml", tmp_path / "runs"))
+    flow.check_kernels(context)
 
 
 KILLED = """

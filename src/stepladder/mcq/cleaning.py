@@ -19,7 +19,7 @@ from stepladder.text import USUAL_CONTROL_TOKENS
 MIN_CHARACTERS = 6
 """Of a chain without its answer line; less is no reasoning."""
 PASSES = 3
-"""How often each form of debris is looked for."""
+"""How often each form of debris is looked for, at most."""
 REPEATED_CHARACTERS, MAX_REPEATS = 30, 6
 """A passage of so many characters, white space left out, that occurs more often makes a chain a loop."""
 
@@ -64,11 +64,15 @@ class Cleaned(NamedTuple):
     """Why the chain must not train anybody, by the names of :data:`FLAWS`."""
 
 
-def _without(pattern: re.Pattern[str], replacement: str = "") -> Callable[[str], str]:
-    return lambda text: pattern.sub(replacement, text)
+Remove = Callable[[str, Sequence[str]], str]
+"""A chain without a form of debris, from the chain and the options."""
 
 
-def _without_reflection(text: str) -> str:
+def _without(pattern: re.Pattern[str]) -> Remove:
+    return lambda text, options: pattern.sub("", text)
+
+
+def _without_reflection(text: str, options: Sequence[str]) -> str:
     """The text without ``<reflection>`` blocks, in which models judge their own reasoning; one that is not closed ends
     at the next ``<output>``, or with the text."""
     kept, position, lower = [], 0, text.lower()
@@ -83,19 +87,15 @@ def _without_reflection(text: str) -> str:
     return "".join([*kept, text[position:]])
 
 
-def _without_echo(options: Sequence[str]) -> Callable[[str], str]:
-    """What removes a beginning that repeats the question: up to three lines, and the list of all options."""
-
-    def removed(text: str) -> str:
-        lines = text.lstrip().split("\n")
-        filled = [index for index, line in enumerate(lines) if line.strip()]
-        for start in range(min(4, len(filled) - len(options))):
-            listed = filled[start : start + len(options)]
-            if all(_lists(lines[index], *option) for index, option in zip(listed, enumerate(options), strict=True)):
-                return "\n".join(lines[listed[-1] + 1 :]).lstrip()
-        return text
-
-    return removed
+def _without_question(text: str, options: Sequence[str]) -> str:
+    """The text without a beginning that repeats the question: up to three lines, and the list of all options."""
+    lines = text.lstrip().split("\n")
+    filled = [index for index, line in enumerate(lines) if line.strip()]
+    for start in range(min(4, len(filled) - len(options))):
+        listed = filled[start : start + len(options)]
+        if all(_lists(lines[index], *option) for index, option in zip(listed, enumerate(options), strict=True)):
+            return "\n".join(lines[listed[-1] + 1 :]).lstrip()
+    return text
 
 
 def _lists(line: str, place: int, option: str) -> bool:
@@ -104,18 +104,17 @@ def _lists(line: str, place: int, option: str) -> bool:
     return found is not None and "".join(found[1].split()).strip("*。.") == "".join(option.split()).strip("*。.")
 
 
-FORMS: dict[str, Callable[[str], str]] = {
-    "role": lambda text: _BEGINNING.sub("", _ROLE.sub("", _BEGINNING.sub("", text))),
+FORMS: dict[str, Remove] = {
+    "role": lambda text, options: _BEGINNING.sub("", _ROLE.sub("", _BEGINNING.sub("", text))),
     "control token": _without(USUAL_CONTROL_TOKENS),
     "reflection": _without_reflection,
     "tag": _without(_TAG),
-    "first word": lambda text: _FIRST_WORD.sub("", text.lstrip()),
-    "first line": lambda text: _LONE_WORD.sub("", _LATIN_LINE.sub("", text.lstrip()).lstrip()),
+    "first word": lambda text, options: _FIRST_WORD.sub("", text.lstrip()),
+    "first line": lambda text, options: _LONE_WORD.sub("", _LATIN_LINE.sub("", text.lstrip()).lstrip()),
     "code fence": _without(_FENCE),
+    "question": _without_question,
 }
 """What removes each form of debris, in the order in which they are removed."""
-ECHO = "question"
-"""The form of debris that repeats the question, removed last."""
 FLAWS = {
     "begins within": "because they begin in the middle of a sentence",
     "answers first": "because they give the answer before the reasons",
@@ -135,19 +134,22 @@ def clean(text: str, options: Sequence[str], language: Language) -> Cleaned:
         text: the chain, which has a strict letter.
         options: the options' texts in the order the model was shown them.
     """
-    cleaned = _clean(text, options, language, [*FORMS, ECHO])
+    cleaned = _clean(text, options, language, [*FORMS])
     if cleaned.flaw == "no reasoning" and "reflection" in cleaned.forms:  # it is all the reasoning there is
-        return _clean(text, options, language, [*(name for name in FORMS if name != "reflection"), ECHO])
+        return _clean(text, options, language, [name for name in FORMS if name != "reflection"])
     return cleaned
 
 
 def _clean(text: str, options: Sequence[str], language: Language, names: list[str]) -> Cleaned:
     letter, chain = strict(text, options).letter, text
     forms: dict[str, None] = {}
-    for name in PASSES * names:  # what was removed may have stood before more of it
-        remove = _without_echo(options) if name == ECHO else FORMS[name]
-        if (removed := remove(chain)).strip() != chain.strip():
-            forms[name], chain = None, removed
+    for _ in range(PASSES):
+        before = chain
+        for name in names:
+            if (removed := FORMS[name](chain, options)).strip() != chain.strip():
+                forms[name], chain = None, removed
+        if chain == before:
+            break  # else what was removed may have stood before more of it
     if strict(chain, options).letter != letter:
         return Cleaned(text, tuple(forms), "answer lost")
     chain = _BLANK_LINES.sub("\n\n", with_final_line(chain.strip(), options, language))

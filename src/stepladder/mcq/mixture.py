@@ -45,10 +45,11 @@ def mixture(
     usable: list[Sample] = []
     for sample in samples:
         question = questions[sample.question_id]
-        chain = without_debris(mix, question, sample)
         if question.problem_id in leaked:
             left_out["leaked"] += 1
-        elif chain.flaw is not None:
+            continue
+        chain = without_debris(mix, question, sample)
+        if chain.flaw is not None:
             flawed[chain.flaw] += 1
         elif not is_written_in(chain.text, question.language):
             left_out["other_language"] += 1

@@ -15,8 +15,7 @@ from stepladder.config import Config
 from stepladder.context import Context, Place, artifacts, parts
 from stepladder.errors import AskError, MissingExtra, ModelError, UserError
 from stepladder.forecast import model_shape
-from stepladder.serving import cards
-from stepladder.serving.vllm import check_kernels as check_vllm_kernels
+from stepladder.serving import cards, vllm
 from stepladder.training.merging import refuse_quantised
 from stepladder.workspace import Artifact, State
 
@@ -146,7 +145,7 @@ def check_kernels(context: Context) -> None:
     """
     config = context.config
     if config.predict.engine == "vllm" and not config.serve.base_url and not cards.visible_cards():
-        check_vllm_kernels(None)
+        vllm.check_kernels(None)
 
 
 def check_group_size(context: Context) -> None:

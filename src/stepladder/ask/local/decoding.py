@@ -98,15 +98,14 @@ def _read(model: PreTrainedModel, prompts: Sequence[tuple[int, ...]], room: int)
     """Read prompts, each shared prefix once. Returns a cache with a row for each prompt and room for so many more
     tokens, and the logits of their last tokens, shape (prompts, vocabulary)."""
     cache = _Block(model, torch.zeros(1, dtype=torch.long, device=model.device), 0)
-    *prefixes, rests = share_prefixes(prompts)
-    for level in prefixes:
+    levels = share_prefixes(prompts)
+    for level in levels:
         width = max(map(len, level.segments))
-        cache = cache.spread(torch.tensor(level.parents, device=model.device), width)
+        more = room if level is levels[-1] else 0
+        cache = cache.spread(torch.tensor(level.parents, device=model.device), width + more)
         if width:  # the first level is empty where the prompts have nothing in common
-            _forward(model, cache, level.segments)
-    width = max(map(len, rests.segments))
-    cache = cache.spread(torch.tensor(rests.parents, device=model.device), width + room)
-    return cache, _forward(model, cache, rests.segments)
+            logits = _forward(model, cache, level.segments)
+    return cache, logits
 
 
 def _forward(model: PreTrainedModel, cache: _Block, segments: Sequence[tuple[int, ...]]) -> torch.Tensor:

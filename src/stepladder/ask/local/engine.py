@@ -156,12 +156,11 @@ class Local:
     def _next_tokens(self, prompts: Sequence[Prompt]) -> list[Response]:
         """The most likely next tokens, with the log-probabilities of the ``top_logprobs`` most likely ones."""
         logits = self._next_token_logits(self._model, [prompt.tokens for prompt in prompts])
-        count = max(1, *(prompt.request.top_logprobs or 0 for prompt in prompts))
-        likeliest, ids = logits.log_softmax(-1).topk(count)
+        counts = [max(1, prompt.request.top_logprobs or 0) for prompt in prompts]
+        likeliest, ids = logits.log_softmax(-1).topk(max(counts))
         responses = []
-        for prompt, logprobs, token_ids in zip(prompts, likeliest.tolist(), ids.tolist(), strict=True):
-            wanted = max(1, prompt.request.top_logprobs or 0)
-            tokens = [str(self._tokenizer.decode([token_id])) for token_id in token_ids[:wanted]]
+        for prompt, count, logprobs, token_ids in zip(prompts, counts, likeliest.tolist(), ids.tolist(), strict=True):
+            tokens = [str(self._tokenizer.decode([token_id])) for token_id in token_ids[:count]]
             top = dict(zip(tokens, logprobs, strict=False))
             responses.append(
                 Response(
