@@ -45,6 +45,7 @@ from stepladder.mcq.overlap import TWIN_SIMILARITY, near_duplicates, problem_tex
 from stepladder.mcq.prompts import ask_messages
 from stepladder.mcq.questionfile import read_problems
 from stepladder.records import LETTERS, Example, Message, Question, Sample
+from stepladder.stages.trainset import example_of
 from stepladder.stats import mcnemar
 from stepladder.training import merging, trl
 from stepladder.training.data import Data
@@ -141,17 +142,7 @@ def examples(row: Row, samples: list[Sample], questions: dict[str, Question], se
     """The conversations of a row."""
     taught = [sample for sample in samples if sample.model in row.teachers] if row.teachers else climbed(samples)
     learned = mixture(Member(name="row", seed=seed, **row.mix), taught, questions)
-    return [
-        Example(
-            messages=(
-                *ask_messages(questions[sample.question_id], sample.permutation),
-                Message(role="assistant", content=sample.text),
-            ),
-            question_id=sample.question_id,
-            teacher=sample.model,
-        )
-        for sample in learned.samples
-    ]
+    return [example_of(questions[sample.question_id], sample) for sample in learned.samples]
 
 
 def train(row: Row, base: Path, learned: list[Example], minutes: float, seed: int, folder: Path) -> dict[str, Any]:

@@ -23,7 +23,12 @@ READ_PROJECT = ("test_pack.py", "test_pipeline.py")
 """Files whose tests read the fixture ``project``, which takes more than a minute to make."""
 
 
-hypothesis.settings.register_profile("stepladder", deadline=None)  # speed is no matter of tests
+hypothesis.settings.register_profile(
+    "stepladder",
+    deadline=None,  # speed is no matter of tests
+    derandomize=True,  # the same examples everywhere: what a change breaks, it breaks on every machine
+)
+hypothesis.settings.register_profile("random", parent=hypothesis.settings.get_profile("stepladder"), derandomize=False)
 hypothesis.settings.load_profile("stepladder")
 
 

@@ -49,6 +49,7 @@ FLAWED = (
     ("second thoughts", f"{REASON}这个推理过程是正确的，没有错误。\n答案是：B"),
     ("repeats", "所以王先生不在场，我们再检查一遍，王先生到底在不在场，根据第二条他不在。" * 8 + "\n答案是：B"),
     ("answer lost", f"{REASON}\n<reflection>修正：正确答案应该是另一个。\n因此答案是：B"),
+    ("debris throughout", "王先生在场吗？\nA. 是\nB. 否\n\n" * 4 + CLEAN),
 )
 
 

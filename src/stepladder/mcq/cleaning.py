@@ -18,8 +18,8 @@ from stepladder.text import USUAL_CONTROL_TOKENS
 
 MIN_CHARACTERS = 6
 """Of a chain without its answer line; less is no reasoning."""
-PASSES = 3
-"""How often each form of debris is looked for, at most."""
+PASSES = 4
+"""How often each form of debris is looked for, at most; the last must find nothing."""
 REPEATED_CHARACTERS, MAX_REPEATS = 30, 6
 """A passage of so many characters, white space left out, that occurs more often makes a chain a loop."""
 
@@ -124,6 +124,7 @@ FLAWS = {
     "second thoughts": "because they judge their own reasoning, or bend it to an answer they were given",
     "repeats": "because they repeat a passage over and over",
     "answer lost": "because their answer was in what had to be removed",
+    "debris throughout": f"because debris is left after {PASSES} passes over them",
 }
 
 
@@ -150,6 +151,8 @@ def _clean(text: str, options: Sequence[str], language: Language, names: list[st
                 forms[name], chain = None, removed
         if chain == before:
             break  # else what was removed may have stood before more of it
+    else:
+        return Cleaned(text, tuple(forms), "debris throughout")
     if strict(chain, options).letter != letter:
         return Cleaned(text, tuple(forms), "answer lost")
     chain = _BLANK_LINES.sub("\n\n", with_final_line(chain.strip(), options, language))

@@ -27,6 +27,7 @@ def rehearse_layer(model: PreTrainedModel, tokens: int, settings: Quantise) -> d
     from llmcompressor.core import Event, State
 
     _skip_column_updates()
+    _remember_range(settings.bits)
     modifier = gptq.gptq_modifier(settings, gptq.group_size(settings, gptq.linears(model)))
     memory = LiveMemory(model.config.vocab_size)
     memory.fake_weights(model)
@@ -55,6 +56,15 @@ def rehearse_layer(model: PreTrainedModel, tokens: int, settings: Quantise) -> d
 
 def _only(model: torch.nn.Module, ending: str) -> Any:
     return next(module for module in model.modules() if type(module).__name__.endswith(ending))
+
+
+def _remember_range(bits: int) -> None:
+    """Let compressed-tensors make the range of quantised numbers outside the fake mode: it keeps the tensors of its
+    first call for the whole process, where a fake one would break every later quantisation."""
+    from compressed_tensors.quantization import QuantizationArgs
+    from compressed_tensors.quantization.utils import calculate_range
+
+    calculate_range(QuantizationArgs(num_bits=bits), torch.device("cpu"))
 
 
 def _skip_column_updates() -> None:

@@ -137,4 +137,6 @@ def _held_out(context: Context, part: str | None, questions: list[Question]) -> 
         chain = without_debris(mix, by_id[sample.question_id], sample)
         if chain.flaw is None:
             first.setdefault(sample.question_id, sample.model_copy(update={"text": chain.text}))
-    return examples + [example_of(context.config, by_id[name], sample) for name, sample in sorted(first.items())]
+    return examples + [
+        example_of(by_id[name], sample, context.config.student_prompts) for name, sample in sorted(first.items())
+    ]

@@ -59,7 +59,7 @@ def build(context: Context, part: str | None, folder: Path) -> None:
     removed = learned.left_out
     kept: dict[tuple[Message, ...], Example] = {}
     for sample in learned.samples:
-        example = example_of(config, questions[sample.question_id], sample)
+        example = example_of(questions[sample.question_id], sample, config.student_prompts)
         kept.setdefault(example.messages, example)
     removed["duplicates"] = len(learned.samples) - len(kept)
 
@@ -152,12 +152,12 @@ def _canonical(question: Question) -> tuple[str, str, tuple[str, ...]]:
     )
 
 
-def example_of(config: Config, question: Question, sample: Sample) -> Example:
-    """The conversation that teaches a sample's chain."""
+def example_of(question: Question, sample: Sample, prompts: Path | None = None) -> Example:
+    """The conversation that teaches a sample's chain. ``prompts`` is the student's own prompt folder, if it has one."""
     options = shown(question.options, sample.permutation)
     answer = Message(role="assistant", content=with_final_line(sample.text, options, question.language))
     return Example(
-        messages=(*ask_messages(question, sample.permutation, config.student_prompts), answer),
+        messages=(*ask_messages(question, sample.permutation, prompts), answer),
         question_id=question.id,
         teacher=sample.model,
     )
