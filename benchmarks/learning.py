@@ -1,17 +1,20 @@
 """What a student learns from the same recorded answers in equal minutes: each switch alone, all of them, a plain loop.
 
     python benchmarks/learning.py CONTEST BASE OUT [--minutes 20] [--rows NAME ...] [--seeds 0] [--test]
-                                  [--plain SCRIPT] [--most N]
+                                  [--plain SCRIPT] [--most N] [--only-loss]
 
 CONTEST holds the contest's train.jsonl and recorded_responses.jsonl (no part of the project), BASE is the folder of a
 small chat model, such as Qwen2.5-Coder-0.5B-Instruct. The 389 problems are split once, by a fixed seed, into 250 to
 learn from and 139 for the test; near-duplicates of test problems are removed from the 250, and 50 problems of the 250
 are set aside for choices. The recorded right answers are the teachers'. A row's steps are counted so that they take the
-given minutes, from the speed of its first ones; the time is that of its steps, start-up and answers apart.
+given minutes, from the speed of eight steps before the first row; the time is that of its steps, start-up and answers
+apart.
 
 Each row is kept under OUT and trained once; begun again, the script goes on. Answers are greedy, at most 400 tokens:
 "strict" are those right as they ended, "forced" those right when an answer without a letter is made to name one, "cut"
-those that ran into the cap, "debris" those that begin with a role or hold a tag. Differences are against the plain loop
+those that ran into the cap, "debris" those that begin with a role or hold a tag. "loss" is that of the shortest strong
+chain for one question of each problem of the 50, in nats per token: it tells settings apart long before letters do, but
+only among rows that learn such chains. Differences are against the plain loop
 (--plain, a script of the usage ``TRAIN RESPONSES BASE OUT --minutes M --seed S``, whose prompt is its PROMPT), with the
 exact McNemar test, and an interval that resamples problems. Choices look at the 50 (the default), the table at the 139
 (--test); OUT/looked counts how often that was.
@@ -46,9 +49,10 @@ from stepladder.mcq.prompts import ask_messages
 from stepladder.mcq.questionfile import read_problems
 from stepladder.records import LETTERS, Example, Message, Question, Sample
 from stepladder.stages.trainset import example_of
-from stepladder.stats import mcnemar
+from stepladder.stats import gain_interval, mcnemar
 from stepladder.training import merging, trl
 from stepladder.training.data import Data
+from stepladder.training.loss import score_completions, validation_loss
 from stepladder.training.sequences import pack, singly, tokenise
 from stepladder.workspace import write_atomic
 
@@ -70,8 +74,9 @@ TRAIN = {
     "lora_rank": 32, "lora_alpha": 64, "learning_rate": 3e-4, "batch_size": 2, "gradient_accumulation": 4,
     "max_length": 768, "schedule": "linear", "save_steps": 10_000,
 }  # fmt: skip
-SPEED_STEPS = 4
-"""Optimiser steps from which a row's speed is taken."""
+SPEED_STEPS = 8
+SPEED_TEST = {"batch_size": 1, "gradient_accumulation": 1, "packing": False, "epochs": 1.0}
+"""A training that tells how fast this machine is."""
 
 
 class Row(NamedTuple):
@@ -86,11 +91,15 @@ class Row(NamedTuple):
 
 
 SHORT = {"clean": True, "chains": 1, "choose": "shortest"}
+SMALL_STEPS = {"batch_size": 1, "gradient_accumulation": 2}
 ROWS = {
     "ladder": Row({"clean": False, "chains": 1}),
     "clean": Row({"clean": True, "chains": 1}),
     "shortest": Row(SHORT, teachers=STRONG),
     "orders": Row({"clean": False, "chains": 1, "orders": 3}),
+    "small-steps": Row(SHORT, SMALL_STEPS, STRONG),
+    "small-steps-1e-3": Row(SHORT, SMALL_STEPS | {"learning_rate": 1e-3}, STRONG),
+    "small-steps-2e-3": Row(SHORT, SMALL_STEPS | {"learning_rate": 2e-3}, STRONG),
     "unpacked": Row({"clean": False, "chains": 1}, {"packing": False}),
     "short-unpacked": Row(SHORT, {"packing": False}, STRONG),
     "all": Row(SHORT | {"orders": 3}, {"packing": False}, STRONG),
@@ -151,8 +160,7 @@ def train(row: Row, base: Path, learned: list[Example], minutes: float, seed: in
     rows = tokenise(models.load_tokenizer(base), learned, settings.max_length)
     packs = pack(rows, settings.max_length) if settings.packing else singly(rows)
     tokens = sum(len(pack_.input_ids) for pack_ in packs)
-    few = random.Random(seed).sample(learned, min(len(learned), 8 * SPEED_STEPS * settings.batch_size))
-    speed = _seconds_a_token(settings.model_copy(update={"epochs": 1.0}), base, few, seed, folder / "speed")
+    speed = _seconds_a_token(base, learned, folder.parent)
     chosen = settings.model_copy(update={"epochs": 60 * minutes / (speed * tokens)})
     begun: list[float] = []
 
@@ -172,16 +180,32 @@ def train(row: Row, base: Path, learned: list[Example], minutes: float, seed: in
     }  # fmt: skip
 
 
-def _seconds_a_token(settings: Train, base: Path, few: list[Example], seed: int, folder: Path) -> float:
-    times: list[float] = []
-    for name in ("adapter", "scratch"):
-        (folder / name).mkdir(parents=True)
-    trl.train(
-        settings, seed, base, Data(few), folder / "adapter", folder / "scratch",
-        lambda *_: times.append(time.monotonic()),
-    )  # fmt: skip
-    log = [json.loads(line) for line in (folder / "adapter" / "log.jsonl").read_text(encoding="utf-8").splitlines()]
-    return (times[-1] - times[0]) / (log[-1]["tokens"] - log[0]["tokens"])
+def _seconds_a_token(base: Path, learned: list[Example], out: Path) -> float:
+    """Seconds of training a token of a pack takes here, measured once and kept in a folder: that of one row predicts
+    the others' within a few percent, and each row's minutes are printed."""
+    file = out / "speed.json"
+    if not file.exists():
+        settings = Train.model_validate(TRAIN | SPEED_TEST)
+        folder = out / "speed"
+        for name in ("adapter", "scratch"):
+            (folder / name).mkdir(parents=True)
+        times: list[float] = []
+        few = Data(random.Random(0).sample(learned, SPEED_STEPS))
+        trl.train(
+            settings, 0, base, few, folder / "adapter", folder / "scratch", lambda *_: times.append(time.monotonic())
+        )
+        lines = (folder / "adapter" / "log.jsonl").read_text(encoding="utf-8").splitlines()
+        tokens = [json.loads(line)["tokens"] for line in lines]
+        write_atomic(file, json.dumps((times[-1] - times[0]) / (tokens[-1] - tokens[0])))
+    return float(json.loads(file.read_text(encoding="utf-8")))
+
+
+def loss(weights: Path, chosen: list[Example]) -> float:
+    """The mean loss of a model on chains it did not learn, in nats per token."""
+    rows = tokenise(models.load_tokenizer(weights), chosen, TRAIN["max_length"])
+    model = models.load(weights)
+    score_completions(model)
+    return validation_loss(model, pack(rows, TRAIN["max_length"]), TRAIN["batch_size"])
 
 
 Prompt = Callable[[Question], tuple[Message, ...]]
@@ -249,20 +273,6 @@ def plain_train(arguments: argparse.Namespace, field: Field, seed: int, folder: 
     return {"minutes": round((time.monotonic() - begun) / 60, 1)}
 
 
-def difference(before: list[bool], after: list[bool], problems: list[str]) -> tuple[float, float, float]:
-    """The gain in points, and its 95 % interval, resampling problems."""
-    names = sorted(set(problems))
-    gains = {name: [0, 0] for name in names}
-    for first, second, problem in zip(before, after, problems, strict=True):
-        gains[problem][0] += second - first
-        gains[problem][1] += 1
-    sums = np.array([gains[name] for name in names])
-    drawn = np.random.default_rng(0).integers(len(names), size=(10_000, len(names)))
-    resampled = sums[drawn].sum(1)
-    low, high = np.quantile(resampled[:, 0] / resampled[:, 1], [0.025, 0.975])
-    return 100 * float(sums[:, 0].sum() / sums[:, 1].sum()), 100 * float(low), 100 * float(high)
-
-
 def table(results: dict[str, dict[str, Any]], questions: Sequence[Question]) -> None:
     """Print a line for every row."""
     problems = [question.problem_id for question in questions]
@@ -271,19 +281,24 @@ def table(results: dict[str, dict[str, Any]], questions: Sequence[Question]) -> 
         return [results[name]["answers"][kind][question.id] == question.answer for question in questions]
 
     print(f"\n{len(questions)} questions about {len(set(problems))} problems, %, and points against the plain loop")
-    print("| row | minutes | steps | chains | strict | forced | cut | debris | strict against plain |")
-    print("|---|---:|---:|---:|---:|---:|---:|---:|---|")
+    print("| row | minutes | steps | chains | loss | strict | forced | cut | debris | strict against plain |")
+    print("|---|---:|---:|---:|---:|---:|---:|---:|---:|---|")
     for name, result in results.items():
-        share = {kind: 100 * float(np.mean(right(name, kind))) for kind in ("strict", "forced")}
-        rest = {kind: 100 * len(result["answers"][kind]) / len(questions) for kind in ("cut", "debris")}
-        against = ""
-        if (plain := f"plain-{name.rpartition('-')[2]}") in results and name != plain:
-            gain, low, high = difference(right(plain, "strict"), right(name, "strict"), problems)
-            p = mcnemar(right(plain, "strict"), right(name, "strict")).p
-            against = f"{gain:+.1f} ({low:+.1f} to {high:+.1f}), p = {p:.2g}"
         took = result["took"]
         cells = [name, took["minutes"], took.get("steps", ""), took.get("chains", "")]
-        cells += [f"{value:.1f}" for value in (*share.values(), *rest.values())]
+        cells.append(f"{result['loss']:.4f}" if "loss" in result else "")
+        against = ""
+        if "answers" in result:
+            share = {kind: 100 * float(np.mean(right(name, kind))) for kind in ("strict", "forced")}
+            rest = {kind: 100 * len(result["answers"][kind]) / len(questions) for kind in ("cut", "debris")}
+            cells += [f"{value:.1f}" for value in (*share.values(), *rest.values())]
+            if (plain := f"plain-{name.rpartition('-')[2]}") in results and name != plain:
+                before, after = right(plain, "strict"), right(name, "strict")
+                gain, p = 100 * float(np.mean(after) - np.mean(before)), mcnemar(before, after).p
+                low, high = (100 * limit for limit in gain_interval(before, after, problems, seed=0))
+                against = f"{gain:+.1f} ({low:+.1f} to {high:+.1f}), p = {p:.2g}"
+        else:
+            cells += [""] * 4
         print(f"| {' | '.join(map(str, cells))} | {against} |")
 
 
@@ -296,40 +311,63 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--plain", type=lambda text: Path(text).resolve(), help="the plain loop's script")
     parser.add_argument("--test", action="store_true", help="answer the 139 problems instead of the 50")
+    parser.add_argument("--only-loss", action="store_true", help="no answers")
     parser.add_argument("--most", type=int, help="questions to answer, the first ones; by default all")
     arguments = parser.parse_args()
     field = split(arguments.contest)
-    samples = list(recorded(arguments.contest, field.train))
+    taught = list(recorded(arguments.contest, field.train))
     questions = (field.test if arguments.test else field.choice)[: arguments.most]
-    which = f"{'test' if arguments.test else 'choice'}-{len(questions)}"
-    arguments.out.mkdir(parents=True, exist_ok=True)
     if arguments.test:
-        looked = arguments.out / "looked"
-        count = int(looked.read_text(encoding="utf-8")) if looked.exists() else 0
-        write_atomic(looked, f"{count + 1}\n")
+        count_look(arguments.out)
     results: dict[str, dict[str, Any]] = {}
     for seed in arguments.seeds:
         for name in [*(["plain"] if arguments.plain else []), *arguments.rows]:
             folder = arguments.out / f"{name}-{arguments.minutes:g}-{seed}"
             print(f"== {folder.name}", flush=True)
-            prompt = plain_prompt(arguments.plain) if name == "plain" else own_prompt
             if not (folder / "took.json").exists():
                 if folder.exists():
                     sys.exit(f"{folder} was not finished; remove it")
                 if name == "plain":
                     took = plain_train(arguments, field, seed, folder)
                 else:
-                    learned = examples(ROWS[name], samples, field.train, seed)
+                    learned = examples(ROWS[name], taught, field.train, seed)
                     took = train(ROWS[name], arguments.base, learned, arguments.minutes, seed, folder)
                 write_atomic(folder / "took.json", json.dumps(took))
-            answered = folder / f"answers-{which}.json"
-            if not answered.exists():
-                write_atomic(answered, json.dumps(answer(folder / "merged", questions, prompt), ensure_ascii=False))
-            results[f"{name}-{seed}"] = {
-                "took": json.loads((folder / "took.json").read_text(encoding="utf-8")),
-                "answers": json.loads(answered.read_text(encoding="utf-8")),
-            }
+            results[f"{name}-{seed}"] = measured(arguments, folder, field, questions)
     table(results, questions)
+
+
+def measured(
+    arguments: argparse.Namespace, folder: Path, field: Field, questions: Sequence[Question]
+) -> dict[str, Any]:
+    """What a row took, its answers and its loss, from its folder where they are there."""
+    result: dict[str, Any] = {"took": json.loads((folder / "took.json").read_text(encoding="utf-8"))}
+    is_plain = folder.name.startswith("plain-")
+    prompt = plain_prompt(arguments.plain) if is_plain else own_prompt
+    which = f"{'test' if arguments.test else 'choice'}-{len(questions)}"
+
+    def once(name: str, measure: Callable[[], Any]) -> Any:
+        file = folder / f"{name}.json"
+        if not file.exists():
+            write_atomic(file, json.dumps(measure(), ensure_ascii=False))
+        return json.loads(file.read_text(encoding="utf-8"))
+
+    if not arguments.test and not is_plain:
+        chosen = {question.problem_id: question for question in reversed(field.choice)}
+        by_id = {question.id: question for question in chosen.values()}
+        rows = examples(ROWS["shortest"], list(recorded(arguments.contest, by_id)), by_id, 0)
+        result["loss"] = once("loss", lambda: loss(folder / "merged", rows))
+    if not arguments.only_loss:
+        result["answers"] = once(f"answers-{which}", lambda: answer(folder / "merged", questions, prompt))
+    return result
+
+
+def count_look(out: Path) -> None:
+    """Count a look at the test's problems."""
+    out.mkdir(parents=True, exist_ok=True)
+    looked = out / "looked"
+    count = int(looked.read_text(encoding="utf-8")) if looked.exists() else 0
+    write_atomic(looked, f"{count + 1}\n")
 
 
 if __name__ == "__main__":

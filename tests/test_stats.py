@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stepladder.stats import accuracy_interval, holm, mcnemar
+from stepladder.stats import accuracy_interval, gain_interval, holm, mcnemar
 
 
 def test_interval_of_independent_questions_is_close_to_the_normal_one() -> None:
@@ -30,6 +30,20 @@ def test_interval_does_not_depend_on_the_order_of_the_questions() -> None:
     forward = accuracy_interval([right for right, _ in rows], [problem for _, problem in rows], seed=3)
     rows.reverse()
     assert accuracy_interval([right for right, _ in rows], [problem for _, problem in rows], seed=3) == forward
+
+
+def test_interval_of_a_gain_pairs_the_answers_and_resamples_problems() -> None:
+    before = [i % 2 == 0 for i in range(200)]
+    after = [hit or i % 10 == 1 for i, hit in enumerate(before)]  # 20 won, none lost
+    alone = gain_interval(before, after, [str(i) for i in range(200)], seed=1)
+    spread = 1.96 * (0.1 * 0.9 / 200) ** 0.5  # of a share of 0.1; unpaired it would be 0.098
+    assert alone == pytest.approx((0.1 - spread, 0.1 + spread), abs=0.006)
+    four = [value for value in before for _ in range(4)], [value for value in after for _ in range(4)]
+    together = gain_interval(*four, [str(i // 4) for i in range(800)], seed=1)
+    assert together.high - together.low == pytest.approx(alone.high - alone.low, rel=0.1)  # no narrower for copies
+    assert gain_interval(after, before, [str(i) for i in range(200)], seed=1).high < 0
+    with pytest.raises(ValueError, match="at least one question"):
+        gain_interval([], [], [], seed=1)
 
 
 def test_interval_of_all_right_is_clopper_pearson_over_problems() -> None:

@@ -18,7 +18,7 @@ _normal_quantile = NormalDist().inv_cdf
 
 
 class Interval(NamedTuple):
-    """Confidence limits of an accuracy, in [0, 1]."""
+    """Confidence limits of an accuracy, in [0, 1], or of a gain in accuracy, in [-1, 1]."""
 
     low: float
     high: float
@@ -56,15 +56,39 @@ def accuracy_interval(right: Sequence[bool], problems: Sequence[str], seed: int)
         entry = tally.setdefault(problem, [0, 0])
         entry[0] += hit
         entry[1] += 1
-    # Problems with the same (right answers, questions) are interchangeable, so a resample only has to draw how often
-    # each such kind occurs: from one multinomial distribution over the few kinds there are.
-    kinds, counts = np.unique(np.array(list(tally.values())), axis=0, return_counts=True)
-    hits, sizes = kinds[:, 0], kinds[:, 1]  # both [kinds]
+    tallies = np.array(list(tally.values()))  # [problems, 2]
+    hits, sizes = tallies.T
     if np.all(hits * sizes[0] == hits[0] * sizes):
         return _clopper_pearson(float(hits[0] / sizes[0]), len(tally))
-    draws = np.random.default_rng(seed).multinomial(len(tally), counts / len(tally), size=RESAMPLES)
-    accuracies = (draws @ hits) / (draws @ sizes)  # [RESAMPLES]
-    low, high = np.quantile(accuracies, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return _resampled_mean(tallies, seed)
+
+
+def gain_interval(before: Sequence[bool], after: Sequence[bool], problems: Sequence[str], seed: int) -> Interval:
+    """95 % interval of the accuracy that a second system has above a first on the same questions, in [-1, 1], by the
+    bootstrap of :func:`accuracy_interval`.
+
+    Raises:
+        ValueError: there is no question, or the sequences differ in length.
+    """
+    if not before:
+        raise ValueError("a gain needs at least one question")
+    tally: dict[str, list[int]] = {}
+    for first, second, problem in zip(before, after, problems, strict=True):
+        entry = tally.setdefault(problem, [0, 0])
+        entry[0] += second - first
+        entry[1] += 1
+    return _resampled_mean(np.array(list(tally.values())), seed)
+
+
+def _resampled_mean(tallies: np.ndarray, seed: int) -> Interval:
+    """Percentile limits of a mean when problems are drawn anew. ``tallies`` has a row for each problem: the sum over
+    its questions, and their number."""
+    # Problems with the same tally are interchangeable, so a resample only has to draw how often each such kind occurs:
+    # from one multinomial distribution over the few kinds there are.
+    kinds, counts = np.unique(tallies, axis=0, return_counts=True)
+    draws = np.random.default_rng(seed).multinomial(len(tallies), counts / len(tallies), size=RESAMPLES)
+    means = (draws @ kinds[:, 0]) / (draws @ kinds[:, 1])  # [RESAMPLES]
+    low, high = np.quantile(means, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return Interval(float(low), float(high))
 
 
