@@ -13,8 +13,8 @@ apart.
 Each row is kept under OUT and trained once; begun again, the script goes on. Answers are greedy, at most 400 tokens:
 "strict" are those right as they ended, "forced" those right when an answer without a letter is made to name one, "cut"
 those that ran into the cap, "debris" those that begin with a role or hold a tag. "loss" is that of the shortest strong
-chain for one question of each problem of the 50, in nats per token: it tells settings apart long before letters do, but
-only among rows that learn such chains. Differences are against the plain loop
+chain for one question of each of 25 of the 50 problems, in nats per token: it tells settings apart long before letters
+do, but only among rows that learn such chains. Differences are against the plain loop
 (--plain, a script of the usage ``TRAIN RESPONSES BASE OUT --minutes M --seed S``, whose prompt is its PROMPT), with the
 exact McNemar test, and an interval that resamples problems. Choices look at the 50 (the default), the table at the 139
 (--test); OUT/looked counts how often that was.
@@ -47,6 +47,7 @@ from stepladder.mcq.mixture import mixture
 from stepladder.mcq.overlap import TWIN_SIMILARITY, near_duplicates, problem_text
 from stepladder.mcq.prompts import ask_messages
 from stepladder.mcq.questionfile import read_problems
+from stepladder.models import template
 from stepladder.records import LETTERS, Example, Message, Question, Sample
 from stepladder.stages.trainset import example_of
 from stepladder.stats import gain_interval, mcnemar
@@ -63,6 +64,7 @@ from replay_server import ANSWERS, QUESTIONS
 
 SPLIT_SEED, TRAIN_PROBLEMS, CHOICE_PROBLEMS = 20, 250, 50
 MAX_TOKENS = 400
+LOSS_QUESTIONS = 25
 LADDER = (
     ("Meta-Llama-3.1-8B-Instruct", "Qwen2-7B-Instruct"),
     ("Meta-Llama-3.1-70B-Instruct", "Qwen2-72B-Instruct", "DeepSeek-Coder-V2-Instruct"),
@@ -88,6 +90,8 @@ class Row(NamedTuple):
     """Keys of ``[train]``."""
     teachers: tuple[str, ...] = ()
     """Whose right answers it learns from: by default those of the first rung with one."""
+    longest: int | None = None
+    """Tokens of the longest chain that is learned."""
 
 
 SHORT = {"clean": True, "chains": 1, "choose": "shortest"}
@@ -100,6 +104,7 @@ ROWS = {
     "small-steps": Row(SHORT, SMALL_STEPS, STRONG),
     "small-steps-1e-3": Row(SHORT, SMALL_STEPS | {"learning_rate": 1e-3}, STRONG),
     "small-steps-2e-3": Row(SHORT, SMALL_STEPS | {"learning_rate": 2e-3}, STRONG),
+    "brief": Row(SHORT, SMALL_STEPS | {"learning_rate": 1e-3}, STRONG, longest=128),
     "unpacked": Row({"clean": False, "chains": 1}, {"packing": False}),
     "short-unpacked": Row(SHORT, {"packing": False}, STRONG),
     "all": Row(SHORT | {"orders": 3}, {"packing": False}, STRONG),
@@ -156,8 +161,14 @@ def examples(row: Row, samples: list[Sample], questions: dict[str, Question], se
 
 def train(row: Row, base: Path, learned: list[Example], minutes: float, seed: int, folder: Path) -> dict[str, Any]:
     """Train for so many minutes of steps and merge; returns what it took."""
-    settings = Train.model_validate(TRAIN | dict(row.train))
-    rows = tokenise(models.load_tokenizer(base), learned, settings.max_length)
+    settings, tokenizer = Train.model_validate(TRAIN | dict(row.train)), models.load_tokenizer(base)
+    if row.longest is not None:
+        learned = [
+            example
+            for example in learned
+            if len(template.conversation_tokens(tokenizer, example.messages)[1]) <= row.longest
+        ]
+    rows = tokenise(tokenizer, learned, settings.max_length)
     packs = pack(rows, settings.max_length) if settings.packing else singly(rows)
     tokens = sum(len(pack_.input_ids) for pack_ in packs)
     speed = _seconds_a_token(base, learned, folder.parent)
@@ -354,7 +365,7 @@ def measured(
 
     if not arguments.test and not is_plain:
         chosen = {question.problem_id: question for question in reversed(field.choice)}
-        by_id = {question.id: question for question in chosen.values()}
+        by_id = {question.id: question for question in [*chosen.values()][:LOSS_QUESTIONS]}
         rows = examples(ROWS["shortest"], list(recorded(arguments.contest, by_id)), by_id, 0)
         result["loss"] = once("loss", lambda: loss(folder / "merged", rows))
     if not arguments.only_loss:
