@@ -12,6 +12,7 @@ import asyncio
 import dataclasses
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -39,6 +40,7 @@ from stepladder.mcq.shuffle import orders
 from stepladder.mcq.variant import Unfit, facts, is_repeated, only_asks, read
 from stepladder.records import LETTERS, Question, Sample, parse_lines
 from stepladder.records import read as read_records
+from stepladder.reporting import costs
 from stepladder.stages.questions import validation_ids
 from stepladder.stages.variants import _program
 
@@ -437,6 +439,19 @@ def test_it_is_all_on_one_account(done: Done) -> None:
     }
     assert spent == sum(account.micro_dollars for account in accounts) > 0
     assert sum(sum(account.outcomes.values()) for account in accounts) == done.billed
+
+
+def test_the_report_counts_what_writers_and_judges_cost(done: Done) -> None:
+    folders = [costs.Folder("samples", None), costs.Folder("variants", None), costs.Folder("final/variants", None)]
+    final = done.project.run_folder / "final" / "variants"
+    shutil.copytree(done.project.variants, final)  # as if it had been written with the same answers
+    samples, variants, again = costs.stages(done.project.run_folder, folders)
+    shutil.rmtree(final)
+    with Ledger(done.project.folder / "runs/ledger.sqlite") as ledger:
+        spent = ledger.spent("run") / 1e6
+    assert samples.dollars == 0  # local
+    assert 0.9 * spent < variants.dollars < spent  # the answer that was cut off and asked again is only in the ledger
+    assert again.dollars == 0  # paid once
 
 
 def test_a_rerun_asks_nothing_and_writes_the_same(done: Done) -> None:

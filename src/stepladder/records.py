@@ -67,6 +67,17 @@ class Sample(Record):
     micro_dollars: int = 0
 
 
+class Charge(Record):
+    """What one answer cost, of those that no sample names: writers' and judges' of new questions."""
+
+    key: str
+    micro_dollars: int
+
+
+CHARGES = "charges.jsonl"
+"""File of the variants that holds them."""
+
+
 class Message(Record):
     """One chat message."""
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import stat
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import groupby
 from pathlib import Path, PurePath
 from typing import ClassVar, Literal
 
@@ -32,7 +30,6 @@ from stepladder.stages.quantised import verdict
 from stepladder.stages.trainset import member
 from stepladder.workspace import MANIFEST, digest, file_digest, refuse_link, write_atomic
 
-MAX_SELFTEST_PROBLEMS = 8
 SCRIPTS = ("run.sh", "serve.sh", "selftest.sh", "install.sh", "healthcheck")
 OTHER_FILES = ("README.md", "Dockerfile", "compose.yaml", ".dockerignore")
 CHECKSUMS = "SHA256SUMS"
@@ -207,8 +204,6 @@ def _prompts(config: Config, folder: Path) -> None:
 
 
 def _selftest(context: Context, team: Team) -> str:
-    """Validation problems in the contest's form, with the run's answers as labels. Problems that all members answered
-    alike, before and after quantising, come first: another machine's rounding will hardly change those."""
     questions = records.read(context.input("questions") / "validation.jsonl", Question)
     packed = _packed(context)
     joined = records.read(packed.input("ensemble") / "validation.jsonl", Prediction)
@@ -217,16 +212,7 @@ def _selftest(context: Context, team: Team) -> str:
         for name in team.members
         for system in ("merged", "quantised")
     ]
-    lines: dict[bool, list[str]] = {True: [], False: []}
-    rows = zip(questions, *predictions, strict=True)
-    for name, group in groupby(rows, key=lambda row: row[0].problem_id):
-        readable = [(question, answers) for question, *answers in group if answers[0].answer is not None]
-        kept = [{"question": q.question, "options": q.options, "answer": a[0].answer} for q, a in readable]
-        if kept:
-            row = {"id": name, "problem": readable[0][0].problem, "questions": kept}
-            unanimous = all(len({answer.answer for answer in answers}) == 1 for _, answers in readable)
-            lines[unanimous].append(json.dumps(row, ensure_ascii=False) + "\n")
-    return "".join([*lines[True], *lines[False]][:MAX_SELFTEST_PROBLEMS])
+    return selftest.problems(questions, predictions)
 
 
 def _manifest(

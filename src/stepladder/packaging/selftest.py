@@ -7,8 +7,10 @@ by quantising either.
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import ClassVar
 
@@ -17,12 +19,13 @@ from stepladder.answering import team as teams
 from stepladder.answering.client import FolderClient
 from stepladder.answering.standalone import answer, read_settings
 from stepladder.documents import Document
-from stepladder.errors import GateError
+from stepladder.errors import GateError, UserError
 from stepladder.mcq.questionfile import read_problems
 from stepladder.progress import Progress
 from stepladder.records import Prediction, Question
 
 QUESTIONS = "selftest.jsonl"
+MAX_PROBLEMS = 8
 MIN_AGREEMENT = 0.9
 """Share of the letters that must be the same on another kind of machine."""
 
@@ -36,6 +39,34 @@ class ExpectedAnswers(Document):
     """Who computed (:func:`stepladder.models.machine`)."""
     letters: Mapping[str, str | None]
     """By id of the question."""
+
+
+def problems(questions: Sequence[Question], predictions: Sequence[Sequence[Prediction]]) -> str:
+    """Problems in the contest's form, as JSONL, with the run's letters as labels. Problems that all members answered
+    alike, before and after quantising, come first: another machine's rounding will hardly change those.
+
+    Args:
+        questions: of the validation split.
+        predictions: the run's answers, and those of each member before and after quantising, in the same order.
+
+    Raises:
+        UserError: no question has a letter.
+    """
+    lines: dict[bool, list[str]] = {True: [], False: []}
+    rows = zip(questions, *predictions, strict=True)
+    for name, group in groupby(rows, key=lambda row: row[0].problem_id):
+        answered = [(question, answers) for question, *answers in group if answers[0].letter is not None]
+        kept = [{"question": q.question, "options": q.options, "answer": a[0].letter} for q, a in answered]
+        if kept:
+            row = {"id": name, "problem": answered[0][0].problem, "questions": kept}
+            unanimous = all(len({answer.letter for answer in answers}) == 1 for _, answers in answered)
+            lines[unanimous].append(json.dumps(row, ensure_ascii=False) + "\n")
+    if not lines[True] + lines[False]:
+        raise UserError(
+            "no validation question got a letter, so the package's answers could not be compared with the run's; look "
+            "at the answers in the report"
+        )
+    return "".join([*lines[True], *lines[False]][:MAX_PROBLEMS])
 
 
 def record(package: Path, progress: Progress) -> None:

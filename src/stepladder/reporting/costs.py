@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from stepladder.context import FINAL
-from stepladder.records import Sample, read
+from stepladder.records import CHARGES, Charge, Sample, read
 from stepladder.reporting.content import StageCost
 from stepladder.workspace import read_manifest
 
@@ -20,21 +20,30 @@ class Folder(NamedTuple):
 
 
 def stages(run: Path, folders: Iterable[Folder]) -> Iterator[StageCost]:
-    """Recorded time and money of each artifact. Only teachers cost money: local models are free."""
-    paid = set[str]()  # final samples name answers that early stopping may have paid for
+    """Recorded time and money of each artifact. Only teachers cost money, those that answer and those that write new
+    questions: local models are free. What was paid for answers that were cut off and asked again is in the ledger."""
+    paid = set[str]()  # final artifacts name answers that the first ones may have paid for
     for folder in folders:
         place = run / folder.stage / (folder.part or "")
-        samples: list[Sample] = []
-        if folder.stage in {"samples", f"{FINAL}/samples"}:
-            paths = [path for kind in ("accepted", "rejected") for path in sorted(place.glob(f"*{kind}.jsonl"))]
-            samples = [sample for path in paths for sample in read(path, Sample) if sample.key not in paid]
-            paid |= {sample.key for sample in samples}
+        charges = {row.key: row.micro_dollars for row in _charged(folder.stage, place) if row.key not in paid}
+        paid |= charges.keys()
         yield StageCost(
             stage=folder.stage,
             part=folder.part,
             seconds=read_manifest(place)["seconds"],
-            dollars=dollars(samples),
+            dollars=sum(charges.values()) / 1_000_000,
         )
+
+
+def _charged(stage: str, place: Path) -> list[Sample] | list[Charge]:
+    """The answers of an artifact that may have cost money."""
+    match stage.removeprefix(f"{FINAL}/"):
+        case "samples":
+            paths = [path for kind in ("accepted", "rejected") for path in sorted(place.glob(f"*{kind}.jsonl"))]
+            return [sample for path in paths for sample in read(path, Sample)]
+        case "variants" if (place / CHARGES).is_file():
+            return read(place / CHARGES, Charge)
+    return []
 
 
 def dollars(samples: Iterable[Sample]) -> float:

@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 
 from stepladder import records
 from stepladder.answering.client import Billing, ModelClient, identity
-from stepladder.ask.request import Request
+from stepladder.ask.request import Request, Response
 from stepladder.closedworld.prove import Stopped, Unproved
 from stepladder.closedworld.untrusted import prove_rules
 from stepladder.config import VARIANTS, Config, Variants, settings
@@ -22,7 +22,7 @@ from stepladder.mcq.shuffle import orders, rng
 from stepladder.mcq.similar import nearest
 from stepladder.mcq.variant import Draft, Unfit, facts, is_repeated, only_asks, read
 from stepladder.mcq.verify import judge
-from stepladder.records import LETTERS, Question, Sample
+from stepladder.records import CHARGES, LETTERS, Charge, Question, Sample
 from stepladder.workspace import Artifact, write_atomic
 
 MAX_SOLVER_SECONDS, MAX_SOLVER_MIB = 10, 512
@@ -57,8 +57,9 @@ def build(context: Context, part: str | None, folder: Path) -> None:
     for question in questions:
         problems.setdefault(question.problem_id, []).append(question)
     refused: list[dict[str, object]] = []
-    drafts = write(context, problems, chains, refused)
-    proofs = prove(context, drafts, problems)
+    charges: dict[str, int] = {}
+    drafts = write(context, problems, chains, refused, charges)
+    proofs = prove(context, drafts, problems, charges)
     accepted = [written for written in drafts if written.draft.question.id in proofs]
     for written in drafts:
         if written.draft.question.id not in proofs:
@@ -68,6 +69,8 @@ def build(context: Context, part: str | None, folder: Path) -> None:
     write_atomic(folder / "questions.jsonl", records.lines(written.draft.question for written in accepted))
     write_atomic(folder / "accepted.jsonl", records.lines(map(_sample, accepted)))
     write_atomic(folder / "rejected.jsonl", (json.dumps(row, ensure_ascii=False) + "\n" for row in refused))
+    charged = (Charge(key=key, micro_dollars=amount) for key, amount in sorted(charges.items()) if amount)
+    write_atomic(folder / CHARGES, records.lines(charged))
     VariantSummary(
         problems=len(problems),
         written=len(drafts) + sum(row["reason"] != "not proved" for row in refused),
@@ -88,8 +91,10 @@ def write(
     problems: Mapping[str, Sequence[Question]],
     chains: Sequence[Sample],
     refused: list[dict[str, object]],
+    charges: dict[str, int],
 ) -> list[Written]:
-    """Let the writers write; returns the drafts that can be asked, and appends the others to ``refused``."""
+    """Let the writers write; returns the drafts that can be asked, appends the others to ``refused``, and adds to
+    ``charges`` what each answer cost, in micro-dollars by request key."""
     config, table = context.config, _table(context.config)
     examples = _examples(problems, chains, table.examples, config.seed)
     drafts: list[Written] = []
@@ -106,8 +111,7 @@ def write(
             for (problem, questions), solved in zip(problems.items(), examples, strict=True)
             for index in range(table.per_problem)
         }
-        with client:
-            answers = client.ask(list(requests.values()), f"{writer} writes")
+        answers = _ask(client, [*requests.values()], f"{writer} writes", charges)
         for (problem, index), request in requests.items():
             name, answer = f"{problem}~{writer}-{index}", answers[request.key]
             try:
@@ -126,8 +130,13 @@ def write(
     return drafts
 
 
-def prove(context: Context, drafts: Sequence[Written], problems: Mapping[str, Sequence[Question]]) -> dict[str, Proof]:
-    """The proof of each draft that has one, by question id.
+def prove(
+    context: Context,
+    drafts: Sequence[Written],
+    problems: Mapping[str, Sequence[Question]],
+    charges: dict[str, int],
+) -> dict[str, Proof]:
+    """The proof of each draft that has one, by question id; adds to ``charges`` as :func:`write` does.
 
     Judges give the writer's answer under shuffled options without having seen it. ``agree`` of them prove it; one is
     enough beside a program that proves it on the problem's own facts, but a program alone is not, since its rules are
@@ -147,8 +156,7 @@ def prove(context: Context, drafts: Sequence[Written], problems: Mapping[str, Se
                 messages = ask_messages(question, order, config.prompts_for(name))
                 request = Request(model=client.identity, messages=messages, max_tokens=table.max_tokens)
                 asked.append((question, order, request))
-        with client:
-            answers = client.ask([request for _, _, request in asked], f"{name} judges")
+        answers = _ask(client, [request for _, _, request in asked], f"{name} judges", charges)
         for question, order, request in asked:
             answer = answers[request.key]
             verdict = judge(question, order, answer.text, finished=answer.finished).verdict
@@ -156,6 +164,13 @@ def prove(context: Context, drafts: Sequence[Written], problems: Mapping[str, Se
                 agreed.setdefault(question.id, set()).add(client.identity)
     proofs: dict[str, Proof] = {name: "agreed" for name, voices in agreed.items() if len(voices) >= table.agree}
     return proofs | {name: "program" for name in agreed if name in programs}
+
+
+def _ask(client: ModelClient, requests: Sequence[Request], label: str, charges: dict[str, int]) -> dict[str, Response]:
+    with client:
+        answers = client.ask(requests, label)
+    charges |= {key: answer.micro_dollars for key, answer in answers.items()}
+    return answers
 
 
 def _proved_by_program(drafts: Sequence[Written], problems: Mapping[str, Sequence[Question]]) -> set[str]:
