@@ -260,6 +260,36 @@ def test_what_a_rung_does_not_keep_is_there_to_be_read(project: Project) -> None
     assert summary["unsolved"] == 0
 
 
+@pytest.fixture
+def curt_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Project]:
+    """A project whose models give no reasons."""
+    script = {"models": ["test-model", "other-model"], "content": "Answer: A"}
+    (tmp_path / "api").mkdir()
+    (tmp_path / "project").mkdir()
+    with ApiServer(tmp_path / "api", script) as server:
+        yield Project(tmp_path / "project", server, monkeypatch)
+
+
+def test_a_right_answer_with_a_flawed_chain_does_not_solve_its_question(curt_project: Project) -> None:
+    project = curt_project
+    later = '\n\n[[rung]]\nname = "mine"\nchains = "mine.jsonl"\nclean = true'
+    chain = "Ann is named first, so it is her.\nAnswer: A"
+    rows = ({"id": f"p{number:02}#0", "chain": chain} for number in range(30))
+    (project.folder / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    project.write("shuffle = false\nclean = true" + later)
+    assert project.run("questions", "samples") == 0
+    count = len(project.rows("questions/train.jsonl"))
+    assert [row["rung"] for row in project.rows("samples/accepted.jsonl")] == ["mine"] * count
+    medium, mine = json.loads((project.folder / "runs/run/samples/summary.json").read_text())["rungs"]
+    assert (medium["solved"], medium["flawed"], medium["wrong"]) == (0, 2 * count, 0)
+    assert (mine["asked"], mine["solved"]) == (count, count)
+    project.write(
+        'shuffle = false\nclean = true\naccept = "majority"\nsamples = 2\ntemperature = 0.7\nsamples_after_miss = true'
+    )
+    assert project.run("samples") == 0
+    assert len(project.rows("samples/rejected.jsonl")) == 4 * count  # it counts as a miss: both models' second one too
+
+
 TRAIN = """
 [train]
 base = "BASE"

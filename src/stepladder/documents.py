@@ -99,6 +99,8 @@ class RungSummary(Record):
     truncated: int
     lenient: int = 0
     """Samples that only the lenient rule can read; they are rejected like other unreadable ones."""
+    flawed: int = 0
+    """Right samples that the rung did not accept because of their chains (``clean``)."""
 
 
 class PositionBias(Record):

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import NamedTuple
 
 from stepladder.answering.client import Billing, ModelClient
@@ -15,9 +15,10 @@ from stepladder.context import Context
 from stepladder.mcq.answer import leading
 from stepladder.mcq.chainfile import read_chains
 from stepladder.mcq.chains import most_different
+from stepladder.mcq.cleaning import clean
 from stepladder.mcq.prompts import ask_messages, worked_solution
 from stepladder.mcq.reorder import WORKED_KEY_PREFIX
-from stepladder.mcq.shuffle import Permutation, fixed, orders
+from stepladder.mcq.shuffle import Permutation, fixed, orders, shown
 from stepladder.mcq.verify import judge
 from stepladder.records import Question, Sample
 from stepladder.workspace import digest
@@ -45,6 +46,8 @@ class Step(NamedTuple):
     samples: list[Sample]
     accepted: list[Sample]
     usage: dict[str, Usage]
+    flawed: frozenset[str] = frozenset()
+    """Keys of right answers that it does not accept because of their chains (``clean``)."""
     solved_before: frozenset[str] = frozenset()
     """Ids of the questions that it was asked although rungs before it had solved them (``also_solved``)."""
 
@@ -80,6 +83,7 @@ class Cascade:
     def climb(self, questions: Sequence[Question]) -> Iterator[Step]:
         """Ask each rung the questions that no rung before it solved; one with ``also_solved`` the others too."""
         unsolved, solved = list(questions), set[str]()
+        by_id = {question.id: question for question in questions}
         for rung, clients in self._rungs:
             asked = questions if rung.also_solved else unsolved
             judged = MODEL_FREE_KINDS[rung.kind](rung, asked, self._seed) if rung.kind in MODEL_FREE_KINDS else []
@@ -89,7 +93,8 @@ class Cascade:
                     samples, usage[name] = self._ask(rung, name, client, asked)
                 judged += samples
             before = frozenset(solved) if rung.also_solved else frozenset()
-            step = Step(rung, len(unsolved), judged, accepted_of(rung, judged), usage, before)
+            flawed = frozenset(s.key for s in judged if _is_flawed(rung, by_id[s.question_id], s))
+            step = Step(rung, len(unsolved), judged, accepted_of(rung, judged, flawed), usage, flawed, before)
             yield step
             solved |= step.solved
             unsolved = [question for question in unsolved if question.id not in solved]
@@ -126,21 +131,21 @@ class Cascade:
             for question, order, request in planned:
                 answer = answers[request.key]
                 letter, verdict = judge(question, order, answer.text, finished=answer.finished)
-                samples.append(
-                    Sample(
-                        question_id=question.id,
-                        rung=rung.name,
-                        model=model,
-                        sample_index=request.sample_index,
-                        permutation=order,
-                        key=request.key,
-                        text=answer.text,
-                        answer=letter,
-                        verdict=verdict,
-                        micro_dollars=answer.micro_dollars,
-                    )
+                sample = Sample(
+                    question_id=question.id,
+                    rung=rung.name,
+                    model=model,
+                    sample_index=request.sample_index,
+                    permutation=order,
+                    key=request.key,
+                    text=answer.text,
+                    answer=letter,
+                    verdict=verdict,
+                    micro_dollars=answer.micro_dollars,
                 )
-                if (verdict == "accepted") == rung.samples_after_miss:
+                samples.append(sample)
+                is_hit = verdict == "accepted" and not (rung.samples_after_miss and _is_flawed(rung, question, sample))
+                if is_hit == rung.samples_after_miss:
                     candidates.pop(question.id, None)
         return samples, usage._replace(seconds=time.monotonic() - start)
 
@@ -167,8 +172,16 @@ def _billing(rung: Rung) -> Billing:
     return Billing(rung.name, rung.dollars, rung.batch)
 
 
-def accepted_of(rung: Rung, judged: list[Sample]) -> list[Sample]:
-    """The samples of a rung that it accepts, by its rule. With ``trust_majority`` they may contradict the label."""
+def _is_flawed(rung: Rung, question: Question, sample: Sample) -> bool:
+    """Whether a rung does not accept a right answer because of its chain."""
+    if not rung.clean or sample.verdict != "accepted":
+        return False
+    return clean(sample.text, shown(question.options, sample.permutation), question.language).flaw is not None
+
+
+def accepted_of(rung: Rung, judged: list[Sample], flawed: Collection[str] = ()) -> list[Sample]:
+    """The samples of a rung that it accepts, by its rule. With ``trust_majority`` they may contradict the label. Those
+    with the keys ``flawed`` vote, and are not accepted."""
     groups: dict[tuple[str, str], list[Sample]] = {}
     for sample in judged:
         groups.setdefault((sample.model, sample.question_id), []).append(sample)
@@ -181,7 +194,7 @@ def accepted_of(rung: Rung, judged: list[Sample]) -> list[Sample]:
             leader = leading(sample.answer for sample in group)
             voted = [sample for sample in group if leader is not None and sample.answer == leader]
             chosen = voted if rung.trust_majority else [sample for sample in voted if sample.verdict == "accepted"]
-        accepted.setdefault(question, []).extend(chosen)
+        accepted.setdefault(question, []).extend(sample for sample in chosen if sample.key not in flawed)
     if rung.keep is None:
         return [sample for chains in accepted.values() for sample in chains]
     return [

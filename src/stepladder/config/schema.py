@@ -221,7 +221,7 @@ class Limits(Table):
     """Hard cap on what the run may spend, all restarts together; reserved before a request is sent."""
 
 
-KEYS_WITHOUT_MODELS = frozenset({"name", "kind", "chains", "accept", "trust_majority", "keep", "also_solved"})
+KEYS_WITHOUT_MODELS = frozenset({"name", "kind", "chains", "accept", "clean", "trust_majority", "keep", "also_solved"})
 """Keys that a rung with chains may have."""
 
 
@@ -253,6 +253,10 @@ class Rung(Sampling):
     also_solved: bool = Field(default=False, exclude_if=_is_off)
     """Whether it is also asked the questions that rungs before it have solved. So a member with this rung as its
     teacher learns from it about all questions, not only those that were left for it."""
+    clean: bool = Field(default=False, exclude_if=_is_off)
+    """Whether a right answer solves a question only where its chain has no flaw that bars it from training
+    (``mcq/cleaning.py``: it begins within a sentence, answers before it reasons, judges itself, ...). Else the question
+    goes up, for a chain that a member with ``clean = true`` does learn."""
     trust_majority: bool = False
     """With ``accept = "majority"``: the majority counts as right even where it contradicts the label."""
     keep: int | None = Field(default=None, ge=1)

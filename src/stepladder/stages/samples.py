@@ -34,7 +34,7 @@ JUDGED = ".judged.jsonl"
 then the sample."""
 VALIDATION_ACCEPTED, VALIDATION_REJECTED = "validation_accepted.jsonl", "validation_rejected.jsonl"
 """Samples of validation questions. Both were paid for, so both are kept."""
-COUNTS = ("asked", "solved", "repeated", "wrong", "unparsed", "truncated", "lenient")
+COUNTS = ("asked", "solved", "repeated", "wrong", "unparsed", "truncated", "lenient", "flawed")
 
 
 def artifact(context: Context, part: str | None) -> Artifact:
@@ -188,6 +188,7 @@ class RungCounts:
         counts["solved"] += len(step.solved)
         counts["repeated"] += len(step.solved_before)
         counts.update(sample.verdict for sample in step.samples)
+        counts["flawed"] += sum(sample.key in step.flawed for sample in step.samples)
         answers: dict[tuple[str, str], list[Sample]] = {}
         for sample in step.samples:
             if sample.answer is None:
