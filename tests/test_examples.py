@@ -97,13 +97,19 @@ def test_the_championship_is_the_entrys() -> None:
     ]
 
 
-def test_the_recipes_differ_in_their_teachers_alone_and_date_their_prices() -> None:
+def test_the_recipes_differ_in_teachers_and_the_settings_that_are_argued_and_date_their_prices() -> None:
     then, today = (load(EXAMPLES / f"{name}.toml") for name in ("championship", "today"))
     for config in (then, today):
         assert [name for name, model in config.models.items() if model.price is None] == ["base"]
         assert (config.models["base"].engine, config.models["base"].path) == ("vllm", config.train.base)
-    for table in ("questions", "limits", "train", "quantise", "serve", "predict", "ensemble", "prompts"):
+    for table in ("questions", "limits", "quantise", "serve", "predict", "ensemble", "prompts"):
         assert getattr(then, table) == getattr(today, table)
+    argued = {"lora_rank", "lora_alpha", "learning_rate"}
+    assert then.train.model_dump(exclude=argued) == today.train.model_dump(exclude=argued)
+    assert [(member.name, member.orders) for member in today.member if not member.balance] == [
+        ("all", 2), ("hard", 2), ("variants", 2)
+    ]  # fmt: skip
+    assert [rung.clean for rung in today.rung] == [True, True, False]
     text = (EXAMPLES / "today.toml").read_text(encoding="utf-8")
     prices = [line for line in text.splitlines() if line.startswith("price = ") and "input = 0," not in line]
     assert len(prices) == 3
