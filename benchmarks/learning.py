@@ -39,7 +39,7 @@ import numpy as np
 from stepladder import models
 from stepladder.answering.voting import letter_logprobs, letter_request
 from stepladder.ask.local import Local
-from stepladder.ask.request import Request
+from stepladder.ask.request import Request, Response
 from stepladder.config import Member, Train
 from stepladder.mcq.answer import strict
 from stepladder.mcq.cleaning import clean
@@ -226,27 +226,35 @@ def answer(weights: Path, questions: Sequence[Question], prompt: Prompt) -> dict
     """What a model answers: letters, forced letters, which answers were cut, and which have debris."""
     engine, cap = Local.load(weights), MAX_TOKENS
     requests = {q.id: Request(model="student", messages=prompt(q), max_tokens=cap, final=True) for q in questions}
-    by_key: dict[str, Any] = {}
+    answers = answered(engine, requests)
+    result: dict[str, Any] = {"strict": {}, "forced": {}, "cut": [], "debris": [], "texts": {}}
+    begun: dict[str, Request] = {}
+    for question in questions:
+        response, options = answers[question.id], question.options
+        letter = strict(response.text, options).letter
+        result["strict"][question.id] = result["forced"][question.id] = letter
+        result["texts"][question.id] = response.text
+        result["cut"] += [question.id] * (response.finish == "length")
+        if clean(f"{response.text}\n答案是：A", options, question.language).forms:
+            result["debris"].append(question.id)
+        if letter is None:
+            again = letter_request(question, tuple(range(len(options))), response.text, "student")
+            messages = (*prompt(question), again.messages[-1])
+            begun[question.id] = again.model_copy(update={"messages": messages})
+    counts = {question.id: len(question.options) for question in questions}
+    for name, token in answered(engine, begun).items():
+        logprobs = letter_logprobs(token, counts[name])
+        result["forced"][name] = max(logprobs, key=lambda letter: logprobs[letter], default=LETTERS[0])
+    return result
+
+
+def answered(engine: Local, requests: Mapping[str, Request]) -> dict[str, Response]:
+    """Responses in batches, by the requests' names."""
+    by_key: dict[str, Response] = {}
     for group in engine.plan([*requests.values()]):
         by_key |= {request.key: response for request, response in zip(group, engine.answer(group), strict=True)}
         print(f"  {len(by_key)} of {len(requests)} answered", flush=True)
-    result: dict[str, Any] = {"strict": {}, "forced": {}, "cut": [], "debris": [], "texts": {}}
-    for question in questions:
-        response = by_key[requests[question.id].key]
-        letter = strict(response.text, question.options).letter
-        result["strict"][question.id], result["texts"][question.id] = letter, response.text
-        result["cut"] += [question.id] * (response.finish == "length")
-        if clean(f"{response.text}\n答案是：A", question.options, question.language).forms:
-            result["debris"].append(question.id)
-        if letter is None:
-            order = tuple(range(len(question.options)))
-            again = letter_request(question, order, response.text, "student")
-            messages = (*prompt(question), again.messages[-1])
-            (token,) = engine.answer([again.model_copy(update={"messages": messages})])
-            logprobs = letter_logprobs(token, len(question.options))
-            letter = max(logprobs, key=lambda name: logprobs[name], default=LETTERS[0])
-        result["forced"][question.id] = letter
-    return result
+    return {name: by_key[request.key] for name, request in requests.items()}
 
 
 def own_prompt(question: Question) -> tuple[Message, ...]:
