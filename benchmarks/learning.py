@@ -74,7 +74,7 @@ LADDER = (
 STRONG = ("Qwen2-72B-Instruct", "DeepSeek-Coder-V2-Instruct", "Meta-Llama-3.1-405B-Instruct-FP8")
 TRAIN = {
     "lora_rank": 32, "lora_alpha": 64, "learning_rate": 3e-4, "batch_size": 2, "gradient_accumulation": 4,
-    "max_length": 768, "schedule": "linear", "save_steps": 10_000,
+    "max_length": 768, "schedule": "linear", "warmup": 0.0, "save_steps": 10_000,
 }  # fmt: skip
 SPEED_STEPS = 8
 SPEED_TEST = {"batch_size": 1, "gradient_accumulation": 1, "packing": False, "epochs": 1.0}
@@ -103,8 +103,7 @@ ROWS = {
     "orders": Row({"clean": False, "chains": 1, "orders": 3}),
     "small-steps": Row(SHORT, SMALL_STEPS, STRONG),
     "small-steps-1e-3": Row(SHORT, SMALL_STEPS | {"learning_rate": 1e-3}, STRONG),
-    "small-steps-2e-3": Row(SHORT, SMALL_STEPS | {"learning_rate": 2e-3}, STRONG),
-    "brief": Row(SHORT, SMALL_STEPS | {"learning_rate": 1e-3}, STRONG, longest=128),
+    "brief": Row(SHORT, SMALL_STEPS, STRONG, longest=128),
     "unpacked": Row({"clean": False, "chains": 1}, {"packing": False}),
     "short-unpacked": Row(SHORT, {"packing": False}, STRONG),
     "all": Row(SHORT | {"orders": 3}, {"packing": False}, STRONG),
