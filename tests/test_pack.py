@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -123,11 +124,15 @@ def test_it_installs_without_a_network(package: Path, tmp_path: Path) -> None:
 
 
 def test_it_answers_as_the_run_did(package: Path, tmp_path: Path) -> None:
-    """With this environment's PyTorch, from another folder, without a network, HOME empty."""
+    """With this environment's PyTorch, from another folder, without a network, HOME empty, and whatever the caller's
+    PYTHONPATH holds."""
     moved = tmp_path / "elsewhere"
     shutil.copytree(package, moved)
     where = {"PATH": os.environ["PATH"], "STEPLADDER_ENV": sys.prefix, "ENGINE": "local", "HOME": ""}
     where |= {name: os.environ[name] for name in (models.DTYPE_VARIABLE, "OMP_NUM_THREADS") if name in os.environ}
+    (tmp_path / "alien").mkdir()
+    (tmp_path / "alien" / "stepladder.py").write_text("raise SystemExit('not this one')")
+    where["PYTHONPATH"] = str(tmp_path / "alien")
     (tmp_path / "out").mkdir()
     command = [*UNSHARED, f"{moved}/selftest.sh {tmp_path}/out"]
     done = subprocess.run(command, env=where, capture_output=True, text=True, check=False)
@@ -187,7 +192,19 @@ def test_what_goes_wrong_is_one_line(package: Path, project: Path, tmp_path: Pat
 
 
 def test_wheels_are_what_is_installed_here() -> None:
-    versions = wheels.needed("serve", "3.12")
+    own = importlib.metadata.requires("stepladder") or []
+    versions = wheels.needed(own, "serve", "3.12")
     assert versions["transformers"] == "5.17.0"
     assert "torch" not in versions
-    assert wheels.needed("local", "3.11")["torch"] == importlib.metadata.version("torch")
+    assert wheels.needed(own, "local", "3.11")["torch"] == importlib.metadata.version("torch")
+
+
+def test_what_stepladder_needs_is_read_from_its_wheel_not_from_how_it_was_installed(tmp_path: Path) -> None:
+    wheel = tmp_path / "stepladder-0.1.0-py3-none-any.whl"
+    lines = ["Metadata-Version: 2.4", "Name: stepladder", "Version: 0.1.0", "Requires-Dist: filelock>=3"]
+    lines.append('Requires-Dist: packaging>=25; extra == "local"')
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr("stepladder-0.1.0.dist-info/METADATA", "\n".join(lines) + "\n")
+    own = wheels.requirements_of(wheel)
+    assert wheels.needed(own, "serve", "3.12") == {"filelock": importlib.metadata.version("filelock")}
+    assert wheels.needed(own, "local", "3.12").keys() == {"filelock", "packaging"}

@@ -5,15 +5,18 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import platform
+import re
 import subprocess
 import sys
 import tempfile
+import zipfile
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from urllib.parse import unquote, urlparse
 
 from packaging.markers import default_environment
+from packaging.metadata import Metadata
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name, parse_wheel_filename
 
@@ -37,19 +40,35 @@ def collect(folder: Path, extra: str, pythons: Sequence[str]) -> None:
         MissingExtra: a library that is needed is not installed here, so its version is not known.
         UserError: pip cannot download or build a wheel.
     """
+    _pip("wheel", "--no-deps", "--wheel-dir", str(folder), _source())
+    (own,) = folder.glob(f"{STEPLADDER}-*.whl")
+    requirements_of_own = requirements_of(own)
     download = ("download", "--no-deps", "--only-binary=:all:", "--dest", str(folder))
     for python in pythons:
-        versions = needed(extra, python)
+        versions = needed(requirements_of_own, extra, python)
         with tempfile.NamedTemporaryFile("w", suffix=".txt", encoding="utf-8") as requirements:
             requirements.writelines(f"{name}=={version}\n" for name, version in sorted(versions.items()))
             requirements.flush()
             _pip(*download, "-r", requirements.name, *_target_options(python))
     _pip(*download, f"{PIP}=={importlib.metadata.version(PIP)}")
-    _pip("wheel", "--no-deps", "--wheel-dir", str(folder), _source())
 
 
-def needed(extra: str, python: str) -> dict[str, str]:
+def requirements_of(wheel: Path) -> list[str]:
+    """What a wheel says it needs."""
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = [name for name in archive.namelist() if re.fullmatch(r"[^/]+\.dist-info/METADATA", name)]
+        metadata = Metadata.from_email(archive.read(name), validate=False)
+    return [str(requirement) for requirement in metadata.requires_dist or ()]
+
+
+def needed(requirements_of_own: Sequence[str], extra: str, python: str) -> dict[str, str]:
     """Installed versions, by name, of all libraries that Stepladder with an extra needs under a Python.
+
+    Args:
+        requirements_of_own: what Stepladder's wheel needs. The metadata of an installation from a folder are as old as
+            that installation, whatever the folder holds now.
+        extra: of Stepladder.
+        python: its version, ``"3.12"``.
 
     Raises:
         MissingExtra: one of them is not installed here.
@@ -65,7 +84,7 @@ def needed(extra: str, python: str) -> dict[str, str]:
             continue
         seen.add((name, extras))
         try:
-            requirements = importlib.metadata.requires(name) or []
+            requirements = requirements_of_own if name == STEPLADDER else importlib.metadata.requires(name) or []
         except importlib.metadata.PackageNotFoundError:
             raise MissingExtra(name, f"'{STEPLADDER}[{extra}]'") from None
         if name != STEPLADDER:
