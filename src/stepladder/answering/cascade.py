@@ -47,7 +47,7 @@ class Step(NamedTuple):
     accepted: list[Sample]
     usage: dict[str, Usage]
     flawed: frozenset[str] = frozenset()
-    """Keys of right answers that it does not accept because of their chains (``clean``)."""
+    """Keys of answers that it does not accept because of their chains (``clean``)."""
     solved_before: frozenset[str] = frozenset()
     """Ids of the questions that it was asked although rungs before it had solved them (``also_solved``)."""
 
@@ -173,8 +173,9 @@ def _billing(rung: Rung) -> Billing:
 
 
 def _is_flawed(rung: Rung, question: Question, sample: Sample) -> bool:
-    """Whether a rung does not accept a right answer because of its chain."""
-    if not rung.clean or sample.verdict != "accepted":
+    """Whether a rung does not accept an answer, right or trusted, because of its chain."""
+    counts = sample.verdict == "accepted" or (rung.trust_majority and sample.answer is not None)
+    if not rung.clean or not counts:
         return False
     return clean(sample.text, shown(question.options, sample.permutation), question.language).flaw is not None
 
