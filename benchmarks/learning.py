@@ -29,7 +29,8 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -291,6 +292,15 @@ def plain_train(arguments: argparse.Namespace, field: Field, seed: int, folder: 
     return {"minutes": round((time.monotonic() - begun) / 60, 1)}
 
 
+def commonest_letter(train: Iterable[Question], questions: Sequence[Question]) -> float:
+    """Accuracy of naming, for each number of options, the letter that is right most often in training."""
+    letters: dict[int, Counter[str | None]] = {}
+    for question in train:
+        letters.setdefault(len(question.options), Counter())[question.answer] += 1
+    named = {count: counter.most_common(1)[0][0] for count, counter in letters.items()}
+    return float(np.mean([named.get(len(question.options)) == question.answer for question in questions]))
+
+
 def table(results: dict[str, dict[str, Any]], questions: Sequence[Question]) -> None:
     """Print a line for every row."""
     problems = [question.problem_id for question in questions]
@@ -353,6 +363,10 @@ def main() -> None:
                 write_atomic(folder / "took.json", json.dumps(took))
             results[f"{name}-{seed}"] = measured(arguments, folder, field, questions)
     table(results, questions)
+    without = commonest_letter(field.train.values(), questions)
+    print(
+        f"\nnaming the letter that is right most often in training, without reading a question: {100 * without:.1f} %"
+    )
 
 
 def measured(
