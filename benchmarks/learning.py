@@ -29,7 +29,6 @@ import random
 import subprocess
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -46,6 +45,7 @@ from stepladder.mcq.answer import strict
 from stepladder.mcq.cleaning import clean
 from stepladder.mcq.mixture import mixture
 from stepladder.mcq.overlap import TWIN_SIMILARITY, near_duplicates, problem_text
+from stepladder.mcq.position import commonest_letters
 from stepladder.mcq.prompts import ask_messages
 from stepladder.mcq.questionfile import read_problems
 from stepladder.models import template
@@ -294,10 +294,7 @@ def plain_train(arguments: argparse.Namespace, field: Field, seed: int, folder: 
 
 def commonest_letter(train: Iterable[Question], questions: Sequence[Question]) -> float:
     """Accuracy of naming, for each number of options, the letter that is right most often in training."""
-    letters: dict[int, Counter[str | None]] = {}
-    for question in train:
-        letters.setdefault(len(question.options), Counter())[question.answer] += 1
-    named = {count: counter.most_common(1)[0][0] for count, counter in letters.items()}
+    named = commonest_letters(train)
     return float(np.mean([named.get(len(question.options)) == question.answer for question in questions]))
 
 

@@ -18,6 +18,7 @@ from rich.console import Console
 from stepladder.config import Config, Member, Questions, Rung
 from stepladder.context import STAGES, Context, parts
 from stepladder.errors import InputError, UserError
+from stepladder.mcq.position import commonest_letters
 from stepladder.progress import Progress
 from stepladder.records import LETTERS, Prediction, Question, Record, Sample, lines, read
 from stepladder.reporting.content import Report
@@ -201,6 +202,28 @@ def test_results_are_the_hand_counted_ones(context: Context) -> None:
 
 def test_chance_is_the_mean_of_one_over_the_options(context: Context) -> None:
     assert numbers(context)["chance"] == {"validation": 0.375, "test": 0.375}
+
+
+def test_the_commonest_letter_of_training_is_a_figure_to_beat(context: Context) -> None:
+    train = read(context.input("questions") / "train.jsonl", Question)
+    letters = commonest_letters(train)
+    for split, share in numbers(context)["commonest"].items():
+        questions = read(context.input("questions") / f"{split}.jsonl", Question)
+        labelled = [question for question in questions if question.answer is not None]
+        hits = [question.answer == letters.get(len(question.options), "A") for question in labelled]
+        assert share == sum(hits) / len(hits)
+
+
+def test_the_commonest_letter_is_counted_by_number_of_options() -> None:
+    asked = [("AB", "B"), ("AB", "B"), ("AB", "A"), ("ABC", "C"), ("ABC", "A")]
+    questions = [
+        Question(
+            id=str(n), problem_id="p", problem="P.", question="?", options=tuple(options), answer=answer, language="en",
+            source="s",
+        )
+        for n, (options, answer) in enumerate(asked)
+    ]  # fmt: skip
+    assert commonest_letters(questions) == {2: "B", 3: "A"}
 
 
 def test_best_member_is_chosen_on_validation_even_where_test_disagrees(context: Context) -> None:

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import combinations
 
 from stepladder.documents import PositionBias
 from stepladder.mcq.shuffle import to_shown
 from stepladder.records import Question, Sample
+
+
+def commonest_letters(questions: Iterable[Question]) -> dict[int, str]:
+    """The letter that is right most often, by number of options. Naming it takes no reading, and beats guessing where
+    letters are skewed, as where "no" comes second."""
+    letters: dict[int, Counter[str]] = {}
+    for question in questions:
+        letters.setdefault(len(question.options), Counter())[str(question.answer)] += 1
+    return {count: min(counter, key=lambda letter: (-counter[letter], letter)) for count, counter in letters.items()}
 
 
 class Positions:

@@ -205,6 +205,8 @@ class Report(Document):
     questions: QuestionAudit
     chance: Mapping[HeldOut, float]
     """Expected accuracy of guessing, by split."""
+    commonest: Mapping[HeldOut, float] = {}
+    """Accuracy of naming the letter that is right most often in training, by split."""
     results: tuple[Result, ...]
     comparisons: tuple[Comparison, ...]
     families: tuple[FamilyResult, ...]

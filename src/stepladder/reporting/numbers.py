@@ -10,9 +10,10 @@ from stepladder.config import Config
 from stepladder.context import FINAL
 from stepladder.documents import EnsembleChoice, FinalVerdict, QuestionAudit, SampleSummary, TrainsetCard, Verdict
 from stepladder.mcq.answer import majority
+from stepladder.mcq.position import commonest_letters
 from stepladder.mcq.voting import first_round, is_decided
 from stepladder.models import BUNDLED, BUNDLED_FILE
-from stepladder.records import Prediction, Question, Sample, read
+from stepladder.records import Prediction, Question, Sample, read, stream
 from stepladder.reporting import costs
 from stepladder.reporting.content import (
     CascadeReport,
@@ -58,6 +59,7 @@ def collect(run: Path, config: Config, folders: Iterable[costs.Folder]) -> Repor
     verdicts = {member: Verdict.read(run / "quantised" / member) for member in members}
     samples = read(run / "samples" / "accepted.jsonl", Sample) + read(run / "samples" / "rejected.jsonl", Sample)
     alone = choice.rule == "single" or len(members) == 1
+    letters = commonest_letters(stream(run / "questions" / "train.jsonl", Question))
     return Report(
         run=Run(
             name=config.name,
@@ -73,6 +75,7 @@ def collect(run: Path, config: Config, folders: Iterable[costs.Folder]) -> Repor
         ),
         questions=QuestionAudit.read(run / "questions"),
         chance={measured.split: measured.chance for measured in splits},
+        commonest={measured.split: measured.unread(letters) for measured in splits},
         results=tuple(row for measured in splits for row in _results(measured, config.seed)),
         comparisons=tuple(_comparisons(headline, members, None if alone else best)),
         families=tuple(row for measured in splits for row in _families(measured)),

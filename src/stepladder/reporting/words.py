@@ -45,11 +45,12 @@ def headline(report: Report) -> str:
 
 
 def measured_on(report: Report) -> str:
-    """What the headline was measured on, and the accuracy of guessing."""
+    """What the headline was measured on, and the accuracy without reading."""
     run = report.run
     row = staircase(report)[0]
     what = "held-out test questions" if run.split == "test" else "held-out validation questions"
-    return f"on {row.n} {what}; guessing would get {percent(report.chance[run.split])}"
+    commonest = f", the commonest letter {percent(report.commonest[run.split])}" if report.commonest else ""
+    return f"on {row.n} {what}; guessing would get {percent(report.chance[run.split])}{commonest}"
 
 
 def alone(report: Report) -> bool:
