@@ -29,7 +29,7 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -45,7 +45,7 @@ from stepladder.mcq.answer import strict
 from stepladder.mcq.cleaning import clean
 from stepladder.mcq.mixture import mixture
 from stepladder.mcq.overlap import TWIN_SIMILARITY, near_duplicates, problem_text
-from stepladder.mcq.position import commonest_letters
+from stepladder.mcq.position import commonest_letters, unread_accuracy
 from stepladder.mcq.prompts import ask_messages
 from stepladder.mcq.questionfile import read_problems
 from stepladder.models import template
@@ -292,12 +292,6 @@ def plain_train(arguments: argparse.Namespace, field: Field, seed: int, folder: 
     return {"minutes": round((time.monotonic() - begun) / 60, 1)}
 
 
-def commonest_letter(train: Iterable[Question], questions: Sequence[Question]) -> float:
-    """Accuracy of naming, for each number of options, the letter that is right most often in training."""
-    named = commonest_letters(train)
-    return float(np.mean([named.get(len(question.options)) == question.answer for question in questions]))
-
-
 def table(results: dict[str, dict[str, Any]], questions: Sequence[Question]) -> None:
     """Print a line for every row."""
     problems = [question.problem_id for question in questions]
@@ -360,7 +354,7 @@ def main() -> None:
                 write_atomic(folder / "took.json", json.dumps(took))
             results[f"{name}-{seed}"] = measured(arguments, folder, field, questions)
     table(results, questions)
-    without = commonest_letter(field.train.values(), questions)
+    without = unread_accuracy(commonest_letters(field.train.values()), questions)
     print(
         f"\nnaming the letter that is right most often in training, without reading a question: {100 * without:.1f} %"
     )
@@ -382,13 +376,17 @@ def measured(
         return json.loads(file.read_text(encoding="utf-8"))
 
     if not arguments.test and not is_plain:
-        chosen = {question.problem_id: question for question in reversed(field.choice)}
-        by_id = {question.id: question for question in [*chosen.values()][:LOSS_QUESTIONS]}
-        rows = examples(ROWS["shortest"], list(recorded(arguments.contest, by_id)), by_id, 0)
-        result["loss"] = once("loss", lambda: loss(folder / "merged", rows))
+        result["loss"] = once("loss", lambda: loss(folder / "merged", held_out(arguments.contest, field)))
     if not arguments.only_loss:
         result["answers"] = once(f"answers-{which}", lambda: answer(folder / "merged", questions, prompt))
     return result
+
+
+def held_out(contest: Path, field: Field) -> list[Example]:
+    """The conversations that the loss is measured on."""
+    chosen = {question.problem_id: question for question in reversed(field.choice)}
+    by_id = {question.id: question for question in [*chosen.values()][:LOSS_QUESTIONS]}
+    return examples(ROWS["shortest"], list(recorded(contest, by_id)), by_id, 0)
 
 
 def count_look(out: Path) -> None:

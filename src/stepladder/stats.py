@@ -51,15 +51,10 @@ def accuracy_interval(right: Sequence[bool], problems: Sequence[str], seed: int)
     """
     if not right:
         raise ValueError("an accuracy needs at least one question")
-    tally: dict[str, list[int]] = {}
-    for hit, problem in zip(right, problems, strict=True):
-        entry = tally.setdefault(problem, [0, 0])
-        entry[0] += hit
-        entry[1] += 1
-    tallies = np.array(list(tally.values()))  # [problems, 2]
+    tallies = _tallies(right, problems)
     hits, sizes = tallies.T
     if np.all(hits * sizes[0] == hits[0] * sizes):
-        return _clopper_pearson(float(hits[0] / sizes[0]), len(tally))
+        return _clopper_pearson(float(hits[0] / sizes[0]), len(tallies))
     return _resampled_mean(tallies, seed)
 
 
@@ -72,17 +67,22 @@ def gain_interval(before: Sequence[bool], after: Sequence[bool], problems: Seque
     """
     if not before:
         raise ValueError("a gain needs at least one question")
+    gains = [second - first for first, second in zip(before, after, strict=True)]
+    return _resampled_mean(_tallies(gains, problems), seed)
+
+
+def _tallies(values: Sequence[int], problems: Sequence[str]) -> np.ndarray:
+    """A row for each problem, shape [problems, 2]: the sum of the values of its questions, and their number."""
     tally: dict[str, list[int]] = {}
-    for first, second, problem in zip(before, after, problems, strict=True):
+    for value, problem in zip(values, problems, strict=True):
         entry = tally.setdefault(problem, [0, 0])
-        entry[0] += second - first
+        entry[0] += value
         entry[1] += 1
-    return _resampled_mean(np.array(list(tally.values())), seed)
+    return np.array(list(tally.values()))
 
 
 def _resampled_mean(tallies: np.ndarray, seed: int) -> Interval:
-    """Percentile limits of a mean when problems are drawn anew. ``tallies`` has a row for each problem: the sum over
-    its questions, and their number."""
+    """Percentile limits of a mean when problems are drawn anew."""
     # Problems with the same tally are interchangeable, so a resample only has to draw how often each such kind occurs:
     # from one multinomial distribution over the few kinds there are.
     kinds, counts = np.unique(tallies, axis=0, return_counts=True)

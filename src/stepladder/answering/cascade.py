@@ -15,10 +15,10 @@ from stepladder.context import Context
 from stepladder.mcq.answer import leading
 from stepladder.mcq.chainfile import read_chains
 from stepladder.mcq.chains import most_different
-from stepladder.mcq.cleaning import clean
+from stepladder.mcq.cleaning import clean_sample
 from stepladder.mcq.prompts import ask_messages, worked_solution
 from stepladder.mcq.reorder import WORKED_KEY_PREFIX
-from stepladder.mcq.shuffle import Permutation, fixed, orders, shown
+from stepladder.mcq.shuffle import Permutation, fixed, orders
 from stepladder.mcq.verify import judge
 from stepladder.records import Question, Sample
 from stepladder.workspace import digest
@@ -144,8 +144,12 @@ class Cascade:
                     micro_dollars=answer.micro_dollars,
                 )
                 samples.append(sample)
-                is_hit = verdict == "accepted" and not (rung.samples_after_miss and _is_flawed(rung, question, sample))
-                if is_hit == rung.samples_after_miss:
+                is_right = verdict == "accepted"
+                if rung.samples_after_miss:
+                    is_settled = is_right and not _is_flawed(rung, question, sample)
+                else:
+                    is_settled = not is_right
+                if is_settled:
                     candidates.pop(question.id, None)
         return samples, usage._replace(seconds=time.monotonic() - start)
 
@@ -177,7 +181,7 @@ def _is_flawed(rung: Rung, question: Question, sample: Sample) -> bool:
     counts = sample.verdict == "accepted" or (rung.trust_majority and sample.answer is not None)
     if not rung.clean or not counts:
         return False
-    return clean(sample.text, shown(question.options, sample.permutation), question.language).flaw is not None
+    return clean_sample(question, sample).flaw is not None
 
 
 def accepted_of(rung: Rung, judged: list[Sample], flawed: Collection[str] = ()) -> list[Sample]:

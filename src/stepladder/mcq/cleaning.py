@@ -13,7 +13,8 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from stepladder.mcq.answer import strict, with_final_line
-from stepladder.records import LETTERS, Language
+from stepladder.mcq.shuffle import shown
+from stepladder.records import LETTERS, Language, Question, Sample
 from stepladder.text import USUAL_CONTROL_TOKENS
 
 MIN_CHARACTERS = 6
@@ -139,6 +140,11 @@ def clean(text: str, options: Sequence[str], language: Language) -> Cleaned:
     if cleaned.flaw == "no reasoning" and "reflection" in cleaned.forms:  # it is all the reasoning there is
         return _clean(text, options, language, [name for name in FORMS if name != "reflection"])
     return cleaned
+
+
+def clean_sample(question: Question, sample: Sample) -> Cleaned:
+    """The chain of a sample that has a strict letter, in the order of the options that it was shown."""
+    return clean(sample.text, shown(question.options, sample.permutation), question.language)
 
 
 def _clean(text: str, options: Sequence[str], language: Language, names: list[str]) -> Cleaned:

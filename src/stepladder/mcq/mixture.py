@@ -9,10 +9,9 @@ from typing import NamedTuple
 from stepladder.config import Member
 from stepladder.mcq.balance import balanced
 from stepladder.mcq.chains import most_different, shortest
-from stepladder.mcq.cleaning import Cleaned, clean
+from stepladder.mcq.cleaning import Cleaned, clean_sample
 from stepladder.mcq.language import is_written_in
 from stepladder.mcq.reorder import in_orders, may_move
-from stepladder.mcq.shuffle import shown
 from stepladder.records import Question, Sample
 
 
@@ -69,7 +68,7 @@ def without_debris(mix: Member, question: Question, sample: Sample) -> Cleaned:
     """The sample's chain as the member may learn it, or why it may not."""
     if not mix.clean:
         return Cleaned(sample.text)
-    return clean(sample.text, shown(question.options, sample.permutation), question.language)
+    return clean_sample(question, sample)
 
 
 def _chosen(mix: Member, samples: Sequence[Sample]) -> list[Sample]:

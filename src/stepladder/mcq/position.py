@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
 
 from stepladder.documents import PositionBias
@@ -18,6 +18,12 @@ def commonest_letters(questions: Iterable[Question]) -> dict[int, str]:
     for question in questions:
         letters.setdefault(len(question.options), Counter())[str(question.answer)] += 1
     return {count: min(counter, key=lambda letter: (-counter[letter], letter)) for count, counter in letters.items()}
+
+
+def unread_accuracy(letters: Mapping[int, str], questions: Sequence[Question]) -> float:
+    """Accuracy of naming a letter by the number of options alone; A where there is none for it."""
+    hits = sum(letters.get(len(question.options), "A") == question.answer for question in questions)
+    return hits / len(questions)
 
 
 class Positions:

@@ -212,7 +212,7 @@ def _selftest(context: Context, team: Team) -> str:
         for name in team.members
         for system in ("merged", "quantised")
     ]
-    return selftest.problems(questions, predictions)
+    return selftest.labelled_problems(questions, predictions)
 
 
 def _manifest(

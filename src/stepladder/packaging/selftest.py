@@ -41,7 +41,7 @@ class ExpectedAnswers(Document):
     """By id of the question."""
 
 
-def problems(questions: Sequence[Question], predictions: Sequence[Sequence[Prediction]]) -> str:
+def labelled_problems(questions: Sequence[Question], predictions: Sequence[Sequence[Prediction]]) -> str:
     """Problems in the contest's form, as JSONL, with the run's letters as labels. Problems that all members answered
     alike, before and after quantising, come first: another machine's rounding will hardly change those.
 

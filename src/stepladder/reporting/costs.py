@@ -25,13 +25,13 @@ def stages(run: Path, folders: Iterable[Folder]) -> Iterator[StageCost]:
     paid = set[str]()  # final artifacts name answers that the first ones may have paid for
     for folder in folders:
         place = run / folder.stage / (folder.part or "")
-        charges = {row.key: row.micro_dollars for row in _charged(folder.stage, place) if row.key not in paid}
-        paid |= charges.keys()
+        charged = {row.key: row for row in _charged(folder.stage, place) if row.key not in paid}
+        paid |= charged.keys()
         yield StageCost(
             stage=folder.stage,
             part=folder.part,
             seconds=read_manifest(place)["seconds"],
-            dollars=sum(charges.values()) / 1_000_000,
+            dollars=dollars(charged.values()),
         )
 
 
@@ -46,6 +46,6 @@ def _charged(stage: str, place: Path) -> list[Sample] | list[Charge]:
     return []
 
 
-def dollars(samples: Iterable[Sample]) -> float:
+def dollars(charged: Iterable[Sample | Charge]) -> float:
     """Dollars; the sum itself is of integers."""
-    return sum(sample.micro_dollars for sample in samples) / 1_000_000
+    return sum(row.micro_dollars for row in charged) / 1_000_000

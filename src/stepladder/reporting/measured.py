@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -87,11 +87,6 @@ class Measured:
     def chance(self) -> float:
         """Expected accuracy of guessing: the mean of 1 / number of options."""
         return sum(1 / len(question.options) for question in self.questions) / len(self.questions)
-
-    def unread(self, letters: Mapping[int, str]) -> float:
-        """Accuracy of naming a letter by the number of options alone; A where there is none for it."""
-        hits = sum(letters.get(len(question.options), "A") == question.answer for question in self.questions)
-        return hits / len(self.questions)
 
 
 def systems(config: Config) -> list[System]:

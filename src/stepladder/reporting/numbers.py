@@ -10,7 +10,7 @@ from stepladder.config import Config
 from stepladder.context import FINAL
 from stepladder.documents import EnsembleChoice, FinalVerdict, QuestionAudit, SampleSummary, TrainsetCard, Verdict
 from stepladder.mcq.answer import majority
-from stepladder.mcq.position import commonest_letters
+from stepladder.mcq.position import commonest_letters, unread_accuracy
 from stepladder.mcq.voting import first_round, is_decided
 from stepladder.models import BUNDLED, BUNDLED_FILE
 from stepladder.records import Prediction, Question, Sample, read, stream
@@ -75,7 +75,7 @@ def collect(run: Path, config: Config, folders: Iterable[costs.Folder]) -> Repor
         ),
         questions=QuestionAudit.read(run / "questions"),
         chance={measured.split: measured.chance for measured in splits},
-        commonest={measured.split: measured.unread(letters) for measured in splits},
+        commonest={measured.split: unread_accuracy(letters, measured.questions) for measured in splits},
         results=tuple(row for measured in splits for row in _results(measured, config.seed)),
         comparisons=tuple(_comparisons(headline, members, None if alone else best)),
         families=tuple(row for measured in splits for row in _families(measured)),
