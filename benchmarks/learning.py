@@ -1,23 +1,24 @@
-"""What a student learns from the same recorded answers in equal minutes: each switch alone, all of them, a plain loop.
+"""What a student learns from the same answers in equal minutes: each switch alone, all of them, a plain loop.
 
     python benchmarks/learning.py CONTEST BASE OUT [--minutes 20] [--rows NAME ...] [--seeds 0] [--test]
                                   [--plain SCRIPT] [--most N] [--only-loss]
+    python benchmarks/learning.py worlds bundled OUT --minutes 5 --rows loop demo orders-2
 
 CONTEST holds the contest's train.jsonl and recorded_responses.jsonl (no part of the project), BASE is the folder of a
 small chat model, such as Qwen2.5-Coder-0.5B-Instruct. The 389 problems are split once, by a fixed seed, into 250 to
 learn from and 139 for the test; near-duplicates of test problems are removed from the 250, and 50 problems of the 250
-are set aside for choices. The recorded right answers are the teachers'. A row's steps are counted so that they take the
-given minutes, from the speed of eight steps before the first row; the time is that of its steps, start-up and answers
-apart.
+are set aside for choices. The recorded right answers are the teachers'. With "worlds" the demo's 144 generated problems
+are learned from their worked solutions, and 100 and 2,000 fresh ones are for choices and the test.
 
-Each row is kept under OUT and trained once; begun again, the script goes on. Answers are greedy, at most 400 tokens:
-"strict" are those right as they ended, "forced" those right when an answer without a letter is made to name one, "cut"
-those that ran into the cap, "debris" those that begin with a role or hold a tag. "loss" is that of the shortest strong
-chain for one question of each of 25 of the 50 problems, in nats per token: it tells settings apart long before letters
-do, but only among rows that learn such chains. Differences are against the plain loop
-(--plain, a script of the usage ``TRAIN RESPONSES BASE OUT --minutes M --seed S``, whose prompt is its PROMPT), with the
-exact McNemar test, and an interval that resamples problems. Choices look at the 50 (the default), the table at the 139
-(--test); OUT/looked counts how often that was.
+A row's steps are counted so that they take the given minutes, from the speed of its own first steps; the time is that
+of its steps, start-up and answers apart. Each row is kept under OUT and trained once; begun again, the script goes on.
+Answers are greedy, at most 400 tokens (96 for worlds): "strict" are those right as they ended, "forced" those right
+when an answer without a letter is made to name one, "cut" those that ran into the cap, "debris" those that begin with a
+role or hold a tag. "loss" is that of right chains of questions for choices, in nats per token: it tells settings apart
+long before letters do, but only among rows that learn such chains. Differences are against the plain loop (--plain, a
+script of the usage ``TRAIN RESPONSES BASE OUT --minutes M --seed S``, whose prompt is its PROMPT) or the row "loop",
+which has the plain loop's settings, with the exact McNemar test, and an interval that resamples problems. Choices look
+at the questions for choices (the default), the table at the test (--test); OUT/looked counts how often that was.
 """
 
 from __future__ import annotations
@@ -25,32 +26,31 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import math
 import random
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
+from fields import Field, Row, Tokens, contest, examples, worlds
 
 from stepladder import models
+from stepladder.answering.cascade import judge
 from stepladder.answering.voting import letter_logprobs, letter_request
 from stepladder.ask.local import Local
 from stepladder.ask.request import Request, Response
-from stepladder.config import Member, Train
+from stepladder.config import Train
 from stepladder.mcq.answer import strict
 from stepladder.mcq.cleaning import clean
-from stepladder.mcq.mixture import mixture
-from stepladder.mcq.overlap import TWIN_SIMILARITY, near_duplicates, problem_text
 from stepladder.mcq.position import commonest_letters, unread_accuracy
 from stepladder.mcq.prompts import ask_messages
-from stepladder.mcq.questionfile import read_problems
-from stepladder.models import template
+from stepladder.mcq.shuffle import Permutation, orders
 from stepladder.records import LETTERS, Example, Message, Question, Sample
-from stepladder.stages.trainset import example_of
 from stepladder.stats import gain_interval, mcnemar
 from stepladder.training import merging, trl
 from stepladder.training.data import Data
@@ -60,171 +60,140 @@ from stepladder.workspace import write_atomic
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
-from recorded import right_answers
 from replay_server import ANSWERS, QUESTIONS
 
-SPLIT_SEED, TRAIN_PROBLEMS, CHOICE_PROBLEMS = 20, 250, 50
-MAX_TOKENS = 400
-LOSS_QUESTIONS = 25
-LADDER = (
-    ("Meta-Llama-3.1-8B-Instruct", "Qwen2-7B-Instruct"),
-    ("Meta-Llama-3.1-70B-Instruct", "Qwen2-72B-Instruct", "DeepSeek-Coder-V2-Instruct"),
-    ("Meta-Llama-3.1-405B-Instruct-FP8",),
-)
-"""The recorded models as rungs, the cheapest first."""
-STRONG = ("Qwen2-72B-Instruct", "DeepSeek-Coder-V2-Instruct", "Meta-Llama-3.1-405B-Instruct-FP8")
-TRAIN = {
-    "lora_rank": 32, "lora_alpha": 64, "learning_rate": 3e-4, "batch_size": 2, "gradient_accumulation": 4,
-    "max_length": 768, "schedule": "linear", "warmup": 0.0, "save_steps": 10_000,
-}  # fmt: skip
-SPEED_STEPS = 8
-SPEED_TEST = {"batch_size": 1, "gradient_accumulation": 1, "packing": False, "epochs": 1.0}
-"""A training that tells how fast this machine is."""
+WORLDS = "worlds"
+NEVER = 10**6
+"""Steps between checkpoints."""
+OWN_ORDERS = 3
+LOOP = "loop"
+"""The row of worlds that others are held against."""
 
 
-class Row(NamedTuple):
-    """A way to learn."""
-
-    mix: Mapping[str, Any]
-    """Keys of ``[[member]]``."""
-    train: Mapping[str, Any] = MappingProxyType({})
-    """Keys of ``[train]``."""
-    teachers: tuple[str, ...] = ()
-    """Whose right answers it learns from: by default those of the first rung with one."""
-    longest: int | None = None
-    """Tokens of the longest chain that is learned."""
-
-
-SHORT = {"clean": True, "chains": 1, "choose": "shortest"}
-SMALL_STEPS = {"batch_size": 1, "gradient_accumulation": 2}
-ROWS = {
-    "ladder": Row({"clean": False, "chains": 1}),
-    "clean": Row({"clean": True, "chains": 1}),
-    "shortest": Row(SHORT, teachers=STRONG),
-    "orders": Row({"clean": False, "chains": 1, "orders": 3}),
-    "small-steps": Row(SHORT, SMALL_STEPS, STRONG),
-    "small-steps-1e-3": Row(SHORT, SMALL_STEPS | {"learning_rate": 1e-3}, STRONG),
-    "brief": Row(SHORT, SMALL_STEPS, STRONG, longest=128),
-    "unpacked": Row({"clean": False, "chains": 1}, {"packing": False}),
-    "short-unpacked": Row(SHORT, {"packing": False}, STRONG),
-    "all": Row(SHORT | {"orders": 3}, {"packing": False}, STRONG),
-    "all-chains-2": Row(SHORT | {"orders": 2, "chains": 2}, {"packing": False}, STRONG),
-}
+def train(field: Field, row: Row, base: Path, minutes: float, seed: int, folder: Path) -> dict[str, Any]:
+    """Train in so many minutes, answers in rounds included; returns what it took."""
+    known, others = shared([*field.train.values()], row.share, seed)
+    taught = [sample for sample in field.taught if sample.question_id in known]
+    left, student, own = minutes, base, list[Sample]()
+    for number in range(row.rounds + 1):
+        if number:
+            begun = time.monotonic()
+            own = own_chains(student, others, field.max_tokens, seed)
+            left -= (time.monotonic() - begun) / 60
+        part = folder if number == row.rounds else folder / f"round-{number}"
+        learned = examples(row, [*taught, *own], field.train, chain_tokens(base), seed)
+        took = fit(field, row, student, learned, left / (row.rounds + 1 - number), seed, part)
+        left, student = left - took["minutes"], part / "merged"
+        print(f"  round {number}: {len(own)} own chains, {took}", flush=True)
+    return took | {"own chains": len(own), "minutes": round(minutes - left, 1)}
 
 
-class Field(NamedTuple):
-    """The questions of one split of the problems."""
-
-    train: dict[str, Question]
-    choice: list[Question]
-    test: list[Question]
-
-
-def split(contest: Path) -> Field:
-    """The questions to learn from, to choose on and of the test."""
-    problems = read_problems(contest / QUESTIONS, "zh", labelled=True)
-    order = random.Random(SPLIT_SEED).sample(range(len(problems)), len(problems))
-    learned, test = ([problems[index] for index in part] for part in (order[:TRAIN_PROBLEMS], order[TRAIN_PROBLEMS:]))
-    texts = [[problem_text(problem.questions) for problem in part] for part in (learned, test)]
-    twins = {left for left, _, _ in near_duplicates(*texts, TWIN_SIMILARITY)}
-    kept = [problem for index, problem in enumerate(learned) if index not in twins]
-    choice, train = kept[:CHOICE_PROBLEMS], kept[CHOICE_PROBLEMS:]
-    flat = [[question for problem in part for question in problem.questions] for part in (train, choice, test)]
-    return Field({question.id: question for question in flat[0]}, flat[1], flat[2])
+def shared(questions: Sequence[Question], share: float, seed: int) -> tuple[set[str], list[Question]]:
+    """The ids of the questions about this share of the problems, and the other questions."""
+    problems = sorted({question.problem_id for question in questions})
+    drawn = {*random.Random(seed).sample(problems, round(share * len(problems)))}
+    known = {question.id for question in questions if question.problem_id in drawn}
+    return known, [question for question in questions if question.id not in known]
 
 
-def recorded(contest: Path, questions: dict[str, Question]) -> Iterator[Sample]:
-    """The right recorded answers to these questions."""
-    for model, index, question, text in right_answers(contest, questions):
-        yield Sample(
-            question_id=question.id, rung="recorded", model=model, sample_index=index,
-            permutation=tuple(range(len(question.options))), key=f"{model}/{question.id}/{index}", text=text,
-            answer=question.answer, verdict="accepted",
-        )  # fmt: skip
+def own_chains(student: Path, questions: Sequence[Question], cap: int, seed: int) -> list[Sample]:
+    """The student's answers to questions that it gets right in every one of :data:`OWN_ORDERS` orders of options."""
+    asked = {
+        (question.id, index): (question, order)
+        for question in questions
+        for index, order in enumerate(_orders(question, seed))
+    }
+    requests = {
+        f"{name} {index}": Request(model="student", messages=ask_messages(question, order), max_tokens=cap, final=True)
+        for (name, index), (question, order) in asked.items()
+    }
+    responses = answered(Local.load(student), requests)
+    right: dict[str, list[Sample]] = {question.id: [] for question in questions}
+    for (name, index), (question, order) in asked.items():
+        response = responses[f"{name} {index}"]
+        letter, verdict = judge(question, order, response.text, finished=response.finish == "stop")
+        if verdict == "accepted":
+            right[name].append(
+                Sample(
+                    question_id=name,
+                    rung="own",
+                    model="student",
+                    sample_index=index,
+                    permutation=order,
+                    key=f"own/{name}/{index}",
+                    text=response.text,
+                    answer=letter,
+                    verdict=verdict,
+                )
+            )
+    counts = Counter(name for name, _ in asked)
+    return [sample for name, samples in right.items() if len(samples) == counts[name] for sample in samples]
 
 
-def climbed(samples: Sequence[Sample]) -> list[Sample]:
-    """The samples of the first rung that has one, for each question."""
-    rung_of = {model: number for number, rung in enumerate(LADDER) for model in rung}
-    first: dict[str, int] = {}
-    for sample in samples:
-        first[sample.question_id] = min(first.get(sample.question_id, len(LADDER)), rung_of[sample.model])
-    return [sample for sample in samples if rung_of[sample.model] == first[sample.question_id]]
+def _orders(question: Question, seed: int) -> list[Permutation]:
+    size = len(question.options)
+    return orders(min(OWN_ORDERS, math.factorial(size)), size, seed, question.id)
 
 
-def examples(row: Row, samples: list[Sample], questions: dict[str, Question], seed: int) -> list[Example]:
-    """The conversations of a row."""
-    taught = [sample for sample in samples if sample.model in row.teachers] if row.teachers else climbed(samples)
-    learned = mixture(Member(name="row", seed=seed, **row.mix), taught, questions)
-    return [example_of(questions[sample.question_id], sample) for sample in learned.samples]
-
-
-def train(row: Row, base: Path, learned: list[Example], minutes: float, seed: int, folder: Path) -> dict[str, Any]:
-    """Train for so many minutes of steps and merge; returns what it took."""
-    settings, tokenizer = Train.model_validate(TRAIN | dict(row.train)), models.load_tokenizer(base)
-    if row.longest is not None:
-        learned = [
-            example
-            for example in learned
-            if len(template.conversation_tokens(tokenizer, example.messages)[1]) <= row.longest
-        ]
-    rows = tokenise(tokenizer, learned, settings.max_length)
+def fit(
+    field: Field, row: Row, base: Path, learned: list[Example], minutes: float, seed: int, folder: Path
+) -> dict[str, Any]:
+    """Train on conversations for so many minutes of steps and merge; returns what it took."""
+    settings = Train.model_validate({**field.settings, **row.train, "save_steps": NEVER})
+    rows = tokenise(models.load_tokenizer(base), learned, settings.max_length)
     packs = pack(rows, settings.max_length) if settings.packing else singly(rows)
-    tokens = sum(len(pack_.input_ids) for pack_ in packs)
-    speed = _seconds_a_token(base, learned, folder.parent)
-    chosen = settings.model_copy(update={"epochs": 60 * minutes / (speed * tokens)})
-    begun: list[float] = []
-
-    def report(step: int, total: int, loss: float) -> None:
-        begun.append(time.monotonic())
-        if step % 10 == 0:
-            print(f"  step {step} of {total}, loss {loss:.3f}, {begun[-1] - begun[0]:.0f} s", flush=True)
-
-    for name in ("adapter", "scratch", "merged"):
-        (folder / name).mkdir(parents=True)
-    trl.train(chosen, seed, base, Data(learned), folder / "adapter", folder / "scratch", report)
+    packs_a_step = settings.batch_size * settings.gradient_accumulation
+    a_step, few = packs_a_step / len(packs), max(3, math.ceil(field.speed_packs / packs_a_step))
+    first = settings.model_copy(update={"epochs": few * a_step})
+    times = _steps(first, seed, base, learned, folder / "speed")
+    seconds = (times[-1] - times[0]) / (len(times) - 1)
+    epochs = 60 * minutes / seconds * a_step
+    times = _steps(settings.model_copy(update={"epochs": epochs}), seed, base, learned, folder)
+    (folder / "merged").mkdir()
     merging.merge(base, folder / "adapter", folder / "merged")
-    seconds = (begun[-1] - begun[0]) * len(begun) / max(1, len(begun) - 1)
+    took = (times[-1] - times[0]) * len(times) / (len(times) - 1)
     return {
-        "chains": len(rows), "tokens an epoch": tokens, "epochs": round(chosen.epochs, 2), "steps": len(begun),
-        "minutes": round(seconds / 60, 1),
+        "chains": len(rows), "tokens an epoch": sum(len(pack_.input_ids) for pack_ in packs),
+        "epochs": round(epochs, 2), "steps": len(times), "minutes": round(took / 60, 1),
     }  # fmt: skip
 
 
-def _seconds_a_token(base: Path, learned: list[Example], out: Path) -> float:
-    """Seconds of training a token of a pack takes here, measured once and kept in a folder: that of one row predicts
-    the others' within a few percent, and each row's minutes are printed."""
-    file = out / "speed.json"
-    if not file.exists():
-        settings = Train.model_validate(TRAIN | SPEED_TEST)
-        folder = out / "speed"
-        for name in ("adapter", "scratch"):
-            (folder / name).mkdir(parents=True)
-        times: list[float] = []
-        few = Data(random.Random(0).sample(learned, SPEED_STEPS))
-        trl.train(
-            settings, 0, base, few, folder / "adapter", folder / "scratch", lambda *_: times.append(time.monotonic())
-        )
-        lines = (folder / "adapter" / "log.jsonl").read_text(encoding="utf-8").splitlines()
-        tokens = [json.loads(line)["tokens"] for line in lines]
-        write_atomic(file, json.dumps((times[-1] - times[0]) / (tokens[-1] - tokens[0])))
-    return float(json.loads(file.read_text(encoding="utf-8")))
+def chain_tokens(base: Path) -> Tokens:
+    """The length of a chain for this base."""
+    tokenizer = models.load_tokenizer(base)
+    return lambda chain: len(tokenizer.encode(chain, add_special_tokens=False))
 
 
-def loss(weights: Path, chosen: list[Example]) -> float:
+def _steps(settings: Train, seed: int, base: Path, learned: list[Example], folder: Path) -> list[float]:
+    """Train into a folder; returns when each step ended, seconds."""
+    for name in ("adapter", "scratch"):
+        (folder / name).mkdir(parents=True)
+    times: list[float] = []
+
+    def report(step: int, total: int, loss: float) -> None:
+        times.append(time.monotonic())
+        if step % 10 == 0:
+            print(f"  step {step} of {total}, loss {loss:.3f}, {times[-1] - times[0]:.0f} s", flush=True)
+
+    trl.train(settings, seed, base, Data(learned), folder / "adapter", folder / "scratch", report)
+    return times
+
+
+def loss(weights: Path, field: Field) -> float:
     """The mean loss of a model on chains it did not learn, in nats per token."""
-    rows = tokenise(models.load_tokenizer(weights), chosen, TRAIN["max_length"])
+    longest = field.settings["max_length"]
+    rows = tokenise(models.load_tokenizer(weights), field.held_out, longest)
     model = models.load(weights)
     score_completions(model)
-    return validation_loss(model, pack(rows, TRAIN["max_length"]), TRAIN["batch_size"])
+    return validation_loss(model, pack(rows, longest), batch_size=2)
 
 
 Prompt = Callable[[Question], tuple[Message, ...]]
 
 
-def answer(weights: Path, questions: Sequence[Question], prompt: Prompt) -> dict[str, Any]:
+def answer(weights: Path, questions: Sequence[Question], prompt: Prompt, cap: int) -> dict[str, Any]:
     """What a model answers: letters, forced letters, which answers were cut, and which have debris."""
-    engine, cap = Local.load(weights), MAX_TOKENS
+    engine = Local.load(weights)
     requests = {q.id: Request(model="student", messages=prompt(q), max_tokens=cap, final=True) for q in questions}
     answers = answered(engine, requests)
     result: dict[str, Any] = {"strict": {}, "forced": {}, "cut": [], "debris": [], "texts": {}}
@@ -278,7 +247,7 @@ def plain_prompt(script: Path) -> Prompt:
     return prompt
 
 
-def plain_train(arguments: argparse.Namespace, field: Field, seed: int, folder: Path) -> dict[str, Any]:
+def plain_loop(arguments: argparse.Namespace, field: Field, seed: int, folder: Path) -> dict[str, Any]:
     """Train the plain loop on the problems that the rows learn from."""
     folder.mkdir(parents=True)
     known = {name.rpartition("#")[0] for name in field.train}
@@ -311,7 +280,9 @@ def table(results: dict[str, dict[str, Any]], questions: Sequence[Question]) -> 
             share = {kind: 100 * float(np.mean(right(name, kind))) for kind in ("strict", "forced")}
             rest = {kind: 100 * len(result["answers"][kind]) / len(questions) for kind in ("cut", "debris")}
             cells += [f"{value:.1f}" for value in (*share.values(), *rest.values())]
-            if (plain := f"plain-{name.rpartition('-')[2]}") in results and name != plain:
+            seed = name.rpartition("-")[2]
+            plain = f"{LOOP}-{seed}" if f"{LOOP}-{seed}" in results else f"plain-{seed}"
+            if "answers" in results.get(plain, {}) and name != plain:
                 before, after = right(plain, "strict"), right(name, "strict")
                 gain, p = 100 * float(np.mean(after) - np.mean(before)), mcnemar(before, after).p
                 low, high = (100 * limit for limit in gain_interval(before, after, problems, seed=0))
@@ -323,34 +294,38 @@ def table(results: dict[str, dict[str, Any]], questions: Sequence[Question]) -> 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name in ("contest", "base", "out"):
-        parser.add_argument(name, type=lambda text: Path(text).resolve())
+    parser.add_argument("contest", type=Path)
+    parser.add_argument("base")
+    parser.add_argument("out", type=lambda text: Path(text).resolve())
     parser.add_argument("--minutes", type=float, default=20)
-    parser.add_argument("--rows", nargs="*", default=[*ROWS], choices=[*ROWS])
+    parser.add_argument("--rows", nargs="*", help="by default all")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--plain", type=lambda text: Path(text).resolve(), help="the plain loop's script")
-    parser.add_argument("--test", action="store_true", help="answer the 139 problems instead of the 50")
+    parser.add_argument("--test", action="store_true", help="answer the test instead of the questions for choices")
     parser.add_argument("--only-loss", action="store_true", help="no answers")
     parser.add_argument("--most", type=int, help="questions to answer, the first ones; by default all")
     arguments = parser.parse_args()
-    field = split(arguments.contest)
-    taught = list(recorded(arguments.contest, field.train))
+    arguments.base = models.locate(arguments.base)
+    tokens, is_worlds = chain_tokens(arguments.base), str(arguments.contest) == WORLDS
+    field = worlds(tokens, tested=arguments.test) if is_worlds else contest(arguments.contest, tokens)
+    names = arguments.rows or [*field.rows]
+    if unknown := [name for name in names if name not in field.rows]:
+        parser.error(f"no row {unknown[0]}; there are {', '.join(field.rows)}")
     questions = (field.test if arguments.test else field.choice)[: arguments.most]
     if arguments.test:
         count_look(arguments.out)
     results: dict[str, dict[str, Any]] = {}
     for seed in arguments.seeds:
-        for name in [*(["plain"] if arguments.plain else []), *arguments.rows]:
+        for name in [*(["plain"] if arguments.plain else []), *names]:
             folder = arguments.out / f"{name}-{arguments.minutes:g}-{seed}"
             print(f"== {folder.name}", flush=True)
             if not (folder / "took.json").exists():
                 if folder.exists():
                     sys.exit(f"{folder} was not finished; remove it")
                 if name == "plain":
-                    took = plain_train(arguments, field, seed, folder)
+                    took = plain_loop(arguments, field, seed, folder)
                 else:
-                    learned = examples(ROWS[name], taught, field.train, seed)
-                    took = train(ROWS[name], arguments.base, learned, arguments.minutes, seed, folder)
+                    took = train(field, field.rows[name], arguments.base, arguments.minutes, seed, folder)
                 write_atomic(folder / "took.json", json.dumps(took))
             results[f"{name}-{seed}"] = measured(arguments, folder, field, questions)
     table(results, questions)
@@ -376,17 +351,12 @@ def measured(
         return json.loads(file.read_text(encoding="utf-8"))
 
     if not arguments.test and not is_plain:
-        result["loss"] = once("loss", lambda: loss(folder / "merged", held_out(arguments.contest, field)))
+        result["loss"] = once("loss", lambda: loss(folder / "merged", field))
     if not arguments.only_loss:
-        result["answers"] = once(f"answers-{which}", lambda: answer(folder / "merged", questions, prompt))
+        result["answers"] = once(
+            f"answers-{which}", lambda: answer(folder / "merged", questions, prompt, field.max_tokens)
+        )
     return result
-
-
-def held_out(contest: Path, field: Field) -> list[Example]:
-    """The conversations that the loss is measured on."""
-    chosen = {question.problem_id: question for question in reversed(field.choice)}
-    by_id = {question.id: question for question in [*chosen.values()][:LOSS_QUESTIONS]}
-    return examples(ROWS["shortest"], list(recorded(contest, by_id)), by_id, 0)
 
 
 def count_look(out: Path) -> None:

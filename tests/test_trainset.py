@@ -249,6 +249,20 @@ def test_the_shortest_chains_are_learned_in_several_orders(tmp_path: Path) -> No
     assert f"Orders of options a chain: {size} (1 chains in their own only)" in readme
 
 
+def test_a_member_learns_no_chain_above_its_number_of_tokens(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    run = Run(tmp_path)
+    said = [f"{text('short', 10)}\nAnswer: A", f"{text('long', 60)}\nAnswer: A"]
+    run.put("samples", {"accepted": [sample(TRAIN[0], index=index, text=words) for index, words in enumerate(said)]})
+    lengths = [len(tokenizer.encode(words)) for words in said]
+    made = rebuilt(run, Member(name="all", max_chain=lengths[0]))
+    assert [example.messages[-1].content for example in made.examples] == said[:1]
+    assert made.card["long_chain"] == 1
+    assert "1 because the chain is longer than `max_chain` tokens" in (made.folder / "README.md").read_text("utf-8")
+    assert len(rebuilt(run, Member(name="all", max_chain=lengths[1])).examples) == 2
+
+
 def test_variants_are_learned_only_where_the_member_says_so(run: Run) -> None:
     mine = {question.id for question in VARIANTS}
     assert {*run.made("more").ids()} & mine == {"t0~m1-0", "t3~m1-0", "t4~m1-0"}

@@ -178,11 +178,13 @@ class TrainsetCard(Document):
     letters: Mapping[str, int]
     """Examples by the letter of the right answer."""
     left_out: int
-    """Chains longer than ``max_length`` tokens; they are not in the set, nor are those of the next four counts."""
+    """Chains longer than ``max_length`` tokens; they are not in the set, nor are those of the next five counts."""
     leaked: int
     """Chains for problems that are also in validation or test."""
     other_language: int
     """Chains in another language than their question."""
+    long_chain: int = 0
+    """Chains longer than the member's ``max_chain`` tokens."""
     same_chain: int
     """Chains much like others for the same question, or beyond the member's number of them."""
     duplicates: int

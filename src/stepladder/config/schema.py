@@ -469,6 +469,10 @@ class Member(Table):
     choose: Literal["different", "shortest"] = Field(default="different", exclude_if=lambda value: value == "different")
     """Which ``chains`` of a question those are: the most different ones, or the shortest, which a small student follows
     to the end."""
+    max_chain: int | None = Field(default=None, ge=16, exclude_if=_is_off)
+    """Tokens of the longest chain it learns from, its answer line included: a small student loses itself in long ones.
+    Longer ones are left out and counted in the data card; by default only ``[train] max_length`` bounds a
+    conversation."""
     orders: int = Field(default=1, ge=1, le=24, exclude_if=lambda value: value == 1)
     """Number of orders of the options in which it learns each chain; letters that the chain names move along, and a
     chain whose letters are ambiguous stays in its own order."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from stepladder.config import Member
@@ -30,7 +30,11 @@ class Mixture(NamedTuple):
 
 
 def mixture(
-    mix: Member, samples: Iterable[Sample], questions: Mapping[str, Question], leaked: Collection[str] = ()
+    mix: Member,
+    samples: Iterable[Sample],
+    questions: Mapping[str, Question],
+    tokens: Callable[[str], int],
+    leaked: Collection[str] = (),
 ) -> Mixture:
     """Choose a member's chains.
 
@@ -38,6 +42,7 @@ def mixture(
         mix: the member.
         samples: accepted samples of the teachers and problems in its mix.
         questions: their questions, by id.
+        tokens: the length of a chain for the student.
         leaked: problems that it must not learn from.
     """
     left_out, flawed, cleaned = Counter[str](), Counter[str](), Counter[str]()
@@ -52,6 +57,8 @@ def mixture(
             flawed[chain.flaw] += 1
         elif not is_written_in(chain.text, question.language):
             left_out["other_language"] += 1
+        elif mix.max_chain is not None and tokens(chain.text) > mix.max_chain:
+            left_out["long_chain"] += 1
         else:
             cleaned.update(chain.forms)
             usable.append(sample.model_copy(update={"text": chain.text}))

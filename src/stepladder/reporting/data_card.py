@@ -20,6 +20,7 @@ MAX_TWINS_LISTED = 20
 LEFT_OUT = {
     "leaked": "because their problem is, wholly or nearly, one of validation or test",
     "other_language": "because the chain is not in the language of its question",
+    "long_chain": "because the chain is longer than `max_chain` tokens",
     "same_chain": "because other chains for the question say as much, or there are enough",
     "duplicates": "because the same conversation was there already",
     "left_out": "because they are longer than `max_length` tokens",

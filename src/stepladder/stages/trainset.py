@@ -54,8 +54,12 @@ def build(context: Context, part: str | None, folder: Path) -> None:
         questions |= {q.id: q for q in records.read(source.input("variants") / "questions.jsonl", Question)}
         samples += records.read(source.input("variants") / "accepted.jsonl", Sample)
     chosen = [sample for sample in samples if questions[sample.question_id].problem_id in share]
+    tokenizer = models.load_tokenizer(models.locate(student_name(config, mix)))
 
-    learned = mixture(mix, chosen, questions, {twin.problem for twin in twins})
+    def tokens(chain: str) -> int:
+        return len(tokenizer.encode(chain, add_special_tokens=False))
+
+    learned = mixture(mix, chosen, questions, tokens, {twin.problem for twin in twins})
     removed = learned.left_out
     kept: dict[tuple[Message, ...], Example] = {}
     for sample in learned.samples:
@@ -63,7 +67,6 @@ def build(context: Context, part: str | None, folder: Path) -> None:
         kept.setdefault(example.messages, example)
     removed["duplicates"] = len(learned.samples) - len(kept)
 
-    tokenizer = models.load_tokenizer(models.locate(student_name(config, mix)))
     lengths, examples = [], []
     for example in kept.values():
         for row in tokenise(tokenizer, [example], config.train.max_length):  # no row where it is too long
@@ -181,6 +184,7 @@ def _card(
         left_out=removed["left_out"],
         leaked=removed["leaked"],
         other_language=removed["other_language"],
+        long_chain=removed["long_chain"],
         same_chain=removed["same_chain"],
         duplicates=removed["duplicates"],
         flawed=dict(learned.flawed.most_common()),
