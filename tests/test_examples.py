@@ -102,7 +102,7 @@ def test_the_recipes_differ_in_teachers_and_the_settings_that_are_argued_and_dat
     for config in (then, today):
         assert [name for name, model in config.models.items() if model.price is None] == ["base"]
         assert (config.models["base"].engine, config.models["base"].path) == ("vllm", config.train.base)
-    for table in ("questions", "limits", "quantise", "serve", "predict", "ensemble", "prompts"):
+    for table in ("questions", "limits", "quantise", "serve", "predict", "ensemble"):
         assert getattr(then, table) == getattr(today, table)
     argued = {"lora_rank", "lora_alpha", "learning_rate"}
     assert then.train.model_dump(exclude=argued) == today.train.model_dump(exclude=argued)
@@ -110,6 +110,9 @@ def test_the_recipes_differ_in_teachers_and_the_settings_that_are_argued_and_dat
         ("all", 2), ("hard", 2), ("variants", 2)
     ]  # fmt: skip
     assert [rung.clean for rung in today.rung] == [True, True, False]
+    folder = today.prompts_for("gpt-6-terra")
+    assert folder == EXAMPLES / "prompts" / "words"
+    assert "不用字母" in ask_messages(QUESTION.model_copy(update={"language": "zh"}), (0, 1), folder)[0].content
     text = (EXAMPLES / "today.toml").read_text(encoding="utf-8")
     prices = [line for line in text.splitlines() if line.startswith("price = ") and "input = 0," not in line]
     assert len(prices) == 3
