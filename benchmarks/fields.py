@@ -51,6 +51,10 @@ class Row(NamedTuple):
     """Whose right answers it learns from: by default those of the first rung with one."""
     share: float = 1.0
     """Share of the training problems whose chains it learns from."""
+    loss: str = ""
+    """What it learns by instead of cross-entropy, of learning.LOSSES."""
+    noise: float = 0.0
+    """Alpha of NEFTune's noise on embeddings (arXiv 2310.05914)."""
     rounds: int = 0
     """How often the student then answers the other training problems and learns its own right chains as well."""
 
@@ -119,6 +123,9 @@ WORLDS_ROWS = {
     "rank-8": Row({}, {"lora_rank": 8, "lora_alpha": 16}),
     "swift": Row({}, SWIFT),
     "beta2": Row({}, {"adam_beta2": 0.95}),
+    "dft": Row(loss="dft"),
+    "smoothing": Row(loss="smoothing"),
+    "neftune": Row(noise=5.0),
     "third": Row(share=1 / 3),
     "third-1-round": Row(share=1 / 3, rounds=1),
     "third-2-rounds": Row(share=1 / 3, rounds=2),

@@ -33,10 +33,13 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
 
 import numpy as np
+import torch
 from fields import Field, Row, Tokens, contest, examples, worlds
 
 from stepladder import models
@@ -52,11 +55,16 @@ from stepladder.mcq.prompts import ask_messages
 from stepladder.mcq.shuffle import Permutation, orders
 from stepladder.records import LETTERS, Example, Message, Question, Sample
 from stepladder.stats import gain_interval, mcnemar
+from stepladder.training import loss as training_loss
 from stepladder.training import merging, trl
 from stepladder.training.data import Data
 from stepladder.training.loss import score_completions, validation_loss
 from stepladder.training.sequences import pack, singly, tokenise
+from stepladder.training.sharding import student
 from stepladder.workspace import write_atomic
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
@@ -74,16 +82,16 @@ def train(field: Field, row: Row, base: Path, minutes: float, seed: int, folder:
     """Train in so many minutes, answers in rounds included; returns what it took."""
     known, others = shared([*field.train.values()], row.share, seed)
     taught = [sample for sample in field.taught if sample.question_id in known]
-    left, student, own = minutes, base, list[Sample]()
+    left, weights, own = minutes, base, list[Sample]()
     for number in range(row.rounds + 1):
         if number:
             begun = time.monotonic()
-            own = own_chains(student, others, field.max_tokens, seed)
+            own = own_chains(weights, others, field.max_tokens, seed)
             left -= (time.monotonic() - begun) / 60
         part = folder if number == row.rounds else folder / f"round-{number}"
         learned = examples(row, [*taught, *own], field.train, chain_tokens(base), seed)
-        took = fit(field, row, student, learned, left / (row.rounds + 1 - number), seed, part)
-        left, student = left - took["minutes"], part / "merged"
+        took = fit(field, row, weights, learned, left / (row.rounds + 1 - number), seed, part)
+        left, weights = left - took["minutes"], part / "merged"
         print(f"  round {number}: {len(own)} own chains, {took}", flush=True)
     return took | {"own chains": len(own), "minutes": round(minutes - left, 1)}
 
@@ -96,7 +104,7 @@ def shared(questions: Sequence[Question], share: float, seed: int) -> tuple[set[
     return known, [question for question in questions if question.id not in known]
 
 
-def own_chains(student: Path, questions: Sequence[Question], cap: int, seed: int) -> list[Sample]:
+def own_chains(weights: Path, questions: Sequence[Question], cap: int, seed: int) -> list[Sample]:
     """The student's answers to questions that it gets right in every one of :data:`OWN_ORDERS` orders of options."""
     asked = {
         (question.id, index): (question, order)
@@ -107,7 +115,7 @@ def own_chains(student: Path, questions: Sequence[Question], cap: int, seed: int
         f"{name} {index}": Request(model="student", messages=ask_messages(question, order), max_tokens=cap, final=True)
         for (name, index), (question, order) in asked.items()
     }
-    responses = answered(Local.load(student), requests)
+    responses = answered(Local.load(weights), requests)
     right: dict[str, list[Sample]] = {question.id: [] for question in questions}
     for (name, index), (question, order) in asked.items():
         response = responses[f"{name} {index}"]
@@ -145,10 +153,10 @@ def fit(
     packs_a_step = settings.batch_size * settings.gradient_accumulation
     a_step, few = packs_a_step / len(packs), max(3, math.ceil(field.speed_packs / packs_a_step))
     first = settings.model_copy(update={"epochs": few * a_step})
-    times = _steps(first, seed, base, learned, folder / "speed")
+    times = _steps(row, first, seed, base, learned, folder / "speed")
     seconds = (times[-1] - times[0]) / (len(times) - 1)
     epochs = 60 * minutes / seconds * a_step
-    times = _steps(settings.model_copy(update={"epochs": epochs}), seed, base, learned, folder)
+    times = _steps(row, settings.model_copy(update={"epochs": epochs}), seed, base, learned, folder)
     (folder / "merged").mkdir()
     merging.merge(base, folder / "adapter", folder / "merged")
     took = (times[-1] - times[0]) * len(times) / (len(times) - 1)
@@ -164,7 +172,7 @@ def chain_tokens(base: Path) -> Tokens:
     return lambda chain: len(tokenizer.encode(chain, add_special_tokens=False))
 
 
-def _steps(settings: Train, seed: int, base: Path, learned: list[Example], folder: Path) -> list[float]:
+def _steps(row: Row, settings: Train, seed: int, base: Path, learned: list[Example], folder: Path) -> list[float]:
     """Train into a folder; returns when each step ended, seconds."""
     for name in ("adapter", "scratch"):
         (folder / name).mkdir(parents=True)
@@ -175,8 +183,38 @@ def _steps(settings: Train, seed: int, base: Path, learned: list[Example], folde
         if step % 10 == 0:
             print(f"  step {step} of {total}, loss {loss:.3f}, {times[-1] - times[0]:.0f} s", flush=True)
 
-    trl.train(settings, seed, base, Data(learned), folder / "adapter", folder / "scratch", report)
+    token_loss = LOSSES.get(row.loss, training_loss.token_loss)
+    with (
+        patch.object(training_loss, "token_loss", token_loss),
+        patch.object(trl, "student", lambda *words: noisy(student(*words), row.noise)),
+    ):
+        trl.train(settings, seed, base, Data(learned), folder / "adapter", folder / "scratch", report)
     return times
+
+
+def _dft(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy weighed by the token's own probability (dynamic fine-tuning, arXiv 2508.05629)."""
+    losses = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
+    return ((-losses).exp().detach() * losses).sum()
+
+
+LOSSES = {
+    "dft": _dft,
+    "smoothing": partial(torch.nn.functional.cross_entropy, reduction="sum", label_smoothing=0.1),
+}
+
+
+def noisy(model: PreTrainedModel, alpha: float) -> PreTrainedModel:
+    """Add NEFTune's noise to the embeddings whenever the model is trained."""
+
+    def add(module: torch.nn.Module, _: Any, embedded: torch.Tensor) -> torch.Tensor:
+        if not module.training or not alpha:
+            return embedded
+        size = alpha / math.sqrt(embedded.shape[1] * embedded.shape[2])
+        return embedded + torch.empty_like(embedded).uniform_(-size, size)
+
+    model.get_input_embeddings().register_forward_hook(add)
+    return model
 
 
 def loss(weights: Path, field: Field) -> float:

@@ -71,9 +71,13 @@ def main() -> None:  # noqa: PLR0915 (a list of forms and a loop)
     parser.add_argument("--member", default="full")
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--gptqmodel", type=Path, help="environment that 'make swift' has made")
+    parser.add_argument("--max-loss", type=float, help="instead of the run's own")
     parser.add_argument("--only", default="", help="forms with this in their name, and rounding")
     asked = parser.parse_args()
     config = load(asked.config)
+    if asked.max_loss is not None:
+        quantise = config.quantise.model_copy(update={"max_loss": asked.max_loss})
+        config = config.model_copy(update={"quantise": quantise})
     console = Console()
     context = Context(config, Workspace(asked.runs, config.name), Progress(console))
     merged = context.input("merged", asked.member)
@@ -137,7 +141,9 @@ def main() -> None:  # noqa: PLR0915 (a list of forms and a loop)
             )
             right = correct(questions["test"], predict(context, asked.member, folder, questions["test"], "test"))
             flips = mcnemar(tested, right)
-            result = f"REFUSED: {'; '.join(measured.why)}" if measured.why else "passes"
+            test = measured.accuracy
+            loss = f"{test.decision}, {test.loss:+.3f} of {test.answers} answers, p = {test.p:.2g}"
+            result = f"REFUSED: {'; '.join(measured.why)}" if measured.why else f"passes ({loss})"
             on_validation = f"validation {measured.quantised * measured.n:.0f}"
             on_test = f"test {sum(right)} (-{flips.lost} +{flips.won}, p = {flips.p:.2g})"
             kl = float("nan") if measured.distance is None else measured.distance.kl

@@ -26,7 +26,6 @@ def completion_loss(
 ) -> torch.Tensor:
     """Cross-entropy of the completion tokens of a collated batch, summed and divided by ``count``, by default their
     number. Logits are computed for these tokens only: with a small model they are most of the work of a step."""
-    import torch
 
     labels, branches = batch["labels"][:, 1:], batch["branches"]
     scored = labels != IGNORED
@@ -38,8 +37,14 @@ def completion_loss(
         use_cache=False,
     ).last_hidden_state[:, :-1]
     logits = model.get_output_embeddings()(hidden[scored]).float()  # type: ignore[no-untyped-call]
-    loss = torch.nn.functional.cross_entropy(logits, labels[scored], reduction="sum")
-    return loss / (scored.sum() if count is None else count)
+    return token_loss(logits, labels[scored]) / (scored.sum() if count is None else count)
+
+
+def token_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """The summed cross-entropy of tokens; shapes (tokens, words) and (tokens,)."""
+    import torch
+
+    return torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
 
 
 def score_completions(model: PreTrainedModel) -> None:
