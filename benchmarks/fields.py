@@ -5,19 +5,19 @@ from __future__ import annotations
 import random
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from stepladder.answering.cascade import worked
 from stepladder.closedworld.generate import generate, to_line
-from stepladder.config import Member, Rung
+from stepladder.config import Member, Rung, Train
 from stepladder.mcq.mixture import mixture
 from stepladder.mcq.overlap import TWIN_SIMILARITY, near_duplicates, problem_text
 from stepladder.mcq.questionfile import Problem, read_problems
 from stepladder.records import Example, Language, Question, Sample
-from stepladder.stages.trainset import example_of
+from stepladder.stages.trainset import example_of, measured_by
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
@@ -34,10 +34,6 @@ LADDER = (
 )
 """The recorded models as rungs, the cheapest first."""
 STRONG = ("Qwen2-72B-Instruct", "DeepSeek-Coder-V2-Instruct", "Meta-Llama-3.1-405B-Instruct-FP8")
-
-
-Tokens = Callable[[str], int]
-"""The length of a chain."""
 
 
 class Row(NamedTuple):
@@ -78,11 +74,12 @@ class Field(NamedTuple):
     """Packs of a row from which its speed is taken, at least."""
 
 
+CONTEST_LENGTH = 768
 SHORT = {"clean": True, "chains": 1, "choose": "shortest"}
 SMALL_STEPS = {"batch_size": 1, "gradient_accumulation": 2}
 CONTEST_SETTINGS = {
     "lora_rank": 32, "lora_alpha": 64, "learning_rate": 3e-4, "batch_size": 2, "gradient_accumulation": 4,
-    "max_length": 768, "schedule": "linear", "warmup": 0.0,
+    "max_length": CONTEST_LENGTH, "schedule": "linear", "warmup": 0.0,
 }  # fmt: skip
 CONTEST_ROWS = {
     "ladder": Row({"clean": False, "chains": 1}),
@@ -91,6 +88,8 @@ CONTEST_ROWS = {
     "orders": Row({"clean": False, "chains": 1, "orders": 3}),
     "small-steps": Row(SHORT, SMALL_STEPS, STRONG),
     "small-steps-1e-3": Row(SHORT, SMALL_STEPS | {"learning_rate": 1e-3}, STRONG),
+    "likely": Row(SHORT | {"choose": "likely"}, SMALL_STEPS, STRONG),
+    "fitting": Row(SHORT | {"choose": "fitting"}, SMALL_STEPS, STRONG),
     "brief": Row(SHORT | {"max_chain": 128}, SMALL_STEPS, STRONG),
     "unpacked": Row({"clean": False, "chains": 1}, {"packing": False}),
     "short-unpacked": Row(SHORT, {"packing": False}, STRONG),
@@ -132,7 +131,7 @@ WORLDS_ROWS = {
 }
 
 
-def contest(folder: Path, tokens: Tokens) -> Field:
+def contest(folder: Path, base: Path) -> Field:
     """The contest's 389 problems: 250 to learn from, less near-duplicates of test problems and 50 to choose on."""
     problems = read_problems(folder / QUESTIONS, "zh", labelled=True)
     order = random.Random(CONTEST_SEED).sample(problems, len(problems))
@@ -143,7 +142,7 @@ def contest(folder: Path, tokens: Tokens) -> Field:
     choice, train = _questions(kept[:CONTEST_CHOICE]), _by_id(kept[CONTEST_CHOICE:])
     one_each = {question.problem_id: question for question in reversed(choice)}
     by_id = {question.id: question for question in [*one_each.values()][: CONTEST_CHOICE // 2]}
-    held_out = examples(CONTEST_ROWS["shortest"], [*recorded(folder, by_id)], by_id, tokens)
+    held_out = examples(CONTEST_ROWS["shortest"], [*recorded(folder, by_id)], by_id, base)
     taught = [*recorded(folder, train)]
     return Field(
         train,
@@ -168,7 +167,7 @@ def recorded(folder: Path, questions: dict[str, Question]) -> Iterator[Sample]:
         )  # fmt: skip
 
 
-def worlds(tokens: Tokens, *, tested: bool) -> Field:
+def worlds(base: Path, *, tested: bool) -> Field:
     """The demo's 144 problems with their worked solutions, and fresh problems of whose worlds it has none: 100 to
     choose on and, where it is ``tested``, 2,000 more."""
     train = _by_id(read_problems(WORLDS_FILE, "en", labelled=True))
@@ -177,7 +176,7 @@ def worlds(tokens: Tokens, *, tested: bool) -> Field:
     rung = Rung(name="worked", kind="worked")
     taught = worked(rung, [*train.values()], WORLDS_SEED)
     some = _by_id(fresh[:WORLDS_HELD_OUT])
-    held_out = examples(Row(), worked(rung, [*some.values()], WORLDS_SEED), some, tokens)
+    held_out = examples(Row(), worked(rung, [*some.values()], WORLDS_SEED), some, base)
     return Field(train, choice, test, taught, held_out, WORLDS_SETTINGS, WORLDS_ROWS, max_tokens=96, speed_packs=12)
 
 
@@ -199,11 +198,12 @@ def climbed(samples: Sequence[Sample]) -> list[Sample]:
 
 
 def examples(
-    row: Row, samples: Sequence[Sample], questions: Mapping[str, Question], tokens: Tokens, seed: int = 0
+    row: Row, samples: Sequence[Sample], questions: Mapping[str, Question], base: Path, seed: int = 0
 ) -> list[Example]:
     """The conversations of a row."""
+    mix = Member(name="row", seed=seed, **row.mix)
     taught = [sample for sample in samples if sample.model in row.teachers] if row.teachers else climbed(samples)
-    learned = mixture(Member(name="row", seed=seed, **row.mix), taught, questions, tokens)
+    learned = mixture(mix, taught, questions, measured_by(base, mix, Train(max_length=CONTEST_LENGTH), questions))
     return [example_of(questions[sample.question_id], sample) for sample in learned.samples]
 
 

@@ -40,7 +40,7 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
-from fields import Field, Row, Tokens, contest, examples, worlds
+from fields import Field, Row, contest, examples, worlds
 
 from stepladder import models
 from stepladder.answering.cascade import judge
@@ -89,7 +89,7 @@ def train(field: Field, row: Row, base: Path, minutes: float, seed: int, folder:
             own = own_chains(weights, others, field.max_tokens, seed)
             left -= (time.monotonic() - begun) / 60
         part = folder if number == row.rounds else folder / f"round-{number}"
-        learned = examples(row, [*taught, *own], field.train, chain_tokens(base), seed)
+        learned = examples(row, [*taught, *own], field.train, base, seed)
         took = fit(field, row, weights, learned, left / (row.rounds + 1 - number), seed, part)
         left, weights = left - took["minutes"], part / "merged"
         print(f"  round {number}: {len(own)} own chains, {took}", flush=True)
@@ -164,12 +164,6 @@ def fit(
         "chains": len(rows), "tokens an epoch": sum(len(pack_.input_ids) for pack_ in packs),
         "epochs": round(epochs, 2), "steps": len(times), "minutes": round(took / 60, 1),
     }  # fmt: skip
-
-
-def chain_tokens(base: Path) -> Tokens:
-    """The length of a chain for this base."""
-    tokenizer = models.load_tokenizer(base)
-    return lambda chain: len(tokenizer.encode(chain, add_special_tokens=False))
 
 
 def _steps(row: Row, settings: Train, seed: int, base: Path, learned: list[Example], folder: Path) -> list[float]:
@@ -344,8 +338,8 @@ def main() -> None:
     parser.add_argument("--most", type=int, help="questions to answer, the first ones; by default all")
     arguments = parser.parse_args()
     arguments.base = models.locate(arguments.base)
-    tokens, is_worlds = chain_tokens(arguments.base), str(arguments.contest) == WORLDS
-    field = worlds(tokens, tested=arguments.test) if is_worlds else contest(arguments.contest, tokens)
+    is_worlds = str(arguments.contest) == WORLDS
+    field = worlds(arguments.base, tested=arguments.test) if is_worlds else contest(arguments.contest, arguments.base)
     names = arguments.rows or [*field.rows]
     if unknown := [name for name in names if name not in field.rows]:
         parser.error(f"no row {unknown[0]}; there are {', '.join(field.rows)}")

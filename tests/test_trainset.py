@@ -30,7 +30,9 @@ from stepladder.mcq.shuffle import fixed, shown, to_original, to_shown
 from stepladder.models import template
 from stepladder.progress import Progress
 from stepladder.records import LETTERS, Example, Language, Question, Record, Sample, lines, read
-from stepladder.stages import flow
+from stepladder.stages import flow, trainset
+from stepladder.training.fit import Fit
+from stepladder.training.sequences import TokenRow
 from stepladder.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -247,6 +249,29 @@ def test_the_shortest_chains_are_learned_in_several_orders(tmp_path: Path) -> No
     assert (made.card["same_chain"], made.card["in_one_order"]) == (2, 1)
     readme = (made.folder / "README.md").read_text(encoding="utf-8")
     assert f"Orders of options a chain: {size} (1 chains in their own only)" in readme
+
+
+@pytest.mark.parametrize(("choose", "kept"), [("likely", [1, 3]), ("fitting", [0, 1])])
+def test_chains_that_fit_the_base_are_learned(
+    choose: Any, kept: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(tmp_path)
+    said = [f"{text(word, 12)}\nAnswer: A" for word in ("first", "second", "third", "fourth", "fifth")]
+    too_long = f"{text('sixth', 2000)}\nAnswer: A"
+    accepted = [sample(TRAIN[0], index=index, text=words) for index, words in enumerate((*said, too_long))]
+    run.put("samples", {"accepted": [*accepted, sample(TRAIN[3], text=said[0])]})
+    measured = [Fit(2.0, 2.0), Fit(0.5, 1.0), Fit(2.0, 9.0), Fit(0.1, 1.0), Fit(1.0, 3.0)]
+
+    def fits(folder: Path, rows: list[TokenRow], *_: object) -> list[Fit]:
+        assert (folder, len(rows)) == (models.locate("bundled"), len(measured))  # one chain is too long to learn
+        return measured
+
+    monkeypatch.setattr(trainset, "fits", fits)
+    made = rebuilt(run, Member(name="all", chains=2, choose=choose))
+    answers = [example.messages[-1].content for example in made.examples if example.question_id == TRAIN[0].id]
+    assert sorted(map(said.index, answers)) == kept
+    assert len(made.examples) == 3  # a question with few chains is not measured
+    assert made.card["same_chain"] == 4
 
 
 def test_a_member_learns_no_chain_above_its_number_of_tokens(

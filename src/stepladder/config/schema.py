@@ -466,9 +466,13 @@ class Member(Table):
     """Share of the training problems it sees, drawn with its seed."""
     chains: int | None = Field(default=None, ge=1)
     """Most chains of one question it learns from; by default all."""
-    choose: Literal["different", "shortest"] = Field(default="different", exclude_if=lambda value: value == "different")
-    """Which ``chains`` of a question those are: the most different ones, or the shortest, which a small student follows
-    to the end."""
+    choose: Literal["different", "shortest", "likely", "fitting"] = Field(
+        default="different", exclude_if=lambda value: value == "different"
+    )
+    """Which ``chains`` of a question those are: the most different ones; the shortest, which a small student follows to
+    the end; the likeliest under the base (mean log-likelihood of their tokens); or those of the lowest rank-surprisal
+    ratio, which say something new in words that the base might have used (docs/guide/training.md). The last two compute
+    every chain of a question that has more than ``chains`` with the base, once, a layer at a time."""
     max_chain: int | None = Field(default=None, ge=16, exclude_if=_is_off)
     """Tokens of the longest chain it learns from, its answer line included: a small student loses itself in long ones.
     Longer ones are left out and counted in the data card; by default only ``[train] max_length`` bounds a

@@ -15,6 +15,15 @@ from stepladder.mcq.reorder import in_orders, may_move
 from stepladder.records import Question, Sample
 
 
+class Measures(NamedTuple):
+    """How the student sees chains."""
+
+    tokens: Callable[[str], int]
+    """The length of a chain."""
+    scores: Callable[[Sequence[Sample]], Sequence[float]]
+    """By what a member chooses that is ``likely`` or ``fitting``: the lowest are learned."""
+
+
 class Mixture(NamedTuple):
     """What a member learns, and what became of the rest."""
 
@@ -33,7 +42,7 @@ def mixture(
     mix: Member,
     samples: Iterable[Sample],
     questions: Mapping[str, Question],
-    tokens: Callable[[str], int],
+    measures: Measures,
     leaked: Collection[str] = (),
 ) -> Mixture:
     """Choose a member's chains.
@@ -42,7 +51,7 @@ def mixture(
         mix: the member.
         samples: accepted samples of the teachers and problems in its mix.
         questions: their questions, by id.
-        tokens: the length of a chain for the student.
+        measures: how the student sees them.
         leaked: problems that it must not learn from.
     """
     left_out, flawed, cleaned = Counter[str](), Counter[str](), Counter[str]()
@@ -57,12 +66,12 @@ def mixture(
             flawed[chain.flaw] += 1
         elif not is_written_in(chain.text, question.language):
             left_out["other_language"] += 1
-        elif mix.max_chain is not None and tokens(chain.text) > mix.max_chain:
+        elif mix.max_chain is not None and measures.tokens(chain.text) > mix.max_chain:
             left_out["long_chain"] += 1
         else:
             cleaned.update(chain.forms)
             usable.append(sample.model_copy(update={"text": chain.text}))
-    chosen = usable if mix.chains is None else _chosen(mix, usable)
+    chosen = usable if mix.chains is None else _chosen(mix, usable, measures)
     left_out["same_chain"] = len(usable) - len(chosen)
     pairs = [(questions[sample.question_id], sample) for sample in chosen]
     in_one_order = sum(not may_move(*pair) for pair in pairs) if mix.orders > 1 else 0
@@ -78,11 +87,17 @@ def without_debris(mix: Member, question: Question, sample: Sample) -> Cleaned:
     return clean_sample(question, sample)
 
 
-def _chosen(mix: Member, samples: Sequence[Sample]) -> list[Sample]:
+def _chosen(mix: Member, samples: Sequence[Sample], measures: Measures) -> list[Sample]:
     """The chains of each question that a member learns from, where it learns from a number of them."""
     by_question: dict[str, list[Sample]] = {}
     for sample in samples:
         by_question.setdefault(sample.question_id, []).append(sample)
-    choose = shortest if mix.choose == "shortest" else most_different
     most, groups = mix.chains or len(samples), by_question.values()
+    if mix.choose in ("likely", "fitting"):
+        contested = [sample for group in groups if len(group) > most for sample in group]
+        score = dict(zip(contested, measures.scores(contested), strict=True)) if contested else {}
+        return [
+            sample for group in groups for sample in sorted(group, key=lambda sample: score.get(sample, 0.0))[:most]
+        ]
+    choose = shortest if mix.choose == "shortest" else most_different
     return [group[index] for group in groups for index in choose([sample.text for sample in group], most)]

@@ -3,25 +3,27 @@ final weights: from the chains of training and validation questions together."""
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import get_args
 
 from stepladder import models, records
-from stepladder.config import Config, Member, settings
+from stepladder.config import Config, Member, Train, settings
 from stepladder.context import Context
 from stepladder.documents import Lengths, TrainsetCard, Twin
 from stepladder.errors import UserError
 from stepladder.mcq.answer import with_final_line
-from stepladder.mcq.mixture import Mixture, mixture
+from stepladder.mcq.mixture import Measures, Mixture, mixture
 from stepladder.mcq.overlap import TWIN_SIMILARITY, near_duplicates, problem_text
 from stepladder.mcq.prompts import ask_messages
 from stepladder.mcq.shuffle import rng, shown
 from stepladder.models import template
 from stepladder.records import Example, Message, Question, Sample, Split
 from stepladder.reporting.data_card import REASONS, markdown, student_name
+from stepladder.training.fit import fits
 from stepladder.training.sequences import tokenise
 from stepladder.workspace import Artifact, write_atomic
 
@@ -54,12 +56,14 @@ def build(context: Context, part: str | None, folder: Path) -> None:
         questions |= {q.id: q for q in records.read(source.input("variants") / "questions.jsonl", Question)}
         samples += records.read(source.input("variants") / "accepted.jsonl", Sample)
     chosen = [sample for sample in samples if questions[sample.question_id].problem_id in share]
-    tokenizer = models.load_tokenizer(models.locate(student_name(config, mix)))
+    student = models.locate(student_name(config, mix))
+    tokenizer = models.load_tokenizer(student)
 
-    def tokens(chain: str) -> int:
-        return len(tokenizer.encode(chain, add_special_tokens=False))
+    def progress(done: int, total: int) -> None:
+        context.progress.update("chain under the base", done, total)
 
-    learned = mixture(mix, chosen, questions, tokens, {twin.problem for twin in twins})
+    measures = measured_by(student, mix, config.train, questions, config.student_prompts, progress)
+    learned = mixture(mix, chosen, questions, measures, {twin.problem for twin in twins})
     removed = learned.left_out
     kept: dict[tuple[Message, ...], Example] = {}
     for sample in learned.samples:
@@ -153,6 +157,31 @@ def _canonical(question: Question) -> tuple[str, str, tuple[str, ...]]:
         " ".join(question.question.split()),
         tuple(sorted(question.options)),
     )
+
+
+def measured_by(
+    student: Path,
+    mix: Member,
+    train: Train,
+    questions: Mapping[str, Question],
+    prompts: Path | None = None,
+    report: Callable[[int, int], None] = lambda *_: None,
+) -> Measures:
+    """How a student, by its folder, sees the chains that a member may choose from. A chain that is too long to train on
+    has an infinite score."""
+    tokenizer = models.load_tokenizer(student)
+
+    def tokens(chain: str) -> int:
+        return len(tokenizer.encode(chain, add_special_tokens=False))
+
+    def scores(samples: Sequence[Sample]) -> list[float]:
+        conversations = [example_of(questions[sample.question_id], sample, prompts) for sample in samples]
+        rows = [tokenise(tokenizer, [conversation], train.max_length) for conversation in conversations]
+        found = iter(fits(student, [row for fitting in rows for row in fitting], train.dtype, report))
+        every = [next(found) if fitting else None for fitting in rows]
+        return [math.inf if fit is None else fit.surprisal if mix.choose == "likely" else fit.ratio for fit in every]
+
+    return Measures(tokens, scores)
 
 
 def example_of(question: Question, sample: Sample, prompts: Path | None = None) -> Example:
