@@ -24,6 +24,7 @@ sys.path.insert(0, str(HERE.parent / "tests"))
 
 from replay_server import ANSWERS, KEY_ENV, LADDER, QUESTIONS, ReplayServer, configuration  # noqa: E402
 
+from stepladder.mcq.position import commonest_letters, unread_accuracy  # noqa: E402
 from stepladder.records import Prediction, Question, read  # noqa: E402
 from stepladder.stats import accuracy_interval, mcnemar  # noqa: E402
 
@@ -82,6 +83,10 @@ def show(run: Path) -> None:
     right: dict[str, list[bool]] = {}
     problems = [question.problem_id for question in questions.values()]
     print(f"{len(questions)} questions of {len(set(problems))} problems, which no choice has seen")
+    taught = commonest_letters(read(run / "questions" / "train.jsonl", Question))
+    print(
+        f"naming the letter that is right most often in training: {unread_accuracy(taught, [*questions.values()]):.1%}"
+    )
     for form, path in forms.items():
         said = {one.question_id: one for one in read(run / "predictions" / f"{path}.test.jsonl", Prediction)}
         right[form] = [said[one].answer == question.answer for one, question in questions.items()]
