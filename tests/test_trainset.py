@@ -30,7 +30,7 @@ from stepladder.mcq.shuffle import fixed, shown, to_original, to_shown
 from stepladder.models import template
 from stepladder.progress import Progress
 from stepladder.records import LETTERS, Example, Language, Question, Record, Sample, lines, read
-from stepladder.stages import flow, trainset
+from stepladder.stages import adapter, flow, trainset
 from stepladder.training.fit import Fit
 from stepladder.training.sequences import TokenRow
 from stepladder.workspace import Workspace
@@ -272,6 +272,23 @@ def test_chains_that_fit_the_base_are_learned(
     assert sorted(map(said.index, answers)) == kept
     assert len(made.examples) == 3  # a question with few chains is not measured
     assert made.card["same_chain"] == 4
+
+
+def test_a_member_may_learn_letters_alone(tmp_path: Path) -> None:
+    run, size = Run(tmp_path), len(TRAIN[0].options)
+    said = [f"{text(word, 12)}\nAnswer: A" for word in ("first", "second")]
+    run.put("samples", {"accepted": [sample(TRAIN[0], index=index, text=words) for index, words in enumerate(said)]})
+    made = rebuilt(run, Member(name="all", learns="letters"))
+    assert [example.messages[-1].content for example in made.examples] == ["Answer: A"]
+    assert made.card["same_chain"] == 1
+    assert "Letters only, without the chains" in (made.folder / "README.md").read_text("utf-8")
+    ordered = rebuilt(run, Member(name="all", learns="letters", orders=size)).examples
+    assert {example.messages[-1].content for example in ordered} == {f"Answer: {letter}" for letter in "ABC"[:size]}
+    with pytest.raises(ValueError, match="leave choose out"):
+        Member(name="all", learns="letters", choose="shortest")
+    letters = run.config.model_copy(update={"member": (Member(name="all", learns="letters"),)})
+    held_out = adapter._held_out(replace(run.context, config=letters), "all", [TRAIN[3]])
+    assert [example.messages[-1].content for example in held_out] == [f"Answer: {TRAIN[3].answer}"]
 
 
 def test_a_member_learns_no_chain_above_its_number_of_tokens(

@@ -464,6 +464,10 @@ class Member(Table):
     """Rungs or models whose accepted chains it learns from; empty means all."""
     share: float = Field(default=1.0, gt=0, le=1)
     """Share of the training problems it sees, drawn with its seed."""
+    learns: Literal["chains", "letters"] = Field(default="chains", exclude_if=lambda value: value == "chains")
+    """What it learns of an accepted chain: the whole of it, or only to name the letter at once. A member that learns
+    letters says what reasoning gains, and is the better one where a student is too small to reason
+    (docs/guide/training.md)."""
     chains: int | None = Field(default=None, ge=1)
     """Most chains of one question it learns from; by default all."""
     choose: Literal["different", "shortest", "likely", "fitting"] = Field(
@@ -502,6 +506,13 @@ class Member(Table):
             trained.append("orders")
         if self.path is not None and trained:
             raise ValueError(f"a member with path is finished and learns nothing, so leave {trained[0]} out")
+        return self
+
+    @model_validator(mode="after")
+    def _letters_are_no_chains(self) -> Self:
+        of_chains = self.model_fields_set & {"chains", "choose", "max_chain", "clean"}
+        if self.learns == "letters" and of_chains:
+            raise ValueError(f"a member that learns letters learns no chain, so leave {min(of_chains)} out")
         return self
 
 

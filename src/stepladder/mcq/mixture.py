@@ -12,6 +12,7 @@ from stepladder.mcq.chains import most_different, shortest
 from stepladder.mcq.cleaning import Cleaned, clean_sample
 from stepladder.mcq.language import is_written_in
 from stepladder.mcq.reorder import in_orders, may_move
+from stepladder.mcq.shuffle import to_shown
 from stepladder.records import Question, Sample
 
 
@@ -61,6 +62,9 @@ def mixture(
         if question.problem_id in leaked:
             left_out["leaked"] += 1
             continue
+        if mix.learns == "letters":
+            usable.append(without_chain(sample))
+            continue
         chain = without_debris(mix, question, sample)
         if chain.flaw is not None:
             flawed[chain.flaw] += 1
@@ -71,13 +75,23 @@ def mixture(
         else:
             cleaned.update(chain.forms)
             usable.append(sample.model_copy(update={"text": chain.text}))
-    chosen = usable if mix.chains is None else _chosen(mix, usable, measures)
+    if mix.learns == "letters":
+        chosen = [*{sample.question_id: sample for sample in reversed(usable)}.values()][::-1]
+    else:
+        chosen = usable if mix.chains is None else _chosen(mix, usable, measures)
     left_out["same_chain"] = len(usable) - len(chosen)
     pairs = [(questions[sample.question_id], sample) for sample in chosen]
     in_one_order = sum(not may_move(*pair) for pair in pairs) if mix.orders > 1 else 0
     ordered = [(question, moved) for question, sample in pairs for moved in in_orders(question, sample, mix.orders)]
     learned = balanced(ordered) if mix.balance else [sample for _, sample in ordered]
     return Mixture(learned, left_out, flawed, cleaned, in_one_order)
+
+
+def without_chain(sample: Sample) -> Sample:
+    """The sample with its letter alone."""
+    assert sample.answer is not None  # noqa: S101 (it is accepted)
+    letter = to_shown(sample.answer, sample.permutation)
+    return sample.model_copy(update={"text": f"Answer: {letter}", "key": f"letter:{sample.key}"})
 
 
 def without_debris(mix: Member, question: Question, sample: Sample) -> Cleaned:

@@ -64,6 +64,7 @@ def markdown(config: Config, mix: Member, card: TrainsetCard) -> str:
     mixed = [
         "",
         "## The mix",
+        *(["Letters only, without the chains that lead to them."] if mix.learns == "letters" else []),
         f"Teachers: {', '.join(map(code, mix.teachers)) or 'all rungs and models'}. Share of the problems: "
         f"{100 * mix.share:g} %, drawn with seed {mix.seed}. Chains a question: {mix.chains or 'all'}. Proved "
         f"variants: {'yes' if mix.variants else 'no'}. Orders of options a chain: {mix.orders}"

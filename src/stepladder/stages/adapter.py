@@ -12,6 +12,7 @@ from stepladder.config import settings
 from stepladder.context import Context
 from stepladder.errors import ModelError, UserError
 from stepladder.forecast import memory, model_shape
+from stepladder.mcq.answer import with_final_line
 from stepladder.mcq.mixture import without_debris
 from stepladder.mcq.prompts import worked_solution
 from stepladder.models import template
@@ -124,7 +125,12 @@ def _last_epoch(context: Context, part: str | None) -> int | None:
 
 def _held_out(context: Context, part: str | None, questions: list[Question]) -> list[Example]:
     """The examples that validation loss is measured on: worked solutions of validation questions; for those without
-    one, where the ladder was asked, its first accepted chain, of the member's own teachers where they have one."""
+    one, where the ladder was asked, its first accepted chain, of the member's own teachers where they have one. Of a
+    member that learns letters: the labels."""
+    mix = member(context.config, part)
+    if mix.learns == "letters":
+        letters = ((q, with_final_line(f"Answer: {q.answer}", q.options, q.language)) for q in questions)
+        return [conversation(context, question, text, "label") for question, text in letters]
     orders = ((question, tuple(range(len(question.options)))) for question in questions)
     texts = ((question, worked_solution(question, order)) for question, order in orders)
     examples = [conversation(context, question, text, WORKED) for question, text in texts if text is not None]
@@ -132,7 +138,7 @@ def _held_out(context: Context, part: str | None, questions: list[Question]) -> 
         return examples
     samples = records.read(context.input("samples") / VALIDATION_ACCEPTED, Sample)
     first: dict[str, Sample] = {}
-    by_id, mix = {question.id: question for question in questions}, member(context.config, part)
+    by_id = {question.id: question for question in questions}
     for sample in (*taught_by(mix, samples), *samples):
         chain = without_debris(mix, by_id[sample.question_id], sample)
         if chain.flaw is None:
