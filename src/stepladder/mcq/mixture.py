@@ -15,6 +15,9 @@ from stepladder.mcq.reorder import in_orders, may_move
 from stepladder.mcq.shuffle import to_shown
 from stepladder.records import Question, Sample
 
+BY_SCORE = ("likely", "fitting")
+"""Ways to choose chains that the student has to compute."""
+
 
 class Measures(NamedTuple):
     """How the student sees chains."""
@@ -22,7 +25,7 @@ class Measures(NamedTuple):
     tokens: Callable[[str], int]
     """The length of a chain."""
     scores: Callable[[Sequence[Sample]], Sequence[float]]
-    """By what a member chooses that is ``likely`` or ``fitting``: the lowest are learned."""
+    """By what chains are chosen :data:`BY_SCORE`: the lowest are learned."""
 
 
 class Mixture(NamedTuple):
@@ -107,7 +110,7 @@ def _chosen(mix: Member, samples: Sequence[Sample], measures: Measures) -> list[
     for sample in samples:
         by_question.setdefault(sample.question_id, []).append(sample)
     most, groups = mix.chains or len(samples), by_question.values()
-    if mix.choose in ("likely", "fitting"):
+    if mix.choose in BY_SCORE:
         contested = [sample for group in groups if len(group) > most for sample in group]
         score = dict(zip(contested, measures.scores(contested), strict=True)) if contested else {}
         return [

@@ -16,7 +16,7 @@ from stepladder.context import Context
 from stepladder.documents import Lengths, TrainsetCard, Twin
 from stepladder.errors import UserError
 from stepladder.mcq.answer import with_final_line
-from stepladder.mcq.mixture import Measures, Mixture, mixture
+from stepladder.mcq.mixture import BY_SCORE, Measures, Mixture, mixture
 from stepladder.mcq.overlap import TWIN_SIMILARITY, near_duplicates, problem_text
 from stepladder.mcq.prompts import ask_messages
 from stepladder.mcq.shuffle import rng, shown
@@ -33,6 +33,8 @@ def artifact(context: Context, part: str | None) -> Artifact:
     mix = member(config, part)
     student = models.locate(student_name(config, mix))
     chosen_settings = {"member": settings(mix), "max_length": config.train.max_length}
+    if mix.choose in BY_SCORE and config.train.dtype != "auto":
+        chosen_settings["dtype"] = config.train.dtype
     inputs = {
         "questions": context.digest_of("questions"),
         "student": models.content_digest(student),
