@@ -10,6 +10,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from stepladder import models
 from stepladder.answering.cascade import worked
 from stepladder.closedworld.generate import generate, to_line
 from stepladder.config import Member, Rung, Train
@@ -45,14 +46,12 @@ class Row(NamedTuple):
     """Keys of ``[train]`` that differ from the field's."""
     teachers: tuple[str, ...] = ()
     """Whose right answers it learns from: by default those of the first rung with one."""
-    share: float = 1.0
-    """Share of the training problems whose chains it learns from."""
     loss: str = ""
     """What it learns by instead of cross-entropy, of learning.LOSSES."""
     noise: float = 0.0
     """Alpha of NEFTune's noise on embeddings (arXiv 2310.05914)."""
     rounds: int = 0
-    """How often the student then answers the other training problems and learns its own right chains as well."""
+    """How often the student then answers the training problems outside its share and learns its own right chains."""
 
 
 class Field(NamedTuple):
@@ -104,6 +103,7 @@ WORLDS_SETTINGS = {
     "max_length": 512,
 }  # fmt: skip
 """Those of examples/demo.toml."""
+THIRD = {"share": 1 / 3}
 THREE = {"packing": False, "batch_size": 3}
 SWIFT = {"lora_dropout": 0.05, "adam_beta2": 0.95}
 """What ms-swift does otherwise, with 0.1 of weight decay."""
@@ -128,9 +128,9 @@ WORLDS_ROWS = {
     "smoothing": Row(loss="smoothing"),
     "neftune": Row(noise=5.0),
     "letters": Row({"learns": "letters"}),
-    "third": Row(share=1 / 3),
-    "third-1-round": Row(share=1 / 3, rounds=1),
-    "third-2-rounds": Row(share=1 / 3, rounds=2),
+    "third": Row(THIRD),
+    "third-1-round": Row(THIRD, rounds=1),
+    "third-2-rounds": Row(THIRD, rounds=2),
 }
 
 
@@ -145,19 +145,14 @@ def contest(folder: Path, base: Path) -> Field:
     choice, train = _questions(kept[:CONTEST_CHOICE]), _by_id(kept[CONTEST_CHOICE:])
     one_each = {question.problem_id: question for question in reversed(choice)}
     by_id = {question.id: question for question in [*one_each.values()][: CONTEST_CHOICE // 2]}
-    held_out = examples(CONTEST_ROWS["shortest"], [*recorded(folder, by_id)], by_id, base)
-    taught = [*recorded(folder, train)]
+    samples = [*recorded(folder, train | by_id)]
+    taught = [sample for sample in samples if sample.question_id in train]
+    others = [sample for sample in samples if sample.question_id in by_id]
+    held_out = examples(CONTEST_ROWS["shortest"], others, by_id, base)
     return Field(
-        train,
-        choice,
-        _questions(test),
-        taught,
-        held_out,
-        CONTEST_SETTINGS,
-        CONTEST_ROWS,
-        max_tokens=400,
+        train, choice, _questions(test), taught, held_out, CONTEST_SETTINGS, CONTEST_ROWS, max_tokens=400,
         speed_packs=16,
-    )
+    )  # fmt: skip
 
 
 def recorded(folder: Path, questions: dict[str, Question]) -> Iterator[Sample]:
@@ -200,13 +195,19 @@ def climbed(samples: Sequence[Sample]) -> list[Sample]:
     return [sample for sample in samples if rung_of.get(sample.model, 0) == first[sample.question_id]]
 
 
+def member(row: Row, seed: int) -> Member:
+    """The row as a member of a run."""
+    return Member(name="row", seed=seed, **row.mix)
+
+
 def examples(
     row: Row, samples: Sequence[Sample], questions: Mapping[str, Question], base: Path, seed: int = 0
 ) -> list[Example]:
     """The conversations of a row."""
-    mix = Member(name="row", seed=seed, **row.mix)
+    mix, tokenizer = member(row, seed), models.load_tokenizer(base)
     taught = [sample for sample in samples if sample.model in row.teachers] if row.teachers else climbed(samples)
-    learned = mixture(mix, taught, questions, measured_by(base, mix, Train(max_length=CONTEST_LENGTH), questions))
+    measures = measured_by(base, tokenizer, mix, Train(max_length=CONTEST_LENGTH), questions)
+    learned = mixture(mix, taught, questions, measures)
     return [example_of(questions[sample.question_id], sample) for sample in learned.samples]
 
 

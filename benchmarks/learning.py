@@ -27,11 +27,9 @@ import argparse
 import importlib.util
 import json
 import math
-import random
 import subprocess
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -40,7 +38,7 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
-from fields import Field, Row, contest, examples, worlds
+from fields import Field, Row, contest, examples, member, worlds
 
 from stepladder import models
 from stepladder.answering.cascade import judge
@@ -54,6 +52,7 @@ from stepladder.mcq.position import commonest_letters, unread_accuracy
 from stepladder.mcq.prompts import ask_messages
 from stepladder.mcq.shuffle import Permutation, orders
 from stepladder.records import LETTERS, Example, Message, Question, Sample
+from stepladder.stages.trainset import draw_problems
 from stepladder.stats import gain_interval, mcnemar
 from stepladder.training import loss as training_loss
 from stepladder.training import merging, trl
@@ -80,8 +79,9 @@ LOOP = "loop"
 
 def train(field: Field, row: Row, base: Path, minutes: float, seed: int, folder: Path) -> dict[str, Any]:
     """Train in so many minutes, answers in rounds included; returns what it took."""
-    known, others = shared([*field.train.values()], row.share, seed)
-    taught = [sample for sample in field.taught if sample.question_id in known]
+    known = draw_problems(member(row, seed), sorted({question.problem_id for question in field.train.values()}))
+    others = [question for question in field.train.values() if question.problem_id not in known]
+    taught = [sample for sample in field.taught if field.train[sample.question_id].problem_id in known]
     left, weights, own = minutes, base, list[Sample]()
     for number in range(row.rounds + 1):
         if number:
@@ -96,51 +96,30 @@ def train(field: Field, row: Row, base: Path, minutes: float, seed: int, folder:
     return took | {"own chains": len(own), "minutes": round(minutes - left, 1)}
 
 
-def shared(questions: Sequence[Question], share: float, seed: int) -> tuple[set[str], list[Question]]:
-    """The ids of the questions about this share of the problems, and the other questions."""
-    problems = sorted({question.problem_id for question in questions})
-    drawn = {*random.Random(seed).sample(problems, round(share * len(problems)))}
-    known = {question.id for question in questions if question.problem_id in drawn}
-    return known, [question for question in questions if question.id not in known]
-
-
 def own_chains(weights: Path, questions: Sequence[Question], cap: int, seed: int) -> list[Sample]:
     """The student's answers to questions that it gets right in every one of :data:`OWN_ORDERS` orders of options."""
-    asked = {
-        (question.id, index): (question, order)
-        for question in questions
-        for index, order in enumerate(_orders(question, seed))
-    }
+    drawn = {q.id: [*dict.fromkeys(orders(OWN_ORDERS, len(q.options), seed, q.id))] for q in questions}
     requests = {
-        f"{name} {index}": Request(model="student", messages=ask_messages(question, order), max_tokens=cap, final=True)
-        for (name, index), (question, order) in asked.items()
+        f"{q.id} {index}": Request(model="student", messages=ask_messages(q, order), max_tokens=cap, final=True)
+        for q in questions
+        for index, order in enumerate(drawn[q.id])
     }
     responses = answered(Local.load(weights), requests)
-    right: dict[str, list[Sample]] = {question.id: [] for question in questions}
-    for (name, index), (question, order) in asked.items():
-        response = responses[f"{name} {index}"]
-        letter, verdict = judge(question, order, response.text, finished=response.finish == "stop")
-        if verdict == "accepted":
-            right[name].append(
-                Sample(
-                    question_id=name,
-                    rung="own",
-                    model="student",
-                    sample_index=index,
-                    permutation=order,
-                    key=f"own/{name}/{index}",
-                    text=response.text,
-                    answer=letter,
-                    verdict=verdict,
-                )
-            )
-    counts = Counter(name for name, _ in asked)
-    return [sample for name, samples in right.items() if len(samples) == counts[name] for sample in samples]
+    own: list[Sample] = []
+    for q in questions:
+        samples = [own_sample(q, index, order, responses[f"{q.id} {index}"]) for index, order in enumerate(drawn[q.id])]
+        if all(sample.verdict == "accepted" for sample in samples):
+            own += samples
+    return own
 
 
-def _orders(question: Question, seed: int) -> list[Permutation]:
-    size = len(question.options)
-    return orders(min(OWN_ORDERS, math.factorial(size)), size, seed, question.id)
+def own_sample(question: Question, index: int, order: Permutation, response: Response) -> Sample:
+    """A student's answer, judged."""
+    letter, verdict = judge(question, order, response.text, finished=response.finish == "stop")
+    return Sample(
+        question_id=question.id, rung="own", model="student", sample_index=index, permutation=order,
+        key=f"own/{question.id}/{index}", text=response.text, answer=letter, verdict=verdict,
+    )  # fmt: skip
 
 
 def fit(

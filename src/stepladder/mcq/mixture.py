@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from stepladder.config import Member
+from stepladder.mcq.answer import ANSWER_LINE
 from stepladder.mcq.balance import balanced
 from stepladder.mcq.chains import most_different, shortest
 from stepladder.mcq.cleaning import Cleaned, clean_sample
@@ -66,7 +67,7 @@ def mixture(
             left_out["leaked"] += 1
             continue
         if mix.learns == "letters":
-            usable.append(without_chain(sample))
+            usable.append(without_chain(question, sample))
             continue
         chain = without_debris(mix, question, sample)
         if chain.flaw is not None:
@@ -78,10 +79,8 @@ def mixture(
         else:
             cleaned.update(chain.forms)
             usable.append(sample.model_copy(update={"text": chain.text}))
-    if mix.learns == "letters":
-        chosen = [*{sample.question_id: sample for sample in reversed(usable)}.values()][::-1]
-    else:
-        chosen = usable if mix.chains is None else _chosen(mix, usable, measures)
+    most = 1 if mix.learns == "letters" else mix.chains
+    chosen = usable if most is None else _chosen(mix, most, usable, measures)
     left_out["same_chain"] = len(usable) - len(chosen)
     pairs = [(questions[sample.question_id], sample) for sample in chosen]
     in_one_order = sum(not may_move(*pair) for pair in pairs) if mix.orders > 1 else 0
@@ -90,11 +89,11 @@ def mixture(
     return Mixture(learned, left_out, flawed, cleaned, in_one_order)
 
 
-def without_chain(sample: Sample) -> Sample:
-    """The sample with its letter alone."""
-    assert sample.answer is not None  # noqa: S101 (it is accepted)
-    letter = to_shown(sample.answer, sample.permutation)
-    return sample.model_copy(update={"text": f"Answer: {letter}", "key": f"letter:{sample.key}"})
+def without_chain(question: Question, sample: Sample) -> Sample:
+    """The sample with its letter alone; its key is another one, as a worked solution's would bring the chain back in
+    another order of the options."""
+    line = ANSWER_LINE[question.language].format(to_shown(str(sample.answer), sample.permutation))
+    return sample.model_copy(update={"text": line, "key": f"letter:{sample.key}"})
 
 
 def without_debris(mix: Member, question: Question, sample: Sample) -> Cleaned:
@@ -104,15 +103,15 @@ def without_debris(mix: Member, question: Question, sample: Sample) -> Cleaned:
     return clean_sample(question, sample)
 
 
-def _chosen(mix: Member, samples: Sequence[Sample], measures: Measures) -> list[Sample]:
-    """The chains of each question that a member learns from, where it learns from a number of them."""
+def _chosen(mix: Member, most: int, samples: Sequence[Sample], measures: Measures) -> list[Sample]:
+    """The chains of each question that a member learns from, at most so many."""
     by_question: dict[str, list[Sample]] = {}
     for sample in samples:
         by_question.setdefault(sample.question_id, []).append(sample)
-    most, groups = mix.chains or len(samples), by_question.values()
+    groups = by_question.values()
     if mix.choose in BY_SCORE:
         contested = [sample for group in groups if len(group) > most for sample in group]
-        score = dict(zip(contested, measures.scores(contested), strict=True)) if contested else {}
+        score = dict(zip(contested, measures.scores(contested), strict=True))
         return [
             sample for group in groups for sample in sorted(group, key=lambda sample: score.get(sample, 0.0))[:most]
         ]

@@ -12,7 +12,7 @@ from stepladder.config import settings
 from stepladder.context import Context
 from stepladder.errors import ModelError, UserError
 from stepladder.forecast import memory, model_shape
-from stepladder.mcq.answer import with_final_line
+from stepladder.mcq.answer import ANSWER_LINE
 from stepladder.mcq.mixture import without_debris
 from stepladder.mcq.prompts import worked_solution
 from stepladder.models import template
@@ -129,8 +129,7 @@ def _held_out(context: Context, part: str | None, questions: list[Question]) -> 
     member that learns letters: the labels."""
     mix = member(context.config, part)
     if mix.learns == "letters":
-        letters = ((q, with_final_line(f"Answer: {q.answer}", q.options, q.language)) for q in questions)
-        return [conversation(context, question, text, "label") for question, text in letters]
+        return [conversation(context, q, ANSWER_LINE[q.language].format(q.answer), "label") for q in questions]
     orders = ((question, tuple(range(len(question.options)))) for question in questions)
     texts = ((question, worked_solution(question, order)) for question, order in orders)
     examples = [conversation(context, question, text, WORKED) for question, text in texts if text is not None]

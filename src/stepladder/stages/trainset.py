@@ -7,8 +7,9 @@ import math
 import statistics
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
 from stepladder import models, records
 from stepladder.config import Config, Member, Train, settings
@@ -26,6 +27,9 @@ from stepladder.reporting.data_card import REASONS, markdown, student_name
 from stepladder.training.fit import fits
 from stepladder.training.sequences import tokenise
 from stepladder.workspace import Artifact, write_atomic
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 def artifact(context: Context, part: str | None) -> Artifact:
@@ -52,7 +56,7 @@ def build(context: Context, part: str | None, folder: Path) -> None:
     questions = {q.id: q for name in context.taught for q in by_split[name]}
     held_out = [q for name in by_split if name not in context.taught for q in by_split[name]]
     twins = _twins(questions.values(), held_out)
-    share = _draw_problems(mix, sorted({q.problem_id for q in questions.values()}))
+    share = draw_problems(mix, sorted({q.problem_id for q in questions.values()}))
     samples = taught_by(mix, _accepted(context))
     for source in context.sources if mix.variants else ():
         questions |= {q.id: q for q in records.read(source.input("variants") / "questions.jsonl", Question)}
@@ -60,11 +64,8 @@ def build(context: Context, part: str | None, folder: Path) -> None:
     chosen = [sample for sample in samples if questions[sample.question_id].problem_id in share]
     student = models.locate(student_name(config, mix))
     tokenizer = models.load_tokenizer(student)
-
-    def progress(done: int, total: int) -> None:
-        context.progress.update("chain under the base", done, total)
-
-    measures = measured_by(student, mix, config.train, questions, config.student_prompts, progress)
+    report = partial(context.progress.update, "chain under the base")
+    measures = measured_by(student, tokenizer, mix, config.train, questions, config.student_prompts, report)
     learned = mixture(mix, chosen, questions, measures, {twin.problem for twin in twins})
     removed = learned.left_out
     kept: dict[tuple[Message, ...], Example] = {}
@@ -120,7 +121,7 @@ def taught_by(mix: Member, samples: Iterable[Sample]) -> list[Sample]:
     return [sample for sample in samples if not mix.teachers or {sample.rung, sample.model} & set(mix.teachers)]
 
 
-def _draw_problems(mix: Member, problems: list[str]) -> set[str]:
+def draw_problems(mix: Member, problems: list[str]) -> set[str]:
     """The share of the problems that a member sees."""
     count = max(1, round(mix.share * len(problems)))
     return set(rng("share", mix.seed).sample(problems, count))
@@ -163,15 +164,15 @@ def _canonical(question: Question) -> tuple[str, str, tuple[str, ...]]:
 
 def measured_by(
     student: Path,
+    tokenizer: PreTrainedTokenizerBase,
     mix: Member,
     train: Train,
     questions: Mapping[str, Question],
     prompts: Path | None = None,
     report: Callable[[int, int], None] = lambda *_: None,
 ) -> Measures:
-    """How a student, by its folder, sees the chains that a member may choose from. A chain that is too long to train on
-    has an infinite score."""
-    tokenizer = models.load_tokenizer(student)
+    """How a student, by its folder and tokenizer, sees the chains that a member may choose from. A chain that is too
+    long to train on has an infinite score."""
 
     def tokens(chain: str) -> int:
         return len(tokenizer.encode(chain, add_special_tokens=False))

@@ -46,6 +46,8 @@ def fits(
         dtype: number format to compute in.
         report: is given the number of rows that are done, and of all.
     """
+    if not rows:
+        return []
     models.require()
     model, done = Layerwise(folder, dtype), list[Fit]()
     for chunk in _chunks(rows):

@@ -26,7 +26,6 @@ def completion_loss(
 ) -> torch.Tensor:
     """Cross-entropy of the completion tokens of a collated batch, summed and divided by ``count``, by default their
     number. Logits are computed for these tokens only: with a small model they are most of the work of a step."""
-
     labels, branches = batch["labels"][:, 1:], batch["branches"]
     scored = labels != IGNORED
     is_visible = (branches[:, None, :] == 0) | (branches[:, None, :] == branches[:, :, None])
