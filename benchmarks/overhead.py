@@ -49,14 +49,14 @@ def completion(prompts: list[list[int]]) -> Iterator[dict[str, Any]]:
             }
 
 
-def chat(body: dict[str, Any], probe_tokens: int) -> dict[str, Any]:
-    prompt_tokens = probe_tokens if body["max_tokens"] == PROBE_TOKENS else 100
+def chat(body: dict[str, Any], probe: list[int]) -> dict[str, Any]:
+    prompt_tokens = len(probe) if body["max_tokens"] == PROBE_TOKENS else 100
     choice = {"index": 0, "message": {"role": "assistant", "content": f"{TEXT}\nAnswer: A"}, "finish_reason": "stop"}
     return {"choices": [choice], "usage": {"prompt_tokens": prompt_tokens, "completion_tokens": 100}}
 
 
-async def serve(port: int, probe_tokens: int) -> None:
-    """Answer at once, on one loop; ``probe_tokens`` is what an admission's prompt has."""
+async def serve(probe: list[int]) -> None:
+    """Answer at once, on one loop; ``probe`` holds the token ids of an admission's prompt."""
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with_body = b"content-length:"
@@ -71,14 +71,13 @@ async def serve(port: int, probe_tokens: int) -> None:
                 events = [json.dumps(event).encode() for event in completion(body["prompt"])]
                 content = b"".join(b"data: " + event + b"\n\n" for event in [*events, b"[DONE]"])
             elif path == b"/v1/chat/completions":
-                content = json.dumps(chat(body, probe_tokens)).encode()
+                content = json.dumps(chat(body, probe)).encode()
+            elif path == b"/tokenize":
+                content = json.dumps({"count": len(probe), "tokens": probe}).encode()
             else:
                 content = json.dumps({"data": [{"id": MODEL}]}).encode()
-            status = b"404 Not Found" if path == b"/tokenize" else b"200 OK"
-            writer.write(
-                b"HTTP/1.1 %s\r\nContent-Type: %s\r\nContent-Length: %d\r\n\r\n" % (status, kind, len(content))
-            )
-            writer.write(content)
+            head = b"HTTP/1.1 200 OK\r\nContent-Type: %s\r\nContent-Length: %d\r\n\r\n" % (kind, len(content))
+            writer.write(head + content)
             await writer.drain()
 
     async def connection(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -87,7 +86,7 @@ async def serve(port: int, probe_tokens: int) -> None:
         except (asyncio.IncompleteReadError, ConnectionError):
             writer.close()
 
-    server = await asyncio.start_server(connection, "127.0.0.1", port, backlog=1024, limit=1 << 26)
+    server = await asyncio.start_server(connection, "127.0.0.1", 0, backlog=1024, limit=1 << 26)
     print(server.sockets[0].getsockname()[1], flush=True)
     await server.serve_forever()
 
@@ -129,14 +128,14 @@ def main() -> None:
     parser.add_argument("--few", type=int, default=2000)
     parser.add_argument("--many", type=int, default=8000)
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--serve", type=int, metavar="PROBE_TOKENS", help=argparse.SUPPRESS)
+    parser.add_argument("--serve", type=json.loads, metavar="PROBE", help=argparse.SUPPRESS)
     settings = parser.parse_args()
     if settings.serve:
-        asyncio.run(serve(0, settings.serve))
+        asyncio.run(serve(settings.serve))
         return
     weights = models.locate(models.BUNDLED)
-    probe_tokens = len(template.prompt_tokens(models.load_tokenizer(weights), PROBE))
-    command = [sys.executable, __file__, "--serve", str(probe_tokens)]
+    probe = template.prompt_tokens(models.load_tokenizer(weights), PROBE)
+    command = [sys.executable, __file__, "--serve", json.dumps(probe)]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert server.stdout is not None  # noqa: S101 (a pipe)
     with tempfile.TemporaryDirectory() as name, contextlib.closing(server.stdout), contextlib.ExitStack() as ending:

@@ -22,6 +22,7 @@ import urllib.request
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+from unittest.mock import patch
 
 from rich.console import Console
 
@@ -32,15 +33,22 @@ from stepladder.ask.ledger import Ledger, Scope
 from stepladder.ask.remote.admission import FREE
 from stepladder.ask.request import Request
 from stepladder.commands.predict import predict as predict_command
-from stepladder.config import Model, Serve
+from stepladder.config import Dtype, Model, Serve
 from stepladder.forecast.memory import MAX_SEQUENCES
 from stepladder.mcq.answer import strict
 from stepladder.mcq.prompts import ask_messages
 from stepladder.mcq.questionfile import read_problems
 from stepladder.models import template
 from stepladder.records import Question
+from stepladder.serving import vllm
 from stepladder.serving.cards import cards_by_server
-from stepladder.serving.vllm import CPU_BLOCK_TOKENS, MAX_BATCHED_TOKENS, Fleet, server_environment
+from stepladder.serving.vllm import (
+    CPU_BLOCK_TOKENS,
+    MAX_BATCHED_TOKENS,
+    Fleet,
+    server_command,
+    server_environment,
+)  # fmt: skip
 
 ROOM = 0.08
 """GiB of KV cache where prefix caching is measured: what is shared must still be there when it is asked for again."""
@@ -95,9 +103,9 @@ def predict(asked: argparse.Namespace, folder: Path, engine: str) -> dict[str, A
     client.Fleet = Timed  # type: ignore[misc]
     load, loading = client.Local.load, []
 
-    def timed(weights: Path) -> client.Local:
+    def timed(weights: Path, dtype: Dtype) -> client.Local:
         begun = time.perf_counter()
-        found = load(weights)
+        found = load(weights, dtype)
         loading.append(time.perf_counter() - begun)
         return found
 
@@ -114,6 +122,9 @@ def predict(asked: argparse.Namespace, folder: Path, engine: str) -> dict[str, A
     )  # fmt: skip
     seconds = Timed.seconds or time.perf_counter() - begun - sum(loading)
     how = standalone.read_settings(asked.model, asked.language)
+    how = how._replace(
+        predict=how.predict.model_copy(update={"engine": engine}), serve=how.serve.model_copy(update=served)
+    )
     known = standalone.so_far(Path(f"{out}.ledger.sqlite"), asked.model, questions_of(asked), how)
     return {
         "seconds": seconds,
@@ -141,6 +152,12 @@ def generate(asked: argparse.Namespace, folder: Path) -> dict[str, Any]:
     return {"seconds": time.perf_counter() - begun, "tokens": tokens, "texts": []}
 
 
+def counting(*words: Any) -> tuple[list[str], dict[str, str]]:
+    """The command of a server that counts what its cache gives."""
+    arguments, environment = server_command(*words)
+    return [argument for argument in arguments if argument != "--disable-log-stats"], environment
+
+
 def prefixes(asked: argparse.Namespace, folder: Path, order: str) -> dict[str, Any]:
     """One pass over the questions on a fresh server, and vLLM's counters after it."""
     how = standalone.read_settings(asked.model, asked.language)
@@ -158,7 +175,11 @@ def prefixes(asked: argparse.Namespace, folder: Path, order: str) -> dict[str, A
         environment=asked.environment, dtype=asked.dtype, max_length=asked.max_length, kv_cache_gib=ROOM,
         prefix_caching=order != "none",
     )  # fmt: skip
-    with Fleet(asked.model, "student", serve, folder / order) as fleet, Ledger(folder / f"{order}.sqlite") as ledger:
+    with (
+        patch.object(vllm, "server_command", counting),
+        Fleet(asked.model, "student", serve, folder / order) as fleet,
+        Ledger(folder / f"{order}.sqlite") as ledger,
+    ):
         path = str(asked.model)
         model = Model(engine="openai", base_url_file=fleet.addresses, model="student", path=path, price=FREE)
         begun = time.perf_counter()

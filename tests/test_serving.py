@@ -644,7 +644,9 @@ def test_the_command_line(tmp_path: Path) -> None:
     assert environment["CUDA_VISIBLE_DEVICES"] == "0,1"
     assert (environment["DO_NOT_TRACK"], environment["VLLM_NO_USAGE_STATS"]) == ("1", "1")
     assert "--enable-prefix-caching" in words
+    assert "TORCHDYNAMO_DISABLE" not in environment
     words, environment = server_command(tmp_path, "s", Serve(prefix_caching=False), program, (), 80, stops)
+    assert environment["TORCHDYNAMO_DISABLE"] == "1"
     assert dict(itertools.pairwise(words))["--kv-cache-memory-bytes"] == str(2 * 2**30)
     assert "--no-enable-prefix-caching" in words
     assert "--tensor-parallel-size" not in words

@@ -217,7 +217,7 @@ def server_command(
         str(program), "serve", str(weights), "--served-model-name", name, "--host", "127.0.0.1", "--port", str(port),
         "--max-model-len", str(settings.max_length), "--generation-config", str(generation), "--dtype", settings.dtype,
         "--load-format", "safetensors",  # never a pickle
-        "--disable-uvicorn-access-log", "--max-num-seqs", str(memory.MAX_SEQUENCES),
+        "--disable-uvicorn-access-log", "--disable-log-stats", "--max-num-seqs", str(memory.MAX_SEQUENCES),
         "--max-num-batched-tokens", str(max(MAX_BATCHED_TOKENS, settings.max_length)),
     ]  # fmt: skip
     arguments += ["--enable-prefix-caching" if settings.prefix_caching else "--no-enable-prefix-caching"]
@@ -241,6 +241,8 @@ def server_environment(cards: Sequence[str]) -> dict[str, str]:
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(cards)
         return environment
     environment.pop("VLLM_CPU_KVCACHE_SPACE", None)  # it only takes whole GiB, and overrides the flag
+    # Eager throughout: the first log-probabilities would wait seconds for torch.compile, which needs a C++ compiler.
+    environment["TORCHDYNAMO_DISABLE"] = "1"
     if len(cores := sorted(os.sched_getaffinity(0))) <= MAX_BOUND_CORES:
         environment.setdefault("VLLM_CPU_OMP_THREADS_BIND", ",".join(map(str, cores)))
     return environment
