@@ -88,6 +88,8 @@ def train(field: Field, row: Row, base: Path, minutes: float, seed: int, folder:
             begun = time.monotonic()
             own = own_chains(weights, others, field.max_tokens, seed)
             left -= (time.monotonic() - begun) / 60
+            if left <= 0:
+                sys.exit(f"{folder.name}: the answers of round {number} took longer than all its minutes; give it more")
         part = folder if number == row.rounds else folder / f"round-{number}"
         learned = examples(row, [*taught, *own], field.train, base, seed)
         took = fit(field, row, weights, learned, left / (row.rounds + 1 - number), seed, part)
