@@ -12,7 +12,6 @@ votes that stop once a letter leads by so much probability. Differences are in p
 from __future__ import annotations
 
 import argparse
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -20,66 +19,47 @@ import numpy as np
 from learning import answered
 
 from stepladder.answering import standalone
-from stepladder.answering.voting import Poll, letter_logprobs, letter_request
+from stepladder.answering.voting import Poll, count_stored, vote
 from stepladder.ask.local import Local
-from stepladder.mcq.answer import majority, strict
+from stepladder.ask.request import Request, Response
+from stepladder.mcq.answer import majority
 from stepladder.mcq.questionfile import read_problems
-from stepladder.mcq.shuffle import shown, to_original
 from stepladder.mcq.voting import first_round, is_decided
-from stepladder.records import Question
+from stepladder.records import Prediction, Question
 from stepladder.stats import mcnemar
 
 LEADS = (0.5, 0.9, 0.99, 1.5, 1.9)
 """Probability that a letter needs more than any other, where votes stop by probability."""
 
-Weights = Mapping[str, float]
-"""Probability of each letter, in the original option order."""
 
-
-def read_votes(
-    arguments: argparse.Namespace,
-) -> tuple[list[Question], list[list[str | None]], list[list[Weights]]]:
-    """The questions, and the letters and probabilities of their votes."""
+def predict(arguments: argparse.Namespace) -> tuple[list[Question], list[list[Prediction]]]:
+    """The questions, and for each of them the predictions from its first vote, its first two, and so on."""
     how = standalone.read_settings(arguments.model, arguments.language)
     problems = read_problems(arguments.questions, how.language, labelled=True)
     questions = [question for problem in problems for question in problem.questions][: arguments.most]
-    settings = how.predict.model_copy(update={"votes": arguments.votes})
+    settings = how.predict.model_copy(update={"votes": arguments.votes, "probabilities": True, "adaptive": False})
     poll = Poll(questions, "member", "student", settings, how.seed, how.prompts)
-    engine = Local.load(arguments.model)
-    ballots = [poll.ballot(question) for question in questions]
-    texts = answered(
-        engine,
-        {f"{i} {k}": vote.request for i, ballot in enumerate(ballots) for k, vote in enumerate(ballot)},
-    )
-    tokens = answered(
-        engine,
-        {
-            f"{i} {k}": letter_request(questions[i], vote.order, texts[f"{i} {k}"].text, "student", how.prompts)
-            for i, ballot in enumerate(ballots)
-            for k, vote in enumerate(ballot)
-        },
-    )
-    letters: list[list[str | None]] = []
-    weights: list[list[Weights]] = []
-    for i, (question, ballot) in enumerate(zip(questions, ballots, strict=True)):
-        letters.append([])
-        weights.append([])
-        for k, (order, _) in enumerate(ballot):
-            letter = strict(texts[f"{i} {k}"].text, shown(question.options, order)).letter
-            logprobs = letter_logprobs(tokens[f"{i} {k}"], len(order))
-            total = sum(np.exp([*logprobs.values()])) or 1.0
-            letters[-1].append(letter and to_original(letter, order))
-            weights[-1].append({to_original(name, order): float(np.exp(p)) / total for name, p in logprobs.items()})
-    return questions, letters, weights
+    engine, stored = Local.load(arguments.model), dict[str, Response]()
+
+    def ask(requests: Sequence[Request]) -> Mapping[str, Response]:
+        stored.update(answered(engine, {request.key: request for request in requests}))
+        return stored
+
+    vote(poll, ask)
+    by_count = []
+    for count in range(1, arguments.votes + 1):
+        later = {each.request.key for question in questions for each in poll.ballot(question)[count:]}
+        known = {key: response for key, response in stored.items() if key not in later}
+        by_count.append(count_stored(poll, lambda requests, known=known: known))  # type: ignore[misc]
+    return questions, [list(each) for each in zip(*by_count, strict=True)]
 
 
-def weighed(weights: Sequence[Weights]) -> tuple[str | None, float]:
-    """The letter with the most probability, and by how much it leads."""
-    sums = Counter[str]()
-    for vote in weights:
-        sums.update(vote)
-    ranked = [*sums.most_common(2), ("", 0.0), ("", 0.0)]
-    return ranked[0][0] or None, ranked[0][1] - ranked[1][1]
+def likeliest(prediction: Prediction) -> tuple[str | None, float]:
+    """The letter with the most probability over a prediction's votes, and by how much it leads."""
+    ranked = sorted(prediction.likely.items(), key=lambda pair: -pair[1])
+    readable = sum(letter is not None for letter in prediction.votes)
+    first, second = [share for _, share in ranked[:2]] + [0.0] * (2 - len(ranked[:2]))
+    return (ranked[0][0] if ranked else prediction.answer), readable * (first - second)
 
 
 def main() -> None:
@@ -90,9 +70,10 @@ def main() -> None:
     parser.add_argument("--most", type=int, help="questions, the first ones; by default all")
     parser.add_argument("--language")
     arguments = parser.parse_args()
-    questions, letters, weights = read_votes(arguments)
+    questions, predictions = predict(arguments)
     most = arguments.votes
-    counted = [majority(tuple(votes)) == question.answer for question, votes in zip(questions, letters, strict=True)]
+    letters = [each[-1].votes for each in predictions]
+    counted = [each[-1].answer == question.answer for question, each in zip(questions, predictions, strict=True)]
 
     def show(name: str, answers: Sequence[str | None], stops: Sequence[int]) -> None:
         right = [answer == question.answer for question, answer in zip(questions, answers, strict=True)]
@@ -103,16 +84,20 @@ def main() -> None:
 
     every = [most] * len(questions)
     print(f"\n{len(questions)} questions, {most} votes each")
-    show("the most frequent letter", [majority(tuple(votes)) for votes in letters], every)
+    show("the most frequent letter", [each[-1].answer for each in predictions], every)
     show("the first vote", [votes[0] for votes in letters], [1] * len(questions))
-    show("the most probability", [weighed(votes)[0] for votes in weights], every)
-    show("the most probability, first vote", [weighed(votes[:1])[0] for votes in weights], [1] * len(questions))
+    show("the most probability", [likeliest(each[-1])[0] for each in predictions], every)
+    show("the most probability, first vote", [likeliest(each[0])[0] for each in predictions], [1] * len(questions))
     stops = [next(n for n in range(first_round(most), most + 1) if is_decided(votes[:n], most)) for votes in letters]
-    show("adaptive, a lead of two votes", [majority(tuple(v[:n])) for v, n in zip(letters, stops, strict=True)], stops)
-    show("the same votes, by probability", [weighed(v[:n])[0] for v, n in zip(weights, stops, strict=True)], stops)
+    show("adaptive, a lead of two votes", [majority(v[:n]) for v, n in zip(letters, stops, strict=True)], stops)
+    show(
+        "the same votes, by probability",
+        [likeliest(each[n - 1])[0] for each, n in zip(predictions, stops, strict=True)],
+        stops,
+    )
     for lead in LEADS:
-        stops = [next((n for n in range(1, most) if weighed(votes[:n])[1] >= lead), most) for votes in weights]
-        answers = [weighed(votes[:n])[0] for votes, n in zip(weights, stops, strict=True)]
+        stops = [next((n for n in range(1, most) if likeliest(each[n - 1])[1] >= lead), most) for each in predictions]
+        answers = [likeliest(each[n - 1])[0] for each, n in zip(predictions, stops, strict=True)]
         show(f"adaptive, a lead of {lead} in probability", answers, stops)
 
 
