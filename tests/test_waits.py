@@ -169,7 +169,7 @@ def test_the_estimate_of_a_reached_cap_leaves_out_what_could_not_be_read(api: Ap
 def test_a_batch_that_takes_long_and_a_provider_that_is_away_are_named(
     api: ApiServer, model: Model, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(waiting, "SILENCE_SECONDS", 0.05)
+    monkeypatch.setattr(waiting, "SILENCE_SECONDS", 0.0)
     monkeypatch.setattr(batch_calls, "PAUSES_SECONDS", (0.1,))
     notes: list[str] = []
     batched = RemoteModel("t", model, batch=True)

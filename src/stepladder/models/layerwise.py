@@ -151,10 +151,12 @@ def scored_log_probabilities(model: torch.nn.Module, positions: range, **inputs:
     head is computed for these only, so that no logits of whole rows are in memory."""
     import torch
 
-    first = max(0, min(positions.start, positions.stop - MIN_SCORED))
-    kept = torch.arange(first, positions.stop, device=next(iter(inputs.values())).device)
+    row = next(iter(inputs.values()))
+    stop = min(row.shape[1], max(positions.stop, MIN_SCORED))
+    first = max(0, min(positions.start, stop - MIN_SCORED))
+    kept = torch.arange(first, stop, device=row.device)
     logits = model(**inputs, use_cache=False, logits_to_keep=kept).logits[0]
-    return torch.log_softmax(logits[positions.start - first :].float(), -1)
+    return torch.log_softmax(logits[positions.start - first : positions.stop - first].float(), -1)
 
 
 def _add_lora(model: PreTrainedModel, adapter: Path) -> None:

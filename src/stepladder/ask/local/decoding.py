@@ -1,6 +1,6 @@
 """Batched decoding with shared prefixes on a preallocated cache. Imports torch, so ask/local/engine.py imports it late.
 
-An answer does not depend on the other rows of its batch, bit for bit where the kernels allow it (docs/determinism.md).
+An answer does not depend on the other rows of its batch, bit for bit on a CPU (docs/determinism.md).
 A token's keys and values are in the column of its position, whatever the other rows hold and however its prompt was
 split into shared segments. Attention sums over the columns from the first one on, so further columns, which add zeros,
 do not change the result. Padding is written into a column that is never read.
@@ -27,6 +27,7 @@ from stepladder.ask.local.memory import MAX_SCORES
 from stepladder.ask.loops import goes_in_circles
 from stepladder.ask.request import Request
 from stepladder.models.prefixes import share_prefixes
+from stepladder.models.products import IndependentRows
 from stepladder.workspace import digest
 
 ATTENTION = "stepladder_grouped"
@@ -60,7 +61,7 @@ def decode(
     """
     device = model.device
     cap = requests[0].max_tokens
-    with _GroupedAttention(model):
+    with _GroupedAttention(model), IndependentRows():
         cache, logits = _read(model, prompts, cap)
         completions: list[list[int]] = [[] for _ in requests]
         finished, ended = [False] * len(requests), [False] * len(requests)
@@ -90,7 +91,7 @@ def decode(
 @torch.inference_mode()
 def next_token_logits(model: PreTrainedModel, prompts: Sequence[tuple[int, ...]]) -> torch.Tensor:
     """Logits of the token after each prompt, float32, shape (prompts, vocabulary)."""
-    with _GroupedAttention(model):
+    with _GroupedAttention(model), IndependentRows():
         return _read(model, prompts, 0)[1]
 
 
