@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.functional import linear, pad
 from torch.overrides import TorchFunctionMode
 
@@ -38,7 +39,7 @@ class IndependentRows(TorchFunctionMode):
 
 
 def _linear(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    if weight.device.type != "cpu":
+    if weight.device.type != "cpu" or isinstance(weight, FakeTensor):
         return linear(input, weight, bias)
     kernel = (weight.shape, weight.dtype, torch.get_num_threads())
     if kernel not in _in_pieces:
