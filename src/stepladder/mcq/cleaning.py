@@ -12,13 +12,13 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from stepladder.mcq.answer import strict, with_final_line
+from stepladder.mcq.answer import lenient, strict, with_final_line
 from stepladder.mcq.shuffle import shown
 from stepladder.records import LETTERS, Language, Question, Sample
 from stepladder.text import USUAL_CONTROL_TOKENS
 
 MIN_CHARACTERS = 6
-"""Of a chain without its answer line; less is no reasoning."""
+"""Of a chain without its answer line and without lines that only repeat an option; less is no reasoning."""
 PASSES = 4
 """How often each form of debris is looked for, at most; the last must find nothing."""
 REPEATED_CHARACTERS, MAX_REPEATS = 30, 6
@@ -51,6 +51,10 @@ _FENCE = re.compile(r"^[ \t]*+```\w{0,20}[ \t]*+$\n?", re.MULTILINE)
 _WITHIN = re.compile(r"[，。、；）》”,;)\]]")
 _QUESTION = re.compile(r"^[ \t#*]*+(?:选择题|问题|Question)[ \t]*+\d{1,3}[ \t]*+[:：]", re.MULTILINE)
 _ANSWER_HEADING = re.compile(r"[#*]*+(?:最终|正确)?(?:答案|Answer)[:：]?[*]*+")
+_MARK = re.compile(r"\A[\s#>*•-]*+[(\[（]?[A-Z][)\]）]?[.:：、]?")
+"""What an option begins with in a list: ``A.``, ``**(B)``."""
+_NAMED = {"last-line", "last-clause", "phrase"}
+"""Rules by which a line says what the answer is."""
 _BLANK_LINES = re.compile(r"\n[ \t]*+(?:\n[ \t]*+)++")
 
 
@@ -121,7 +125,7 @@ FLAWS = {
     "answers first": "because they give the answer before the reasons",
     "several questions": "because they hold further questions",
     "two answers": "because they name another letter before their last line",
-    "no reasoning": "because nothing but the answer is in them",
+    "no reasoning": "because nothing but options and the answer is in them",
     "second thoughts": "because they judge their own reasoning, or bend it to an answer they were given",
     "repeats": "because they repeat a passage over and over",
     "answer lost": "because their answer was in what had to be removed",
@@ -172,18 +176,30 @@ def _clean(text: str, options: Sequence[str], language: Language, names: list[st
 def _flaw(reasoning: str, letter: str | None, options: Sequence[str]) -> str | None:
     """The first flaw of a chain without its answer line."""
     compact = "".join(reasoning.split())
-    said = [strict(line, options) for line in reasoning.split("\n") if line.strip()]
+    lines = [line for line in reasoning.split("\n") if line.strip()]
+    said = [lenient(line, options) for line in lines]
     heading = "".join(reasoning.lstrip().partition("\n")[0].split())
     found = {
-        "no reasoning": len(compact) < MIN_CHARACTERS,
+        "no reasoning": sum(map(len, _without_options(lines, options))) < MIN_CHARACTERS,
         "begins within": _WITHIN.match(compact),
         "answers first": len(said) > 1 and (said[0].rule == "last-line" or _ANSWER_HEADING.fullmatch(heading)),
-        "two answers": any(line.letter not in (None, letter) for line in said),
+        "two answers": any(line.letter not in (None, letter) and line.rule in _NAMED for line in said),
         "second thoughts": _SECOND_THOUGHTS.search(reasoning),
         "several questions": len(_QUESTION.findall(reasoning)) > 1,
         "repeats": _repeats(compact),
     }
     return next((flaw for flaw, holds in found.items() if holds), None)
+
+
+def _without_options(lines: Sequence[str], options: Sequence[str]) -> list[str]:
+    """Lines that are more than an option, or what is taken for one."""
+    texts = {_bare(option) for option in options}
+    return [line for line in lines if _bare(line) not in texts and _bare(_MARK.sub("", line)) not in texts]
+
+
+def _bare(text: str) -> str:
+    """A text by which an option is known: without its case, white space, emphasis and stop."""
+    return "".join(text.split()).strip("*.。").casefold()
 
 
 def _repeats(compact: str) -> bool:
