@@ -34,7 +34,7 @@ def test_the_demo_questions_are_what_the_generator_makes(split: str) -> None:
 
 def test_the_demo_configuration_is_whole() -> None:
     config = load(EXAMPLES / "demo.toml")
-    assert len(config.member) == 3
+    assert len(config.member) == 2
     assert config.questions.test is not None
     test = read_problems(config.questions.test, config.language, labelled=True)
     train = read_problems(config.questions.train, config.language, labelled=True)
