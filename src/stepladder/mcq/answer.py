@@ -46,6 +46,8 @@ _ANSWER = re.compile(
     rf"[ #>•-]*+(?i:{_LEAD}{_NAMING} ?(?:选项|答案|option |choice )?)"
     r" ?[(\[]? ?([A-Z])(?![A-Za-z\d]) ?[)\]]?(?:选?项)?(.*)"
 )
+_LISTED = re.compile(r"\A[\s#>•-]*+[(\[]?[A-Z][)\]]?[.:、]?")
+"""What an option begins with in a list: ``A.``, ``- (B)``."""
 _MAX_LEAD = 400
 """Characters of an answer line but for the option's text: what :data:`_ANSWER` can match."""
 _MAX_CLAUSES = 100
@@ -171,6 +173,12 @@ def _is_empty_or_option(rest: str, option: str) -> bool:
     """Whether ``rest``, the end of an answer line after the letter, is empty or the text of the letter's option."""
     text = re.sub(r"^ ?[.。:、,)\]-]? ?", "", rest)
     return _comparable(text) in ("", _comparable(_plain(option)))
+
+
+def is_an_option(line: str, options: Sequence[str]) -> bool:
+    """Whether a line is nothing but an option's text, with or without a letter before it."""
+    plain, texts = _plain(line), {_comparable(_plain(option)) for option in options}
+    return not texts.isdisjoint({_comparable(plain), _comparable(_LISTED.sub("", plain))})
 
 
 def _comparable(text: str) -> str:

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from stepladder.mcq.answer import lenient, strict, with_final_line
+from stepladder.mcq.answer import is_an_option, lenient, strict, with_final_line
 from stepladder.mcq.shuffle import shown
 from stepladder.records import LETTERS, Language, Question, Sample
 from stepladder.text import USUAL_CONTROL_TOKENS
@@ -51,8 +51,6 @@ _FENCE = re.compile(r"^[ \t]*+```\w{0,20}[ \t]*+$\n?", re.MULTILINE)
 _WITHIN = re.compile(r"[，。、；）》”,;)\]]")
 _QUESTION = re.compile(r"^[ \t#*]*+(?:选择题|问题|Question)[ \t]*+\d{1,3}[ \t]*+[:：]", re.MULTILINE)
 _ANSWER_HEADING = re.compile(r"[#*]*+(?:最终|正确)?(?:答案|Answer)[:：]?[*]*+")
-_MARK = re.compile(r"\A[\s#>*•-]*+[(\[（]?[A-Z][)\]）]?[.:：、]?")
-"""What an option begins with in a list: ``A.``, ``**(B)``."""
 _NAMED = {"last-line", "last-clause", "phrase"}
 """Rules by which a line says what the answer is."""
 _BLANK_LINES = re.compile(r"\n[ \t]*+(?:\n[ \t]*+)++")
@@ -178,9 +176,10 @@ def _flaw(reasoning: str, letter: str | None, options: Sequence[str]) -> str | N
     compact = "".join(reasoning.split())
     lines = [line for line in reasoning.split("\n") if line.strip()]
     said = [lenient(line, options) for line in lines]
+    reasons = "".join(line for line in lines if not is_an_option(line, options))
     heading = "".join(reasoning.lstrip().partition("\n")[0].split())
     found = {
-        "no reasoning": sum(map(len, _without_options(lines, options))) < MIN_CHARACTERS,
+        "no reasoning": len("".join(reasons.split())) < MIN_CHARACTERS,
         "begins within": _WITHIN.match(compact),
         "answers first": len(said) > 1 and (said[0].rule == "last-line" or _ANSWER_HEADING.fullmatch(heading)),
         "two answers": any(line.letter not in (None, letter) and line.rule in _NAMED for line in said),
@@ -189,17 +188,6 @@ def _flaw(reasoning: str, letter: str | None, options: Sequence[str]) -> str | N
         "repeats": _repeats(compact),
     }
     return next((flaw for flaw, holds in found.items() if holds), None)
-
-
-def _without_options(lines: Sequence[str], options: Sequence[str]) -> list[str]:
-    """Lines that are more than an option, or what is taken for one."""
-    texts = {_bare(option) for option in options}
-    return [line for line in lines if _bare(line) not in texts and _bare(_MARK.sub("", line)) not in texts]
-
-
-def _bare(text: str) -> str:
-    """A text by which an option is known: without its case, white space, emphasis and stop."""
-    return "".join(text.split()).strip("*.。").casefold()
 
 
 def _repeats(compact: str) -> bool:
