@@ -169,6 +169,7 @@ def _trainer(
 ) -> SFTTrainer:
     """TRL's trainer with the sampler, loss and validation of this package."""
     from datasets import Dataset
+    from peft.helpers import disable_input_dtype_casting
     from trl import SFTTrainer
 
     class Trainer(SFTTrainer):  # type: ignore[misc, unused-ignore]
@@ -180,6 +181,11 @@ def _trainer(
         def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
             steps = num_training_steps if plan.last_step is None else _all_steps(settings, plan)
             return super().create_scheduler(steps, optimizer)
+
+        def training_step(self, *arguments: Any, **options: Any) -> torch.Tensor:
+            # Autocast casts an adapter's input to 16 bits, so PEFT need not cast it to float32 first.
+            with disable_input_dtype_casting(cast("PeftModel", self.model)):
+                return cast("torch.Tensor", super().training_step(*arguments, **options))  # type: ignore[no-untyped-call, unused-ignore]
 
         def compute_loss(
             self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
