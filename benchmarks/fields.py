@@ -50,6 +50,8 @@ class Row(NamedTuple):
     """What it learns by instead of cross-entropy, of learning.LOSSES."""
     noise: float = 0.0
     """Alpha of NEFTune's noise on embeddings (arXiv 2310.05914)."""
+    letters: bool = False
+    """Whether it learns each question's letter alone as well, asked for without a chain."""
     rounds: int = 0
     """How often the student then answers the training problems outside its share and learns its own right chains."""
 
@@ -74,6 +76,8 @@ class Field(NamedTuple):
 
 
 CONTEST_LENGTH = 768
+AT_ONCE = "不写推理过程，只写最后一行。"
+"""Added to a contest question where the letter alone is wanted."""
 SHORT = {"clean": True, "chains": 1, "choose": "shortest"}
 SMALL_STEPS = {"batch_size": 1, "gradient_accumulation": 2}
 CONTEST_SETTINGS = {
@@ -90,6 +94,8 @@ CONTEST_ROWS = {
     "likely": Row(SHORT | {"choose": "likely"}, SMALL_STEPS, STRONG),
     "fitting": Row(SHORT | {"choose": "fitting"}, SMALL_STEPS, STRONG),
     "brief": Row(SHORT | {"max_chain": 128}, SMALL_STEPS, STRONG),
+    "chains-4": Row(SHORT | {"chains": 4, "max_chain": 160}, SMALL_STEPS, STRONG),
+    "chains-4-letters": Row(SHORT | {"chains": 4, "max_chain": 160}, SMALL_STEPS, STRONG, letters=True),
     "letters": Row({"learns": "letters"}, SMALL_STEPS),
     "letters-orders": Row({"learns": "letters", "orders": 3}, SMALL_STEPS),
     "unpacked": Row({"clean": False, "chains": 1}, {"packing": False}),
@@ -208,7 +214,18 @@ def examples(
     taught = [sample for sample in samples if sample.model in row.teachers] if row.teachers else climbed(samples)
     measures = measured_by(base, tokenizer, mix, Train(max_length=CONTEST_LENGTH), questions)
     learned = mixture(mix, taught, questions, measures)
-    return [example_of(questions[sample.question_id], sample) for sample in learned.samples]
+    chains = [example_of(questions[sample.question_id], sample) for sample in learned.samples]
+    if not row.letters:
+        return chains
+    alone = mixture(mix.model_copy(update={"learns": "letters"}), taught, questions, measures)
+    return chains + [at_once(example_of(questions[sample.question_id], sample)) for sample in alone.samples]
+
+
+def at_once(example: Example) -> Example:
+    """The conversation with a request for the answer without a chain."""
+    *before, asking, answer = example.messages
+    asking = asking.model_copy(update={"content": f"{asking.content}\n{AT_ONCE}"})
+    return example.model_copy(update={"messages": (*before, asking, answer)})
 
 
 def _questions(problems: Sequence[Problem]) -> list[Question]:
