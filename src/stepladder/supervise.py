@@ -74,9 +74,17 @@ def open_log(path: Path) -> BinaryIO:
 
 
 def main() -> int:
+    # Ray's workers kill their children, and nothing below them, as they end: so it is a grandchild that supervises.
+    if supervisor := os.fork():
+        code = os.waitstatus_to_exitcode(os.waitpid(supervisor, 0)[1])
+        return code if code >= 0 else 128 - code
+    return _supervise(sys.argv[1:])
+
+
+def _supervise(command: Sequence[str]) -> int:
     if sys.platform == "linux":  # orphaned descendants become children of this process
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    child = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL, start_new_session=True)  # noqa: S603
+    child = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)  # noqa: S603
 
     def watch() -> None:
         while os.read(0, 4096):
