@@ -99,7 +99,7 @@ def test_servers_stand_on_every_card_of_every_node(nodes: Any, settings: Serve, 
 
 
 def test_what_is_lost_is_started_again_elsewhere_or_when_a_node_joins(
-    cluster: Any, nodes: Any, settings: Serve, tmp_path: Path
+    cluster: Any, nodes: Any, settings: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A server, the actor that holds one, a node whose server ignores SIGTERM, and all nodes until another joins."""
     (settings.environment / "bin" / "stubborn").touch()
@@ -120,6 +120,7 @@ def test_what_is_lost_is_started_again_elsewhere_or_when_a_node_joins(
         until(lambda: len(addresses(running)) == len(servers(settings)) == 2)
         cluster.remove_node(nodes["second"], allow_graceful=False)
         until(lambda: not addresses(running) and not servers(settings))
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES")  # of this machine, which the node would take for its own
         cluster.add_node(**NODE, num_gpus=3)
         until(lambda: len(addresses(running)) == 3)
         assert running.failure is None
@@ -132,8 +133,7 @@ def test_what_is_lost_is_started_again_elsewhere_or_when_a_node_joins(
 DRIVER = """
 import sys, time
 from pathlib import Path
-import test_distributed
-from stepladder.config import Serve, Train
+from stepladder.config import Serve
 from stepladder.nodes.on_ray import OnRay
 from stepladder.serving.fleet import Fleet
 settings = Serve(environment=Path(sys.argv[1]), startup=20, kv_cache_gib=0.01)
@@ -179,13 +179,14 @@ def test_a_training_over_two_nodes_survives_a_killed_process(
         ours = str(tmp_path / "gang" / "scratch" / "job.json") in (info["cmdline"] or ())
         return ours and "LOCAL_RANK" in (info["environ"] or ())
 
+    killed: list[int] = []
+
     def kill_one(step: int, *_: object) -> None:
-        if step == 3 and not notes:
-            mains = [p for p in psutil.process_iter(["cmdline"]) if str(tmp_path) in " ".join(p.info["cmdline"] or ())]
-            ranks = [
-                p for p in mains if "stepladder.training.distributed" in p.info["cmdline"][2:4] and not p.children()
-            ]
-            max(ranks, key=lambda process: process.pid).kill()
+        if step >= 3 and not killed:
+            ranks = [process for process in psutil.process_iter(["cmdline", "environ"]) if is_rank(process.info)]
+            assert len(ranks) == 2
+            ranks[0].kill()
+            killed.append(step)
 
     try:
         for name, report, over in (("alone", lambda *_: None, None), ("gang", kill_one, gang)):
@@ -198,6 +199,7 @@ def test_a_training_over_two_nodes_survives_a_killed_process(
     finally:
         for node in [*cluster.worker_nodes]:
             cluster.remove_node(node, allow_graceful=False)
+    assert killed
     (note,) = notes
     assert "goes on from the last checkpoint" in note
     curves = [test_distributed.curve(tmp_path / name) for name in ("alone", "gang")]

@@ -101,7 +101,7 @@ class OnRay:
                 raise _no_cluster(address, error) from None
             if threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGTERM, handler)  # ray.init puts its own there
-        self._keeper = ray.remote(num_cpus=1, max_restarts=0, max_task_retries=0, max_concurrency=2)(Keeper)
+        self._keeper = ray.remote(max_restarts=0, max_task_retries=0, max_concurrency=2)(Keeper)
 
     def places(self, cards: int) -> list[Place]:
         resources = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
@@ -132,7 +132,8 @@ class OnRay:
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
         where = "SPREAD" if place.node is None else PlacementGroupSchedulingStrategy(*place.node)
-        keeper = self._keeper.options(num_gpus=place.cards, scheduling_strategy=where).remote()
+        cores = 0 if place.cards and place.node is None else 1  # it is cards that servers are short of
+        keeper = self._keeper.options(num_cpus=cores, num_gpus=place.cards, scheduling_strategy=where).remote()
         own = {**environment} if place.cards else {**environment, "CUDA_VISIBLE_DEVICES": ""}
         running = RunningOnRay(self._ray, keeper, [*command], own, log)
         try:
