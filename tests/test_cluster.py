@@ -25,6 +25,7 @@ from stepladder.serving.fleet import Fleet
 from stepladder.training import distributed
 
 __all__ = ["settings"]  # a fixture
+pytestmark = pytest.mark.cluster
 NODE = {"num_cpus": 2, "object_store_memory": 80 * 2**20, "include_dashboard": False}
 QUICK = {
     "health_check_initial_delay_ms": 500, "health_check_period_ms": 500, "health_check_timeout_ms": 500,

@@ -18,6 +18,7 @@ from stepladder.config import Serve
 from stepladder.serving.probe import free_port
 
 __all__ = ["settings"]  # a fixture
+pytestmark = pytest.mark.cluster
 CONTROLLER, DAEMON = "/usr/sbin/slurmctld", "/usr/sbin/slurmd"
 CONFIGURATION = """
 ClusterName=test
