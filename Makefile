@@ -7,7 +7,7 @@ SWIFT := .venv-swift
 # As many processes as there are cores, but a GiB each; tests that share a fixture share a process (tests/conftest.py).
 PYTEST := $(VENV)/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-.PHONY: setup serve-env swift demo test test-other-dtype test-serve test-swift check check-environments fuzz coverage docs worlds clean
+.PHONY: setup serve-env swift demo test test-other-dtype test-serve test-swift test-cluster check check-environments fuzz coverage docs worlds clean
 
 setup: $(READY)
 
@@ -56,6 +56,12 @@ check-environments: setup
 # A minute more, after an installation of 2 GB: training with a real ms-swift.
 test-swift: setup swift
 	$(VENV)/bin/python -m pytest -m swift tests/test_swift.py tests/test_hubs.py
+
+# Five minutes more: servers and trainings on the nodes of a Ray cluster (all on this machine), and in the steps of a
+# Slurm job where Slurm is installed (Debian: slurm-wlm) and this is root.
+test-cluster: setup
+	$(VENV)/bin/python -m pip install --quiet --prefer-binary -c constraints/train.txt -e '.[cluster]'
+	$(VENV)/bin/python -m pytest -m cluster -rs tests/test_cluster.py tests/test_slurm.py
 
 check: setup
 	$(VENV)/bin/ruff check

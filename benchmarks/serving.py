@@ -40,15 +40,12 @@ from stepladder.mcq.prompts import ask_messages
 from stepladder.mcq.questionfile import read_problems
 from stepladder.models import template
 from stepladder.records import Question
-from stepladder.serving import vllm
-from stepladder.serving.cards import cards_by_server
-from stepladder.serving.vllm import (
-    CPU_BLOCK_TOKENS,
-    MAX_BATCHED_TOKENS,
-    Fleet,
-    server_command,
-    server_environment,
-)  # fmt: skip
+from stepladder.serving import fleet as fleets
+from stepladder.serving.cards import visible_cards
+from stepladder.serving.fleet import Fleet
+from stepladder.serving.server import Job
+from stepladder.serving.vllm import CPU_BLOCK_TOKENS, MAX_BATCHED_TOKENS, server_environment
+from stepladder.supervise import child_environment
 
 ROOM = 0.08
 """GiB of KV cache where prefix caching is measured: what is shared must still be there when it is asked for again."""
@@ -89,9 +86,11 @@ def bare(asked: argparse.Namespace, folder: Path) -> dict[str, Any]:
     (folder / "chat.json").write_text(json.dumps(told), encoding="utf-8")
     program, said = asked.environment / "bin" / "python", folder / "said.json"
     words = [program, Path(__file__).with_name("bare_chat.py"), folder / "chat.json", said]
+    cards = visible_cards()[:1]
+    named = {"CUDA_VISIBLE_DEVICES": cards[0]} if cards else {}
     subprocess.run(
         list(map(str, words)),
-        env=server_environment(cards_by_server(Serve())[0]),
+        env=server_environment(len(cards), child_environment() | named),
         stdout=subprocess.DEVNULL,
         check=True,
     )
@@ -152,10 +151,18 @@ def generate(asked: argparse.Namespace, folder: Path) -> dict[str, Any]:
     return {"seconds": time.perf_counter() - begun, "tokens": tokens, "texts": []}
 
 
-def counting(*words: Any) -> tuple[list[str], dict[str, str]]:
+COUNTING = """
+import sys
+from stepladder.serving import server
+made = server.server_command
+server.server_command = lambda *words: [word for word in made(*words) if word != "--disable-log-stats"]
+sys.exit(server.run(server.Job.model_validate_json(sys.argv[1])))
+"""
+
+
+def counting(job: Job) -> list[str]:
     """The command of a server that counts what its cache gives."""
-    arguments, environment = server_command(*words)
-    return [argument for argument in arguments if argument != "--disable-log-stats"], environment
+    return [sys.executable, "-c", COUNTING, job.model_dump_json()]
 
 
 def prefixes(asked: argparse.Namespace, folder: Path, order: str) -> dict[str, Any]:
@@ -176,7 +183,7 @@ def prefixes(asked: argparse.Namespace, folder: Path, order: str) -> dict[str, A
         prefix_caching=order != "none",
     )  # fmt: skip
     with (
-        patch.object(vllm, "server_command", counting),
+        patch.object(fleets, "command", counting),
         Fleet(asked.model, "student", serve, folder / order) as fleet,
         Ledger(folder / f"{order}.sqlite") as ledger,
     ):

@@ -27,7 +27,7 @@ FLOORS = (
     ("forecast",),
     ("ask", "reporting"),
     ("context",),
-    ("models", "mcq", "ensembling", "closedworld"),
+    ("models", "mcq", "ensembling", "closedworld", "nodes"),
     ("config",),
     ("documents",),
     ("isolation",),

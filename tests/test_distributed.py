@@ -145,6 +145,21 @@ def test_killed_processes_that_share_a_base_go_on_from_a_checkpoint_without_it(b
         assert (folder / name).read_bytes() == (tmp_path / "whole" / "adapter" / name).read_bytes()
 
 
+def test_two_processes_go_on_from_a_checkpoint(base: Path, tmp_path: Path) -> None:
+    """And end in the same bytes as if they had never been disturbed."""
+    settings = Train.model_validate(ONE.model_dump() | {"devices": 2, "save_steps": 3})
+    rows = trained(tmp_path / "whole", base, devices=2, save_steps=3)
+    folder, scratch = tmp_path / "adapter", tmp_path / "scratch"
+    folder.mkdir()
+    shutil.copytree(tmp_path / "whole" / "scratch" / "checkpoint-6", scratch / "checkpoint-6")
+    steps: list[int] = []
+    distributed.train(settings, 5, base, DATA, folder, scratch, lambda step, *_: steps.append(step))
+    assert steps[0] > 6
+    assert curve(tmp_path) == rows
+    for name in ("adapter_model.safetensors", "log.jsonl"):
+        assert (folder / name).read_bytes() == (tmp_path / "whole" / "adapter" / name).read_bytes()
+
+
 def test_a_base_that_does_not_fit_its_config_is_refused_by_name(base: Path, tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 

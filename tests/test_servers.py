@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from stepladder.ask.remote.admission import PROBE, Admission, WrongServer, diffe
 from stepladder.ask.remote.openai_http import Http
 from stepladder.ask.remote.servers import Addresses, read_addresses
 from stepladder.ask.request import Request, Response, TokenLogprob
-from stepladder.config import Model
+from stepladder.config import Model, Price
 from stepladder.errors import AskError
 
 SCOPE = Scope("run", "easy")
@@ -233,3 +234,27 @@ def test_the_probe_is_one_conversation_for_all() -> None:
     assert Request(model="w", messages=PROBE, top_logprobs=5, max_tokens=32).key == (
         "v1:02da74bc6870fafd2648c155e18b41254a8ed958b8e35cea96ac8328cd0f1b40"
     )
+
+
+def test_an_answer_that_one_server_keeps_back_is_asked_of_another(
+    pair: tuple[ApiServer, ApiServer], ledger: Ledger
+) -> None:
+    pair[0].set_script({"faults": [{"kind": "hang", "share": 0.1, "seconds": 600, "match": "kept"}]})
+    model = own(*(api.url for api in pair)).model_copy(update={"timeout": 600.0})
+    wanted = requests("kept", 100)
+    answers = ask_remote(wanted, RemoteModel("own", model), ledger, SCOPE)
+    assert answers.keys() == {request.key for request in wanted}
+    (account,) = ledger.accounts("run")
+    assert account.outcomes["answered"] == 100
+    assert 0 < account.outcomes["lost"] < 20
+    assert not ledger.unsettled("run")
+
+
+def test_a_priced_model_is_not_asked_twice(pair: tuple[ApiServer, ApiServer], ledger: Ledger) -> None:
+    pair[0].set_script({"faults": [{"kind": "slow_drip", "share": 0.1, "seconds": 4, "match": "kept"}]})
+    wanted = requests("kept", 100)
+    dear = {"price": Price(input=Decimal(1), output=Decimal(1)), "timeout": 600.0}
+    model = own(*(api.url for api in pair)).model_copy(update=dear)
+    assert len(ask_remote(wanted, RemoteModel("own", model), ledger, SCOPE)) == 100
+    assert ledger.accounts("run")[0].outcomes["answered"] == 100
+    assert sum(asked(api) for api in pair) == 100

@@ -36,16 +36,19 @@ from stepladder.commands.predict import predict
 from stepladder.config import Config, Serve
 from stepladder.context import Context
 from stepladder.errors import ModelError, ServeError, UserError
+from stepladder.nodes import THIS_MACHINE
 from stepladder.progress import Progress
 from stepladder.records import Message, Prediction, Question
-from stepladder.serving import cards, vllm
+from stepladder.serving import cards
+from stepladder.serving import fleet as fleets
 from stepladder.serving.cards import cards_by_server, side_by_side_settings, visible_cards
+from stepladder.serving.fleet import Fleet
 from stepladder.serving.probe import free_port, is_healthy, is_ours
-from stepladder.serving.vllm import Fleet, server_command
+from stepladder.serving.vllm import server_command, server_environment
 from stepladder.stages import adapter, flow
 
 PROGRAM = """#!{python}
-import http.server, json, os, subprocess, sys, time
+import http.server, json, os, signal, subprocess, sys, time
 from pathlib import Path
 folder = Path(__file__).parent
 with (folder / "starts").open("a") as file:
@@ -55,6 +58,8 @@ says = script[min(len((folder / "starts").read_text().splitlines()), len(script)
 if says:
     sys.exit(says)
 child = subprocess.Popen(["sleep", "1000"], start_new_session=True)
+if (folder / "stubborn").exists():
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 (folder / "environment").write_text(json.dumps({{**os.environ}}))
 if (folder / "open").exists():
     del os.environ["VLLM_API_KEY"]
@@ -95,9 +100,17 @@ class Handler(http.server.BaseHTTPRequestHandler):
     do_POST = do_GET
     def log_message(self, *_):
         pass
-port = int(sys.argv[sys.argv.index("--port") + 1])
-http.server.ThreadingHTTPServer(("127.0.0.1", port), Handler).serve_forever()
+given = dict(zip(sys.argv, sys.argv[1:]))
+(folder / "generation").write_text(Path(given["--generation-config"], "generation_config.json").read_text())
+http.server.ThreadingHTTPServer((given["--host"], int(given["--port"])), Handler).serve_forever()
 """
+ALTERED = """
+import sys
+from stepladder.serving import server
+{change}
+sys.exit(server.run(server.Job.model_validate_json(sys.argv[1])))
+"""
+"""A server's process of which something is changed."""
 
 
 @pytest.fixture
@@ -128,6 +141,12 @@ def fleet(settings: Serve, tmp_path: Path, notes: list[str] | None = None) -> Fl
     return Fleet(
         weights(tmp_path), "student", settings, tmp_path / "serve", (notes if notes is not None else []).append
     )
+
+
+def altered(monkeypatch: pytest.MonkeyPatch, *changes: str) -> None:
+    """Change something in the process of the first server that starts, of the second, and so on."""
+    codes = iter([ALTERED.format(change=change) for change in changes])
+    monkeypatch.setattr(fleets, "command", lambda job: [sys.executable, "-c", next(codes), job.model_dump_json()])
 
 
 def pids(settings: Serve) -> list[int]:
@@ -218,13 +237,13 @@ def test_whoever_took_the_port_first_is_not_taken_for_the_server(
     stranger.mkdir()
     (stranger / "vllm").write_text(code, encoding="utf-8")
     script(stranger, "")
-    port, other = free_port(), free_port()
-    ports = iter([port, other])
-    monkeypatch.setattr(vllm, "free_port", lambda: next(ports))
-    words = [sys.executable, str(stranger / "vllm"), str(tmp_path), "--port", str(port)]
+    port, other = free_port(THIS_MACHINE), free_port(THIS_MACHINE)
+    altered(monkeypatch, *(f"server.free_port = lambda _: {number}" for number in (port, other)))
+    own = ["--host", THIS_MACHINE, "--port", str(port), "--generation-config", str(weights(tmp_path))]
+    words = [sys.executable, str(stranger / "vllm"), str(tmp_path), *own]
     with subprocess.Popen(words, env=os.environ | {"VLLM_API_KEY": "theirs"}) as process:
         try:
-            until(lambda: is_healthy(port))
+            until(lambda: is_healthy(THIS_MACHINE, port))
             assert is_ours(process.pid, port)
             assert not is_ours(os.getppid(), other)
             with fleet(settings, tmp_path) as running:
@@ -502,7 +521,7 @@ def test_a_driver_that_does_not_answer_is_none(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_the_command_line_does_not_wait_for_the_driver() -> None:
-    code = "import stepladder.cli, stepladder.serving.vllm, sys; sys.exit('pynvml' in sys.modules)"
+    code = "import stepladder.cli, stepladder.serving.fleet, sys; sys.exit('pynvml' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
@@ -519,7 +538,7 @@ def test_one_that_dies_is_started_again_under_a_new_address(settings: Serve, tmp
 
 
 def test_one_that_dies_too_often_is_given_up(settings: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vllm, "MAX_RESTARTS", 0)
+    monkeypatch.setattr(fleets, "MAX_RESTARTS", 0)
     with fleet(settings, tmp_path) as running:
         os.kill(pids(settings)[0], signal.SIGKILL)
         until(lambda: running.failure)
@@ -555,9 +574,9 @@ def test_one_that_does_not_start_says_why(settings: Serve, tmp_path: Path, said:
 
 
 def test_one_that_takes_too_long_is_stopped(settings: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vllm, "is_healthy", lambda port: False)
+    altered(monkeypatch, "server.is_healthy = lambda *_: False")
     slow = settings.model_copy(update={"startup": 0.8})
-    with pytest.raises(ServeError, match="did not start"), fleet(slow, tmp_path):
+    with pytest.raises(ServeError, match=r"did not start: it was not healthy within 0.8 s"), fleet(slow, tmp_path):
         pass
     assert not any(map(is_alive, pids(settings)))
 
@@ -575,6 +594,7 @@ def test_4_bit_weights_are_not_given_to_a_cpu_without_kernels_for_them(
     settings: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(models, "has_avx512", lambda: False)
+    altered(monkeypatch, *["from stepladder import models; models.has_avx512 = lambda: False"] * 2)
     with fleet(settings, tmp_path):  # weights that are not quantised
         pass
     (weights(tmp_path) / "config.json").write_text('{"quantization_config": {}}')
@@ -597,7 +617,7 @@ import signal, sys, time
 from pathlib import Path
 from stepladder.config import Serve
 from stepladder.serving.probe import free_port, is_healthy, is_ours
-from stepladder.serving.vllm import Fleet
+from stepladder.serving.fleet import Fleet
 signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell takes from what it starts in the background
 settings = Serve(environment=Path(sys.argv[1]), startup=20, kv_cache_gib=0.01)
 with Fleet(Path(sys.argv[2]), "student", settings, Path(sys.argv[3])):
@@ -632,21 +652,23 @@ def test_cards_are_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_command_line(tmp_path: Path) -> None:
-    program, stops = tmp_path / "vllm", tmp_path / "stops"
-    words, environment = server_command(tmp_path, "s", Serve(kv_cache_gib=8), program, ("0", "1"), 80, stops)
-    assert words[:3] == [str(program), "serve", str(tmp_path)]
+    own = Serve(environment=tmp_path, kv_cache_gib=8)
+    words = server_command(tmp_path, "s", own, 2, "10.0.0.7", 80, tmp_path / "stops")
+    assert words[:3] == [str(tmp_path / "bin" / "vllm"), "serve", str(tmp_path)]
     flags = dict(itertools.pairwise(words))
+    assert (flags["--host"], flags["--port"]) == ("10.0.0.7", "80")
     assert flags["--tensor-parallel-size"] == "2"
     assert flags["--kv-cache-memory-bytes"] == str(8 * 2**30)
     assert flags["--max-model-len"] == "4096"
     assert flags["--max-num-seqs"] == "256"
     assert "--block-size" not in flags
+    assert "--enable-prefix-caching" in words
+    environment = server_environment(2, {"CUDA_VISIBLE_DEVICES": "0,1"})
     assert environment["CUDA_VISIBLE_DEVICES"] == "0,1"
     assert (environment["DO_NOT_TRACK"], environment["VLLM_NO_USAGE_STATS"]) == ("1", "1")
-    assert "--enable-prefix-caching" in words
     assert "TORCHDYNAMO_DISABLE" not in environment
-    words, environment = server_command(tmp_path, "s", Serve(prefix_caching=False), program, (), 80, stops)
-    assert environment["TORCHDYNAMO_DISABLE"] == "1"
+    words = server_command(tmp_path, "s", Serve(prefix_caching=False), 0, THIS_MACHINE, 80, tmp_path / "stops")
+    assert server_environment(0, {})["TORCHDYNAMO_DISABLE"] == "1"
     assert dict(itertools.pairwise(words))["--kv-cache-memory-bytes"] == str(2 * 2**30)
     assert "--no-enable-prefix-caching" in words
     assert "--tensor-parallel-size" not in words
@@ -656,8 +678,7 @@ def test_the_command_line(tmp_path: Path) -> None:
 def test_nothing_but_where_answers_end_is_taken_from_the_weights(settings: Serve, tmp_path: Path) -> None:
     with fleet(settings, tmp_path):
         pass
-    path = tmp_path / "serve" / "generation" / "generation_config.json"
-    assert path.read_text() == '{"eos_token_id": [2, 3]}'
+    assert (settings.environment / "bin" / "generation").read_text() == '{"eos_token_id": [2, 3]}'
 
 
 def test_a_package_serves_this_machine_only_unless_it_is_told_otherwise(tmp_path: Path) -> None:

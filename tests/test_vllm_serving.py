@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+from test_serving import altered
 
 from stepladder import models
 from stepladder.answering.standalone import read_settings, so_far, write_settings
@@ -32,10 +33,10 @@ from stepladder.config import Config, Model, Serve
 from stepladder.context import Context
 from stepladder.errors import ServeError
 from stepladder.mcq.questionfile import read_problems
+from stepladder.nodes import THIS_MACHINE
 from stepladder.records import Message, Prediction
-from stepladder.serving import vllm
+from stepladder.serving.fleet import Fleet
 from stepladder.serving.probe import free_port
-from stepladder.serving.vllm import Fleet
 from stepladder.stages import flow
 
 SERVE = Serve(
@@ -211,9 +212,8 @@ def test_a_port_that_another_process_takes_first(tmp_path: Path, monkeypatch: py
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
-        taken, free = other.getsockname()[1], free_port()
-        ports = iter([taken, free])
-        monkeypatch.setattr(vllm, "free_port", lambda: next(ports))
+        taken, free = other.getsockname()[1], free_port(THIS_MACHINE)
+        altered(monkeypatch, *(f"server.free_port = lambda _: {port}" for port in (taken, free)))
         with Fleet(models.locate(models.BUNDLED), "student", SERVE, tmp_path) as fleet:
             assert fleet.addresses.read_text() == f"http://127.0.0.1:{free}/v1\n"
     assert not until_gone()

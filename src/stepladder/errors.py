@@ -62,6 +62,10 @@ class ServeError(UserError):
     """A vLLM server does not start, or ended too often."""
 
 
+class ClusterError(UserError):
+    """The nodes of ``[cluster]`` cannot be used; the message says why."""
+
+
 class LedgerError(UserError):
     """The ledger is busy, read-only, full, damaged or no ledger; the message says which, and what to do."""
 

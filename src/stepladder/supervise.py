@@ -19,6 +19,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import psutil
 
@@ -49,7 +50,7 @@ def supervised(
     """Run a command, with its output appended to ``log``. When the block ends, so do the command and all processes it
     started. ``folder`` is its working directory, by default that of this process."""
     arguments = [sys.executable, "-m", "stepladder.supervise", *command]
-    with open(log, "ab", opener=_open_itself) as file:
+    with open_log(log) as file:
         # A session of its own, so that Ctrl+C reaches only the parent, which then leaves the block.
         child = subprocess.Popen(  # noqa: S603
             arguments, stdin=subprocess.PIPE, stdout=file, stderr=subprocess.STDOUT, env=dict(environment),
@@ -63,15 +64,27 @@ def supervised(
         child.wait()
 
 
-def _open_itself(path: str, flags: int) -> int:
-    """Open a log, never what a link in its place leads to."""
-    return os.open(path, flags | os.O_NOFOLLOW, 0o644)
+def open_log(path: Path) -> BinaryIO:
+    """Open a log to append to it, never what a link in its place leads to."""
+
+    def open_itself(name: str, flags: int) -> int:
+        return os.open(name, flags | os.O_NOFOLLOW, 0o644)
+
+    return open(path, "ab", opener=open_itself)
 
 
 def main() -> int:
+    # Ray's workers kill their children, and nothing below them, as they end: so it is a grandchild that supervises.
+    if supervisor := os.fork():
+        code = os.waitstatus_to_exitcode(os.waitpid(supervisor, 0)[1])
+        return code if code >= 0 else 128 - code
+    return _supervise(sys.argv[1:])
+
+
+def _supervise(command: Sequence[str]) -> int:
     if sys.platform == "linux":  # orphaned descendants become children of this process
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    child = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL, start_new_session=True)  # noqa: S603
+    child = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)  # noqa: S603
 
     def watch() -> None:
         while os.read(0, 4096):

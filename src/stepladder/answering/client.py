@@ -18,13 +18,14 @@ from stepladder.ask.local.engine import Local
 from stepladder.ask.remote.admission import FREE
 from stepladder.ask.remote.sender import Sender
 from stepladder.ask.request import Request, Response
-from stepladder.config import Config, Dtype, Model, Predict, Serve
+from stepladder.config import Cluster, Config, Dtype, Model, Predict, Serve
 from stepladder.context import Context
 from stepladder.errors import AskError, ServeError
 from stepladder.forecast.memory import MAX_SEQUENCES
 from stepladder.models import template
+from stepladder.nodes.chosen import nodes_of
 from stepladder.progress import Lane, Progress
-from stepladder.serving.vllm import Fleet
+from stepladder.serving.fleet import Fleet
 from stepladder.workspace import canonical
 
 if TYPE_CHECKING:
@@ -95,6 +96,7 @@ class FolderClient:
         dtype: number format of weights in this process.
         progress: the live view.
         stop: once it is set, servers are stopped and nothing more is asked.
+        cluster: ``[cluster]``, where servers are started on other machines.
     """
 
     def __init__(
@@ -106,8 +108,9 @@ class FolderClient:
         dtype: Dtype,
         progress: Progress | Lane,
         stop: threading.Event | None = None,
+        cluster: Cluster | None = None,
     ) -> None:
-        self._ledger, self._name, self._scratch = ledger, name, scratch
+        self._ledger, self._name, self._scratch, self._cluster = ledger, name, scratch, cluster
         self._serve, self._dtype, self._progress, self._stop = serve, dtype, progress, stop
         self._weights: Path | None = None
         self._loaded: Local | None = None
@@ -204,7 +207,8 @@ class FolderClient:
             self._clear()
             models.release_cards()  # which a stage may have computed on before
             self._progress.update(f"{label}: vLLM starts", 0, 1)
-            fleet = Fleet(weights, self._serve.model, self._serve, self._scratch, self._progress.say, self._stop)
+            nodes = None if self._cluster is None else nodes_of(self._cluster)
+            fleet = Fleet(weights, self._serve.model, self._serve, self._scratch, self._progress.say, self._stop, nodes)
             with ThreadPoolExecutor(1) as pool:
                 tokenizer = pool.submit(self._checked_tokenizer, weights)
                 self._sender = Sender()
@@ -242,7 +246,10 @@ def folder_client(context: Context) -> FolderClient:
     """A client that answers for a run."""
     workspace, config = context.workspace, context.config
     scratch = workspace.folder / ".serve"
-    return FolderClient(workspace.ledger, workspace.name, scratch, config.serve, config.predict.dtype, context.progress)
+    return FolderClient(
+        workspace.ledger, workspace.name, scratch, config.serve, config.predict.dtype, context.progress,
+        cluster=config.cluster,
+    )  # fmt: skip
 
 
 class ModelClient:

@@ -4,6 +4,7 @@ from stepladder.config.loading import load
 from stepladder.config.schema import (
     BASE,
     VARIANTS,
+    Cluster,
     Config,
     Dtype,
     Ensemble,
@@ -29,6 +30,7 @@ from stepladder.config.schema import (
 __all__ = [
     "BASE",
     "VARIANTS",
+    "Cluster",
     "Config",
     "Dtype",
     "Ensemble",

@@ -617,6 +617,26 @@ class Serve(Table):
         return (value,) if isinstance(value, str) else value
 
 
+class Cluster(Table):
+    """``[cluster]``: other machines, on whose cards (or, where none has a card, on whose cores) servers are started
+    instead of on this one. Weights and ``[serve] environment`` have the same paths on all of them."""
+
+    scheduler: Literal["ray", "slurm"]
+    """``ray``: the nodes of a Ray cluster, on one of which this command runs; ``slurm``: those of the Slurm job that it
+    runs in."""
+    address: str = "auto"
+    """Of the Ray cluster's head, as ``ray start`` says it; ``auto``: of the cluster that this machine is a node of."""
+    train_nodes: int = Field(default=1, ge=1)
+    """Number of nodes that a training is spread over, each with its share of ``[train] devices``; with 1 it runs where
+    the command does. The run's folder is then on storage that all nodes share."""
+
+    @model_validator(mode="after")
+    def _slurm_needs_no_address(self) -> Self:
+        if self.scheduler == "slurm" and "address" in self.model_fields_set:
+            raise ValueError("with scheduler = 'slurm' the job's own nodes are used, so leave address out")
+        return self
+
+
 class Predict(Sampling):
     """``[predict]``: how base, merged and quantised models answer validation and test."""
 
@@ -682,6 +702,7 @@ class Config(Table):
     member: tuple[Member, ...] = Field(min_length=1)
     quantise: Quantise = Quantise()
     serve: Serve = Serve()
+    cluster: Cluster | None = None
     predict: Predict = Predict()
     ensemble: Ensemble = Ensemble()
 
@@ -745,6 +766,18 @@ class Config(Table):
                 if teacher not in teachers:
                     choices = ", ".join(sorted(teachers))
                     raise ValueError(f"member {member.name!r} names unknown teacher {teacher!r}; known: {choices}")
+        return self
+
+    @model_validator(mode="after")
+    def _nodes_share_devices(self) -> Self:
+        nodes = 1 if self.cluster is None else self.cluster.train_nodes
+        if self.train.devices % nodes:
+            raise ValueError(
+                f"[train] devices = {self.train.devices} cannot be divided among [cluster] train_nodes = {nodes}; make "
+                "it a multiple"
+            )
+        if nodes > 1 and self.train.backend == "swift":
+            raise ValueError("[cluster] train_nodes above 1 needs [train] backend = 'trl'")
         return self
 
     def prompts_for(self, model: str) -> Path | None:

@@ -1,4 +1,4 @@
-"""Whether a server on a port of this machine is the one that was started, healthy, and open to nobody else."""
+"""Whether a server on a port of this node is the one that was started, healthy, and open to nobody else."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import psutil
 
 TIMEOUT_SECONDS = 2.0
 _direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-"""Without a proxy: these addresses are on this machine."""
+"""Without a proxy: these addresses are on this node."""
 
 
-def free_port() -> int:
-    """A port that nobody listens on at the moment."""
+def free_port(address: str) -> int:
+    """A port of an address of this node that nobody listens on at the moment."""
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+        probe.bind((address, 0))
         return int(probe.getsockname()[1])
 
 
@@ -31,14 +31,14 @@ def is_ours(pid: int, port: int) -> bool:
     return any(_listens(process, port) for process in processes)
 
 
-def is_healthy(port: int) -> bool:
+def is_healthy(address: str, port: int) -> bool:
     """Whether vLLM says that it can answer."""
-    return _status(port, "/health") == http.client.OK
+    return _status(address, port, "/health") == http.client.OK
 
 
-def refuses_strangers(port: int) -> bool:
+def refuses_strangers(address: str, port: int) -> bool:
     """Whether the server asks for its key."""
-    return _status(port, "/v1/models") == http.client.UNAUTHORIZED
+    return _status(address, port, "/v1/models") == http.client.UNAUTHORIZED
 
 
 def _listens(process: psutil.Process, port: int) -> bool:
@@ -51,10 +51,10 @@ def _listens(process: psutil.Process, port: int) -> bool:
         return False
 
 
-def _status(port: int, path: str) -> int | None:
+def _status(address: str, port: int, path: str) -> int | None:
     """The status of a reply to a request without a key; None without a reply."""
     try:
-        with _direct.open(f"http://127.0.0.1:{port}{path}", timeout=TIMEOUT_SECONDS) as reply:
+        with _direct.open(f"http://{address}:{port}{path}", timeout=TIMEOUT_SECONDS) as reply:
             return int(reply.status)
     except urllib.error.HTTPError as error:
         return error.code

@@ -131,7 +131,7 @@ def side_by_side(job: SmokeJob) -> Figures:
 
 
 def _serve(job: SmokeJob, settings: list[Serve]) -> Figures:
-    from stepladder.serving.vllm import Fleet
+    from stepladder.serving.fleet import Fleet
 
     start = time.perf_counter()
     with ExitStack() as stack:

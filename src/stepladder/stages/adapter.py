@@ -16,6 +16,8 @@ from stepladder.mcq.answer import ANSWER_LINE
 from stepladder.mcq.mixture import without_debris
 from stepladder.mcq.prompts import worked_solution
 from stepladder.models import template
+from stepladder.nodes.chosen import nodes_of
+from stepladder.nodes.gang import Gang
 from stepladder.records import Example, Question, Sample
 from stepladder.reporting.content import TrainingStep
 from stepladder.serving import cards
@@ -70,10 +72,20 @@ def build(context: Context, part: str | None, folder: Path) -> None:
         questions = records.read(context.input("questions") / "validation.jsonl", Question)
         exam = functools.partial(examine, context, questions) if settings.metric == "accuracy" else None
         data = Data(examples, _held_out(context, part, questions), exam)
-    train_by_trl = trl.train if settings.devices == 1 else distributed.train
-    train = swift.train if settings.backend == "swift" else train_by_trl
     scratch = artifact(context, part).scratch(models.dtype_name(settings.dtype))
-    train(settings, seed, base, data, folder, scratch, report)
+    if settings.backend == "trl" and settings.devices > 1:
+        distributed.train(settings, seed, base, data, folder, scratch, report, _gang(context))
+    else:
+        train = swift.train if settings.backend == "swift" else trl.train
+        train(settings, seed, base, data, folder, scratch, report)
+
+
+def _gang(context: Context) -> Gang | None:
+    """The nodes that a training is spread over; None where it stays on this machine."""
+    cluster = context.config.cluster
+    if cluster is None or cluster.train_nodes == 1:
+        return None
+    return Gang(nodes_of(cluster), cluster.train_nodes, context.progress.say)
 
 
 def _check_cards(context: Context, base: Path) -> None:

@@ -1,31 +1,48 @@
-"""The default trainer on several devices: one process per device under torchrun; this process reads their files.
+"""The default trainer on several devices, of this machine or of several nodes: one process per device under torchrun;
+this process reads their files.
 
 ``python -m stepladder.training.distributed JOB.json`` is one of those processes.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from stepladder import models, records
 from stepladder.config import Train
 from stepladder.errors import UserError
+from stepladder.nodes.gang import Gang, Meeting
 from stepladder.records import Example
 from stepladder.supervise import child_environment, supervised
 from stepladder.training import trl
-from stepladder.training.data import MAX_LOG_CHARACTERS, Data, Report
+from stepladder.training.data import MAX_LOG_CHARACTERS, Data, Report, last_complete_checkpoint
 
 PROGRESS_FILE, ERROR_FILE = "progress.json", "error.txt"
+MAX_RESTARTS = 20
+"""Of a training on several nodes that had got further each time."""
 POLL_SECONDS = 0.5
 """Time between two reads of the progress file."""
 
 
-def train(settings: Train, seed: int, base: Path, data: Data, folder: Path, scratch: Path, report: Report) -> None:
-    """Train as :func:`stepladder.training.trl.train`, on ``settings.devices`` devices.
+def train(
+    settings: Train,
+    seed: int,
+    base: Path,
+    data: Data,
+    folder: Path,
+    scratch: Path,
+    report: Report,
+    gang: Gang | None = None,
+) -> None:
+    """Train as :func:`stepladder.training.trl.train`, on ``settings.devices`` devices: of this machine, or of the nodes
+    of a gang, which all see these folders. Where a node or one of its processes is lost, all start again from the last
+    checkpoint.
 
     Raises:
         UserError: a process failed; the message holds its exception.
@@ -34,7 +51,7 @@ def train(settings: Train, seed: int, base: Path, data: Data, folder: Path, scra
         models.require("deepspeed")
     for name, examples in (("examples", data.examples), ("held_out", data.held_out)):
         (scratch / f"{name}.jsonl").write_text("".join(records.lines(examples)), encoding="utf-8")
-    job, progress, log = scratch / "job.json", scratch / PROGRESS_FILE, scratch / "torchrun.log"
+    job, error = scratch / "job.json", scratch / ERROR_FILE
     paths = {"base": base, "folder": folder, "scratch": scratch}
     absolute_paths = {name: str(path.resolve()) for name, path in paths.items()}
     job.write_text(
@@ -48,23 +65,65 @@ def train(settings: Train, seed: int, base: Path, data: Data, folder: Path, scra
         ),
         encoding="utf-8",
     )
-    for path in (progress, scratch / ERROR_FILE):
-        path.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={settings.devices}"]
-    with supervised([*command, "-m", "stepladder.training.distributed", str(job)], log, child_environment()) as child:
-        reported = ""
+    for start in itertools.count():
+        last_complete_checkpoint(scratch)  # incomplete ones are removed here, and not by several processes at once
+        progress = _Progress(scratch / PROGRESS_FILE, report)
+        error.unlink(missing_ok=True)
+        log = scratch / "torchrun.log"
+        code = (
+            _run_here(settings, job, log, progress) if gang is None else _run_gang(gang, settings, job, log, progress)
+        )
+        if code == 0:
+            return
+        reason = error.read_text(encoding="utf-8") if error.exists() else "no exception was recorded"
+        if gang is None or not progress.last or start == MAX_RESTARTS:
+            raise UserError(f"training on {settings.devices} devices ended with code {code} (log: {log}): {reason}")
+        gang.note(f"training ended at step {progress.last[0]} ({reason.strip()}) and goes on from the last checkpoint")
+
+
+class _Progress:
+    """What the first process writes of how far it is, read now and then."""
+
+    def __init__(self, file: Path, report: Report) -> None:
+        self._file, self._report = file, report
+        self.last: list[Any] = []
+        """Step, steps and loss; empty before the first step."""
+        file.unlink(missing_ok=True)
+
+    def read(self) -> None:
+        line = self._file.read_text(encoding="utf-8") if self._file.exists() else ""
+        if line and (now := json.loads(line)) != self.last:
+            self.last = now
+            self._report(*now)
+
+
+def _run_here(settings: Train, job: Path, log: Path, progress: _Progress) -> int:
+    """Run the processes on this machine; returns their exit code."""
+    words = _torchrun(settings.devices, job, "--standalone")
+    with supervised(words, log, child_environment()) as child:
         while child.poll() is None:
             time.sleep(POLL_SECONDS)
-            progress_line = progress.read_text(encoding="utf-8") if progress.exists() else ""
-            if progress_line != reported:
-                reported = progress_line
-                report(*json.loads(progress_line))
-    if child.returncode:
-        error = scratch / ERROR_FILE
-        reason = error.read_text(encoding="utf-8") if error.exists() else "no exception was recorded"
-        raise UserError(
-            f"training on {settings.devices} devices ended with code {child.returncode} (log: {log}): {reason}"
-        )
+            progress.read()
+    return child.returncode
+
+
+def _run_gang(gang: Gang, settings: Train, job: Path, log: Path, progress: _Progress) -> int | None:
+    """Run the processes on the nodes of a gang; returns the exit code, or None if a node was lost."""
+    each = settings.devices // gang.size
+
+    def command(meeting: Meeting) -> list[str]:
+        where = [f"--nnodes={meeting.size}", f"--node-rank={meeting.rank}"]
+        master = [f"--master-addr={meeting.address}", f"--master-port={meeting.port}"]
+        return _torchrun(each, job, *where, *master)
+
+    logs = [log, *(log.with_name(f"torchrun-{rank}.log") for rank in range(1, gang.size))]
+    has_cards = any(place.cards for place in gang.nodes.places(1))
+    return gang.run(each if has_cards else 0, command, logs, progress.read).code
+
+
+def _torchrun(processes: int, job: Path, *where: str) -> list[str]:
+    own = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}", *where]
+    return [*own, "-m", "stepladder.training.distributed", str(job.resolve())]
 
 
 def main(path: Path) -> None:

@@ -57,6 +57,17 @@ def sharded_on_cpus(settings: Train) -> Iterator[None]:
         state["distributed_type"] = DistributedType.MULTI_CPU
 
 
+def load_on_numbered_cpus() -> None:
+    """Let checkpoints be loaded by CPU processes that train together: their device is ``cpu:0``, a name that PyTorch
+    takes for a device but not for a place to load to."""
+    import torch
+
+    def load(storage: Any, place: str) -> Any:
+        return storage if place.startswith("cpu:") else None
+
+    torch.serialization.register_package(0, lambda _: None, load)
+
+
 def student(settings: Train, base: Path) -> PreTrainedModel:
     """The base to train an adapter on. With FSDP its weights are placeholders that take no memory: PEFT must see them
     on a device, so that the adapter is initialised as on an ordinary base. :func:`share_reader` gives it weights."""

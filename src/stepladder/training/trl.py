@@ -14,13 +14,24 @@ from stepladder.models import template
 from stepladder.training.data import Data, Report, last_complete_checkpoint, scheduler, uses_checkpointing
 from stepladder.training.loss import collate, score_completions, validation_loss
 from stepladder.training.sequences import LengthGroupedSampler, Pack, blank, pack, singly, tokenise
-from stepladder.training.sharding import gather, sharded_on_cpus, sharding, share_reader, student
+from stepladder.training.sharding import (
+    gather,
+    load_on_numbered_cpus,
+    sharded_on_cpus,
+    sharding,
+    share_reader,
+    student,
+)
 
 if TYPE_CHECKING:
     import torch
     from peft import LoraConfig, PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
     from trl import SFTConfig, SFTTrainer
+
+
+ROUNDING = 1e-6
+"""Of the Trainer's count of epochs, which is a sum of steps."""
 
 
 class Plan(NamedTuple):
@@ -71,6 +82,8 @@ def train(settings: Train, seed: int, base: Path, data: Data, folder: Path, scra
         trainer.add_callback(EarlyStoppingCallback(int(settings.patience or 1)))
     # It prints a summary that the live view already shows.
     trainer.remove_callback(PrinterCallback)
+    if settings.devices > 1:
+        load_on_numbered_cpus()
     resumed = last_complete_checkpoint(scratch)
     trainer.train(resume_from_checkpoint=None if resumed is None else str(resumed))
     gathered = gather(trainer, settings)
@@ -172,11 +185,12 @@ def _trainer(
     from peft.helpers import disable_input_dtype_casting
     from trl import SFTTrainer
 
+    lengths = [len(pack_.input_ids) for pack_ in plan.packs]
+    sampler = LengthGroupedSampler(lengths, settings.batch_size, seed, settings.devices)
+
     class Trainer(SFTTrainer):  # type: ignore[misc, unused-ignore]
         def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-            return LengthGroupedSampler(
-                [len(p.input_ids) for p in plan.packs], settings.batch_size, seed, settings.devices
-            )
+            return sampler
 
         def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
             steps = num_training_steps if plan.last_step is None else _all_steps(settings, plan)
@@ -209,7 +223,7 @@ def _trainer(
     model = student(settings, base)
     score_completions(model)
     measured = [pack_._asdict() for pack_ in (plan.held_out or plan.packs[:1])]
-    return Trainer(
+    trainer = Trainer(
         model=model,
         args=arguments,
         train_dataset=Dataset.from_list([pack_._asdict() for pack_ in (*plan.packs, blank())]),
@@ -218,6 +232,8 @@ def _trainer(
         processing_class=tokenizer,
         peft_config=lora(settings),
     )
+    trainer.add_callback(_epoch_callback(sampler))
+    return trainer
 
 
 def lora(settings: Train) -> LoraConfig:
@@ -231,6 +247,18 @@ def lora(settings: Train) -> LoraConfig:
         target_modules="all-linear",
         task_type="CAUSAL_LM",
     )
+
+
+def _epoch_callback(sampler: LengthGroupedSampler) -> TrainerCallback:
+    """A callback that tells the sampler which epoch begins: accelerate does not, where several devices go on from a
+    checkpoint within an epoch."""
+    from transformers import TrainerCallback
+
+    class EpochCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
+        def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            sampler.set_epoch(math.floor(state.epoch + ROUNDING))
+
+    return EpochCallback()
 
 
 def _progress_callback(report: Report, writer: Any) -> TrainerCallback:

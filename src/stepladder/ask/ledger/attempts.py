@@ -40,14 +40,17 @@ class Attempts(Responses):
         model: str,
         endpoint: str = "",
         batch: Batch | None = None,
+        *,
+        again: bool = False,
     ) -> Grant | Refusal:
-        """Open an attempt and reserve its worst case, or return why not. Call inside a transaction."""
+        """Open an attempt and reserve its worst case, or return why not. Call inside a transaction. ``again``: even if
+        another attempt at the request is open."""
         if self.find(request) is not None:
             return "stored"
         open_attempts = self._db.execute(
             "SELECT session FROM attempts WHERE key = ? AND outcome IS NULL", (request.key,)
         )
-        if any(self._is_alive(session) for (session,) in open_attempts.fetchall()):
+        if not again and any(self._is_alive(session) for (session,) in open_attempts.fetchall()):
             return "busy"
         reserved = worst_case(request, price)
         for rung, cap in ((None, scope.run_cap), (scope.rung, scope.rung_cap)):

@@ -10,15 +10,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
-from stepladder.ask.ledger import Grant, Ledger, Scope
+from stepladder.ask.ledger import Grant, Ledger, Refusal, Scope
 from stepladder.ask.ledger.commit import Committer
 from stepladder.ask.outcome import FINAL, Delivery, Outcome, judge
+from stepladder.ask.remote.admission import FREE
 from stepladder.ask.remote.flight import Flight, Sent
 from stepladder.ask.remote.gate import reset_wait
 from stepladder.ask.remote.jobs import Job, Jobs
 from stepladder.ask.remote.listener import NO_LISTENER, Listener
+from stepladder.ask.remote.races import Race, Races
 from stepladder.ask.remote.servers import REFRESH_SECONDS, Endpoint, Servers
 from stepladder.ask.remote.stopping import Stop
 from stepladder.ask.remote.tally import Tally, budget_error, unanswered_error
@@ -76,6 +78,7 @@ class _Call:
         self.jobs = Jobs(source, committer, self._count_stored)
         self.tasks: set[asyncio.Task[None]] = set()
         self.flight = Flight(listener.note)
+        self.races = Races()
         self.is_done = False
         self.wait_notes = WaitNotes(listener.note, time.monotonic())
         self.fatal_message: str | None = None
@@ -166,19 +169,39 @@ class _Call:
         now_seconds = time.monotonic()
         while self.jobs.ready and self.attempts_left != 0:
             request = self.jobs.ready[0].request
-            tokens = request.prompt_bound // 4 + request.max_tokens
-            waits = [(endpoint.gate.wait(tokens, now_seconds), endpoint) for endpoint in self.servers.admitted]
-            free_endpoints = [endpoint for wait, endpoint in waits if wait == 0]
-            if not free_endpoints:
-                return min((wait for wait, _ in waits if wait is not None), default=REFRESH_SECONDS)
-            endpoint = max(free_endpoints, key=lambda endpoint: endpoint.gate.limit - endpoint.gate.in_flight)
-            endpoint.gate.enter(tokens, now_seconds)
+            endpoint = self._free_endpoint(request, self.servers.admitted, now_seconds)
+            if endpoint is None:
+                waits = [endpoint.gate.wait(_tokens(request), now_seconds) for endpoint in self.servers.admitted]
+                return min((wait for wait in waits if wait is not None), default=REFRESH_SECONDS)
             if self.attempts_left is not None:
                 self.attempts_left -= 1
-            task = asyncio.create_task(self._attempt(self.jobs.ready.popleft(), endpoint, now_seconds))
-            self.tasks.add(task)
-            task.add_done_callback(self._on_task_done)
+            race = Race(self.jobs.ready.popleft(), endpoint, now_seconds)
+            self.races.add(race)
+            self._start(race, endpoint, now_seconds)
+        if self.model.price == FREE and not self.jobs.ready:
+            self._send_again(now_seconds)
         return self.jobs.seconds_until_due(now_seconds) if self.attempts_left != 0 else None
+
+    def _free_endpoint(self, request: Request, endpoints: Sequence[Endpoint], now_seconds: float) -> Endpoint | None:
+        """Of endpoints that a request may be sent to now the one with the most room."""
+        free = [endpoint for endpoint in endpoints if endpoint.gate.wait(_tokens(request), now_seconds) == 0]
+        return max(free, key=lambda endpoint: endpoint.gate.limit - endpoint.gate.in_flight, default=None)
+
+    def _send_again(self, now_seconds: float) -> None:
+        """Send what one server has had for too long to another one as well, now that nothing else is to be sent."""
+        for race in self.races.slow(now_seconds):
+            others = [endpoint for endpoint in self.servers.admitted if endpoint is not race.endpoint]
+            endpoint = self._free_endpoint(race.job.request, others, now_seconds)
+            if endpoint is None:
+                return
+            race.runners += 1
+            self._start(race, endpoint, now_seconds)
+
+    def _start(self, race: Race, endpoint: Endpoint, now_seconds: float) -> None:
+        endpoint.gate.enter(_tokens(race.job.request), now_seconds)
+        task = asyncio.create_task(self._attempt(race, endpoint, now_seconds))
+        self.tasks.add(task)
+        task.add_done_callback(self._on_task_done)
 
     def _on_task_done(self, task: asyncio.Task[None]) -> None:
         self.tasks.discard(task)
@@ -186,22 +209,19 @@ class _Call:
         if not task.cancelled() and (error := task.exception()) is not None:
             self.exception = error
 
-    async def _attempt(self, job: Job, endpoint: Endpoint, entered_at: float) -> None:
+    async def _attempt(self, race: Race, endpoint: Endpoint, entered_at: float) -> None:
         """Reserve, send, commit and settle; then act on the outcome."""
-        request, scope, price = job.request, self.scope, self.model.price
+        job, scope, price, is_second = race.job, self.scope, self.model.price, race.runners > 1
+        request = job.request
         grant = await self.committer.write(
-            lambda ledger: ledger.reserve(request, price, scope, self.model.name, endpoint.name), begins=True
+            lambda ledger: ledger.reserve(request, price, scope, self.model.name, endpoint.name, again=is_second),
+            begins=True,
         )
         if not isinstance(grant, Grant):
             endpoint.gate.cancel()
-            if grant == "over_budget":
-                self.attempts_left = 0
-                self.jobs.ready.appendleft(job)
-            elif grant == "busy":
-                self.jobs.delay(job, BUSY_WAIT_SECONDS, "requests that another process has sent")
-            else:
-                self.jobs.finish(job)
-                self._count_stored(1)
+            self.races.leave(race)
+            if not is_second:
+                self._act_on_refusal(job, grant)
             return
         self.tally.micro_dollars += grant.reserved
         sent_at = time.monotonic()
@@ -211,7 +231,7 @@ class _Call:
             connection, key = self.servers.connection(endpoint), idempotency_key(request, grant.answers_before)
             self.flight.add(grant.attempt, Sent(endpoint.name, sent_at + endpoint.timeout_seconds, grant.reserved))
             try:
-                delivery = await connection.send(request, key)
+                delivery = await race.run(connection.send(request, key))
             finally:
                 self.flight.remove(grant.attempt)
         ended_at = time.monotonic()
@@ -219,6 +239,7 @@ class _Call:
         outcome = await self.committer.write(
             lambda ledger: ledger.settle(grant, request, scope, delivery, judged, ended_at - sent_at)
         )
+        self.races.leave(race)
         self.tally.flag(self.model.name, outcome, self.listener.note)
         if outcome.charge is not None:
             self.tally.micro_dollars += outcome.charge - grant.reserved
@@ -226,22 +247,43 @@ class _Call:
             self.attempts_left += 1
         if is_withdrawn:
             endpoint.gate.cancel()
-            self.jobs.ready.appendleft(job)
-            return
-        message = outcome.message if delivery.sent else f"cannot be reached ({outcome.message})"
-        reset_seconds = reset_wait(delivery.headers, time.time())
-        endpoint.gate.leave(outcome.kind, entered_at, ended_at, outcome.retry_after, reset_seconds, message)
+        else:
+            self._judge_server(endpoint, delivery, outcome, entered_at, ended_at)
+        if race.is_won or (race.runners and outcome.response is None):
+            return  # the other attempt has brought the answer, or may still bring it
         if outcome.response is not None:
+            race.win()
+            self.races.learn(ended_at - sent_at)
             self.wait_notes.hear(ended_at)
             self.tally.answered_micro_dollars += outcome.response.micro_dollars
-        if endpoint.gate.is_exhausted:
-            self.servers.give_up(endpoint)
         if delivery.sent:
             self._act_on(job, outcome)
         else:  # which says nothing about the request
+            self.jobs.ready.appendleft(job)
+
+    def _act_on_refusal(self, job: Job, refusal: Refusal) -> None:
+        """Finish a job that the ledger does not let be sent, or return it to a queue."""
+        if refusal == "over_budget":
+            self.attempts_left = 0
+            self.jobs.ready.appendleft(job)
+        elif refusal == "busy":
+            self.jobs.delay(job, BUSY_WAIT_SECONDS, "requests that another process has sent")
+        else:
+            self.jobs.finish(job)
+            self._count_stored(1)
+
+    def _judge_server(
+        self, endpoint: Endpoint, delivery: Delivery, outcome: Outcome, entered_at: float, ended_at: float
+    ) -> None:
+        """Send a server more or less from now on, or nothing."""
+        message = outcome.message if delivery.sent else f"cannot be reached ({outcome.message})"
+        reset_seconds = reset_wait(delivery.headers, time.time())
+        endpoint.gate.leave(outcome.kind, entered_at, ended_at, outcome.retry_after, reset_seconds, message)
+        if endpoint.gate.is_exhausted:
+            self.servers.give_up(endpoint)
+        if not delivery.sent:
             endpoint.gate.shut(ended_at)
             self.servers.revoke(endpoint)
-            self.jobs.ready.appendleft(job)
 
     def _act_on(self, job: Job, outcome: Outcome) -> None:
         """Finish the job, return it to a queue, or stop the call."""
@@ -298,3 +340,8 @@ class _Call:
         if tally.failed:
             raise unanswered_error(name, tally.failed)
         return tally
+
+
+def _tokens(request: Request) -> int:
+    """The tokens of a request and its answer, at most, as limits a minute count them."""
+    return request.prompt_bound // 4 + request.max_tokens

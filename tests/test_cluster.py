@@ -1,0 +1,219 @@
+"""Servers and trainings on the nodes of a Ray cluster: several raylets on this machine, whose cards are numbers only.
+The stand-in of tests/test_serving.py is what serves."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import test_distributed
+from test_serving import is_alive, pids, script, settings, until, weights
+
+from stepladder.config import Serve, Train
+from stepladder.errors import ServeError
+from stepladder.nodes import NODE_ADDRESS, Ended, Place
+from stepladder.nodes.gang import Gang
+from stepladder.nodes.on_ray import OnRay
+from stepladder.serving.fleet import Fleet
+from stepladder.training import distributed
+
+__all__ = ["settings"]  # a fixture
+pytestmark = pytest.mark.cluster
+NODE = {"num_cpus": 2, "object_store_memory": 80 * 2**20, "include_dashboard": False}
+QUICK = {
+    "health_check_initial_delay_ms": 500, "health_check_period_ms": 500, "health_check_timeout_ms": 500,
+    "health_check_failure_threshold": 2,
+}  # fmt: skip
+"""A silent node counts as lost after seconds instead of a minute."""
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    """A head without cards, which this process is a driver of."""
+    ray = pytest.importorskip("ray")
+    from ray.cluster_utils import Cluster
+
+    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_memory_monitor_refresh_ms": "0"}
+    made = Cluster(initialize_head=True, head_node_args=NODE | {"num_cpus": 0, "_system_config": QUICK})
+    os.environ["RAY_ADDRESS"] = made.address
+    yield made
+    ray.shutdown()
+    made.shutdown()
+    del os.environ["RAY_ADDRESS"]
+
+
+@pytest.fixture
+def nodes(cluster: Any) -> Iterator[Any]:
+    """Two nodes with two cards each, by their names."""
+    added = {name: cluster.add_node(**NODE, num_gpus=2, resources={name: 1}) for name in ("first", "second")}
+    cluster.wait_for_nodes()
+    yield added
+    for node in [*cluster.worker_nodes]:
+        cluster.remove_node(node, allow_graceful=False)
+
+
+def fleet(settings: Serve, tmp_path: Path, notes: list[str] | None = None) -> Fleet:
+    said = [] if notes is None else notes
+    return Fleet(weights(tmp_path), "student", settings, tmp_path / "serve", said.append, nodes=OnRay("auto"))
+
+
+def addresses(running: Fleet) -> set[str]:
+    return set(running.addresses.read_text().split())
+
+
+def servers(settings: Serve) -> list[int]:
+    """The servers that run, without their engines."""
+    first = [int(path.read_text().split()[0]) for path in settings.environment.glob("bin/pids-*")]
+    return [pid for pid in first if is_alive(pid)]
+
+
+def test_a_command_runs_on_a_node_and_says_how_it_ended(cluster: Any, nodes: Any, tmp_path: Path) -> None:
+    os.environ["OPENAI_API_KEY"] = "paid for"
+    code = "import os; print(os.environ['CUDA_VISIBLE_DEVICES'], os.environ['{}'], os.environ['OWN']); os._exit(7)"
+    log = tmp_path / "log"
+    on_ray = OnRay("auto")
+    assert on_ray.places(1) == [Place(1)] * 4
+    assert on_ray.places(2) == [Place(2)] * 2
+    words = [sys.executable, "-uc", code.format(NODE_ADDRESS)]
+    with on_ray.running(Place(2), words, {"OWN": "x"}, log) as running:
+        until(running.poll)
+        assert running.poll() == Ended(7)
+    said = log.read_text()
+    assert said.startswith("0,1 ")
+    assert said.endswith(" x\n")
+
+
+def test_servers_stand_on_every_card_of_every_node(nodes: Any, settings: Serve, tmp_path: Path) -> None:
+    with fleet(settings, tmp_path) as running:
+        until(lambda: len(addresses(running)) == 4)
+        assert len(pids(settings)) == 8
+        cards = [psutil.Process(pid).environ()["CUDA_VISIBLE_DEVICES"] for pid in servers(settings)]
+        assert sorted(cards) == ["0", "0", "1", "1"]
+    assert not any(map(is_alive, pids(settings)))
+
+
+def test_what_is_lost_is_started_again_elsewhere_or_when_a_node_joins(
+    cluster: Any, nodes: Any, settings: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server, the actor that holds one, a node whose server ignores SIGTERM, and all nodes until another joins."""
+    (settings.environment / "bin" / "stubborn").touch()
+    notes: list[str] = []
+    with fleet(settings, tmp_path, notes) as running:
+        until(lambda: len(addresses(running)) == 4)
+        before = addresses(running)
+        os.kill(servers(settings)[0], signal.SIGKILL)
+        until(lambda: len(addresses(running) - before) == 1 and len(addresses(running)) == 4)
+        victim = servers(settings)[0]
+        held = {victim, *(child.pid for child in psutil.Process(victim).children())}
+        before = addresses(running)
+        keeper = next(parent for parent in psutil.Process(victim).parents() if parent.name().startswith("ray::"))
+        keeper.kill()
+        until(lambda: not any(map(is_alive, held)))
+        until(lambda: len(addresses(running) - before) == 1 and len(addresses(running)) == 4)
+        cluster.remove_node(nodes["first"], allow_graceful=False)
+        until(lambda: len(addresses(running)) == len(servers(settings)) == 2)
+        cluster.remove_node(nodes["second"], allow_graceful=False)
+        until(lambda: not addresses(running) and not servers(settings))
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES")  # of this machine, which the node would take for its own
+        cluster.add_node(**NODE, num_gpus=3)
+        until(lambda: len(addresses(running)) == 3)
+        assert running.failure is None
+        assert any("ended" in note for note in notes)
+        assert any("was lost" in note for note in notes)
+        assert [process.pid for process in psutil.process_iter() if process.pid in held] == []
+    assert not any(map(is_alive, pids(settings)))
+
+
+DRIVER = """
+import sys, time
+from pathlib import Path
+from stepladder.config import Serve
+from stepladder.nodes.on_ray import OnRay
+from stepladder.serving.fleet import Fleet
+settings = Serve(environment=Path(sys.argv[1]), startup=20, kv_cache_gib=0.01)
+with Fleet(Path(sys.argv[2]), "student", settings, Path(sys.argv[3]), nodes=OnRay("auto")):
+    print("ready", flush=True)
+    time.sleep(1000)
+"""
+
+
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM])
+def test_a_killed_driver_leaves_nothing_on_the_nodes(
+    nodes: Any, settings: Serve, tmp_path: Path, sent: signal.Signals
+) -> None:
+    words = [sys.executable, "-c", DRIVER, settings.environment, weights(tmp_path), tmp_path / "serve"]
+    with subprocess.Popen([*map(str, words)], stdout=subprocess.PIPE) as run:
+        assert run.stdout is not None
+        assert run.stdout.readline() == b"ready\n"
+        assert servers(settings)
+        run.send_signal(sent)
+    until(lambda: not any(map(is_alive, pids(settings))))
+
+
+def test_a_server_that_does_not_start_anywhere_says_why(nodes: Any, settings: Serve, tmp_path: Path) -> None:
+    script(settings.environment / "bin", "ValueError: no such architecture")
+    with pytest.raises(ServeError, match="did not start: ValueError: no such architecture"), fleet(settings, tmp_path):
+        pass
+
+
+def test_a_training_over_two_nodes_survives_a_killed_process(
+    cluster: Any, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It learns what two processes of one machine learn, whether it is disturbed or not."""
+    from safetensors.torch import load_file
+
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    for _ in range(2):
+        cluster.add_node(**NODE)
+    settings = Train.model_validate(test_distributed.ONE.model_dump() | {"devices": 2, "save_steps": 2})
+    notes: list[str] = []
+    gang = Gang(OnRay("auto"), 2, notes.append)
+
+    def is_rank(info: dict[str, Any]) -> bool:
+        ours = str(tmp_path / "gang" / "scratch" / "job.json") in (info["cmdline"] or ())
+        return ours and "LOCAL_RANK" in (info["environ"] or ())
+
+    killed: list[int] = []
+
+    def kill_one(step: int, *_: object) -> None:
+        if step >= 3 and not killed:
+            ranks = [process for process in psutil.process_iter(["cmdline", "environ"]) if is_rank(process.info)]
+            assert len(ranks) == 2
+            ranks[0].kill()
+            killed.append(step)
+
+    try:
+        for name, report, over in (("alone", lambda *_: None, None), ("gang", kill_one, gang)):
+            folder = tmp_path / name
+            for part in ("adapter", "scratch"):
+                (folder / part).mkdir(parents=True)
+            distributed.train(
+                settings, 5, base, test_distributed.DATA, folder / "adapter", folder / "scratch", report, over
+            )
+    finally:
+        for node in [*cluster.worker_nodes]:
+            cluster.remove_node(node, allow_graceful=False)
+    assert killed
+    (note,) = notes
+    assert "goes on from the last checkpoint" in note
+    curves = [test_distributed.curve(tmp_path / name) for name in ("alone", "gang")]
+    assert [row["step"] for row in curves[0]] == [row["step"] for row in curves[1]]
+    for row, other in zip(*curves, strict=True):
+        assert row.get("loss") == pytest.approx(other.get("loss"), abs=0.05)
+    one, two = (load_file(tmp_path / name / "adapter" / "adapter_model.safetensors") for name in ("alone", "gang"))
+    for name, tensor in one.items():
+        assert (tensor - two[name]).norm() < 0.03 * tensor.norm(), name
+
+
+def test_no_cluster_is_one_line() -> None:
+    code = "from stepladder.nodes.on_ray import OnRay; OnRay('127.0.0.1:9')"
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert "ClusterError: [cluster] address = '127.0.0.1:9': no Ray cluster answers" in done.stderr.splitlines()[-1]

@@ -1,0 +1,67 @@
+"""What a cluster needs and refuses, without one (tests/test_cluster.py has one), and that commands end with their
+supervisor."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+from made import run_file
+from test_serving import is_alive, until
+
+from stepladder.config import Cluster, load
+from stepladder.errors import ClusterError, ConfigError, MissingExtra
+from stepladder.nodes.chosen import nodes_of
+from stepladder.supervise import child_environment, supervised
+
+
+def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(MissingExtra, match=r"ray is not installed: pip install 'stepladder\[cluster\]'"):
+        nodes_of(Cluster(scheduler="ray"))
+
+
+def test_the_command_line_does_not_import_ray() -> None:
+    code = "import stepladder.cli, stepladder.nodes.chosen, stepladder.stages.flow, sys; sys.exit('ray' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_slurm_is_used_inside_a_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    with pytest.raises(ClusterError, match=r"not inside a Slurm job; start it in one, with sbatch or salloc"):
+        nodes_of(Cluster(scheduler="slurm"))
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        ('cluster = { scheduler = "kubernetes" }', "'ray' or 'slurm'"),
+        ('cluster = { scheduler = "slurm", address = "auto" }', "so leave address out"),
+        ('cluster = { scheduler = "ray", train_nodes = 2 }', r"devices = 1 cannot be divided among .* train_nodes = 2"),
+        (
+            'cluster = { scheduler = "ray", train_nodes = 2 }\n'
+            'train = { devices = 2, gradient_accumulation = 2, backend = "swift" }',
+            "needs .* backend = 'trl'",
+        ),
+    ],
+)
+def test_what_a_cluster_cannot_do_is_refused(tmp_path: Path, lines: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        load(run_file(tmp_path, lines))
+
+
+def test_what_is_supervised_ends_although_the_first_process_was_killed(tmp_path: Path) -> None:
+    """Ray's workers kill their children as they end, and nothing below them."""
+    words = [sys.executable, "-c", "import signal; signal.signal(15, signal.SIG_IGN); signal.pause()"]
+    with supervised(words, tmp_path / "log", child_environment()) as child:
+        first = psutil.Process(child.pid)
+        until(lambda: len(first.children(recursive=True)) == 2)
+        below = [process.pid for process in first.children(recursive=True)]
+        os.kill(child.pid, signal.SIGKILL)
+        assert all(map(is_alive, below))
+    until(lambda: not any(map(is_alive, below)))

@@ -1,0 +1,105 @@
+"""Servers as steps of a Slurm job: a real slurmctld and a real slurmd on this machine, one node with two cards that are
+only numbers. The stand-in of tests/test_serving.py is what runs on it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from test_serving import is_alive, pids, settings, until, weights
+
+from stepladder.config import Serve
+from stepladder.serving.probe import free_port
+
+__all__ = ["settings"]  # a fixture
+pytestmark = pytest.mark.cluster
+CONTROLLER, DAEMON = "/usr/sbin/slurmctld", "/usr/sbin/slurmd"
+CONFIGURATION = """
+ClusterName=test
+SlurmctldHost={host}(127.0.0.1)
+SlurmctldPort={control_port}
+SlurmdPort={node_port}
+SlurmUser=root
+SlurmdUser=root
+AuthType=auth/none
+CredType=cred/none
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core
+GresTypes=gpu
+MpiDefault=none
+ReturnToService=2
+KillWait=3
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd.pid
+SlurmctldLogFile={folder}/slurmctld.log
+SlurmdLogFile={folder}/slurmd.log
+NodeName={host} NodeAddr=127.0.0.1 CPUs={cores} Gres=gpu:2 State=UNKNOWN
+PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
+"""
+JOB = """#!/bin/sh
+#SBATCH --nodes=1 --gres=gpu:2 --exclusive
+exec "$PYTHON" -c "$DRIVER" "$@"
+"""
+DRIVER = """
+import sys, time
+from pathlib import Path
+from stepladder.config import Serve
+from stepladder.nodes.on_slurm import OnSlurm
+from stepladder.serving.fleet import Fleet
+settings = Serve(environment=Path(sys.argv[1]), startup=60, kv_cache_gib=0.01)
+with Fleet(Path(sys.argv[2]), "student", settings, Path(sys.argv[3]), note=print, nodes=OnSlurm()) as fleet:
+    while not Path(sys.argv[3], "enough").exists():
+        time.sleep(0.1)
+"""
+
+
+@pytest.fixture(scope="module")
+def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """The environment of Slurm's commands, with its daemons running."""
+    if not (Path(CONTROLLER).exists() and os.geteuid() == 0):
+        pytest.skip("needs Slurm (Debian: slurm-wlm) and root")
+    folder = tmp_path_factory.mktemp("slurm")
+    for name in ("state", "spool"):
+        (folder / name).mkdir()
+    ports = {name: free_port("127.0.0.1") for name in ("control_port", "node_port")}
+    words = CONFIGURATION.format(host=socket.gethostname(), folder=folder, cores=os.cpu_count(), **ports)
+    (folder / "slurm.conf").write_text(words)
+    (folder / "gres.conf").write_text("Name=gpu File=/dev/tty[0-1]\n")
+    environment = os.environ | {"SLURM_CONF": str(folder / "slurm.conf"), "PYTHON": sys.executable, "DRIVER": DRIVER}
+    daemons = [subprocess.Popen([program, "-D"], env=environment) for program in (CONTROLLER, DAEMON)]
+    try:
+        until(lambda: b"idle" in subprocess.check_output(["/usr/bin/sinfo", "-h"], env=environment))
+        yield environment
+    finally:
+        for daemon in daemons:
+            daemon.terminate()
+            daemon.wait()
+
+
+def test_servers_are_steps_of_the_job_and_end_with_it(slurm: dict[str, str], settings: Serve, tmp_path: Path) -> None:
+    job, folder, out = tmp_path / "job.sh", tmp_path / "serve", tmp_path / "out"
+    job.write_text(JOB)
+    words = ["/usr/bin/sbatch", "--parsable", f"--output={out}", job, settings.environment, weights(tmp_path), folder]
+    number = subprocess.run([*map(str, words)], env=slurm, check=True, capture_output=True, text=True).stdout.strip()
+
+    def addresses() -> list[str]:
+        listed = folder / "addresses.txt"
+        return listed.read_text().split() if listed.exists() else []
+
+    until(lambda: len(addresses()) == 2)
+    assert sum(map(is_alive, pids(settings))) == 4  # two servers and their engines
+    before = addresses()
+    os.kill(pids(settings)[0], signal.SIGKILL)
+    until(lambda: len(addresses()) == 2 and addresses() != before)
+    subprocess.run(["/usr/bin/scancel", number], env=slurm, check=True)
+    until(lambda: not any(map(is_alive, pids(settings))))
