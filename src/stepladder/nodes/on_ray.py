@@ -96,7 +96,7 @@ class OnRay:
             _check_reachable(address)
             handler = signal.getsignal(signal.SIGTERM)
             try:
-                ray.init(address=address, log_to_driver=False, logging_level="ERROR", configure_logging=True)
+                ray.init(address=address, log_to_driver=False, logging_level="ERROR")
             except (ConnectionError, RuntimeError, ValueError, OSError) as error:
                 raise _no_cluster(address, error) from None
             if threading.current_thread() is threading.main_thread():

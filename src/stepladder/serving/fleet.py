@@ -27,6 +27,8 @@ from stepladder.workspace import refuse_link, write_atomic
 
 MAX_RESTARTS = 3
 """Of a server that had been healthy."""
+MAX_LOSSES = 10
+"""Starts of a server in a row that ended with its node before it was healthy."""
 MAX_PORT_TRIES = 5
 """Starts on another port: another process may take a port between the check and the start."""
 JOIN_SECONDS = 2.0
@@ -78,7 +80,7 @@ class Fleet:
         self.failure: str | None = None
         """Why a server was given up, or None; on a cluster, why the last one was."""
         self._urls: dict[int, str] = {}
-        self._changed = threading.Condition()
+        self._changed = threading.Condition()  # its lock may be taken twice by one thread
         self._closing = threading.Event()
         self._stop = stop or self._closing
         self._threads: list[threading.Thread] = []
@@ -92,6 +94,8 @@ class Fleet:
         refuse_link(self._folder)
         self._folder.mkdir(parents=True, exist_ok=True)
         write_atomic(self.addresses, "")
+        if not places:
+            self._note("no node of the cluster has room for a server yet; waiting for one")
         for place in places:
             self._start(place)
         if self._nodes.is_elastic:
@@ -136,7 +140,14 @@ class Fleet:
         self._started += 1
 
     def _run(self, work: Callable[..., None], *arguments: object) -> None:
-        thread = threading.Thread(target=work, args=arguments, daemon=True)
+        def run() -> None:
+            try:
+                work(*arguments)
+            except Exception as error:
+                self._fail(f"the vLLM servers of {self._weights} are no longer watched ({error})")
+                raise
+
+        thread = threading.Thread(target=run, daemon=True)
         thread.start()
         self._threads.append(thread)
 
@@ -151,7 +162,7 @@ class Fleet:
         """Start a server, and again whenever it ends, until the fleet is closed or the server is given up."""
         job = Job(weights=self._weights.absolute(), name=self._name, serve=self._settings, cards=place.cards)
         environment = {KEY_VARIABLE: self.key}
-        restarts = ports_taken = 0
+        restarts = losses = ports_taken = 0
         while not self._is_over:
             offset = log.stat().st_size if log.exists() else 0
             with self._nodes.running(place, command(job), environment, log) as running:
@@ -161,7 +172,8 @@ class Fleet:
             said = news(_since(log, offset), self.key)
             reason, kind = _failure_reason(log, offset, self._settings)
             reason = ended.reason or (said.failure if said and said.failure else reason)
-            if ended.code is None:
+            losses = 0 if url else losses + 1
+            if ended.code is None and losses <= MAX_LOSSES:
                 self._note(f"a server of {self._name} was lost ({reason}) and is started again")
                 self._closing.wait(JOIN_SECONDS)
             elif url is not None and restarts < MAX_RESTARTS:
@@ -200,6 +212,11 @@ class Fleet:
             if self._nodes.is_elastic and self._given_up < self._started:
                 self._note(f"{reason}; the others go on without it")
                 return
+            self._fail(reason)
+
+    def _fail(self, reason: str) -> None:
+        """Let whoever asks or waits for servers end with this reason."""
+        with self._changed:
             # Clients wait while the file is empty; with an address where nobody listens, they fail.
             self._write_addresses(self._urls.values() or [f"http://{THIS_MACHINE}:{free_port(THIS_MACHINE)}/v1"])
             self.failure = reason  # last, since it is read without the lock

@@ -56,7 +56,9 @@ def build(context: Context, part: str | None, folder: Path) -> None:
         trained_on = merging.adopt_adapter(models.locate_adapter(finished), base, folder)
         context.progress.say(f"adapter/{part}: {finished}, by its own words of {trained_on or 'an unnamed base'}")
         return
-    _check_cards(context, base)
+    gang = _gang(context)
+    if gang is None:
+        _check_cards(context, base)
     trainset = context.input("trainset", part)
     template.check(models.load_tokenizer(base), trainset)
     examples = records.read(trainset / "train.jsonl", Example)
@@ -74,7 +76,7 @@ def build(context: Context, part: str | None, folder: Path) -> None:
         data = Data(examples, _held_out(context, part, questions), exam)
     scratch = artifact(context, part).scratch(models.dtype_name(settings.dtype))
     if settings.backend == "trl" and settings.devices > 1:
-        distributed.train(settings, seed, base, data, folder, scratch, report, _gang(context))
+        distributed.train(settings, seed, base, data, folder, scratch, report, gang)
     else:
         train = swift.train if settings.backend == "swift" else trl.train
         train(settings, seed, base, data, folder, scratch, report)

@@ -144,7 +144,8 @@ def check_kernels(context: Context) -> None:
         ServeError: it cannot; nothing has been run.
     """
     config = context.config
-    if config.predict.engine == "vllm" and not config.serve.base_url and not cards.visible_cards():
+    is_here = config.predict.engine == "vllm" and not config.serve.base_url and config.cluster is None
+    if is_here and not cards.visible_cards():
         vllm.check_kernels(None)
 
 
