@@ -43,7 +43,7 @@ from stepladder.records import Question
 from stepladder.serving import fleet as fleets
 from stepladder.serving.cards import visible_cards
 from stepladder.serving.fleet import Fleet
-from stepladder.serving.server import Job
+from stepladder.serving.server import ServerJob
 from stepladder.serving.vllm import CPU_BLOCK_TOKENS, MAX_BATCHED_TOKENS, server_environment
 from stepladder.supervise import child_environment
 
@@ -156,11 +156,11 @@ import sys
 from stepladder.serving import server
 made = server.server_command
 server.server_command = lambda *words: [word for word in made(*words) if word != "--disable-log-stats"]
-sys.exit(server.run(server.Job.model_validate_json(sys.argv[1])))
+sys.exit(server.run(server.ServerJob.model_validate_json(sys.argv[1])))
 """
 
 
-def counting(job: Job) -> list[str]:
+def counting(job: ServerJob) -> list[str]:
     """The command of a server that counts what its cache gives."""
     return [sys.executable, "-c", COUNTING, job.model_dump_json()]
 

@@ -18,7 +18,7 @@ from test_serving import is_alive, pids, script, settings, until, weights
 
 from stepladder.config import Serve, Train
 from stepladder.errors import ServeError
-from stepladder.nodes import NODE_ADDRESS, Ended, Place
+from stepladder.nodes import NODE_ADDRESS, Ended, Slot
 from stepladder.nodes.gang import Gang
 from stepladder.nodes.on_ray import OnRay
 from stepladder.serving.fleet import Fleet
@@ -79,10 +79,10 @@ def test_a_command_runs_on_a_node_and_says_how_it_ended(cluster: Any, nodes: Any
     code = "import os; print(os.environ['CUDA_VISIBLE_DEVICES'], os.environ['{}'], os.environ['OWN']); os._exit(7)"
     log = tmp_path / "log"
     on_ray = OnRay("auto")
-    assert on_ray.places(1) == [Place(1)] * 4
-    assert on_ray.places(2) == [Place(2)] * 2
+    assert on_ray.slots(1) == [Slot(1)] * 4
+    assert on_ray.slots(2) == [Slot(2)] * 2
     words = [sys.executable, "-uc", code.format(NODE_ADDRESS)]
-    with on_ray.running(Place(2), words, {"OWN": "x"}, log) as running:
+    with on_ray.running(Slot(2), words, {"OWN": "x"}, log) as running:
         until(running.poll)
         assert running.poll() == Ended(7)
     said = log.read_text()

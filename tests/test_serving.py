@@ -108,7 +108,7 @@ ALTERED = """
 import sys
 from stepladder.serving import server
 {change}
-sys.exit(server.run(server.Job.model_validate_json(sys.argv[1])))
+sys.exit(server.run(server.ServerJob.model_validate_json(sys.argv[1])))
 """
 """A server's process of which something is changed."""
 

@@ -17,7 +17,7 @@ THIS_MACHINE = "127.0.0.1"
 """That address where there are no other nodes."""
 
 
-class Place(NamedTuple):
+class Slot(NamedTuple):
     """Room for one command."""
 
     cards: int = 0
@@ -53,18 +53,18 @@ class Nodes(Protocol):
     def is_elastic(self) -> bool:
         """Whether nodes may leave and others join, as on a cluster."""
 
-    def places(self, cards: int) -> Sequence[Place]:
+    def slots(self, cards: int) -> Sequence[Slot]:
         """Room for commands with so many cards each, which is more when nodes join. On nodes without any card: one
-        place a node."""
+        slot a node."""
 
     def running(
-        self, place: Place, command: Sequence[str], environment: Mapping[str, str], log: Path
+        self, slot: Slot, command: Sequence[str], environment: Mapping[str, str], log: Path
     ) -> AbstractContextManager[Running]:
-        """Run a command in a place, once there is room. When the block ends, so do the command and all processes it
+        """Run a command in a slot, once there is room. When the block ends, so do the command and all processes it
         started.
 
         Args:
-            place: one of :meth:`places`, or of :meth:`ManyNodes.apart`.
+            slot: one of :meth:`slots`, or of :meth:`ManyNodes.apart`.
             command: the program, by its path on the node, and its arguments.
             environment: variables beside those that programs of others are given (``supervise.child_environment``);
                 :data:`NODE_ADDRESS` is added.
@@ -75,7 +75,7 @@ class Nodes(Protocol):
 class ManyNodes(Nodes, Protocol):
     """The nodes of a cluster."""
 
-    def apart(self, count: int, cards: int) -> AbstractContextManager[Sequence[Place]]:
+    def apart(self, count: int, cards: int) -> AbstractContextManager[Sequence[Slot]]:
         """Room for so many commands at once, with so many cards each, on nodes of their own. It is waited for.
 
         Raises:

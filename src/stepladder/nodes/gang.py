@@ -45,12 +45,12 @@ class Gang(NamedTuple):
             command: the command line of one of them.
             logs: a file for the output of each.
         """
-        with self.nodes.apart(self.size, cards) as places, ExitStack() as stack:
+        with self.nodes.apart(self.size, cards) as slots, ExitStack() as stack:
             port = random.choice(PORTS)
             started = []
-            for rank, (place, log) in enumerate(zip(places, logs, strict=True)):
-                words = command(Meeting(rank, self.size, places[0].address, port))
-                started.append(stack.enter_context(self.nodes.running(place, words, {}, log)))
+            for rank, (slot, log) in enumerate(zip(slots, logs, strict=True)):
+                words = command(Meeting(rank, self.size, slots[0].address, port))
+                started.append(stack.enter_context(self.nodes.running(slot, words, {}, log)))
             return _until_ended(started, watch)
 
 

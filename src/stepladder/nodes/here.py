@@ -7,7 +7,7 @@ import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from stepladder.nodes import NODE_ADDRESS, THIS_MACHINE, Ended, Place
+from stepladder.nodes import NODE_ADDRESS, THIS_MACHINE, Ended, Slot
 from stepladder.supervise import child_environment, supervised
 
 
@@ -24,19 +24,19 @@ class Here:
     def __init__(self, share_out: Callable[[int], Sequence[tuple[str, ...]]]) -> None:
         self._share_out = share_out
 
-    def places(self, cards: int) -> list[Place]:
-        return [Place(len(names), names) for names in self._share_out(cards)]
+    def slots(self, cards: int) -> list[Slot]:
+        return [Slot(len(names), names) for names in self._share_out(cards)]
 
     @contextlib.contextmanager
     def running(
-        self, place: Place, command: Sequence[str], environment: Mapping[str, str], log: Path
+        self, slot: Slot, command: Sequence[str], environment: Mapping[str, str], log: Path
     ) -> Iterator[RunningHere]:
         own = child_environment()
-        if place.names:
+        if slot.names:
             if "CUDA_VISIBLE_DEVICES" not in own:  # then the cards' numbers are the driver's
                 own["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
             own.pop("HIP_VISIBLE_DEVICES", None)  # under ROCm programs take either name, and not two answers
-            own["CUDA_VISIBLE_DEVICES"] = ",".join(place.names)
+            own["CUDA_VISIBLE_DEVICES"] = ",".join(slot.names)
         with supervised(command, log, own | {NODE_ADDRESS: THIS_MACHINE, **environment}) as child:
             yield RunningHere(child)
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import stepladder
 from stepladder.errors import ClusterError, MissingExtra
-from stepladder.nodes import NODE_ADDRESS, Ended, Place
+from stepladder.nodes import NODE_ADDRESS, Ended, Slot
 from stepladder.supervise import child_environment, open_log, supervised
 
 FOLLOW_SECONDS = 1.0
@@ -103,14 +103,14 @@ class OnRay:
                 signal.signal(signal.SIGTERM, handler)  # ray.init puts its own there
         self._keeper = ray.remote(max_restarts=0, max_task_retries=0, max_concurrency=2)(Keeper)
 
-    def places(self, cards: int) -> list[Place]:
+    def slots(self, cards: int) -> list[Slot]:
         resources = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
         if any(resource.get("GPU") for resource in resources):
-            return [Place(cards)] * sum(int(resource.get("GPU", 0)) // cards for resource in resources)
-        return [Place()] * sum(resource.get("CPU", 0) >= 1 for resource in resources)
+            return [Slot(cards)] * sum(int(resource.get("GPU", 0)) // cards for resource in resources)
+        return [Slot()] * sum(resource.get("CPU", 0) >= 1 for resource in resources)
 
     @contextlib.contextmanager
-    def apart(self, count: int, cards: int) -> Iterator[list[Place]]:
+    def apart(self, count: int, cards: int) -> Iterator[list[Slot]]:
         from ray.util.placement_group import placement_group, placement_group_table, remove_placement_group
 
         bundle = {"CPU": 1} | ({"GPU": cards} if cards else {})
@@ -121,20 +121,20 @@ class OnRay:
                 raise ClusterError(f"[cluster] train_nodes = {count}: there were not {wanted} for {ROOM_SECONDS:g} s")
             addresses = {node["NodeID"]: node["NodeManagerAddress"] for node in self._ray.nodes()}
             node_of = placement_group_table(group)["bundles_to_node_id"]
-            yield [Place(cards, node=(group, index), address=addresses[node_of[index]]) for index in range(count)]
+            yield [Slot(cards, node=(group, index), address=addresses[node_of[index]]) for index in range(count)]
         finally:
             remove_placement_group(group)
 
     @contextlib.contextmanager
     def running(
-        self, place: Place, command: Sequence[str], environment: Mapping[str, str], log: Path
+        self, slot: Slot, command: Sequence[str], environment: Mapping[str, str], log: Path
     ) -> Iterator[RunningOnRay]:
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-        where = "SPREAD" if place.node is None else PlacementGroupSchedulingStrategy(*place.node)
-        cores = 0 if place.cards and place.node is None else 1  # it is cards that servers are short of
-        keeper = self._keeper.options(num_cpus=cores, num_gpus=place.cards, scheduling_strategy=where).remote()
-        own = {**environment} if place.cards else {**environment, "CUDA_VISIBLE_DEVICES": ""}
+        where = "SPREAD" if slot.node is None else PlacementGroupSchedulingStrategy(*slot.node)
+        cores = 0 if slot.cards and slot.node is None else 1  # it is cards that servers are short of
+        keeper = self._keeper.options(num_cpus=cores, num_gpus=slot.cards, scheduling_strategy=where).remote()
+        own = {**environment} if slot.cards else {**environment, "CUDA_VISIBLE_DEVICES": ""}
         running = RunningOnRay(self._ray, keeper, [*command], own, log)
         try:
             yield running

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from stepladder.errors import ClusterError
-from stepladder.nodes import NODE_ADDRESS, Ended, Place
+from stepladder.nodes import NODE_ADDRESS, Ended, Slot
 from stepladder.supervise import child_environment, open_log
 
 STOP_SECONDS = 15.0
@@ -42,13 +42,13 @@ class OnSlurm:
         self._cards = int(os.environ.get("SLURM_GPUS_ON_NODE") or 0)
         self._cores = int(os.environ["SLURM_CPUS_ON_NODE"])
 
-    def places(self, cards: int) -> list[Place]:
+    def slots(self, cards: int) -> list[Slot]:
         if not self._cards:
-            return [Place()] * self._nodes
-        return [Place(cards)] * (self._nodes * (self._cards // cards))
+            return [Slot()] * self._nodes
+        return [Slot(cards)] * (self._nodes * (self._cards // cards))
 
     @contextlib.contextmanager
-    def apart(self, count: int, cards: int) -> Iterator[list[Place]]:
+    def apart(self, count: int, cards: int) -> Iterator[list[Slot]]:
         listed = ["scontrol", "show", "hostnames", os.environ["SLURM_JOB_NODELIST"]]
         names = subprocess.run(listed, check=True, capture_output=True, text=True).stdout.split()  # noqa: S603
         if count > len(names) or cards > self._cards:
@@ -56,18 +56,18 @@ class OnSlurm:
                 f"[cluster] train_nodes = {count}: the job has {len(names)} nodes with {self._cards} cards each; ask "
                 "for more in its batch file"
             )
-        yield [Place(cards, node=name, address=socket.gethostbyname(name)) for name in names[:count]]
+        yield [Slot(cards, node=name, address=socket.gethostbyname(name)) for name in names[:count]]
 
     @contextlib.contextmanager
     def running(
-        self, place: Place, command: Sequence[str], environment: Mapping[str, str], log: Path
+        self, slot: Slot, command: Sequence[str], environment: Mapping[str, str], log: Path
     ) -> Iterator[RunningStep]:
-        cores = self._cores // max(1, self._cards // place.cards) if place.cards else self._cores
+        cores = self._cores // max(1, self._cards // slot.cards) if slot.cards else self._cores
         step = ["srun", "--nodes=1", "--ntasks=1", "--exact", "--mem=0", f"--cpus-per-task={cores}", "--unbuffered"]
-        if place.cards:
-            step.append(f"--gres=gpu:{place.cards}")
-        if place.node is not None:
-            step.append(f"--nodelist={place.node}")
+        if slot.cards:
+            step.append(f"--gres=gpu:{slot.cards}")
+        if slot.node is not None:
+            step.append(f"--nodelist={slot.node}")
         own = {name: value for name, value in os.environ.items() if name.startswith("SLURM_")}
         with open_log(log) as file:
             child = subprocess.Popen(  # noqa: S603

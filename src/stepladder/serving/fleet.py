@@ -17,11 +17,11 @@ from pathlib import Path
 from stepladder.config import Serve
 from stepladder.errors import ServeError
 from stepladder.models.files import refuse_code
-from stepladder.nodes import THIS_MACHINE, Ended, Nodes, Place, Running
+from stepladder.nodes import THIS_MACHINE, Ended, Nodes, Running, Slot
 from stepladder.nodes.here import Here
 from stepladder.serving.cards import cards_by_server, taken
 from stepladder.serving.probe import free_port
-from stepladder.serving.server import POLL_SECONDS, Job, command, news
+from stepladder.serving.server import POLL_SECONDS, ServerJob, command, news
 from stepladder.serving.vllm import KEY_VARIABLE, program
 from stepladder.workspace import refuse_link, write_atomic
 
@@ -90,17 +90,17 @@ class Fleet:
         if not program(self._settings).is_file():
             raise ServeError(f"[serve] environment {self._settings.environment}: no vllm in it; run 'make serve-env'")
         refuse_code(self._weights, "vLLM")
-        places = self._nodes.places(self._settings.tensor_parallel)
+        slots = self._nodes.slots(self._settings.tensor_parallel)
         refuse_link(self._folder)
         self._folder.mkdir(parents=True, exist_ok=True)
         write_atomic(self.addresses, "")
-        if not places:
+        if not slots:
             self._note("no node of the cluster has room for a server yet; waiting for one")
-        for place in places:
-            self._start(place)
+        for slot in slots:
+            self._start(slot)
         if self._nodes.is_elastic:
             self._run(self._welcome)
-        needed = 1 if self._nodes.is_elastic else len(places)
+        needed = 1 if self._nodes.is_elastic else len(slots)
         try:
             with self._changed:
                 while len(self._urls) < needed and self.failure is None and not self._is_over:
@@ -134,9 +134,9 @@ class Fleet:
             self._note(f"{line}, so it is left out")
         return groups
 
-    def _start(self, place: Place) -> None:
+    def _start(self, slot: Slot) -> None:
         """Keep one more server running."""
-        self._run(self._keep_running, place, self._folder / f"server-{self._started}.log")
+        self._run(self._keep_running, slot, self._folder / f"server-{self._started}.log")
         self._started += 1
 
     def _run(self, work: Callable[..., None], *arguments: object) -> None:
@@ -155,17 +155,17 @@ class Fleet:
         """Keep as many servers running as nodes have room for, more when nodes join. Those of a node that is lost wait
         for another one."""
         while not self._closing.wait(JOIN_SECONDS) and not self._is_over:
-            for place in self._nodes.places(self._settings.tensor_parallel)[self._started :]:
-                self._start(place)
+            for slot in self._nodes.slots(self._settings.tensor_parallel)[self._started :]:
+                self._start(slot)
 
-    def _keep_running(self, place: Place, log: Path) -> None:
+    def _keep_running(self, slot: Slot, log: Path) -> None:
         """Start a server, and again whenever it ends, until the fleet is closed or the server is given up."""
-        job = Job(weights=self._weights.absolute(), name=self._name, serve=self._settings, cards=place.cards)
+        job = ServerJob(weights=self._weights.absolute(), name=self._name, serve=self._settings, cards=slot.cards)
         environment = {KEY_VARIABLE: self.key}
         restarts = losses = ports_taken = 0
         while not self._is_over:
             offset = log.stat().st_size if log.exists() else 0
-            with self._nodes.running(place, command(job), environment, log) as running:
+            with self._nodes.running(slot, command(job), environment, log) as running:
                 ended, url = self._watch(running, log, offset)
             if self._is_over:
                 return

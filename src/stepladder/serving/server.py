@@ -32,7 +32,7 @@ POLL_SECONDS = 0.3
 """Between two checks of a server."""
 
 
-class Job(Record):
+class ServerJob(Record):
     """A server that is to run."""
 
     weights: Path
@@ -52,7 +52,7 @@ class News(Record):
     """Why it is not used."""
 
 
-def command(job: Job) -> list[str]:
+def command(job: ServerJob) -> list[str]:
     """The command line of a server's process."""
     return [sys.executable, "-m", "stepladder.serving.server", job.model_dump_json()]
 
@@ -67,7 +67,7 @@ def _mark(key: str) -> str:
     return f"stepladder {hashlib.sha256(key.encode()).hexdigest()}: "
 
 
-def run(job: Job) -> int:
+def run(job: ServerJob) -> int:
     """Run a server until it ends; returns its exit code."""
     key, address = os.environ[KEY_VARIABLE], os.environ[NODE_ADDRESS]
 
@@ -105,4 +105,4 @@ def run(job: Job) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run(Job.model_validate_json(sys.argv[1])))
+    sys.exit(run(ServerJob.model_validate_json(sys.argv[1])))

@@ -117,7 +117,7 @@ def _run_gang(gang: Gang, settings: Train, job: Path, log: Path, progress: _Prog
         return _torchrun(each, job, *where, *master)
 
     logs = [log, *(log.with_name(f"torchrun-{rank}.log") for rank in range(1, gang.size))]
-    has_cards = any(place.cards for place in gang.nodes.places(1))
+    has_cards = any(slot.cards for slot in gang.nodes.slots(1))
     return gang.run(each if has_cards else 0, command, logs, progress.read).code
 
 
