@@ -15,14 +15,14 @@ from made import run_file
 from test_serving import is_alive, until
 
 from stepladder.config import Cluster, load
-from stepladder.errors import ClusterError, ConfigError, MissingExtra
+from stepladder.errors import ClusterError, ConfigError
 from stepladder.nodes.chosen import nodes_of
 from stepladder.supervise import child_environment, supervised
 
 
 def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(MissingExtra, match=r"ray is not installed: pip install 'stepladder\[cluster\]'"):
+    with pytest.raises(ClusterError, match=r"Ray is not installed: pip install 'stepladder\[cluster\]'$"):
         nodes_of(Cluster(scheduler="ray"))
 
 

@@ -13,6 +13,5 @@ def nodes_of(cluster: Cluster) -> ManyNodes:
 
     Raises:
         ClusterError: they cannot be used.
-        MissingExtra: Ray is not installed.
     """
     return OnSlurm() if cluster.scheduler == "slurm" else OnRay(cluster.address)

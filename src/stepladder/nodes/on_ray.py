@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import stepladder
-from stepladder.errors import ClusterError, MissingExtra
+from stepladder.errors import ClusterError
 from stepladder.nodes import NODE_ADDRESS, Ended, Slot
 from stepladder.supervise import child_environment, open_log, supervised
 
@@ -79,8 +79,7 @@ class OnRay:
         address: of the cluster, as ``ray.init`` takes it. This process must run on one of its nodes.
 
     Raises:
-        MissingExtra: Ray is not installed.
-        ClusterError: there is no cluster, or another version of Ray or Python runs it.
+        ClusterError: Ray is not installed, there is no cluster, or another version of Ray or Python runs it.
     """
 
     is_elastic = True
@@ -90,7 +89,9 @@ class OnRay:
         try:
             import ray
         except ImportError:
-            raise MissingExtra("ray", "'stepladder[cluster]'") from None
+            raise ClusterError(
+                "[cluster] scheduler = 'ray', but Ray is not installed: pip install 'stepladder[cluster]'"
+            ) from None
         self._ray: Any = ray
         if not ray.is_initialized():
             _check_reachable(address)
