@@ -76,7 +76,7 @@ def test_a_model_folder_answers_through_vllm_as_it_does_in_this_process(
     shutil.copytree(models.locate(models.BUNDLED), folder)
     table = {
         "name": "r", "language": "en", "questions": {"train": "t"}, "member": [{"name": "a"}],
-        "rung": [{"name": "w", "kind": "worked"}], "predict": {"max_tokens": 24},
+        "rung": [{"name": "w", "kind": "worked"}], "predict": {"max_tokens": 24, "dtype": SERVE.dtype},
     }  # fmt: skip
     write_settings(Config.model_validate(table), folder)
     asked = tmp_path / "questions.jsonl"
