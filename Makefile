@@ -57,7 +57,7 @@ check-environments: setup
 test-swift: setup swift
 	$(VENV)/bin/python -m pytest -m swift tests/test_swift.py tests/test_hubs.py
 
-# Five minutes more: servers and trainings on the nodes of a Ray cluster (all on this machine), and in the steps of a
+# Three minutes more: servers and trainings on the nodes of a Ray cluster (all on this machine), and in the steps of a
 # Slurm job where Slurm is installed (Debian: slurm-wlm) and this is root.
 test-cluster: setup
 	$(VENV)/bin/python -m pip install --quiet --prefer-binary -c constraints/train.txt -e '.[cluster]'

@@ -26,13 +26,12 @@ from stepladder.models import template
 from stepladder.nodes.chosen import nodes_of
 from stepladder.progress import Lane, Progress
 from stepladder.serving.fleet import Fleet
+from stepladder.serving.vllm import KEY_VARIABLE
 from stepladder.workspace import canonical
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-SERVE_KEY_VARIABLE = "VLLM_API_KEY"
-"""Environment variable with the key of servers under ``[serve] base_url``, if they want one, as vLLM's own."""
 QUEUED_BATCHES = 4
 """Batches of a server's that are in flight at once: so that it never waits for this process between two answers."""
 ANSWER_TIMEOUT_SECONDS = 12 * 3600.0
@@ -200,7 +199,7 @@ class FolderClient:
         is loaded and a process that sends is started."""
         fields: dict[str, Any] = {"engine": "openai", "model": self._serve.model, "path": str(weights), "price": FREE}
         if self._serve.base_url:
-            variable = SERVE_KEY_VARIABLE if os.environ.get(SERVE_KEY_VARIABLE) else None
+            variable = KEY_VARIABLE if os.environ.get(KEY_VARIABLE) else None
             model = Model(base_url=self._serve.base_url, api_key_env=variable, **fields)
             return model, self._checked_tokenizer(weights)
         if self._fleet is None or self._weights != weights:

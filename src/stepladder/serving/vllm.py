@@ -19,7 +19,7 @@ from stepladder.models.free_memory import free_on_host
 from stepladder.workspace import write_atomic
 
 KEY_VARIABLE = "VLLM_API_KEY"
-"""Environment variable with the key that a server wants."""
+"""Environment variable with the key that a server wants, one that was started or one under ``[serve] base_url``."""
 MAX_BATCHED_TOKENS = 4096
 """Tokens of a forward pass. vLLM's default, 2,048 on most cards, favours latency over throughput. The memory they take
 is part of ``memory.SERVER_BYTES``."""

@@ -124,7 +124,7 @@ class LengthGroupedSampler:
         return len(self.lengths) + self.blanks
 
     def set_epoch(self, epoch: int) -> None:
-        """Called by the data loader before each epoch, with its number."""
+        """Called before each epoch, with its number: by the data loader, and by trl.py where that does not."""
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[int]:
