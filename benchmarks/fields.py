@@ -35,6 +35,7 @@ LADDER = (
 )
 """The recorded models as rungs, the cheapest first."""
 STRONG = ("Qwen2-72B-Instruct", "DeepSeek-Coder-V2-Instruct", "Meta-Llama-3.1-405B-Instruct-FP8")
+EVERYONE = tuple(model for rung in LADDER for model in rung)
 
 
 class Row(NamedTuple):
@@ -96,6 +97,7 @@ CONTEST_ROWS = {
     "brief": Row(SHORT | {"max_chain": 128}, SMALL_STEPS, STRONG),
     "chains-4": Row(SHORT | {"chains": 4, "max_chain": 160}, SMALL_STEPS, STRONG),
     "chains-4-letters": Row(SHORT | {"chains": 4, "max_chain": 160}, SMALL_STEPS, STRONG, letters=True),
+    "together": Row(SHORT | {"chains": 2, "max_chain": 200}, SMALL_STEPS, EVERYONE, letters=True),
     "letters": Row({"learns": "letters"}, SMALL_STEPS),
     "letters-orders": Row({"learns": "letters", "orders": 3}, SMALL_STEPS),
     "unpacked": Row({"clean": False, "chains": 1}, {"packing": False}),

@@ -25,7 +25,7 @@ FLOORS = (
     ("training", "answering"),
     ("serving",),
     ("forecast",),
-    ("ask", "reporting"),
+    ("ask", "reporting", "shards"),
     ("context",),
     ("models", "mcq", "ensembling", "closedworld", "nodes"),
     ("config",),

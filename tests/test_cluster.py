@@ -1,19 +1,22 @@
-"""Servers and trainings on the nodes of a Ray cluster: several raylets on this machine, whose cards are numbers only.
-The stand-in of tests/test_serving.py is what serves."""
+"""Servers, trainings and pieces of files on the nodes of a Ray cluster: several raylets on this machine, whose cards
+are numbers only. The stand-in of tests/test_serving.py is what serves."""
 
 from __future__ import annotations
 
 import os
+import random
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 import test_distributed
+import test_shards
+from test_questions import Stage, stage
 from test_serving import is_alive, pids, script, settings, until, weights
 
 from stepladder.config import Serve, Train
@@ -22,9 +25,10 @@ from stepladder.nodes import NODE_ADDRESS, Ended, Slot
 from stepladder.nodes.gang import Gang
 from stepladder.nodes.on_ray import OnRay
 from stepladder.serving.fleet import Fleet
+from stepladder.stages import questions
 from stepladder.training import distributed
 
-__all__ = ["settings"]  # a fixture
+__all__ = ["settings", "stage"]  # fixtures
 pytestmark = pytest.mark.cluster
 NODE = {"num_cpus": 2, "object_store_memory": 80 * 2**20, "include_dashboard": False}
 QUICK = {
@@ -217,3 +221,29 @@ def test_no_cluster_is_one_line() -> None:
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
     assert "ClusterError: [cluster] address = '127.0.0.1:9': no Ray cluster answers" in done.stderr.splitlines()[-1]
+
+
+def test_pieces_of_files_on_nodes_give_the_bytes_of_one_process(
+    cluster: Any, nodes: Any, stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While a node is lost."""
+    stage.write(**test_shards.files(random.Random(4)))
+    assert stage.run() == 0
+    whole = test_shards.made(stage)
+    (stage.made / "manifest.json").unlink()
+    monkeypatch.setattr(questions, "PIECE_BYTES", 5000)
+    with Path("run.toml").open("a") as file:
+        file.write('[cluster]\nscheduler = "ray"\n')
+    started: list[str] = []
+
+    def lose_a_node(self: OnRay, slot: Slot, command: Sequence[str], *rest: Any) -> Any:
+        started.append(command[3])
+        if len(started) == 6:
+            cluster.remove_node(nodes["first"], allow_graceful=False)
+        return running(self, slot, command, *rest)
+
+    running = OnRay.running
+    monkeypatch.setattr(OnRay, "running", lose_a_node)
+    assert stage.run() == 0
+    assert {*started} == {"shared", "pairs", "splits"}
+    assert test_shards.made(stage) == whole

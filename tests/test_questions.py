@@ -16,12 +16,13 @@ from hypothesis import strategies as st
 
 from stepladder import cli, records
 from stepladder.errors import InputError
+from stepladder.mcq.audit import MAX_FINDINGS_LISTED
 from stepladder.mcq.questionfile import read_problems, stream_problems
 from stepladder.mcq.repair import Note, clean, repair
 from stepladder.mcq.shuffle import fixed, orders, shown, to_original, to_shown
 from stepladder.mcq.verify import judge
 from stepladder.records import LETTERS, Question
-from stepladder.stages.questions import MAX_FINDINGS_LISTED, validation_ids
+from stepladder.stages.questions import validation_ids
 
 
 def question(*options: str, text: str = "Which?", answer: str | None = "A") -> Question:

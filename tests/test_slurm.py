@@ -1,9 +1,10 @@
-"""Servers as steps of a Slurm job: a real slurmctld and a real slurmd on this machine, one node with two cards that are
-only numbers. The stand-in of tests/test_serving.py is what runs on it."""
+"""Servers and pieces of files as steps of a Slurm job: a real slurmctld and a real slurmd on this machine, one node
+with two cards that are only numbers. The stand-in of tests/test_serving.py is what serves."""
 
 from __future__ import annotations
 
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -12,12 +13,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import test_shards
+from test_questions import Stage, stage
 from test_serving import is_alive, pids, settings, until, weights
 
 from stepladder.config import Serve
 from stepladder.serving.probe import free_port
 
-__all__ = ["settings"]  # a fixture
+__all__ = ["settings", "stage"]  # fixtures
 pytestmark = pytest.mark.cluster
 CONTROLLER, DAEMON = "/usr/sbin/slurmctld", "/usr/sbin/slurmd"
 CONFIGURATION = """
@@ -50,7 +53,7 @@ JOB = """#!/bin/sh
 #SBATCH --nodes=1 --gres=gpu:2 --exclusive
 exec "$PYTHON" -c "$DRIVER" "$@"
 """
-DRIVER = """
+SERVING = """
 import sys, time
 from pathlib import Path
 from stepladder.config import Serve
@@ -60,6 +63,12 @@ settings = Serve(environment=Path(sys.argv[1]), startup=60, kv_cache_gib=0.01)
 with Fleet(Path(sys.argv[2]), "student", settings, Path(sys.argv[3]), note=print, nodes=OnSlurm()) as fleet:
     while not Path(sys.argv[3], "enough").exists():
         time.sleep(0.1)
+"""
+IN_PIECES = """
+from stepladder import cli
+from stepladder.stages import questions
+questions.PIECE_BYTES = 5000
+cli.main()
 """
 
 
@@ -75,7 +84,7 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     words = CONFIGURATION.format(host=socket.gethostname(), folder=folder, cores=os.cpu_count(), **ports)
     (folder / "slurm.conf").write_text(words)
     (folder / "gres.conf").write_text("Name=gpu File=/dev/tty[0-1]\n")
-    environment = os.environ | {"SLURM_CONF": str(folder / "slurm.conf"), "PYTHON": sys.executable, "DRIVER": DRIVER}
+    environment = os.environ | {"SLURM_CONF": str(folder / "slurm.conf"), "PYTHON": sys.executable}
     daemons = [subprocess.Popen([program, "-D"], env=environment) for program in (CONTROLLER, DAEMON)]
     try:
         until(lambda: b"idle" in subprocess.check_output(["/usr/bin/sinfo", "-h"], env=environment))
@@ -86,11 +95,17 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
             daemon.wait()
 
 
+def submit(slurm: dict[str, str], folder: Path, driver: str, *arguments: str) -> str:
+    """Submit a job that runs Python code on its node; returns its number."""
+    (folder / "job.sh").write_text(JOB)
+    words = ["/usr/bin/sbatch", "--parsable", f"--output={folder / 'out'}", str(folder / "job.sh"), *arguments]
+    submitted = subprocess.run(words, env=slurm | {"DRIVER": driver}, check=True, capture_output=True, text=True)
+    return submitted.stdout.strip()
+
+
 def test_servers_are_steps_of_the_job_and_end_with_it(slurm: dict[str, str], settings: Serve, tmp_path: Path) -> None:
-    job, folder, out = tmp_path / "job.sh", tmp_path / "serve", tmp_path / "out"
-    job.write_text(JOB)
-    words = ["/usr/bin/sbatch", "--parsable", f"--output={out}", job, settings.environment, weights(tmp_path), folder]
-    number = subprocess.run([*map(str, words)], env=slurm, check=True, capture_output=True, text=True).stdout.strip()
+    folder = tmp_path / "serve"
+    number = submit(slurm, tmp_path, SERVING, str(settings.environment), str(weights(tmp_path)), str(folder))
 
     def addresses() -> list[str]:
         listed = folder / "addresses.txt"
@@ -103,3 +118,15 @@ def test_servers_are_steps_of_the_job_and_end_with_it(slurm: dict[str, str], set
     until(lambda: len(addresses()) == 2 and addresses() != before)
     subprocess.run(["/usr/bin/scancel", number], env=slurm, check=True)
     until(lambda: not any(map(is_alive, pids(settings))))
+
+
+def test_pieces_of_files_are_steps_of_the_job(slurm: dict[str, str], stage: Stage, tmp_path: Path) -> None:
+    stage.write(**test_shards.files(random.Random(5)))
+    assert stage.run() == 0
+    whole = test_shards.made(stage)
+    (stage.made / "manifest.json").unlink()
+    with Path("run.toml").open("a") as file:
+        file.write('[cluster]\nscheduler = "slurm"\n')
+    submit(slurm, tmp_path, IN_PIECES, "questions", "run.toml")
+    until((stage.made / "manifest.json").exists, 60)
+    assert test_shards.made(stage) == whole

@@ -67,6 +67,20 @@ class Oddity(Record):
     message: str
 
 
+class PieceAudit(Document):
+    """What is in a piece of a question file, and what is odd about it."""
+
+    FILE: ClassVar[str] = "audit.json"
+
+    problems: int
+    questions: Mapping[Split, int]
+    letters: Mapping[str, int]
+    """Number of questions with each label."""
+    counts: Mapping[str, int]
+    """Oddities of each kind; of many only the first are listed."""
+    findings: tuple[Oddity, ...]
+
+
 class QuestionAudit(Document):
     """What is in the user's question files, and what is odd about them."""
 

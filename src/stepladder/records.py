@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, TypeVar
+from typing import Any, BinaryIO, Literal, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -120,6 +121,35 @@ class Prediction(Record):
 R = TypeVar("R", bound=Record)
 
 
+class Span(NamedTuple):
+    """Whole lines of a file."""
+
+    begin: int
+    """Offset of the first one's first byte."""
+    end: int
+    """Offset of the first byte behind the last one."""
+    line: int
+    """Number of the first one, from 1."""
+
+
+WHOLE_FILE = Span(0, sys.maxsize, 1)
+
+
+def spans(path: Path, size: int) -> list[Span]:
+    """A file's lines in spans of about so many bytes.
+
+    Raises:
+        InputError: the file is missing or cannot be read.
+    """
+    found, begin, line = list[Span](), 0, 1
+    with _open_bytes(path) as file:
+        while piece := file.read(size):
+            piece += file.readline(MAX_LINE_BYTES + 1)
+            found.append(Span(begin, begin + len(piece), line))
+            begin, line = begin + len(piece), line + piece.count(b"\n")
+    return found
+
+
 def read(path: Path, kind: type[R]) -> list[R]:
     """All rows of a JSONL file written by :func:`lines`.
 
@@ -144,17 +174,20 @@ def stream(path: Path, kind: type[R]) -> Iterator[R]:
             raise InputError(path, first["msg"], line=number, field=field) from None
 
 
-def parse_lines(path: Path) -> Iterator[tuple[int, Any]]:
-    """Yield ``(line number, JSON value)`` of every non-empty line.
+def parse_lines(path: Path, span: Span = WHOLE_FILE) -> Iterator[tuple[int, Any]]:
+    """Yield ``(line number, JSON value)`` of every non-empty line, of the whole file or of a span of it.
 
     Raises:
         InputError: the file is missing or not UTF-8, or a line is not JSON, too long, or cannot be parsed (nested too
             deeply, for example).
     """
     with _open_bytes(path) as file:
-        start = 0
+        start = span.begin
+        file.seek(start)
         # Bytes: only "\n" ends a line, not U+2028 inside a JSON string.
-        for number, raw in enumerate(iter(lambda: file.readline(MAX_LINE_BYTES + 1), b""), start=1):
+        for number, raw in enumerate(iter(lambda: file.readline(MAX_LINE_BYTES + 1), b""), start=span.line):
+            if start >= span.end:
+                return
             if len(raw) > MAX_LINE_BYTES:
                 raise InputError(path, f"is longer than {MAX_LINE_BYTES:,} bytes; split it", line=number)
             try:

@@ -189,7 +189,7 @@ class Artifact:
             raise UserError(f"{self.folder}: {edited[0]} was changed since it was made; '{run}' makes it again")
         return digest({name: entry["sha256"] for name, entry in manifest["files"].items()})
 
-    def scratch(self, dtype: str) -> Path:
+    def scratch(self, dtype: str | None = None) -> Path:
         """A folder for what a build that was killed continues from. It is deleted once the artifact is finished, and
         emptied when the artifact is made from something else or in another number format."""
         folder = self._scratch

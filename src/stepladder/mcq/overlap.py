@@ -10,9 +10,10 @@ from __future__ import annotations
 import re
 import zlib
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
-from typing import NamedTuple
+from pathlib import Path
+from typing import NamedTuple, Self
 
 import numpy as np
 
@@ -45,36 +46,132 @@ class Pair(NamedTuple):
 class RaggedArray:
     """Integer rows of different lengths in one flat array; a million small arrays would need far more memory."""
 
-    def __init__(self) -> None:
-        self._flat = array("i")
-        self._ends = array("q", [0])
+    def __init__(self, flat: array[int] | None = None, ends: array[int] | None = None) -> None:
+        self.flat = array("i") if flat is None else flat
+        self.ends = array("q", [0]) if ends is None else ends
+
+    def __len__(self) -> int:
+        return len(self.ends) - 1
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        for begin, end in pairwise(self._ends):
-            yield np.array(self._flat[begin:end], dtype=np.int32)
+        for begin, end in pairwise(self.ends):
+            yield np.array(self.flat[begin:end], dtype=np.int32)
 
     def append(self, row: np.ndarray) -> None:
         """Add a row of 32-bit integers."""
-        self._flat.frombytes(row.tobytes())
-        self._ends.append(len(self._flat))
+        self.flat.frombytes(row.tobytes())
+        self.ends.append(len(self.flat))
 
 
-class InvertedIndex:
-    """The texts that have each n-gram.
+class HeldOut:
+    """The n-grams of the texts that others are compared with.
 
     Args:
-        texts: the n-gram ids of every text.
-        counts: how many of the texts have each n-gram id.
+        vocabulary: the distinct n-grams, sorted; one's id is its index.
+        texts: the ids of every text.
     """
 
-    def __init__(self, texts: list[np.ndarray], counts: np.ndarray) -> None:
-        owners = np.repeat(np.arange(len(texts), dtype=np.int32), [len(ids) for ids in texts])
-        self._owners = owners[np.argsort(np.concatenate(texts), kind="stable")]
-        self._counts = counts
-        self._begins = np.concatenate([[0], np.cumsum(counts)])  # texts with id i: owners[begins[i] : begins[i + 1]]
+    def __init__(self, vocabulary: np.ndarray, texts: RaggedArray) -> None:
+        self.vocabulary = vocabulary
+        self.texts = [*texts]
+        self.counts = _counts(texts, len(vocabulary))
+        """Of the texts that have each n-gram."""
+        self._rows = texts
 
-    def candidates(self, ids: np.ndarray) -> np.ndarray:
-        """Indices of the texts that have at least a quarter of the rarest of these n-grams."""
+    @classmethod
+    def of(cls, texts: Iterable[str]) -> Self:
+        """The n-grams of these texts."""
+        hashes = [ngrams(text) for text in texts]
+        vocabulary, rows = np.unique(np.concatenate([ngrams(""), *hashes])), RaggedArray()
+        for row in hashes:
+            rows.append(np.searchsorted(vocabulary, row).astype(np.int32))
+        return cls(vocabulary, rows)
+
+    @classmethod
+    def load(cls, file: Path) -> Self:
+        """Those that were saved."""
+        with np.load(file) as arrays:
+            return cls(arrays["vocabulary"], _ragged(arrays))
+
+    def save(self, file: Path) -> None:
+        np.savez(file, vocabulary=self.vocabulary, flat=self._rows.flat, ends=self._rows.ends)
+
+    def shared_with(self, texts: Iterable[str]) -> Shared:
+        """What other texts, iterated once and not kept, share with these. There must be a word in these."""
+        shared = Shared(RaggedArray(), array("q"))
+        for text in texts:
+            hashes = ngrams(text)
+            ids = np.minimum(np.searchsorted(self.vocabulary, hashes), len(self.vocabulary) - 1)
+            ids = ids[self.vocabulary[ids] == hashes].astype(np.int32)
+            shared.ids.append(ids)
+            shared.others.append(len(hashes) - len(ids))
+        return shared
+
+
+class Shared(NamedTuple):
+    """What texts share with those held out."""
+
+    ids: RaggedArray
+    """Of each text's n-grams that are in the vocabulary."""
+    others: array[int]
+    """How many of each text's n-grams are not."""
+
+    @classmethod
+    def load(cls, file: Path) -> Self:
+        """What was saved."""
+        with np.load(file) as arrays:
+            return cls(_ragged(arrays), array("q", arrays["others"].tobytes()))
+
+    def save(self, file: Path) -> None:
+        np.savez(file, flat=self.ids.flat, ends=self.ids.ends, others=self.others)
+
+    def counts(self, vocabulary: int) -> np.ndarray:
+        """Of the texts that have each n-gram of a vocabulary of so many."""
+        return _counts(self.ids, vocabulary)
+
+
+class Comparer:
+    """Finds the texts that are near to one held out.
+
+    Args:
+        held_out: the texts to compare with.
+        counts: of all other texts that have each n-gram of the vocabulary.
+        number: of those texts.
+    """
+
+    def __init__(self, held_out: HeldOut, counts: np.ndarray, number: int) -> None:
+        total = number + len(held_out.texts)
+        self._unshared_weight = np.log(total)  # of an n-gram that only one of the sets has, as if one text had it
+        in_both = np.log(total / np.maximum(counts + held_out.counts, 1))
+        self._weights = np.where(counts > 0, in_both, self._unshared_weight)
+        self._held_out_weights = np.array([self._weights[ids].sum() for ids in held_out.texts])
+        self._texts, self._counts = held_out.texts, held_out.counts
+        owners = np.repeat(np.arange(len(self._texts), dtype=np.int32), [len(ids) for ids in self._texts])
+        self._owners = owners[np.argsort(np.concatenate(self._texts), kind="stable")]
+        self._begins = np.concatenate(
+            [[0], np.cumsum(self._counts)]
+        )  # texts with id i: owners[begins[i] : begins[i+1]]
+
+    def pairs(self, shared: Shared, threshold: float) -> Iterator[Pair]:
+        """Pairs of one of these texts and one held out with at least this similarity, in the order of these texts."""
+        own_weights = np.zeros(len(self._weights))  # of the n-grams of one text, 0 elsewhere
+        for number, (ids, unshared) in enumerate(zip(shared.ids, shared.others, strict=True)):
+            others = self._candidates(ids)
+            if not len(others):
+                continue
+            weight = self._weights[ids].sum() + unshared * self._unshared_weight
+            own_weights[ids] = self._weights[ids]
+            both = _sums(own_weights, [self._texts[other] for other in others])  # summed in another order than below
+            own_weights[ids] = 0
+            is_near = both >= threshold * (weight + self._held_out_weights[others] - both) - ROUNDING_TOLERANCE
+            for other in others[is_near].tolist():
+                exact = self._weights[np.intersect1d(ids, self._texts[other], assume_unique=True)].sum()
+                union = weight + self._held_out_weights[other] - exact
+                if union > 0 and exact / union >= threshold:
+                    yield Pair(number, other, float(exact / union))
+
+    def _candidates(self, ids: np.ndarray) -> np.ndarray:
+        """Indices of the texts held out that have at least a quarter of the rarest of these n-grams."""
         rare: np.ndarray = ids[self._counts[ids] <= MAX_TEXTS_PER_NGRAM]
         if len(rare) > CANDIDATE_NGRAMS:
             rare = rare[np.argpartition(self._counts[rare], CANDIDATE_NGRAMS)[:CANDIDATE_NGRAMS]]
@@ -94,48 +191,29 @@ def near_duplicates(left: Iterable[str], right: Iterable[str], threshold: float)
     """Pairs of a text of ``left`` and a text of ``right`` with at least this similarity, the most similar first.
 
     Both are iterated once, ``left`` not at all if no text of ``right`` has a word. Memory grows with the n-grams of
-    ``right`` and those that ``left`` shares with it; texts of ``left`` are not kept.
+    ``right`` and those that ``left`` shares with it; texts of ``left`` are not kept. shards/near.py does the same in
+    several processes.
     """
-    right_ngrams = [ngrams(text) for text in right]
-    vocabulary = np.unique(np.concatenate([ngrams(""), *right_ngrams]))
-    if not len(vocabulary):
+    held_out = HeldOut.of(right)
+    if not len(held_out.vocabulary):
         return []
-    right_ids = [np.searchsorted(vocabulary, hashes) for hashes in right_ngrams]  # indices into the vocabulary
-    counts = np.zeros(len(vocabulary), dtype=np.int64)  # texts of both sets that have each n-gram
-    for ids in right_ids:
-        counts[ids] += 1
-    right_counts = counts.copy()
-    left_ids = RaggedArray()  # for each text of ``left`` its n-grams that are in the vocabulary
-    unshared_counts = array("q")  # and how many are not
-    for text in left:
-        hashes = ngrams(text)
-        ids = np.minimum(np.searchsorted(vocabulary, hashes), len(vocabulary) - 1)
-        ids = ids[vocabulary[ids] == hashes].astype(np.int32)
-        counts[ids] += 1
-        left_ids.append(ids)
-        unshared_counts.append(len(hashes) - len(ids))
-    total = len(unshared_counts) + len(right_ngrams)
-    unshared_weight = np.log(total)  # of an n-gram that only one of the sets has, as if one text had it
-    weights = np.where(counts > right_counts, np.log(total / counts), unshared_weight)
-    right_weights = np.array([weights[ids].sum() for ids in right_ids])
-    index = InvertedIndex(right_ids, right_counts)
-    own_weights = np.zeros(len(vocabulary))  # of the n-grams of one text of ``left``, 0 elsewhere
-    pairs: list[Pair] = []
-    for number, (ids, unshared) in enumerate(zip(left_ids, unshared_counts, strict=True)):
-        others = index.candidates(ids)
-        if not len(others):
-            continue
-        left_weight = weights[ids].sum() + unshared * unshared_weight
-        own_weights[ids] = weights[ids]
-        shared = _sums(own_weights, [right_ids[other] for other in others])  # summed in another order than below
-        own_weights[ids] = 0
-        is_near = shared >= threshold * (left_weight + right_weights[others] - shared) - ROUNDING_TOLERANCE
-        for other in others[is_near].tolist():
-            both = weights[np.intersect1d(ids, right_ids[other], assume_unique=True)].sum()
-            union = left_weight + right_weights[other] - both
-            if union > 0 and both / union >= threshold:
-                pairs.append(Pair(number, other, float(both / union)))
+    shared = held_out.shared_with(left)
+    counts = shared.counts(len(held_out.vocabulary))
+    return ranked(Comparer(held_out, counts, len(shared.ids)).pairs(shared, threshold))
+
+
+def ranked(pairs: Iterable[Pair]) -> list[Pair]:
+    """The most similar first; of like ones, in the order of the texts."""
     return sorted(pairs, key=lambda pair: (-pair.similarity, pair.left, pair.right))
+
+
+def _counts(rows: RaggedArray, size: int) -> np.ndarray:
+    """How many rows hold each of so many ids."""
+    return np.bincount(np.frombuffer(rows.flat, dtype=np.int32), minlength=size)
+
+
+def _ragged(arrays: Mapping[str, np.ndarray]) -> RaggedArray:
+    return RaggedArray(array("i", arrays["flat"].tobytes()), array("q", arrays["ends"].tobytes()))
 
 
 def _sums(values: np.ndarray, rows: list[np.ndarray]) -> np.ndarray:

@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 from stepladder import records
 from stepladder.errors import InputError
 from stepladder.mcq.repair import Note, clean, note_defects, repair
-from stepladder.records import LETTERS, Language, Question
+from stepladder.records import LETTERS, WHOLE_FILE, Language, Question, Span
 
 PROBLEM_FIELDS = ("id", "problem", "questions", "source")
 QUESTION_FIELDS = ("question", "options", "answer", "worked", "program")
@@ -34,20 +34,21 @@ def read_problems(path: Path, language: Language, *, labelled: bool) -> list[Pro
     return list(stream_problems(path, language, labelled=labelled))
 
 
-def stream_problems(path: Path, language: Language, *, labelled: bool) -> Iterator[Problem]:
+def stream_problems(path: Path, language: Language, *, labelled: bool, span: Span = WHOLE_FILE) -> Iterator[Problem]:
     """Read lines ``{"id", "problem", "questions": [{"question", "options", "answer"}]}``, optionally with ``source``,
     and ``worked`` and ``program`` in questions. Defects are repaired where possible (mcq/repair.py), and noted.
 
     Args:
         labelled: whether every question must have an answer.
+        span: the lines to read.
 
     Raises:
         InputError: naming file, line and field.
     """
-    return (_problem(path, number, row, language, labelled) for number, row in rows(path))
+    return (_problem(path, number, row, language, labelled) for number, row in rows(path, span))
 
 
-def rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def rows(path: Path, span: Span = WHOLE_FILE) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield (line number, JSON object) of every problem. Only ``id``, which must be unique, ``problem`` and the names
     of the problem's fields are checked.
 
@@ -55,7 +56,7 @@ def rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         InputError: naming file, line and field.
     """
     seen: dict[str, int] = {}
-    for number, row in records.parse_lines(path):
+    for number, row in records.parse_lines(path, span):
         if not isinstance(row, dict):
             raise InputError(path, "is not a JSON object; one problem a line is expected", line=number)
         for field, meant in _misspelt(row, PROBLEM_FIELDS):
@@ -72,7 +73,7 @@ def rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             raise InputError(path, reason, line=number, field="id")
         seen[name] = number
         yield number, row
-    if not seen:
+    if not seen and span == WHOLE_FILE:
         raise InputError(path, "holds no problems; one JSON object a line is expected")
 
 

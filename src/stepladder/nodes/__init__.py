@@ -28,6 +28,8 @@ class Slot(NamedTuple):
     """Where it is, in the scheduler's own terms; None where the scheduler chooses."""
     address: str = THIS_MACHINE
     """Under which other nodes reach that node."""
+    cores: int | None = None
+    """How many processor cores it has to itself; None: its cards' share of its node's."""
 
 
 class Ended(NamedTuple):
@@ -57,6 +59,9 @@ class Nodes(Protocol):
         """Room for commands with so many cards each, which is more when nodes join. On nodes without any card: one
         slot a node."""
 
+    def workers(self) -> Sequence[Slot]:
+        """Room for commands that need a core each and no card."""
+
     def running(
         self, slot: Slot, command: Sequence[str], environment: Mapping[str, str], log: Path
     ) -> AbstractContextManager[Running]:
@@ -64,7 +69,7 @@ class Nodes(Protocol):
         started.
 
         Args:
-            slot: one of :meth:`slots`, or of :meth:`ManyNodes.apart`.
+            slot: one of :meth:`slots` or :meth:`workers`, or of :meth:`ManyNodes.apart`.
             command: the program, by its path on the node, and its arguments.
             environment: variables beside those that programs of others are given (``supervise.child_environment``);
                 :data:`NODE_ADDRESS` is added.

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from stepladder.nodes import NODE_ADDRESS, THIS_MACHINE, Ended, Slot
 from stepladder.supervise import child_environment, supervised
+
+
+def without_cards(count: int) -> list[tuple[str, ...]]:
+    """How a machine without cards shares them out."""
+    return [()]
 
 
 class Here:
@@ -21,11 +27,14 @@ class Here:
 
     is_elastic = False
 
-    def __init__(self, share_out: Callable[[int], Sequence[tuple[str, ...]]]) -> None:
+    def __init__(self, share_out: Callable[[int], Sequence[tuple[str, ...]]] = without_cards) -> None:
         self._share_out = share_out
 
     def slots(self, cards: int) -> list[Slot]:
         return [Slot(len(names), names) for names in self._share_out(cards)]
+
+    def workers(self) -> list[Slot]:
+        return [Slot(cores=1)] * len(os.sched_getaffinity(0))
 
     @contextlib.contextmanager
     def running(

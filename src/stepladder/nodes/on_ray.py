@@ -105,10 +105,17 @@ class OnRay:
         self._keeper = ray.remote(max_restarts=0, max_task_retries=0, max_concurrency=2)(Keeper)
 
     def slots(self, cards: int) -> list[Slot]:
-        resources = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+        resources = self._resources()
         if any(resource.get("GPU") for resource in resources):
             return [Slot(cards)] * sum(int(resource.get("GPU", 0)) // cards for resource in resources)
         return [Slot()] * sum(resource.get("CPU", 0) >= 1 for resource in resources)
+
+    def workers(self) -> list[Slot]:
+        return [Slot(cores=1)] * sum(int(resource.get("CPU", 0)) for resource in self._resources())
+
+    def _resources(self) -> list[Mapping[str, float]]:
+        """What each node has."""
+        return [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
 
     @contextlib.contextmanager
     def apart(self, count: int, cards: int) -> Iterator[list[Slot]]:

@@ -47,6 +47,9 @@ class OnSlurm:
             return [Slot()] * self._nodes
         return [Slot(cards)] * (self._nodes * (self._cards // cards))
 
+    def workers(self) -> list[Slot]:
+        return [Slot(cores=1)] * (self._nodes * self._cores)
+
     @contextlib.contextmanager
     def apart(self, count: int, cards: int) -> Iterator[list[Slot]]:
         listed = ["scontrol", "show", "hostnames", os.environ["SLURM_JOB_NODELIST"]]
@@ -62,7 +65,8 @@ class OnSlurm:
     def running(
         self, slot: Slot, command: Sequence[str], environment: Mapping[str, str], log: Path
     ) -> Iterator[RunningStep]:
-        cores = self._cores // max(1, self._cards // slot.cards) if slot.cards else self._cores
+        share = self._cores // max(1, self._cards // slot.cards) if slot.cards else self._cores
+        cores = share if slot.cores is None else slot.cores
         step = ["srun", "--nodes=1", "--ntasks=1", "--exact", "--mem=0", f"--cpus-per-task={cores}", "--unbuffered"]
         if slot.cards:
             step.append(f"--gres=gpu:{slot.cards}")

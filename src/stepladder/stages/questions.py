@@ -2,33 +2,43 @@
 
 Files may hold millions of problems, so they are streamed. Training problems are read once for their ids, from which the
 validation split is drawn, once to be compared with the test, if there is one, and once to be repaired, audited and
-written. Only an id and a digest of each are kept in memory.
+written. The last two are done piece by piece, in as many processes as there are cores, here or on the nodes of a
+cluster. Only an id and a digest of each problem are kept in memory.
 """
 
 from __future__ import annotations
 
-import hashlib
+import json
 import os
+import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from itertools import islice, product
 from pathlib import Path
 from typing import get_args
+
+import numpy as np
 
 from stepladder import records
 from stepladder.config import Config
 from stepladder.context import Context
 from stepladder.documents import Oddity, QuestionAudit
 from stepladder.errors import InputError, UserError
-from stepladder.mcq.overlap import TWIN_SIMILARITY, near_duplicates, problem_text
-from stepladder.mcq.prompts import worked_parts
-from stepladder.mcq.questionfile import Problem, Review, read_reviews, rows, stream_problems
-from stepladder.mcq.shuffle import fixed, rng
-from stepladder.records import Question, Split
-from stepladder.workspace import Artifact, file_digest
+from stepladder.mcq.audit import Audit
+from stepladder.mcq.overlap import HeldOut, Pair, Shared, problem_text, ranked
+from stepladder.mcq.questionfile import Problem, read_reviews, rows, stream_problems
+from stepladder.mcq.shuffle import rng
+from stepladder.nodes import Nodes
+from stepladder.nodes.chosen import nodes_of
+from stepladder.nodes.here import Here
+from stepladder.records import Span, Split
+from stepladder.shards import near, splits
+from stepladder.shards.each import Pool
+from stepladder.workspace import Artifact, file_digest, write_atomic
 
-MAX_FINDINGS_LISTED = 1000
-"""Of one kind, in the audit; it counts all."""
+PIECE_BYTES = 32 * 2**20
+"""Of a question file that one process works on."""
 
 
 def artifact(context: Context, part: str | None) -> Artifact:
@@ -43,17 +53,25 @@ def artifact(context: Context, part: str | None) -> Artifact:
 
 
 def build(context: Context, part: str | None, folder: Path) -> None:
-    config = context.config
+    config, files = context.config, context.config.questions
+    pool = Pool(_nodes(config), artifact(context, part).scratch(), context.progress.update)
     held_out = _held_out(config)
-    files = config.questions
     reviews = read_reviews(files.reviewed, files.train, config.language) if files.reviewed is not None else {}
+    choices = pool.folder / "choices.json"
+    write_atomic(choices, json.dumps({"held_out": sorted(held_out), "reviews": reviews}))
+    pieces = {path: records.spans(path, PIECE_BYTES) for path in (files.train, files.test) if path is not None}
     audit = Audit()
-    audit.twins.add(_twins(config))  # first, so that its memory is free before the digests need some
-    question_counts = _write(folder, _splits(config, held_out, reviews, audit))
-    audit.document(question_counts, Counter(review.action for review in reviews.values())).write(folder)
+    audit.twins.add(_twins(config, pool, pieces[files.train]))  # first, so that its memory is free again
+    _write(folder, config, pool, choices, pieces, audit)
+    audit.document(Counter(review.action for review in reviews.values())).write(folder)
     if counts := audit.counts():
         kinds = ", ".join(f"{count} {kind}" for kind, count in counts.items())
         context.progress.say(f"odd in the input: {kinds}; see {context.input('questions') / QuestionAudit.FILE}")
+
+
+def _nodes(config: Config) -> Nodes:
+    """Where the pieces of files are worked on."""
+    return Here() if config.cluster is None else nodes_of(config.cluster)
 
 
 def _held_out(config: Config) -> set[str]:
@@ -73,164 +91,87 @@ def validation_ids(problems: list[str], share: float, seed: int) -> list[str]:
     return rng("validation", seed).sample(sorted(problems), count)
 
 
-def _splits(
-    config: Config, held_out: set[str], reviews: dict[str, Review], audit: Audit
-) -> Iterator[tuple[Split, list[Question]]]:
-    """The last pass: each problem's split and questions, with reviews applied."""
-    for problem in audit.watch(config.questions.train, _train(config)):
-        yield "validation" if problem.id in held_out else "train", _as_reviewed(problem.questions, reviews)
-    if config.questions.test is not None:
-        for problem in audit.watch(config.questions.test, _test(config)):
-            yield "test", problem.questions
+def _twins(config: Config, pool: Pool, spans: Sequence[Span]) -> Iterator[Oddity]:
+    """Training problems that are in the test in nearly the same words; the trainset leaves them out."""
+    train, test = config.questions.train, list[str]()
+    held_out = HeldOut.of(_texts(_test(config), test))
+    if not len(held_out.vocabulary):
+        return
+    file, counts = pool.folder / "held-out.npz", pool.folder / "counts.npy"
+    held_out.save(file)
+    common = {"held_out": str(file.absolute())}
+    source = {"file": str(train), "language": config.language}
+    pieces = pool.each("shared", "n-grams", [{**common, **source, "span": span} for span in spans])
+    total, begins = np.zeros(len(held_out.vocabulary), dtype=np.int64), [0]
+    for piece in pieces:
+        shared = Shared.load(piece / near.NGRAMS)
+        total += shared.counts(len(total))
+        begins.append(begins[-1] + len(shared.ids))
+    np.save(counts, total)
+    counted = {"counts": str(counts.absolute()), "number": begins[-1]}
+    orders = [{**common, **counted, "piece": str(piece.absolute())} for piece in pieces]
+    found = pool.each("pairs", "near-duplicates", orders)
+    places: dict[int, tuple[str, int]] = {}
+    pairs = list[Pair]()
+    for begin, piece in zip(begins, found, strict=False):
+        for _, (index, name, line, other, similarity) in records.parse_lines(piece / near.PAIRS):
+            places[begin + index] = name, line
+            pairs.append(Pair(begin + index, other, similarity))
+    for pair in ranked(pairs):
+        name, line = places[pair.left]
+        message = f"{name} is nearly {test[pair.right]} of the test (similarity {pair.similarity:.2f})"
+        yield Oddity(kind="near-duplicate of a test problem", file=train.name, line=line, message=message)
 
 
-def _write(folder: Path, splits: Iterable[tuple[Split, list[Question]]]) -> dict[Split, int]:
-    """Write all splits in one pass; returns the number of questions in each.
+def _texts(problems: Iterable[Problem], names: list[str]) -> Iterator[str]:
+    """The whole text of each problem; its id is appended to ``names``."""
+    for problem in problems:
+        names.append(problem.id)
+        yield problem_text(problem.questions)
+
+
+def _write(
+    folder: Path, config: Config, pool: Pool, choices: Path, files: Mapping[Path, Sequence[Span]], audit: Audit
+) -> None:
+    """Repair, audit and write the questions of all files.
 
     Raises:
         UserError: the folder cannot be written, or the disk is full.
     """
-    counts: dict[Split, int] = dict.fromkeys(get_args(Split), 0)
+    common = {"language": config.language, "choices": str(choices.absolute())}
+    results = iter(
+        pool.each(
+            "splits",
+            "questions",
+            [
+                {**common, "file": str(file), "labelled": file == config.questions.train, "span": span}
+                for file, spans in files.items()
+                for span in spans
+            ],
+        )
+    )
     try:
         with ExitStack() as stack:
-            files = {
-                split: stack.enter_context((folder / f"{split}.jsonl").open("w", encoding="utf-8", newline="\n"))
-                for split in counts
-            }
-            for split, questions in splits:
-                files[split].writelines(records.lines(questions))
-                counts[split] += len(questions)
-            for file in files.values():
-                file.flush()
-                os.fsync(file.fileno())
+            written = {name: stack.enter_context((folder / f"{name}.jsonl").open("wb")) for name in get_args(Split)}
+            for file, spans in files.items():
+                pieces = [*islice(results, len(spans))]
+                audit.add_file(file.name, map(splits.read_audit, pieces))
+                for piece, (name, target) in product(pieces, written.items()):
+                    with (piece / f"{name}.jsonl").open("rb") as source:
+                        shutil.copyfileobj(source, target)
+            for target in written.values():
+                target.flush()
+                os.fsync(target.fileno())
     except OSError as error:
         raise UserError(
             f"{folder}: cannot be written ({error.strerror}); free some space, or use another --runs"
         ) from None
-    return counts
-
-
-def _train(config: Config) -> Iterator[Problem]:
-    return stream_problems(config.questions.train, config.language, labelled=True)
 
 
 def _test(config: Config) -> Iterator[Problem]:
     """The problems of the test; none without one."""
     test = config.questions.test
     return iter(()) if test is None else stream_problems(test, config.language, labelled=False)
-
-
-def _as_reviewed(questions: list[Question], reviews: dict[str, Review]) -> list[Question]:
-    """A problem's questions with their reviewed labels, without those that a review drops."""
-    kept = []
-    for question in questions:
-        review = reviews.get(question.id)
-        if review is None:
-            kept.append(question)
-        elif review.action != "drop":
-            answer = review.answer or question.answer
-            kept.append(question.model_copy(update={"answer": answer, "reviewed": True}))
-    return kept
-
-
-class Findings:
-    """Findings of an audit: the count of each kind, and the first of each to list."""
-
-    def __init__(self) -> None:
-        self.counts: Counter[str] = Counter()
-        self.first: list[Oddity] = []
-
-    def add(self, findings: Iterable[Oddity]) -> None:
-        for finding in findings:
-            self.counts[finding.kind] += 1
-            if self.counts[finding.kind] <= MAX_FINDINGS_LISTED:
-                self.first.append(finding)
-
-
-class Audit:
-    """Audits problems as they are streamed. Of each text only a digest is kept, to find repetitions."""
-
-    def __init__(self) -> None:
-        self.problems = 0
-        self.odd, self.repeated, self.twins = Findings(), Findings(), Findings()
-        self._first: dict[bytes, str] = {}
-
-    def watch(self, path: Path, problems: Iterable[Problem]) -> Iterator[Problem]:
-        """Pass a file's problems on, and audit each."""
-        file, letters = path.name, Counter[str]()
-        for problem in problems:
-            self.problems += 1
-            self.odd.add(_oddities(file, problem))
-            self.repeated.add(self._repeats(file, problem))
-            letters.update(question.answer for question in problem.questions if question.answer is not None)
-            yield problem
-        self.odd.add(_skew(file, letters))
-
-    def _repeats(self, file: str, problem: Problem) -> Iterator[Oddity]:
-        """A problem whose text came before, in this file or in the training file."""
-        text = hashlib.blake2b(problem_text(problem.questions).encode(), digest_size=16).digest()
-        if text in self._first:
-            yield _oddity("repeated problem", file, problem.line, f"{problem.id} repeats {self._first[text]}")
-        else:
-            self._first[text] = problem.id
-
-    def counts(self) -> dict[str, int]:
-        """The number of findings of each kind, the most frequent first."""
-        return dict((self.odd.counts + self.repeated.counts + self.twins.counts).most_common())
-
-    def document(self, questions: Mapping[Split, int], reviewed: Mapping[str, int]) -> QuestionAudit:
-        """The audit as a document, with the number of questions in each split and of reviews by decision."""
-        counts = self.counts()
-        unlisted = {kind: count - MAX_FINDINGS_LISTED for kind, count in counts.items() if count > MAX_FINDINGS_LISTED}
-        return QuestionAudit(
-            problems=self.problems,
-            questions=questions,
-            reviewed=reviewed,
-            counts=counts,
-            **({"not_listed": unlisted} if unlisted else {}),
-            findings=(*self.odd.first, *self.repeated.first, *self.twins.first),
-        )
-
-
-def _oddity(kind: str, file: str, line: int, message: str) -> Oddity:
-    return Oddity(kind=kind, file=file, line=line, message=message)
-
-
-def _oddities(file: str, problem: Problem) -> Iterator[Oddity]:
-    for subject, note in problem.notes:
-        yield _oddity(note.kind, file, problem.line, f"{subject} {note.message}")
-    for question in problem.questions:
-        if (fixed_options := fixed(question)).places:
-            all_fixed = len(fixed_options.places) == len(question.options)
-            kept = "the order of its options" if all_fixed else "its place"
-            yield _oddity("fixed options", file, problem.line, f"{question.id} keeps {kept}: {fixed_options.reason}")
-        if (question.worked or "").strip() and worked_parts(question) is None:
-            message = f"{question.id} has a worked solution that is not used: its last line must be one option's text"
-            yield _oddity("unused worked solution", file, problem.line, message)
-
-
-def _skew(file: str, letters: Counter[str]) -> Iterator[Oddity]:
-    """A letter that is the label of more than half of a file's questions, where there are at least 30."""
-    if letters and max(letters.values()) > 0.5 * letters.total() >= 15:
-        letter, count = letters.most_common(1)[0]
-        yield _oddity("letter skew", file, 0, f"{count} of {letters.total()} labels are {letter}")
-
-
-def _twins(config: Config) -> Iterator[Oddity]:
-    """Training problems that are in the test in nearly the same words; the trainset leaves them out."""
-    training: list[tuple[str, int]] = []
-    test: list[tuple[str, int]] = []
-    for pair in near_duplicates(_texts(_train(config), training), _texts(_test(config), test), TWIN_SIMILARITY):
-        (name, line), (other, _) = training[pair.left], test[pair.right]
-        message = f"{name} is nearly {other} of the test (similarity {pair.similarity:.2f})"
-        yield _oddity("near-duplicate of a test problem", config.questions.train.name, line, message)
-
-
-def _texts(problems: Iterable[Problem], places: list[tuple[str, int]]) -> Iterator[str]:
-    """The whole text of each problem; its id and line are appended to ``places``."""
-    for problem in problems:
-        places.append((problem.id, problem.line))
-        yield problem_text(problem.questions)
 
 
 def _digest(path: Path) -> str:
