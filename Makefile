@@ -57,11 +57,11 @@ check-environments: setup
 test-swift: setup swift
 	$(VENV)/bin/python -m pytest -m swift tests/test_swift.py tests/test_hubs.py
 
-# Three minutes more: servers and trainings on the nodes of a Ray cluster (all on this machine), and in the steps of a
-# Slurm job where Slurm is installed (Debian: slurm-wlm) and this is root.
+# Three minutes more: servers, trainings and pieces of files on the nodes of a Ray cluster (all on this machine), and in
+# the steps of a Slurm job where Slurm is installed (Debian: slurm-wlm) and this is root; files on an S3 server (moto).
 test-cluster: setup
-	$(VENV)/bin/python -m pip install --quiet --prefer-binary -c constraints/train.txt -e '.[cluster]'
-	$(VENV)/bin/python -m pytest -m cluster -rs tests/test_cluster.py tests/test_slurm.py
+	$(VENV)/bin/python -m pip install --quiet --prefer-binary -c constraints/train.txt -e '.[cluster,files]' 'moto[server]==5.2.5'
+	$(VENV)/bin/python -m pytest -m cluster -rs tests/test_cluster.py tests/test_slurm.py tests/test_files.py
 
 check: setup
 	$(VENV)/bin/ruff check

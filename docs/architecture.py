@@ -30,7 +30,7 @@ FLOORS = (
     ("models", "mcq", "ensembling", "closedworld", "nodes"),
     ("config",),
     ("documents",),
-    ("isolation",),
+    ("isolation", "files"),
     ("workspace", "records", "progress"),
     ("terminal",),
     ("errors", "stats", "supervise", "text"),

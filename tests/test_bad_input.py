@@ -277,8 +277,8 @@ def _gbk(train: Path) -> None:
 
 
 BAD_FILE: list[tuple[Callable[[Path], None], list[str]]] = [
-    (_missing, ["no such file", "check [questions]"]),
-    (_folder, ["no such file", "check [questions]"]),
+    (_missing, ["no such file", "check its path"]),
+    (_folder, ["no such file", "check its path"]),
     (_empty, ["holds no problems", "one JSON object a line"]),
     (_one, ["holds one problem", "at least two"]),
     (_gbk, ["not UTF-8 at byte 0", "save the file as UTF-8"]),

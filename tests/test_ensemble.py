@@ -215,7 +215,7 @@ class Finished:
         self.config = Config(
             name="tiny",
             language="en",
-            questions=Questions(train=folder / "train.jsonl"),
+            questions=Questions(train=str(folder / "train.jsonl")),
             models={"m": api, "n": api},
             rung=(Rung(name="worked", kind="worked"),),
             variants=Variants(models=("m",), agree=1),

@@ -36,8 +36,8 @@ def test_the_demo_configuration_is_whole() -> None:
     config = load(EXAMPLES / "demo.toml")
     assert len(config.member) == 2
     assert config.questions.test is not None
-    test = read_problems(config.questions.test, config.language, labelled=True)
-    train = read_problems(config.questions.train, config.language, labelled=True)
+    test = read_problems(Path(config.questions.test), config.language, labelled=True)
+    train = read_problems(Path(config.questions.train), config.language, labelled=True)
     assert sum(len(problem.questions) for problem in test) >= 200
     families = {question.source.split("/")[1] for problem in train for question in problem.questions}
     assert families == {"chaining", "ordering", "table", "arithmetic"}

@@ -87,7 +87,7 @@ def context(tmp_path: Path) -> Context:
     config = Config(
         name="tiny",
         language="en",
-        questions=Questions(train=tmp_path / "train.jsonl", test=tmp_path / "test.jsonl"),
+        questions=Questions(train=str(tmp_path / "train.jsonl"), test=str(tmp_path / "test.jsonl")),
         rung=(Rung(name="proof", kind="worked"), Rung(name="rest", kind="worked")),
         member=(Member(name="m1"), Member(name="m2")),
     )

@@ -122,7 +122,7 @@ class Run:
             name="tiny",
             language="en",
             prompts=folder / "prompts",
-            questions=Questions(train=folder / "train.jsonl"),
+            questions=Questions(train=str(folder / "train.jsonl")),
             models={"m1": api("m1"), "m2": api("m2")},
             rung=(Rung(name="easy", models=("m1",)), Rung(name="hard", models=("m2",))),
             variants=Variants(models=("m1",), agree=1),

@@ -6,18 +6,20 @@ One long list of declarations: what a command does is in the module of its name 
 from __future__ import annotations
 
 import codecs
+import contextlib
 import io
 import locale
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from stepladder import files
 from stepladder.errors import StepladderError, UserError
-from stepladder.terminal import PlainConsole
+from stepladder.terminal import PlainConsole, say
 from stepladder.text import printable
 from stepladder.workspace import RUNS
 
@@ -113,16 +115,17 @@ def ledger(
     config: ConfigFile,
     runs: Runs = RUNS,
     export: Annotated[
-        Path | None, typer.Option(help="Write every request and raw response, of all runs, as JSONL.")
+        str | None, typer.Option(help="Write every request and raw response, of all runs, as JSONL.")
     ] = None,
     backup: Annotated[
-        Path | None, typer.Option(help="Write a copy of the ledger, also while it is in use, into a new file.")
+        str | None, typer.Option(help="Write a copy of the ledger, also while it is in use, into a new file.")
     ] = None,
 ) -> None:
     """Show what the run's model calls cost, by rung and model, and how they ended."""
     from stepladder.commands import ledger as command
 
-    command.ledger(config, runs, export, backup)
+    with _written(export) as exported, _written(backup) as backed_up:
+        command.ledger(config, runs, exported, backed_up)
 
 
 @app.command()
@@ -157,8 +160,8 @@ def choose_rule(
 
 @app.command("import")
 def import_(
-    source: Annotated[Path, typer.Argument(help="JSON, JSONL, CSV, Parquet or text.", show_default=False)],
-    out: Annotated[Path, typer.Argument(help="Question file to write, JSONL.", show_default=False)],
+    source: Annotated[str, typer.Argument(help="JSON, JSONL, CSV, Parquet or text.", show_default=False)],
+    out: Annotated[str, typer.Argument(help="Question file to write, JSONL.", show_default=False)],
     form: Annotated[
         str | None, typer.Option("--format", help="table, mmlu, bbh or logiqa; by default guessed from the file.")
     ] = None,
@@ -177,14 +180,16 @@ def import_(
     from stepladder.commands import import_ as command
     from stepladder.mcq.formats import Columns
 
-    command.import_(source, out, form, Columns(question, _names(options), answer, passage, one_based), PlainConsole())
+    columns = Columns(question, _names(options), answer, passage, one_based)
+    with files.read(source) as read, _written(out) as written:
+        command.import_(read, written, form, columns, PlainConsole())
 
 
 @app.command()
 def predict(
     model: Annotated[str, typer.Argument(help="Folder of a model or a package, or a hub's id.", show_default=False)],
-    questions: Annotated[Path, typer.Argument(help="Question file, JSONL; labels are optional.", show_default=False)],
-    out: Annotated[Path, typer.Argument(help="Answer file to write.", show_default=False)],
+    questions: Annotated[str, typer.Argument(help="Question file, JSONL; labels are optional.", show_default=False)],
+    out: Annotated[str, typer.Argument(help="Answer file to write.", show_default=False)],
     engine: Annotated[
         str | None,
         typer.Option(
@@ -237,24 +242,25 @@ def predict(
         "base_url": url,
         "model": served_as,
     }
-    command.predict(
-        model,
-        questions,
-        out,
-        PlainConsole(),
-        language=language,  # type: ignore[arg-type]  # checked above
-        predict_settings={key: value for key, value in predict_settings.items() if value is not None},
-        serve_settings={key: value for key, value in serve_settings.items() if value is not None},
-        minutes=minutes,
-        least=least,
-        expected=expect,
-    )
+    with files.read(questions) as read, _written(out) as written:
+        command.predict(
+            model,
+            read,
+            written,
+            PlainConsole(),
+            language=language,  # type: ignore[arg-type]  # checked above
+            predict_settings={key: value for key, value in predict_settings.items() if value is not None},
+            serve_settings={key: value for key, value in serve_settings.items() if value is not None},
+            minutes=minutes,
+            least=least,
+            expected=expect,
+        )
 
 
 @app.command()
 def pack(
     config: ConfigFile,
-    out: Annotated[Path, typer.Argument(help="Folder to make.", show_default=False)],
+    out: Annotated[str, typer.Argument(help="Folder to make.", show_default=False)],
     runs: Runs = RUNS,
     engine: Annotated[
         str | None,
@@ -272,7 +278,8 @@ def pack(
     from stepladder.commands import pack as command
 
     _check_choice("--engine", engine, ENGINES)
-    command.pack(config, runs, out, engine, image, python or [])
+    with _written(out) as written:
+        command.pack(config, runs, written, engine, image, python or [])
 
 
 @app.command()
@@ -345,6 +352,19 @@ def worlds(
 def _names(text: str) -> tuple[str, ...]:
     """The names in a text, separated by commas."""
     return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+@contextlib.contextmanager
+def _written(name: str | None) -> Iterator[Any]:
+    """A path to write to, whose content goes to the address that the user gave instead of a path (``files.written``);
+    None without a name."""
+    if name is None:
+        yield None
+        return
+    with files.written(name) as path:
+        yield path
+    if files.is_address(name):
+        say(PlainConsole(), f"Copied {path} to {name}")
 
 
 def _check_choice(option: str, value: str | None, choices: tuple[str, ...]) -> None:

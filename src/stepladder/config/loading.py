@@ -8,6 +8,7 @@ from typing import Any, get_args
 
 from pydantic import ValidationError
 
+from stepladder import files
 from stepladder.config.addresses import HUB_ID, without_password
 from stepladder.config.engines import with_engine
 from stepladder.config.schema import Config, General, Rung, Table
@@ -44,8 +45,8 @@ def load(path: Path) -> Config:
     root = path.parent
     questions = config.questions.model_copy(
         update={
-            "train": root / config.questions.train,
-            "test": None if config.questions.test is None else root / config.questions.test,
+            "train": files.beside(root, config.questions.train),
+            "test": None if config.questions.test is None else files.beside(root, config.questions.test),
             "reviewed": None if config.questions.reviewed is None else root / config.questions.reviewed,
         }
     )

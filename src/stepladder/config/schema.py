@@ -109,10 +109,12 @@ class Sampling(Table):
 class Questions(Table):
     """``[questions]``: the labelled data."""
 
-    train: Path
-    """Labelled problems, JSONL (docs/guide/questions.md shows a line); relative to the TOML file."""
-    test: Path | None = None
-    """Problems of the final measurement; labels optional."""
+    train: str = Field(min_length=1)
+    """Labelled problems, JSONL (docs/guide/questions.md shows a line): a path, relative to the TOML file, a pattern of
+    several files (``part-*.jsonl``), or the address of one or several in an object store (``s3://bucket/part-*``);
+    compressed ones end in ``.gz`` or ``.zst``."""
+    test: str | None = Field(default=None, min_length=1)
+    """Problems of the final measurement, in the same ways; labels optional."""
     validation: float = Field(default=0.15, gt=0, lt=1)
     """Share of the training problems (never of sub-questions) held out for every choice that is made."""
     reviewed: Path | None = None

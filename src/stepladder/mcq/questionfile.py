@@ -155,15 +155,15 @@ class Review(NamedTuple):
     answer: str | None = None
 
 
-def read_reviews(path: Path, train: Path, language: Language) -> dict[str, Review]:
-    """Read the reviews of a training file's labels, by question id.
+def read_reviews(path: Path, train: Iterable[Path], language: Language) -> dict[str, Review]:
+    """Read the reviews of the labels in some training files, by question id.
 
     Raises:
         InputError: naming file, line and field.
     """
     problem_ids = {name.rpartition("#")[0] for name in _reviewed_ids(path)}
-    lines = ((number, row) for number, row in rows(train) if row["id"] in problem_ids)
-    problems = (_problem(train, number, row, language, True) for number, row in lines)
+    lines = ((file, number, row) for file in train for number, row in rows(file) if row["id"] in problem_ids)
+    problems = (_problem(file, number, row, language, True) for file, number, row in lines)
     return _decisions(path, {q.id: q for problem in problems for q in problem.questions})
 
 

@@ -12,16 +12,16 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from itertools import islice, product
+from itertools import groupby, product
 from pathlib import Path
-from typing import get_args
+from typing import NamedTuple, get_args
 
 import numpy as np
 
-from stepladder import records
-from stepladder.config import Config
+from stepladder import files, records
+from stepladder.config import Config, Questions
 from stepladder.context import Context
 from stepladder.documents import Oddity, QuestionAudit
 from stepladder.errors import InputError, UserError
@@ -35,38 +35,70 @@ from stepladder.nodes.here import Here
 from stepladder.records import Span, Split
 from stepladder.shards import near, splits
 from stepladder.shards.each import Pool
-from stepladder.workspace import Artifact, file_digest, write_atomic
+from stepladder.workspace import Artifact, write_atomic
 
 PIECE_BYTES = 32 * 2**20
 """Of a question file that one process works on."""
 
 
+class Lines(NamedTuple):
+    """Whole lines of a question file, which one process works on."""
+
+    file: Path
+    span: Span
+    is_test: bool
+
+
 def artifact(context: Context, part: str | None) -> Artifact:
     config = context.config
-    inputs = {"train": _digest(config.questions.train)}
+    inputs = {"train": files.version(config.questions.train)}
     if config.questions.test is not None:
-        inputs["test"] = _digest(config.questions.test)
+        inputs["test"] = files.version(config.questions.test)
     if config.questions.reviewed is not None:
-        inputs["reviewed"] = _digest(config.questions.reviewed)
+        inputs["reviewed"] = files.version(str(config.questions.reviewed))
     settings = {"language": config.language, "seed": config.seed, "validation": config.questions.validation}
     return Artifact(context.input("questions"), settings, inputs)
 
 
 def build(context: Context, part: str | None, folder: Path) -> None:
-    config, files = context.config, context.config.questions
-    pool = Pool(_nodes(config), artifact(context, part).scratch(), context.progress.update)
-    held_out = _held_out(config)
-    reviews = read_reviews(files.reviewed, files.train, config.language) if files.reviewed is not None else {}
+    scratch = artifact(context, part).scratch()
+    try:
+        _build(context, folder, Pool(_nodes(context.config), scratch, context.progress.update))
+    except UserError:  # the files will be others
+        shutil.rmtree(scratch)
+        raise
+
+
+def _build(context: Context, folder: Path, pool: Pool) -> None:
+    config = context.config
+    train, test = (_fetched(config.questions, split, pool.folder / split) for split in ("train", "test"))
+    held_out = _held_out(config, train)
+    reviewed = config.questions.reviewed
+    reviews = read_reviews(reviewed, train, config.language) if reviewed is not None else {}
     choices = pool.folder / "choices.json"
     write_atomic(choices, json.dumps({"held_out": sorted(held_out), "reviews": reviews}))
-    pieces = {path: records.spans(path, PIECE_BYTES) for path in (files.train, files.test) if path is not None}
+    lines = [
+        Lines(file, span, is_test)
+        for is_test, paths in ((False, train), (True, test))
+        for file in paths
+        for span in records.spans(file, PIECE_BYTES)
+    ]
     audit = Audit()
-    audit.twins.add(_twins(config, pool, pieces[files.train]))  # first, so that its memory is free again
-    _write(folder, config, pool, choices, pieces, audit)
+    audit.twins.add(_twins(config, pool, [piece for piece in lines if not piece.is_test], test))
+    _write(folder, config, pool, choices, lines, audit)
     audit.document(Counter(review.action for review in reviews.values())).write(folder)
     if counts := audit.counts():
         kinds = ", ".join(f"{count} {kind}" for kind, count in counts.items())
         context.progress.say(f"odd in the input: {kinds}; see {context.input('questions') / QuestionAudit.FILE}")
+
+
+def _fetched(questions: Questions, split: str, folder: Path) -> list[Path]:
+    """The files of a split on this machine; none without a test."""
+    name = questions.train if split == "train" else questions.test
+    if name is None:
+        return []
+    folder.mkdir(exist_ok=True)
+    return files.fetched(name, folder)
 
 
 def _nodes(config: Config) -> Nodes:
@@ -74,13 +106,29 @@ def _nodes(config: Config) -> Nodes:
     return Here() if config.cluster is None else nodes_of(config.cluster)
 
 
-def _held_out(config: Config) -> set[str]:
+def _held_out(config: Config, train: Sequence[Path]) -> set[str]:
     """The first pass over the training problems: ids of those held out for validation."""
-    train = config.questions.train
-    ids = [row["id"] for _, row in rows(train)]
+    ids = _ids(train)
     if len(ids) < 2:
-        raise InputError(train, "holds one problem; at least two are needed, one to train on and one for validation")
-    return set(validation_ids(ids, config.questions.validation, config.seed))
+        reason = "holds one problem; at least two are needed, one to train on and one for validation"
+        raise InputError(config.questions.train, reason)
+    return set(validation_ids([*ids], config.questions.validation, config.seed))
+
+
+def _ids(paths: Sequence[Path]) -> dict[str, Path]:
+    """The file of each problem in some files, by the problem's id.
+
+    Raises:
+        InputError: an id is used twice.
+    """
+    found: dict[str, Path] = {}
+    for file in paths:
+        for number, row in rows(file):
+            if row["id"] in found:
+                reason = f"id {row['id']!r} was used in {found[row['id']].name}; ids must be unique"
+                raise InputError(file, reason, line=number, field="id")
+            found[row["id"]] = file
+    return found
 
 
 def validation_ids(problems: list[str], share: float, seed: int) -> list[str]:
@@ -91,17 +139,19 @@ def validation_ids(problems: list[str], share: float, seed: int) -> list[str]:
     return rng("validation", seed).sample(sorted(problems), count)
 
 
-def _twins(config: Config, pool: Pool, spans: Sequence[Span]) -> Iterator[Oddity]:
+def _twins(config: Config, pool: Pool, train: Sequence[Lines], test: Sequence[Path]) -> Iterator[Oddity]:
     """Training problems that are in the test in nearly the same words; the trainset leaves them out."""
-    train, test = config.questions.train, list[str]()
-    held_out = HeldOut.of(_texts(_test(config), test))
+    _ids(test)
+    test_ids = list[str]()
+    problems = (problem for file in test for problem in stream_problems(file, config.language, labelled=False))
+    held_out = HeldOut.of(_texts(problems, test_ids))
     if not len(held_out.vocabulary):
         return
     file, counts = pool.folder / "held-out.npz", pool.folder / "counts.npy"
     held_out.save(file)
     common = {"held_out": str(file.absolute())}
-    source = {"file": str(train), "language": config.language}
-    pieces = pool.each("shared", "n-grams", [{**common, **source, "span": span} for span in spans])
+    orders = [{**common, "file": str(lines.file), "language": config.language, "span": lines.span} for lines in train]
+    pieces = pool.each("shared", "n-grams", orders)
     total, begins = np.zeros(len(held_out.vocabulary), dtype=np.int64), [0]
     for piece in pieces:
         shared = Shared.load(piece / near.NGRAMS)
@@ -109,18 +159,19 @@ def _twins(config: Config, pool: Pool, spans: Sequence[Span]) -> Iterator[Oddity
         begins.append(begins[-1] + len(shared.ids))
     np.save(counts, total)
     counted = {"counts": str(counts.absolute()), "number": begins[-1]}
-    orders = [{**common, **counted, "piece": str(piece.absolute())} for piece in pieces]
-    found = pool.each("pairs", "near-duplicates", orders)
-    places: dict[int, tuple[str, int]] = {}
+    found = pool.each(
+        "pairs", "near-duplicates", [{**common, **counted, "piece": str(piece.absolute())} for piece in pieces]
+    )
+    places: dict[int, tuple[str, str, int]] = {}
     pairs = list[Pair]()
-    for begin, piece in zip(begins, found, strict=False):
-        for _, (index, name, line, other, similarity) in records.parse_lines(piece / near.PAIRS):
-            places[begin + index] = name, line
+    for lines, begin, piece in zip(train, begins, found, strict=False):
+        for _, (index, name, number, other, similarity) in records.parse_lines(piece / near.PAIRS):
+            places[begin + index] = lines.file.name, name, number
             pairs.append(Pair(begin + index, other, similarity))
     for pair in ranked(pairs):
-        name, line = places[pair.left]
-        message = f"{name} is nearly {test[pair.right]} of the test (similarity {pair.similarity:.2f})"
-        yield Oddity(kind="near-duplicate of a test problem", file=train.name, line=line, message=message)
+        file_name, name, number = places[pair.left]
+        message = f"{name} is nearly {test_ids[pair.right]} of the test (similarity {pair.similarity:.2f})"
+        yield Oddity(kind="near-duplicate of a test problem", file=file_name, line=number, message=message)
 
 
 def _texts(problems: Iterable[Problem], names: list[str]) -> Iterator[str]:
@@ -130,31 +181,21 @@ def _texts(problems: Iterable[Problem], names: list[str]) -> Iterator[str]:
         yield problem_text(problem.questions)
 
 
-def _write(
-    folder: Path, config: Config, pool: Pool, choices: Path, files: Mapping[Path, Sequence[Span]], audit: Audit
-) -> None:
+def _write(folder: Path, config: Config, pool: Pool, choices: Path, lines: Sequence[Lines], audit: Audit) -> None:
     """Repair, audit and write the questions of all files.
 
     Raises:
         UserError: the folder cannot be written, or the disk is full.
     """
     common = {"language": config.language, "choices": str(choices.absolute())}
-    results = iter(
-        pool.each(
-            "splits",
-            "questions",
-            [
-                {**common, "file": str(file), "labelled": file == config.questions.train, "span": span}
-                for file, spans in files.items()
-                for span in spans
-            ],
-        )
-    )
+    orders = [{**common, "file": str(file), "labelled": not is_test, "span": span} for file, span, is_test in lines]
+    results = pool.each("splits", "questions", orders)
+    by_file = groupby(zip(lines, results, strict=True), key=lambda pair: (pair[0].is_test, pair[0].file))
     try:
         with ExitStack() as stack:
             written = {name: stack.enter_context((folder / f"{name}.jsonl").open("wb")) for name in get_args(Split)}
-            for file, spans in files.items():
-                pieces = [*islice(results, len(spans))]
+            for (_, file), group in by_file:
+                pieces = [piece for _, piece in group]
                 audit.add_file(file.name, map(splits.read_audit, pieces))
                 for piece, (name, target) in product(pieces, written.items()):
                     with (piece / f"{name}.jsonl").open("rb") as source:
@@ -166,15 +207,3 @@ def _write(
         raise UserError(
             f"{folder}: cannot be written ({error.strerror}); free some space, or use another --runs"
         ) from None
-
-
-def _test(config: Config) -> Iterator[Problem]:
-    """The problems of the test; none without one."""
-    test = config.questions.test
-    return iter(()) if test is None else stream_problems(test, config.language, labelled=False)
-
-
-def _digest(path: Path) -> str:
-    if not path.is_file():
-        raise InputError(path, "no such file; check [questions] in the configuration")
-    return file_digest(path)
