@@ -66,6 +66,22 @@ def rows(ledger: Ledger, query: str) -> list[tuple[Any, ...]]:
     return found
 
 
+def sums_agree(ledger: Ledger) -> bool:
+    """Whether what the ledger counts as it writes is what it holds."""
+    kept = (
+        "SELECT * FROM totals WHERE attempts ORDER BY run, rung, model, outcome",
+        "SELECT run, SUM(attempts) FROM durations GROUP BY 1",
+        "SELECT * FROM answers ORDER BY run",
+    )
+    counted = (
+        "SELECT run, rung, model, COALESCE(outcome, ''), COUNT(*), SUM(COALESCE(charged, reserved)),"
+        " SUM(prompt_tokens), SUM(completion_tokens) FROM attempts GROUP BY 1, 2, 3, 4 ORDER BY 1, 2, 3, 4",
+        "SELECT run, COUNT(*) FROM attempts WHERE seconds IS NOT NULL GROUP BY 1",
+        "SELECT run, COUNT(*) FROM responses GROUP BY 1 ORDER BY 1",
+    )
+    return [rows(ledger, query) for query in kept] == [rows(ledger, query) for query in counted]
+
+
 def outcomes(ledger: Ledger) -> dict[str, int]:
     """How many attempts came to what."""
     return dict(rows(ledger, "SELECT outcome, COUNT(*) FROM attempts GROUP BY outcome"))

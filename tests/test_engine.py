@@ -82,7 +82,7 @@ def test_a_fault_is_survived_and_its_attempt_is_on_record(
         assert ledger.spent("run") == paid["micro_dollars"]
     if outcome == "malformed":
         with sqlite3.connect(ledger.path) as db:
-            kept = db.execute("SELECT COUNT(*) FROM attempts WHERE outcome = 'malformed' AND raw IS NOT NULL")
+            kept = db.execute("SELECT COUNT(*) FROM attempts WHERE outcome = 'malformed' AND body IS NOT NULL")
             assert kept.fetchone() == (2,)
         db.close()
 

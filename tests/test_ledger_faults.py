@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import resource
 import shutil
 import sqlite3
@@ -15,7 +16,7 @@ from typing import Any
 
 import pytest
 from api_server import ApiServer
-from asker import model, request, requests, rows
+from asker import model, request, requests, rows, sums_agree
 
 from stepladder.ask import Listener, RemoteModel, ask_remote
 from stepladder.ask.ledger import Ledger, Scope, faults, health, opening, patience
@@ -282,6 +283,13 @@ def old_ledger(path: Path, version: int) -> None:
         db.execute("INSERT INTO requests VALUES ('k', '{}')")
         db.execute("INSERT INTO responses (key, max_tokens, run, text, finished, prompt_tokens, completion_tokens,"
                    " micro_dollars) VALUES ('k', 16, 'run', 'A', 1, 1, 1, 0)")  # fmt: skip
+        if version > 1:
+            db.execute("INSERT INTO sessions (pid, started) VALUES (1, 0)")
+            db.executemany(
+                "INSERT INTO attempts (key, session, run, rung, model, max_tokens, reserved, charged, outcome, started,"
+                " seconds, raw) VALUES ('k', 1, 'run', 'easy', 'm', 16, 9, ?, ?, 0, ?, ?)",
+                [(3, "answered", 0.5, b"{}"), (4, "answered", 0.7, b"{}"), (None, None, None, None)],
+            )
         db.execute(f"PRAGMA user_version = {version}")
     db.close()
 
@@ -295,6 +303,30 @@ def test_ledgers_of_older_versions_are_read(tmp_path: Path, version: int, read_o
         assert ledger.calls("run") == 1
         assert rows(ledger, "PRAGMA application_id") == [(APPLICATION_ID,)]
         assert rows(ledger, "SELECT text, checksum FROM responses") == [("A", "")]
+        assert sums_agree(ledger)
+        if version > 1:
+            (account,) = ledger.accounts("run")
+            assert account.outcomes == {"answered": 2, "open": 1}
+            assert account.micro_dollars == ledger.spent("run") == ledger.spent("run", "easy") == 16
+            assert [account.percentile(share) for share in (0.0, 0.5, 0.95)] == [0.5, 0.7, 0.7]
+            assert [row["raw"] for row in ledger.export() if "raw" in row] == ["{}", "{}", None]
+
+
+def test_an_old_ledger_is_made_smaller_and_says_the_same(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.sqlite"
+    old_ledger(path, 4)
+    with sqlite3.connect(path) as db:
+        db.execute("UPDATE attempts SET raw = ? WHERE raw IS NOT NULL", (b'{"text": "A"}' * 10_000,))
+        db.execute("UPDATE requests SET identity = ?", (json.dumps({"messages": ["?" * 100_000]}),))
+    db.close()
+    with Ledger(path) as ledger:
+        before = [*ledger.export()]
+        ledger.compact()
+        assert [*ledger.export()] == before
+        assert before[0]["raw"] == '{"text": "A"}' * 10_000
+        assert sums_agree(ledger)
+        assert rows(ledger, "SELECT COUNT(raw), COUNT(body) FROM attempts") == [(0, 2)]
+    assert path.stat().st_size < 200_000
 
 
 @pytest.mark.parametrize("pragma", ["application_id = 7", "user_version = 0", "user_version = 3"])

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from api_server import ApiServer
-from asker import FAULTS, answers, finish, requests, start
+from asker import FAULTS, answers, finish, requests, start, sums_agree
 
 from stepladder.ask.ledger import Ledger
 
@@ -56,6 +56,7 @@ def test_killed_while_asking_nothing_delivered_is_lost_and_the_bill_is_covered(t
                     time.sleep(0.05)
                 assert opened.spent("run") >= api.settled()["micro_dollars"]
                 assert answers(opened) == len(api.log("delivered"))
+                assert sums_agree(opened)
         figures = finish(start(api.url, ledger, "--count", 600))
         assert figures["said"] == ""
         assert figures["answered"] == 600

@@ -18,7 +18,7 @@ def test_no_cell_of_the_ledger_is_cut(width: int, is_terminal: bool) -> None:
     screen = StringIO()
     console = Console(file=screen, width=width, force_terminal=is_terminal, color_system=None)
     account = Account(
-        "a-rung", "a-model-of-a-name-of-some-length", 1_234_567_890, OUTCOMES, 10**9, 10**8, 7, (0.5, 60.0)
+        "a-rung", "a-model-of-a-name-of-some-length", 1_234_567_890, OUTCOMES, 10**9, 10**8, 7, {0.5: 1, 60.0: 1}
     )
     ledger.show([account, account], console)
     shown = screen.getvalue()

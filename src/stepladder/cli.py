@@ -120,12 +120,15 @@ def ledger(
     backup: Annotated[
         str | None, typer.Option(help="Write a copy of the ledger, also while it is in use, into a new file.")
     ] = None,
+    compact: Annotated[
+        bool, typer.Option("--compact", help="Compress what older versions wrote, and give free space back.")
+    ] = False,
 ) -> None:
     """Show what the run's model calls cost, by rung and model, and how they ended."""
     from stepladder.commands import ledger as command
 
     with _written(export) as exported, _written(backup) as backed_up:
-        command.ledger(config, runs, exported, backed_up)
+        command.ledger(config, runs, exported, backed_up, compact=compact)
 
 
 @app.command()

@@ -1,5 +1,5 @@
 """``stepladder ledger``: what a run's model calls cost and how they ended; ``--export`` writes every one as JSONL,
-``--backup`` a copy of the ledger."""
+``--backup`` a copy of the ledger, ``--compact`` makes its file smaller."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ from stepladder.terminal import print_table, say, table
 from stepladder.workspace import write_atomic
 
 
-def ledger(config: Path, runs: Path, export: Path | None, backup: Path | None) -> None:
-    """Show the accounts of a run. Nothing in the ledger is changed.
+def ledger(config: Path, runs: Path, export: Path | None, backup: Path | None, *, compact: bool = False) -> None:
+    """Show the accounts of a run. What the ledger says is not changed.
 
     Args:
         config: the run's TOML file.
         runs: the folder of the ledger.
         export: a file for every request and raw response of all runs.
         backup: a new file for a copy of the ledger, which may be in use.
+        compact: compress what older versions wrote, and return free space to the disk.
 
     Raises:
         UserError: there is no ledger yet, or a file cannot be written.
@@ -31,6 +32,12 @@ def ledger(config: Path, runs: Path, export: Path | None, backup: Path | None) -
     path = context.workspace.ledger
     if not path.exists():
         raise UserError(f"{path}: there is no ledger yet; '{context.run_command}' starts one")
+    if compact:
+        before = path.stat().st_size
+        with Ledger(path) as opened:
+            opened.compact()
+        after = path.stat().st_size
+        say(context.progress.console, f"Compacted {path}: {before / 2**20:,.1f} MiB before, {after / 2**20:,.1f} now")
     with Ledger(path, read_only=True) as opened:
         show(opened.accounts(context.workspace.name), context.progress.console)
         if export is not None:
@@ -55,14 +62,13 @@ def show(accounts: list[Account], console: Console) -> None:
             f"{account.hits:,}",
             f"{account.prompt_tokens:,}",
             f"{account.completion_tokens:,}",
-            _percentile(account.seconds, 0.5),
-            _percentile(account.seconds, 0.95),
+            _seconds(account.percentile(0.5)),
+            _seconds(account.percentile(0.95)),
             f"{account.micro_dollars / 1e6:,.4f}",
         )
     print_table(console, rows)
     console.print(f"\n${sum(account.micro_dollars for account in accounts) / 1e6:,.4f} in all", highlight=False)
 
 
-def _percentile(seconds: tuple[float, ...], share: float) -> str:
-    """The percentile of sorted values, by nearest rank."""
-    return f"{seconds[min(int(share * len(seconds)), len(seconds) - 1)]:.2f}" if seconds else ""
+def _seconds(duration: float | None) -> str:
+    return "" if duration is None else f"{duration:.2f}"

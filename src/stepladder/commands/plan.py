@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -130,7 +129,7 @@ def _final_hours(context: Context, growth: float) -> str:
 def measure(context: Context, drawn: Sequence[Question], assumed: Mapping[str, Rates]) -> dict[str, Rates]:
     """Rates by rung, measured by asking some questions; rungs that none of them reached are left out."""
     steps = [step for step in Cascade(context).climb(drawn) if step.reached and step.rung.kind == "ask"]
-    medians = {(a.rung, a.model): statistics.median(a.seconds) for a in _accounts(context) if a.seconds}
+    medians = {(account.rung, account.model): account.percentile(0.5) for account in _accounts(context)}
     return {
         step.rung.name: Rates(
             solved_share(len(step.solved), step.reached),

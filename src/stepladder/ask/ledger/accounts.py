@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
 from stepladder.ask.ledger.connection import Connection
 from stepladder.ask.ledger.entries import Account, Scope
+from stepladder.ask.ledger.packing import unpacked
 
 
 class Accounts(Connection):
@@ -24,35 +24,38 @@ class Accounts(Connection):
 
     def calls(self, run: str) -> int:
         """Number of responses that the run added."""
-        return int(self._db.execute("SELECT COUNT(*) FROM responses WHERE run = ?", (run,)).fetchone()[0])
+        row = self._db.execute("SELECT responses FROM answers WHERE run = ?", (run,)).fetchone()
+        return 0 if row is None else int(row[0])
 
     def accounts(self, run: str) -> list[Account]:
         """The run's account for each rung and model, most expensive first."""
-        attempts = self._db.execute(
-            "SELECT rung, model, outcome, COALESCE(charged, reserved), prompt_tokens, completion_tokens, seconds"
-            " FROM attempts WHERE run = ?",
-            (run,),
-        )
-        rows_by_account: dict[tuple[str, str], list[tuple[Any, ...]]] = {}
-        for rung, model, *columns in attempts:
-            rows_by_account.setdefault((rung, model), []).append(tuple(columns))
-        hits = {
-            (rung, model): count
-            for rung, model, count in self._db.execute("SELECT rung, model, count FROM hits WHERE run = ?", (run,))
-        }
+        totals: dict[tuple[str, str], dict[str, tuple[int, ...]]] = {}
+        columns = "rung, model, outcome, attempts, micro_dollars, prompt_tokens, completion_tokens"
+        query = f"SELECT {columns} FROM totals WHERE run = ? AND attempts ORDER BY attempts DESC, outcome"  # noqa: S608
+        for rung, model, outcome, *sums in self._db.execute(query, (run,)):
+            totals.setdefault((rung, model), {})[outcome or "open"] = tuple(sums)
+        seconds: dict[tuple[str, str], dict[float, int]] = {}
+        query = "SELECT rung, model, seconds, attempts FROM durations WHERE run = ? ORDER BY seconds"
+        for rung, model, duration, count in self._db.execute(query, (run,)):
+            seconds.setdefault((rung, model), {})[duration] = count
+        query = "SELECT rung, model, count FROM hits WHERE run = ?"
+        hits = {(rung, model): count for rung, model, count in self._db.execute(query, (run,))}
         accounts = []
-        for rung, model in rows_by_account.keys() | hits.keys():
-            rows = rows_by_account.get((rung, model), [])
+        for rung, model in totals.keys() | hits.keys():
+            by_outcome = totals.get((rung, model), {})
+            _, micro_dollars, prompt_tokens, completion_tokens = (
+                (sum(column) for column in zip(*by_outcome.values(), strict=True)) if by_outcome else (0, 0, 0, 0)
+            )
             accounts.append(
                 Account(
                     rung=rung,
                     model=model,
-                    micro_dollars=sum(row[1] for row in rows),
-                    outcomes=dict(Counter(row[0] or "open" for row in rows).most_common()),
-                    prompt_tokens=sum(row[2] for row in rows),
-                    completion_tokens=sum(row[3] for row in rows),
+                    micro_dollars=micro_dollars,
+                    outcomes={outcome: sums[0] for outcome, sums in by_outcome.items()},
+                    prompt_tokens=prompt_tokens,
+                    completion_tokens=completion_tokens,
                     hits=hits.get((rung, model), 0),
-                    seconds=tuple(sorted(row[4] for row in rows if row[4] is not None)),
+                    seconds=seconds.get((rung, model), {}),
                 )
             )
         return sorted(accounts, key=lambda account: (-account.micro_dollars, account.rung, account.model))
@@ -64,10 +67,11 @@ class Accounts(Connection):
             for row in self._db.execute(
                 "SELECT attempts.*, identity FROM attempts JOIN requests USING (key) ORDER BY id"
             ):
-                raw = row["raw"]
+                raw = row["raw"] if row["body"] is None else unpacked(row["body"])
+                hidden = ("identity", "raw", "body", "session")
                 yield {
-                    **{name: row[name] for name in row.keys() if name not in ("identity", "raw", "session")},  # noqa: SIM118
-                    "request": json.loads(row["identity"]),
+                    **{name: row[name] for name in row.keys() if name not in hidden},  # noqa: SIM118
+                    "request": json.loads(unpacked(row["identity"])),
                     "raw": None if raw is None else raw.decode(errors="replace"),
                 }
             local_responses = (
@@ -75,6 +79,6 @@ class Accounts(Connection):
             )
             for row in self._db.execute(local_responses):
                 columns = ("key", "run", "max_tokens", "finish", "prompt_tokens", "completion_tokens", "text")
-                yield {**{name: row[name] for name in columns}, "request": json.loads(row["identity"])}
+                yield {**{name: row[name] for name in columns}, "request": json.loads(unpacked(row["identity"]))}
         finally:
             self._db.row_factory = None

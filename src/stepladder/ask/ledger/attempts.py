@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 from stepladder.ask.ledger.entries import Batch, Grant, Refusal, Scope, UnsettledAttempt
+from stepladder.ask.ledger.packing import packed
 from stepladder.ask.ledger.responses import Responses
 from stepladder.ask.outcome import Delivery, Outcome
 from stepladder.ask.request import Request, worst_case
@@ -58,7 +59,8 @@ class Attempts(Responses):
                 return "over_budget"
         self._insert_request(request)
         answers = self._db.execute(
-            "SELECT COUNT(*) FROM attempts WHERE key = ? AND raw IS NOT NULL AND status = 200", (request.key,)
+            "SELECT COUNT(*) FROM attempts WHERE key = ? AND COALESCE(body, raw) IS NOT NULL AND status = 200",
+            (request.key,),
         ).fetchone()[0]
         attempt = self._db.execute(
             "INSERT INTO attempts (key, session, run, rung, model, endpoint, max_tokens, reserved, started, batch)"
@@ -104,11 +106,11 @@ class Attempts(Responses):
         response = outcome.response
         self._db.execute(
             "UPDATE attempts SET charged = ?, outcome = ?, status = ?, message = ?, seconds = ?, prompt_tokens = ?,"
-            " completion_tokens = ?, raw = ? WHERE id = ?",
+            " completion_tokens = ?, body = ? WHERE id = ?",
             (
                 outcome.charge, outcome.kind, delivery.status, outcome.message, seconds,
                 response.prompt_tokens if response else 0, response.completion_tokens if response else 0,
-                delivery.body or None, grant.attempt,
+                packed(delivery.body) if delivery.body else None, grant.attempt,
             ),
         )  # fmt: skip
         if response is not None:
@@ -118,7 +120,7 @@ class Attempts(Responses):
         """Micro-dollars that the run (or one rung of it) has spent; unsettled attempts count at their worst case."""
         condition, values = ("run = ?", [run]) if rung is None else ("run = ? AND rung = ?", [run, rung])
         total = self._db.execute(
-            f"SELECT COALESCE(SUM(COALESCE(charged, reserved)), 0) FROM attempts WHERE {condition}",  # noqa: S608
+            f"SELECT COALESCE(SUM(micro_dollars), 0) FROM totals WHERE {condition}",  # noqa: S608
             values,
         )
         return int(total.fetchone()[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
 from stepladder.config import Price
@@ -80,5 +81,15 @@ class Account(NamedTuple):
     completion_tokens: int
     hits: int
     """Requests answered from the ledger."""
-    seconds: tuple[float, ...]
-    """Duration of each settled attempt, sorted."""
+    seconds: Mapping[float, int]
+    """How many settled attempts took so long, to three significant digits, the shortest first."""
+
+    def percentile(self, share: float) -> float | None:
+        """The duration that so large a share of the settled attempts did not exceed (nearest rank), seconds; None
+        without any."""
+        left = int(share * sum(self.seconds.values()))
+        for seconds, count in self.seconds.items():
+            left -= count
+            if left < 0:
+                return seconds
+        return None

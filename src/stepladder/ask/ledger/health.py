@@ -6,8 +6,9 @@ import contextlib
 import sqlite3
 from pathlib import Path
 
-from stepladder.ask.ledger.connection import Connection
+from stepladder.ask.ledger.connection import CHUNK, Connection
 from stepladder.ask.ledger.faults import damaged, network_file_system
+from stepladder.ask.ledger.packing import packed
 from stepladder.errors import LedgerError
 from stepladder.workspace import sync_folder
 
@@ -41,6 +42,24 @@ class Health(Connection):
                 "it from one machine only, or give --runs a folder on a local disk"
             )
         return notes
+
+    def compact(self) -> None:
+        """Compress what older versions stored as it came, and return free space to the disk. That takes room for a copy
+        of the file, and every other process has to wait. A kill loses nothing."""
+        tables = (
+            ("attempts", "id", "raw", "raw = NULL, body = ?", "raw IS NOT NULL"),
+            ("requests", "key", "identity", "identity = ?", "TYPEOF(identity) = 'text'"),
+        )
+        for table, key, column, change, is_old in tables:
+            query = f"SELECT {column}, {key} FROM {table} WHERE {is_old} LIMIT {CHUNK}"  # noqa: S608
+            while rows := self._db.execute(query).fetchall():
+                packed_rows = [
+                    (packed(content if column == "raw" else content.encode()), name) for content, name in rows
+                ]
+                with self.transaction():
+                    self._db.executemany(f"UPDATE {table} SET {change} WHERE {key} = ?", packed_rows)  # noqa: S608
+        self._db.execute("VACUUM")
+        self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def back_up(self, file: Path) -> None:
         """Write a copy as of now, also while other processes write to the ledger.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from stepladder.ask.ledger import faults
@@ -90,11 +91,21 @@ def _connect(name: str, *, uri: bool = False) -> sqlite3.Connection:
 def _migrate(db: sqlite3.Connection, path: Path) -> None:
     db.execute("BEGIN IMMEDIATE")  # when the connection is closed without COMMIT, it is rolled back
     for migration in MIGRATIONS[version(db, path) :]:  # another process may have done it meanwhile
-        for statement in migration.split(";"):
+        for statement in _statements(migration):
             db.execute(statement)
     db.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
     db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
     db.execute("COMMIT")
+
+
+def _statements(script: str) -> Iterator[str]:
+    """The statements of a script; those of a trigger hold others."""
+    statement = ""
+    for piece in script.split(";"):
+        statement += f"{piece};"
+        if sqlite3.complete_statement(statement):
+            yield statement
+            statement = ""
 
 
 def _refuse_emptied(path: Path) -> None:

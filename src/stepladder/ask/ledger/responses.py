@@ -11,6 +11,7 @@ from typing import Any
 
 from stepladder.ask.ledger.connection import CHUNK, Connection
 from stepladder.ask.ledger.faults import damaged
+from stepladder.ask.ledger.packing import packed
 from stepladder.ask.ledger.patience import Patience
 from stepladder.ask.request import Request, Response, TokenLogprob, is_logprob
 
@@ -83,7 +84,8 @@ class Responses(Connection):
         self._insert_response(run, request, response, None)
 
     def _insert_request(self, request: Request) -> None:
-        self._db.execute("INSERT OR IGNORE INTO requests VALUES (?, ?)", (request.key, request.identity()))
+        identity = packed(request.identity().encode())
+        self._db.execute("INSERT OR IGNORE INTO requests VALUES (?, ?)", (request.key, identity))
 
     def _insert_response(self, run: str, request: Request, r: Response, attempt: int | None) -> None:
         if r.finish == "refused":

@@ -2,7 +2,11 @@
 
 requests   identity by key, written when a request is first sent
 responses  responses to a request, one row per ``max_tokens``
-attempts   every time a request was sent: what was reserved, what was charged, and the raw response
+attempts   every time a request was sent: what was reserved, what was charged, and the raw response, compressed in
+           ``body``; older versions left it as it came in ``raw``
+totals     sums over attempts by account and outcome ('': none yet), and
+durations  how many attempts took so long (three significant digits), and
+answers    how many responses each run added; triggers keep these three, since attempts may be millions
 batches    files of requests sent to a provider's batch API; ``intent`` identifies one again after a crash
 sessions   processes that send requests; an open attempt can still be settled while its process runs
 hits       how many of a run's requests were answered from the ledger
@@ -87,6 +91,70 @@ MIGRATIONS = (
     """,
     """
     ALTER TABLE responses ADD COLUMN checksum TEXT NOT NULL DEFAULT '';
+    """,
+    """
+    ALTER TABLE attempts ADD COLUMN body BLOB;
+    CREATE TABLE totals (
+        run TEXT NOT NULL,
+        rung TEXT NOT NULL,
+        model TEXT NOT NULL,
+        outcome TEXT NOT NULL,
+        attempts INTEGER NOT NULL,
+        micro_dollars INTEGER NOT NULL,
+        prompt_tokens INTEGER NOT NULL,
+        completion_tokens INTEGER NOT NULL,
+        PRIMARY KEY (run, rung, model, outcome)
+    ) WITHOUT ROWID;
+    CREATE TABLE durations (
+        run TEXT NOT NULL,
+        rung TEXT NOT NULL,
+        model TEXT NOT NULL,
+        seconds REAL NOT NULL,
+        attempts INTEGER NOT NULL,
+        PRIMARY KEY (run, rung, model, seconds)
+    ) WITHOUT ROWID;
+    CREATE TABLE answers (
+        run TEXT PRIMARY KEY,
+        responses INTEGER NOT NULL
+    ) WITHOUT ROWID;
+    INSERT INTO totals
+        SELECT run, rung, model, COALESCE(outcome, ''), COUNT(*), SUM(COALESCE(charged, reserved)),
+            SUM(prompt_tokens), SUM(completion_tokens)
+        FROM attempts GROUP BY 1, 2, 3, 4;
+    INSERT INTO durations
+        SELECT run, rung, model, CAST(PRINTF('%.2e', seconds) AS REAL), COUNT(*)
+        FROM attempts WHERE seconds IS NOT NULL GROUP BY 1, 2, 3, 4;
+    INSERT INTO answers SELECT run, COUNT(*) FROM responses GROUP BY 1;
+    CREATE TRIGGER attempt_opened AFTER INSERT ON attempts BEGIN
+        INSERT INTO totals VALUES (NEW.run, NEW.rung, NEW.model, '', 1, NEW.reserved, 0, 0)
+            ON CONFLICT DO UPDATE SET
+                attempts = attempts + 1, micro_dollars = micro_dollars + excluded.micro_dollars;
+    END;
+    CREATE TRIGGER attempt_settled AFTER UPDATE OF outcome ON attempts BEGIN
+        UPDATE totals SET
+            attempts = attempts - 1, micro_dollars = micro_dollars - COALESCE(OLD.charged, OLD.reserved),
+            prompt_tokens = prompt_tokens - OLD.prompt_tokens,
+            completion_tokens = completion_tokens - OLD.completion_tokens
+            WHERE (run, rung, model, outcome) = (OLD.run, OLD.rung, OLD.model, COALESCE(OLD.outcome, ''));
+        INSERT INTO totals
+            VALUES (NEW.run, NEW.rung, NEW.model, COALESCE(NEW.outcome, ''), 1, COALESCE(NEW.charged, NEW.reserved),
+                NEW.prompt_tokens, NEW.completion_tokens)
+            ON CONFLICT DO UPDATE SET
+                attempts = attempts + 1, micro_dollars = micro_dollars + excluded.micro_dollars,
+                prompt_tokens = prompt_tokens + excluded.prompt_tokens,
+                completion_tokens = completion_tokens + excluded.completion_tokens;
+    END;
+    CREATE TRIGGER attempt_timed AFTER UPDATE OF outcome ON attempts
+        WHEN OLD.outcome IS NULL AND NEW.seconds IS NOT NULL BEGIN
+        INSERT INTO durations VALUES (NEW.run, NEW.rung, NEW.model, CAST(PRINTF('%.2e', NEW.seconds) AS REAL), 1)
+            ON CONFLICT DO UPDATE SET attempts = attempts + 1;
+    END;
+    CREATE TRIGGER response_added AFTER INSERT ON responses BEGIN
+        INSERT OR IGNORE INTO answers VALUES (NEW.run, 0);
+        UPDATE answers SET responses = responses + 1 WHERE run = NEW.run;
+    END;
+    DROP INDEX attempts_spent;
+    CREATE INDEX attempts_open ON attempts (run) WHERE outcome IS NULL;
     """,
 )
 """Append-only: a migration that has shipped is never edited; ``PRAGMA user_version`` counts those applied."""
