@@ -6,6 +6,7 @@ python benchmarks/asking.py full         a small disk (tmpfs, as root) filled at
 python benchmarks/asking.py queue        1,355 requests through a batch queue of 90,000 tokens, killed five times
 python benchmarks/asking.py throughput   5,000 requests at 50 ms against a bare asyncio.gather over the same SDK
 python benchmarks/asking.py scale        10,000 and 100,000 requests at no latency: time, memory, ledger size, rerun
+python benchmarks/asking.py many         --count requests (a million) of 400 words to eight servers, killed half-way
 
 ``--hostile 0.1`` makes a tenth of all replies hostile ones (tests/api_hostile.py), for kill, budget and full.
 """
@@ -20,7 +21,10 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
+
+import psutil
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "tests"))
@@ -33,6 +37,9 @@ from stepladder.ask.request import worst_case  # noqa: E402
 
 WRONG_USAGE = {"kind": "wrong_usage", "share": 0.01}
 DISK_BYTES = 64_000_000
+SERVERS = 8
+CHAIN = "{last}\n" + " ".join(f"Step {n}: {n * n} of {n * n * n}." for n in range(60)) + "\nAnswer: A"
+"""An answer of some 1,400 characters, most of them the same each time."""
 
 
 def hostile(settings: argparse.Namespace) -> list[dict[str, object]]:
@@ -228,6 +235,60 @@ def scale(folder: Path, rounds: int, settings: argparse.Namespace) -> None:
     tell(f"100,000 took {took[100_000, 'asked'] / took[10_000, 'asked']:.1f} times as long as 10,000")
 
 
+def many(folder: Path, rounds: int, settings: argparse.Namespace) -> None:
+    """One driver and eight servers. What is measured after the kill is how long the driver takes until a server gets a
+    request that the ledger cannot answer; and how long the commands take that a user looks with."""
+    count, draw = settings.count, random.Random()
+    ledger = folder / "ledger.sqlite"
+    with contextlib.ExitStack() as stack:
+        apis = [stack.enter_context(ApiServer(folder, {"content": CHAIN})) for _ in range(SERVERS)]
+
+        def billed() -> int:
+            return sum(api.billing()["billed"] for api in apis)
+
+        urls = ",".join(api.url for api in apis)
+        command = (urls, ledger, "--count", count, "--words", 400, "--in-process", "--concurrency", 32)
+        begun, killed_at = time.perf_counter(), int(count * draw.uniform(0.3, 0.7))
+        process = start(*command)
+        resident = _watch(process, lambda: billed() >= killed_at)
+        process.kill()
+        process.communicate()
+        seconds, before = time.perf_counter() - begun, billed()
+        speed = f"{before:,} of {count:,} in {seconds:,.0f} s, {before / seconds:,.0f} a second"
+        tell(f"{speed}; killed; {_spread(resident)}")
+        begun, process = time.perf_counter(), start(*command)
+        resident = _watch(process, lambda: billed() > before)
+        tell(f"the next one was asked {time.perf_counter() - begun:.1f} s after the same command was given again")
+        resident = _watch(process, lambda: process.poll() is not None)
+        figures, asked = finish(process), billed()
+    size = sum(file.stat().st_size for file in folder.glob("ledger.sqlite*"))
+    tell(
+        f"{figures['answered']:,} answers, {asked - count:,} asked twice; {_spread(resident)}",
+        figures["answered"] == count,
+    )
+    tell(f"ledger: {size / count:,.0f} bytes an answer")
+    begun = time.perf_counter()
+    with Ledger(ledger, read_only=True) as opened:
+        looked = (opened.calls("run"), opened.spent("run"), opened.accounts("run"), opened.unsettled("run"))
+    tell(f"calls, spend, accounts and what is open: {time.perf_counter() - begun:.3f} s", looked[0] == count)
+
+
+def _watch(process: subprocess.Popen[str], until: Callable[[], bool]) -> list[float]:
+    """Resident memory of a process, MiB, twice a second until then."""
+    resident: list[float] = []
+    while not until() and process.poll() is None:
+        with contextlib.suppress(psutil.Error):
+            resident.append(psutil.Process(process.pid).memory_info().rss / 2**20)
+        time.sleep(0.5)
+    return resident
+
+
+def _spread(resident: Sequence[float]) -> str:
+    """Memory early on and at the end."""
+    early = resident[: max(1, len(resident) // 4)]
+    return f"memory {max(early):.0f} MiB in the first quarter, {max(resident):.0f} at most" if resident else "no memory"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     work = {
@@ -237,11 +298,13 @@ def main() -> None:
         "queue": (queue, 3),
         "throughput": (throughput, 3),
         "scale": (scale, 1),
+        "many": (many, 1),
     }
     parser.add_argument("what", choices=work)
     parser.add_argument("--rounds", type=int)
     parser.add_argument("--curator", help="throughput: the Python of an environment with bespokelabs-curator 0.1.31")
     parser.add_argument("--hostile", type=float, default=0.0, help="kill, budget, full: share of hostile replies")
+    parser.add_argument("--count", type=int, default=1_000_000, help="many")
     settings = parser.parse_args()
     function, rounds = work[settings.what]
     with tempfile.TemporaryDirectory() as folder:

@@ -45,9 +45,9 @@ def start(*arguments: object, script: Path = Path(__file__), python: str = sys.e
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
 
 
-def finish(process: subprocess.Popen[str]) -> dict[str, Any]:
-    """The figures it printed last."""
-    out, _ = process.communicate(timeout=300)
+def finish(process: subprocess.Popen[str], seconds: float = 300) -> dict[str, Any]:
+    """The figures it printed last, once it has ended, after so many seconds at most."""
+    out, _ = process.communicate(timeout=seconds)
     assert process.returncode == 0
     figures: dict[str, Any] = json.loads(out.splitlines()[-1])
     return figures
@@ -95,17 +95,22 @@ def requests(what: str, count: int, max_tokens: int = 16) -> list[Request]:
     return [request(f"{what} {number}", max_tokens) for number in range(count)]
 
 
-def model(url: str, concurrency: int) -> Model:
-    """The test server as a table of the configuration says it."""
+def model(urls: str, concurrency: int) -> Model:
+    """The test server, or several separated by commas, as a table of the configuration says it."""
     os.environ["ASKER_KEY"] = "test-key"
-    table = {"engine": "openai", "base_url": url, "api_key_env": "ASKER_KEY", "price": {"input": 1, "output": 2}}
+    table = {
+        "engine": "openai",
+        "base_url": urls.split(","),
+        "api_key_env": "ASKER_KEY",
+        "price": {"input": 1, "output": 2},
+    }
     return Model.model_validate({**table, "concurrency": concurrency, "timeout": 5})
 
 
 def main() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job would ignore it
     parser = argparse.ArgumentParser()
-    parser.add_argument("url")
+    parser.add_argument("url", help="or several, separated by commas")
     parser.add_argument("ledger", type=Path)
     parser.add_argument("--count", type=int, default=500)
     parser.add_argument("--concurrency", type=int, default=256)

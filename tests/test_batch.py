@@ -14,6 +14,7 @@ from asker import outcomes, requests, rows
 
 from stepladder.ask import Listener, RemoteModel, ask_remote
 from stepladder.ask.ledger import Ledger, Scope
+from stepladder.ask.ledger.packing import unpacked
 from stepladder.ask.remote import batch_calls
 from stepladder.ask.remote.batch_api import BatchApi
 from stepladder.ask.remote.batch_lines import read_line
@@ -87,8 +88,8 @@ def test_lines_that_fail_expire_or_go_missing_are_asked_again(api: ApiServer, le
     assert found["transient"] >= 40  # those that expired cost nothing
     assert {"lost", "malformed", "rate_limited"} <= set(found)
     # Bytes that could not be read are kept.
-    kept = rows(ledger, "SELECT raw FROM attempts WHERE outcome = 'malformed'")
-    assert all(b"custom_id" in raw for (raw,) in kept)
+    kept = rows(ledger, "SELECT body FROM attempts WHERE outcome = 'malformed'")
+    assert all(b"custom_id" in unpacked(body) for (body,) in kept)
 
 
 @pytest.mark.parametrize("fault", ["batch_lost", "upload_lost"])

@@ -19,7 +19,7 @@ from api_server import ApiServer
 from asker import model, request, requests, rows, sums_agree
 
 from stepladder.ask import Listener, RemoteModel, ask_remote
-from stepladder.ask.ledger import Ledger, Scope, faults, health, opening, patience
+from stepladder.ask.ledger import Ledger, Scope, faults, health, opening, packing, patience
 from stepladder.ask.ledger.commit import Committer
 from stepladder.ask.ledger.schema import APPLICATION_ID, MIGRATIONS
 from stepladder.ask.remote.engine import ask_all
@@ -318,6 +318,11 @@ def test_an_old_ledger_is_made_smaller_and_says_the_same(tmp_path: Path) -> None
     with sqlite3.connect(path) as db:
         db.execute("UPDATE attempts SET raw = ? WHERE raw IS NOT NULL", (b'{"text": "A"}' * 10_000,))
         db.execute("UPDATE requests SET identity = ?", (json.dumps({"messages": ["?" * 100_000]}),))
+        db.executemany(
+            "INSERT INTO responses (key, max_tokens, run, text, finished, prompt_tokens, completion_tokens,"
+            " micro_dollars) VALUES ('k', ?, 'run', ?, 1, 1, 1, 0)",
+            [(number, "long " * 10_000) for number in range(17, 600)],
+        )
     db.close()
     with Ledger(path) as ledger:
         before = [*ledger.export()]
@@ -326,7 +331,8 @@ def test_an_old_ledger_is_made_smaller_and_says_the_same(tmp_path: Path) -> None
         assert before[0]["raw"] == '{"text": "A"}' * 10_000
         assert sums_agree(ledger)
         assert rows(ledger, "SELECT COUNT(raw), COUNT(body) FROM attempts") == [(0, 2)]
-    assert path.stat().st_size < 200_000
+        assert rows(ledger, "SELECT TYPEOF(text), COUNT(*) FROM responses GROUP BY 1") == [("blob", 583), ("text", 1)]
+    assert path.stat().st_size < 1_000_000
 
 
 @pytest.mark.parametrize("pragma", ["application_id = 7", "user_version = 0", "user_version = 3"])
@@ -363,12 +369,16 @@ def test_a_ledger_whose_creation_was_killed_is_made_again(tmp_path: Path) -> Non
         assert made.calls("demo") == 0
 
 
-def test_a_changed_answer_is_noticed(ledger: Ledger) -> None:
+@pytest.mark.parametrize("changed", ["B", b"B", packing.packed(b"B"), packing.packed(b"\xff"), None])
+def test_a_changed_answer_is_noticed(ledger: Ledger, changed: str | bytes | None) -> None:
     (wanted,) = requests("changed", 1)
-    ledger.store("run", [(wanted, ANSWER)])
-    assert ledger.find(wanted) == ANSWER
+    long = ANSWER.model_copy(update={"text": "A long answer. " * 50})
+    ledger.store("run", [(wanted, long)])
+    assert ledger.find(wanted) == long
     with sqlite3.connect(ledger.path) as db:
-        db.execute("UPDATE responses SET text = 'B'")
+        ((stored,),) = db.execute("SELECT text FROM responses").fetchall()
+        assert len(stored) < 100
+        db.execute("UPDATE responses SET text = ?", (stored[:-1] if changed is None else changed,))
     db.close()
     with pytest.raises(LedgerError, match=r"damaged \(the answer to request .* is not what was stored\)"):
         ledger.find(wanted)

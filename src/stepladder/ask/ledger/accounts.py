@@ -9,7 +9,7 @@ from typing import Any
 
 from stepladder.ask.ledger.connection import Connection
 from stepladder.ask.ledger.entries import Account, Scope
-from stepladder.ask.ledger.packing import unpacked
+from stepladder.ask.ledger.packing import unpacked, unpacked_text
 
 
 class Accounts(Connection):
@@ -71,14 +71,19 @@ class Accounts(Connection):
                 hidden = ("identity", "raw", "body", "session")
                 yield {
                     **{name: row[name] for name in row.keys() if name not in hidden},  # noqa: SIM118
-                    "request": json.loads(unpacked(row["identity"])),
+                    "request": json.loads(unpacked_text(row["identity"])),
                     "raw": None if raw is None else raw.decode(errors="replace"),
                 }
             local_responses = (
                 "SELECT responses.*, identity FROM responses JOIN requests USING (key) WHERE attempt IS NULL"
             )
             for row in self._db.execute(local_responses):
-                columns = ("key", "run", "max_tokens", "finish", "prompt_tokens", "completion_tokens", "text")
-                yield {**{name: row[name] for name in columns}, "request": json.loads(unpacked(row["identity"]))}
+                columns = ("key", "run", "max_tokens", "finish", "prompt_tokens", "completion_tokens")
+                text = unpacked_text(row["text"])
+                yield {
+                    **{name: row[name] for name in columns},
+                    "text": text,
+                    "request": json.loads(unpacked_text(row["identity"])),
+                }
         finally:
             self._db.row_factory = None

@@ -8,7 +8,7 @@ import uuid
 
 from stepladder.ask.ledger.connection import Connection
 from stepladder.ask.ledger.entries import Batch, Grant, Scope, UnfinishedBatch
-from stepladder.ask.ledger.packing import unpacked
+from stepladder.ask.ledger.packing import unpacked_text
 from stepladder.ask.request import Request
 from stepladder.config import Price
 
@@ -70,7 +70,7 @@ class Batches(Connection):
         return {
             attempt: (
                 Grant(attempt, reserved, 0),
-                Request.model_validate({**json.loads(unpacked(identity)), "max_tokens": max_tokens}),
+                Request.model_validate({**json.loads(unpacked_text(identity)), "max_tokens": max_tokens}),
             )
             if outcome is None
             else None

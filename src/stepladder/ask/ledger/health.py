@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from stepladder.ask.ledger.connection import CHUNK, Connection
 from stepladder.ask.ledger.faults import damaged, network_file_system
-from stepladder.ask.ledger.packing import packed
+from stepladder.ask.ledger.packing import LEAST_CHARACTERS, packed, packed_text
 from stepladder.errors import LedgerError
 from stepladder.workspace import sync_folder
 
@@ -46,20 +48,36 @@ class Health(Connection):
     def compact(self) -> None:
         """Compress what older versions stored as it came, and return free space to the disk. That takes room for a copy
         of the file, and every other process has to wait. A kill loses nothing."""
-        tables = (
-            ("attempts", "id", "raw", "raw = NULL, body = ?", "raw IS NOT NULL"),
-            ("requests", "key", "identity", "identity = ?", "TYPEOF(identity) = 'text'"),
-        )
-        for table, key, column, change, is_old in tables:
-            query = f"SELECT {column}, {key} FROM {table} WHERE {is_old} LIMIT {CHUNK}"  # noqa: S608
-            while rows := self._db.execute(query).fetchall():
-                packed_rows = [
-                    (packed(content if column == "raw" else content.encode()), name) for content, name in rows
-                ]
-                with self.transaction():
-                    self._db.executemany(f"UPDATE {table} SET {change} WHERE {key} = ?", packed_rows)  # noqa: S608
+        self._rewrite("attempts", ("id",), (-1,), "raw IS NOT NULL", "raw", "raw = NULL, body = ?", packed)
+        for table, keys, first, columns in (
+            ("requests", ("key",), ("",), ("identity",)),
+            ("responses", ("key", "max_tokens"), ("", -1), ("text", "reasoning", "logprobs")),
+        ):
+            for column in columns:
+                is_old = f"TYPEOF({column}) = 'text' AND LENGTH({column}) >= {LEAST_CHARACTERS}"
+                self._rewrite(table, keys, first, is_old, column, f"{column} = ?", packed_text)
         self._db.execute("VACUUM")
         self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+    def _rewrite(
+        self,
+        table: str,
+        keys: tuple[str, ...],
+        before_first: tuple[object, ...],
+        is_old: str,
+        column: str,
+        change: str,
+        pack: Callable[[Any], str | bytes],
+    ) -> None:
+        """Replace a column's old values by packed ones, some rows at a time in the order of the table's keys."""
+        names, marks, last = ", ".join(keys), ", ".join("?" * len(keys)), before_first
+        condition = f"({names}) > ({marks}) AND {is_old} ORDER BY {names} LIMIT {CHUNK}"
+        query = f"SELECT {column}, {names} FROM {table} WHERE {condition}"  # noqa: S608
+        while rows := self._db.execute(query, last).fetchall():
+            with self.transaction():
+                values = [(pack(content), *key) for content, *key in rows]
+                self._db.executemany(f"UPDATE {table} SET {change} WHERE ({names}) = ({marks})", values)  # noqa: S608
+            last = rows[-1][1:]
 
     def back_up(self, file: Path) -> None:
         """Write a copy as of now, also while other processes write to the ledger.

@@ -6,12 +6,13 @@ import hashlib
 import json
 import sqlite3
 import time
+import zlib
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from stepladder.ask.ledger.connection import CHUNK, Connection
 from stepladder.ask.ledger.faults import damaged
-from stepladder.ask.ledger.packing import packed
+from stepladder.ask.ledger.packing import packed_text, unpacked_text
 from stepladder.ask.ledger.patience import Patience
 from stepladder.ask.request import Request, Response, TokenLogprob, is_logprob
 
@@ -42,9 +43,16 @@ class Responses(Connection):
                 chunk,
             )
             for *stored, checksum in rows:
-                if checksum and checksum != _checksum(stored):  # older versions stored none
-                    raise damaged(self.path, f"the answer to request {stored[0]} is not what was stored")
                 key, text, finish, max_tokens, prompt, completion, reasoning, micro_dollars, logprobs = stored
+                try:
+                    text, reasoning, logprobs = map(unpacked_text, (text, reasoning, logprobs))
+                    whole = _checksum(
+                        [key, text, finish, max_tokens, prompt, completion, reasoning, micro_dollars, logprobs]
+                    )
+                except (zlib.error, UnicodeDecodeError):
+                    whole = ""
+                if checksum and checksum != whole:  # older versions stored none
+                    raise damaged(self.path, f"the answer to request {key} is not what was stored")
                 response = Response.model_construct(
                     text=text,
                     finish=finish,
@@ -84,7 +92,7 @@ class Responses(Connection):
         self._insert_response(run, request, response, None)
 
     def _insert_request(self, request: Request) -> None:
-        identity = packed(request.identity().encode())
+        identity = packed_text(request.identity())
         self._db.execute("INSERT OR IGNORE INTO requests VALUES (?, ?)", (request.key, identity))
 
     def _insert_response(self, run: str, request: Request, r: Response, attempt: int | None) -> None:
@@ -102,8 +110,8 @@ class Responses(Connection):
             "INSERT OR IGNORE INTO responses (key, max_tokens, run, text, finished, finish, reasoning, prompt_tokens,"
             " completion_tokens, micro_dollars, attempt, logprobs, checksum)"
             " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (request.key, r.max_tokens, run, r.text, r.finished, r.finish, r.reasoning, r.prompt_tokens,
-             r.completion_tokens, r.micro_dollars, attempt, logprobs, checksum),
+            (request.key, r.max_tokens, run, packed_text(r.text), r.finished, r.finish, packed_text(r.reasoning),
+             r.prompt_tokens, r.completion_tokens, r.micro_dollars, attempt, packed_text(logprobs), checksum),
         )  # fmt: skip
 
 

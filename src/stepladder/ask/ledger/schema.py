@@ -3,7 +3,7 @@
 requests   identity by key, written when a request is first sent
 responses  responses to a request, one row per ``max_tokens``
 attempts   every time a request was sent: what was reserved, what was charged, and the raw response, compressed in
-           ``body``; older versions left it as it came in ``raw``
+           ``body`` (packing.py); older versions left it as it came in ``raw``
 totals     sums over attempts by account and outcome ('': none yet), and
 durations  how many attempts took so long (three significant digits), and
 answers    how many responses each run added; triggers keep these three, since attempts may be millions
