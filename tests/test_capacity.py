@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from stepladder.forecast import capacity, fit_tables, memory, published
 from stepladder.forecast.capacity import levers, serving
 from stepladder.forecast.datasheets import CARDS, Card, parse_card
 from stepladder.forecast.fit_tables import Terms
+from stepladder.forecast.many_servers import DRIVER_ANSWERS, throughput
 from stepladder.forecast.memory import GIB, MAX_SEQUENCES, training, weights
 from stepladder.forecast.model_shape import QWEN25_SHAPES, Shape, qwen25, read
 from stepladder.forecast.workload import Workload, obstacle
@@ -141,14 +144,24 @@ def test_what_does_not_fit_says_so_and_the_largest_lever_comes_first() -> None:
     assert levers(LARGE, WORK, card)[0].change == "one member"
 
 
-def shown(folder: Path, text: str, card: str, hours: float, rate: float | None = None, megabits: float = 0) -> str:
+def shown(
+    folder: Path,
+    text: str,
+    card: str,
+    hours: float,
+    rate: float | None = None,
+    megabits: float = 0,
+    questions: int | None = None,
+    **fleet: Any,
+) -> str:
     (folder / "run.toml").write_text(text, encoding="utf-8")
     console = Console(file=io.StringIO(), width=80)
     config = load(folder / "run.toml")
     context = Context(config, Workspace(folder / "runs", config.name), Progress(console))
     flow.run(context, ("questions",))
     shape, work = plan.shape_of(config.train.base), plan.work_of(context)
-    fit_tables.show(config, shape, work, Terms(parse_card(card), hours, rate, megabits), console)
+    work = work._replace(questions=questions or work.questions)
+    fit_tables.show(config, shape, work, Terms(parse_card(card), hours, rate, megabits, **fleet), console)
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
 
@@ -191,6 +204,35 @@ engine = "vllm"
     assert "The largest lever: a card of 24 GiB (L4)" in shown(tmp_path, half, "T4", 4)
     assert "Speed: as you measured it." in shown(tmp_path, text, "RTX 5090", 4, 100)
     assert "is not on this machine yet" in shown(tmp_path, text.replace("Qwen/Qwen2.5-32B", "nobody/x"), "32", 4)
+
+
+def test_many_servers_take_less_time_until_the_driver_is_what_limits() -> None:
+    card = parse_card("H100")
+    million = WORK._replace(questions=10**6, members=1)
+    alone = serving(LARGE, million, card).seconds
+    found = {servers: throughput(LARGE, million, card, servers) for servers in (1, 8, 64, 512, 4096)}
+    times = [one.seconds for one in found.values() if one is not None]
+    assert times[0] == pytest.approx(alone, rel=0.01)
+    assert times[0] / times[1] == pytest.approx(8, rel=0.05)
+    assert times == sorted(times, reverse=True)
+    assert times[-1] == times[-2] > 10**6 / DRIVER_ANSWERS
+    few, many = found[8], found[4096]
+    assert few is not None
+    assert many is not None
+    assert "the cards" in few.limit(8, math.inf)
+    assert "the driver" in many.limit(4096, math.inf)
+    assert "the disk" in few.limit(8, 10**9)
+    assert few.ledger_bytes == pytest.approx(10**6 * 3580, rel=0.01)
+    assert throughput(LARGE, million, parse_card("T4"), 8) is None
+
+
+def test_a_plan_of_a_cluster_says_what_limits_it(tmp_path: Path) -> None:
+    text = QUESTIONS + '[train]\nbase = "Qwen/Qwen2.5-32B-Instruct"\n[predict]\nengine = "vllm"\n'
+    said = shown(tmp_path, text, "H100", 4, servers=16, card_price=2.5, questions=10**6)
+    assert "1,000,000 questions, 1 answer each" in said
+    assert re.search(r"16 servers with a card each: [\d hmin]+, \$\d+\.\d\d; \d+ answers a second, [\d.]+ GiB", said)
+    assert "What limits them: the cards; more of them help, up to " in said
+    assert "servers with a card each" not in shown(tmp_path, text, "H100", 4)
 
 
 def test_the_engine_of_predict_decides_what_computes(tmp_path: Path) -> None:

@@ -92,6 +92,11 @@ def plan(
         float | None, typer.Option(min=0.01, help="Tokens/s that a member was measured to write there.")
     ] = None,
     mbit: Annotated[float, typer.Option(min=0, help="Mbit/s at which weights arrive there; 0: they are there.")] = 500,
+    questions: Annotated[int | None, typer.Option(min=1, help="Questions to answer; by default the run's own.")] = None,
+    servers: Annotated[
+        int | None, typer.Option(min=1, help="Servers that answer at once, a card each; by default those of [cluster].")
+    ] = None,
+    card_price: Annotated[float | None, typer.Option(min=0, help="Dollars an hour of a card.")] = None,
     rehearse: Annotated[
         bool, typer.Option("--rehearse", help="Also do the steps on fake tensors, without weights; takes minutes.")
     ] = False,
@@ -99,7 +104,10 @@ def plan(
     """Forecast what the cascade asks, takes and costs, and whether the members fit a card; after a run, compare."""
     from stepladder.commands import plan as command
 
-    command.plan(config, runs, pilot, card, hours, rate, mbit, rehearse=rehearse)
+    command.plan(
+        config, runs, pilot, card, hours, rate, mbit,
+        questions=questions, servers=servers, card_price=card_price, rehearse=rehearse,
+    )  # fmt: skip
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 from stepladder import models, records
 from stepladder.answering.cascade import Cascade, Usage
 from stepladder.ask.ledger import Account, Ledger
+from stepladder.config import Config
 from stepladder.context import Context, artifacts, final_members
 from stepladder.errors import UserError
 from stepladder.forecast import cost_tables, fit_tables, model_shape
@@ -34,6 +36,7 @@ from stepladder.forecast.workload import Workload
 from stepladder.mcq.shuffle import rng
 from stepladder.models import hubs
 from stepladder.models.files import read_json
+from stepladder.nodes.chosen import nodes_of
 from stepladder.progress import duration
 from stepladder.quantising import gptq
 from stepladder.records import Question, Sample
@@ -54,23 +57,50 @@ def plan(
     rate: float | None,
     megabits: float,
     *,
+    questions: int | None = None,
+    servers: int | None = None,
+    card_price: float | None = None,
     rehearse: bool = False,
 ) -> None:
     """Print what the cascade will ask, take and cost, and whether the members fit a card. First, so many ``pilot``
     questions are really asked; the ledger keeps their answers, so the run does not pay for them again. With
     ``rehearse`` the steps are also done on fake tensors, without weights, and the plan's memory is held against that.
 
+    Args:
+        config: the run's TOML file.
+        runs: the folder of all runs.
+        pilot: how many questions are asked first.
+        card: that answers.
+        hours: that all members may take.
+        rate: tokens a second that a member was measured to write there.
+        megabits: Mbit/s at which weights arrive.
+        questions: to answer, such as those of this run; by default as many as the run's.
+        servers: that answer at once; by default as many as the nodes of ``[cluster]`` have room for.
+        card_price: dollars an hour of a card.
+        rehearse: whether the steps are done on fake tensors.
+
     Raises:
         UserError, AskError, BudgetError: as the stages ``questions`` and ``samples`` do.
     """
-    terms = Terms(parse_card(card), hours, rate, megabits)
     context = Context.open(config, runs)
+    terms = Terms(parse_card(card), hours, rate, megabits, servers or _servers(context.config), card_price)
     with context.workspace.locked():
         plan_cascade(context, pilot)
         shape, work = shape_of(context.config.train.base), work_of(context)
+        work = work._replace(questions=questions or work.questions)
+        terms = terms._replace(free_bytes=shutil.disk_usage(context.workspace.runs).free)
         fit_tables.show(context.config, shape, work, terms, context.progress.console)
         if rehearse:
             _rehearse(context, shape, work)
+
+
+def _servers(config: Config) -> int:
+    """How many servers the nodes of a run's cluster have room for; one without a cluster.
+
+    Raises:
+        ClusterError: the nodes cannot be used.
+    """
+    return 1 if config.cluster is None else len(nodes_of(config.cluster).slots(config.serve.tensor_parallel))
 
 
 def plan_cascade(context: Context, pilot: int) -> None:

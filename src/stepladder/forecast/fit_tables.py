@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 from rich.console import Console
@@ -11,7 +12,7 @@ from stepladder import models
 from stepladder.ask.local import BATCH_SIZE
 from stepladder.config import Config
 from stepladder.errors import MissingExtra
-from stepladder.forecast import capacity, memory, published
+from stepladder.forecast import capacity, many_servers, memory, published
 from stepladder.forecast.capacity import Serving
 from stepladder.forecast.datasheets import Card
 from stepladder.forecast.memory import GIB
@@ -36,6 +37,12 @@ class Terms(NamedTuple):
     """Tokens a second that one member was measured to write on the card."""
     megabits: float = 0
     """Mbit/s at which weights arrive where they compute; 0: they are there."""
+    servers: int = 1
+    """That answer at once, each on a card."""
+    card_price: float | None = None
+    """Dollars an hour of such a card."""
+    free_bytes: float = math.inf
+    """Disk space for the ledger."""
 
 
 def show(config: Config, shape: Shape | None, workload: Workload, terms: Terms, console: Console) -> None:
@@ -71,6 +78,8 @@ def show(config: Config, shape: Shape | None, workload: Workload, terms: Terms, 
     console.print()
     print_table(console, _serving_table(shape, workload, terms))
     _print_verdict(shape, workload, terms, console)
+    if terms.servers > 1 and workload.engine == "vllm":
+        _print_throughput(shape, workload, terms, console)
     print_table(console, _making_table(config, shape, workload))
     if terms.megabits:
         size = memory.weights(shape, 16)
@@ -130,6 +139,18 @@ def _print_verdict(shape: Shape, workload: Workload, terms: Terms, console: Cons
         console.print(f"They fit side by side, with {cache / GIB:,.1f} GiB of KV cache each.", highlight=False)
     _print_lever(shape, workload, terms, result, console)
     say(console, _basis(workload, terms))
+
+
+def _print_throughput(shape: Shape, workload: Workload, terms: Terms, console: Console) -> None:
+    """Print what many servers take together."""
+    found = many_servers.throughput(shape, workload, terms.card, terms.servers)
+    if found is None:
+        return
+    dollars = (terms.card_price or 0) * terms.servers * found.seconds / 3600
+    cost = "" if terms.card_price is None else f", ${dollars:,.2f}"
+    speed = f"{found.rate:,.0f} answers a second, {found.ledger_bytes / GIB:,.1f} GiB of ledger"
+    say(console, f"\n{terms.servers} servers with a card each: {duration(found.seconds)}{cost}; {speed}.")
+    say(console, f"What limits them: {found.limit(terms.servers, terms.free_bytes)}.")
 
 
 def _print_lever(shape: Shape, workload: Workload, terms: Terms, result: Serving, console: Console) -> None:
