@@ -16,7 +16,7 @@ from test_questions import Stage, line, problem, stage
 from test_serving import until
 
 from stepladder import records
-from stepladder.errors import UserError
+from stepladder.errors import PieceError
 from stepladder.nodes import Slot
 from stepladder.nodes.here import Here, RunningHere
 from stepladder.shards.each import ATTEMPTS, Pool
@@ -137,7 +137,7 @@ def test_what_is_lost_every_time_is_said(tmp_path: Path) -> None:
     file.write_text("".join(json.dumps(problem(f"t{n}")) + "\n" for n in range(2)))
     pool = Pool(Unreliable(100), tmp_path, lambda *report: None)
     with pytest.raises(
-        UserError, match=rf"^splits of a piece ended {ATTEMPTS} times without a result \(exit code -9\)"
+        PieceError, match=rf"^splits of a piece ended {ATTEMPTS} times without a result \(exit code -9\)"
     ):
         pool.each("splits", "questions", orders(file, tmp_path / "choices"))
 

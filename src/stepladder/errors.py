@@ -66,6 +66,10 @@ class ClusterError(UserError):
     """The nodes of ``[cluster]`` cannot be used; the message says why."""
 
 
+class PieceError(UserError):
+    """The process that worked on a piece of a file was lost again and again; the message names its log."""
+
+
 class LedgerError(UserError):
     """The ledger is busy, read-only, full, damaged or no ledger; the message says which, and what to do."""
 

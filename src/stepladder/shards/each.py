@@ -10,14 +10,16 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from stepladder.errors import UserError
+from stepladder.errors import PieceError, UserError
 from stepladder.nodes import Ended, Nodes, Running
 from stepladder.shards import work
 from stepladder.workspace import digest, write_atomic
 
 ATTEMPTS = 3
 """At a piece whose process is lost."""
-POLL_SECONDS = 0.05
+POLL_SECONDS = 0.1
+SEEN_SECONDS = 60.0
+"""That a result on a network file system may take to be seen here."""
 
 
 class Pool(NamedTuple):
@@ -34,7 +36,8 @@ class Pool(NamedTuple):
         in this process.
 
         Raises:
-            UserError: a piece has an error (of several, that of the first piece), or its process was lost too often.
+            UserError: a piece has an error (of several, that of the first piece).
+            PieceError: its process was lost too often.
         """
         pieces = [Piece(function, order, self.folder) for order in orders]
         left = [piece for piece in pieces if not piece.result.exists()]
@@ -45,7 +48,7 @@ class Pool(NamedTuple):
         return [piece.result for piece in pieces]
 
     def _run(self, pieces: Sequence[Piece], report: Callable[[int], None]) -> None:
-        waiting, failures = [*range(len(pieces))], dict[int, str]()
+        waiting, failures = [*range(len(pieces))], dict[int, UserError]()
         with ExitStack() as stack:
             running: dict[int, tuple[Running, ExitStack]] = {}
             while running or waiting:
@@ -60,18 +63,20 @@ class Pool(NamedTuple):
                     if (ended := process.poll()) is not None:
                         own.close()
                         del running[number]
-                        if (failure := pieces[number].failure(ended)) is not None:
-                            failures[number] = failure
-                        elif not pieces[number].result.exists():
+                        if pieces[number].is_done(ended):
+                            continue
+                        if (failure := pieces[number].failure(ended)) is None:
                             waiting.insert(0, number)
+                        else:
+                            failures[number] = failure
                 if failures:  # what comes after a failure is of no use
                     waiting = [number for number in waiting if number < min(failures)]
                     for number in [number for number in running if number > min(failures)]:
                         running.pop(number)[1].close()
-                report(sum(piece.result.exists() for piece in pieces))
+                report(len(pieces) - len(waiting) - len(running) - len(failures))
                 time.sleep(POLL_SECONDS)
         if failures:
-            raise UserError(failures[min(failures)])
+            raise failures[min(failures)]
 
 
 class Piece:
@@ -97,15 +102,25 @@ class Piece:
         words = [self._function, order.absolute(), self.result.absolute(), Path.cwd()]
         return [sys.executable, "-m", "stepladder.shards.work", *map(str, words)]
 
-    def failure(self, ended: Ended) -> str | None:
-        """Why its process has made no result; None if it has, or may be tried again."""
-        if self.result.exists():
-            return None
+    def is_done(self, ended: Ended) -> bool:
+        """Whether its process has made the result, which a network file system may show later."""
+        deadline = time.monotonic() + SEEN_SECONDS
+        while not self.result.exists():
+            if ended.code != 0 or time.monotonic() > deadline:
+                return False
+            time.sleep(POLL_SECONDS)
+            list(self.result.parent.iterdir())  # so that it is looked at anew
+        return True
+
+    def failure(self, ended: Ended) -> UserError | None:
+        """Why its process has made no result; None if it may be tried again."""
         said = self.log.read_text(encoding="utf-8", errors="replace").strip() if self.log.exists() else ""
         last = said.rpartition("\n")[2]
         if ended.code == UserError.exit_code:
-            return last
+            return UserError(last)
         if self._attempts < ATTEMPTS:
             return None
         reason = ended.reason or last or f"exit code {ended.code}"
-        return f"{self._function} of a piece ended {ATTEMPTS} times without a result ({reason}); see {self.log}"
+        return PieceError(
+            f"{self._function} of a piece ended {ATTEMPTS} times without a result ({reason}); see {self.log}"
+        )

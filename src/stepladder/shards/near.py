@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from stepladder.mcq.overlap import TWIN_SIMILARITY, Comparer, HeldOut, Shared, problem_text
-from stepladder.mcq.questionfile import stream_problems
+from stepladder.mcq.questionfile import Problem, stream_problems
 from stepladder.records import Span, parse_lines
 
 NGRAMS, PLACES, PAIRS = "ngrams.npz", "places.jsonl", "pairs.jsonl"
@@ -24,7 +24,7 @@ def shared(order: Mapping[str, Any], result: Path) -> None:
     problems = stream_problems(Path(order["file"]), order["language"], labelled=True, span=Span(*order["span"]))
     with (result / PLACES).open("w", encoding="utf-8") as places:
 
-        def text(problem: Any) -> str:
+        def text(problem: Problem) -> str:
             places.write(json.dumps([problem.id, problem.line]) + "\n")
             return problem_text(problem.questions)
 

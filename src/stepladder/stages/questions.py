@@ -24,7 +24,7 @@ from stepladder import files, records
 from stepladder.config import Config, Questions
 from stepladder.context import Context
 from stepladder.documents import Oddity, QuestionAudit
-from stepladder.errors import InputError, UserError
+from stepladder.errors import InputError, PieceError, UserError
 from stepladder.mcq.audit import Audit
 from stepladder.mcq.overlap import HeldOut, Pair, Shared, problem_text, ranked
 from stepladder.mcq.questionfile import Problem, read_reviews, rows, stream_problems
@@ -64,6 +64,8 @@ def build(context: Context, part: str | None, folder: Path) -> None:
     scratch = artifact(context, part).scratch()
     try:
         _build(context, folder, Pool(_nodes(context.config), scratch, context.progress.update))
+    except PieceError:  # what is done is kept, and so is the log
+        raise
     except UserError:  # the files will be others
         shutil.rmtree(scratch)
         raise
