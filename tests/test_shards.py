@@ -20,6 +20,7 @@ from stepladder.errors import PieceError
 from stepladder.nodes import Slot
 from stepladder.nodes.here import Here, RunningHere
 from stepladder.shards.each import ATTEMPTS, Pool
+from stepladder.shards.proofs import PROVED, Program
 from stepladder.stages import questions
 
 __all__ = ["stage"]  # a fixture
@@ -160,3 +161,22 @@ def test_a_killed_stage_leaves_no_process_and_goes_on(stage: Stage, monkeypatch:
     assert stage.run() == 0
     assert made(stage) == whole
     assert not scratch.exists()
+
+
+def test_programs_are_proved_alike_in_any_pieces(tmp_path: Path) -> None:
+    base = "is(ann,kind). is(bob,loud)."
+    rules = {
+        "right": "opt(0) :- is(ann,kind). opt(1) :- not is(ann,kind).",
+        "wrong": "opt(1) :- is(ann,kind). opt(0) :- not is(ann,kind).",
+        "none": "opt(0) :- is(ann,loud). opt(1) :- is(bob,kind).",
+        "broken": "opt(0) :- is(ann",
+        "again": "opt(0) :- is(bob,loud). opt(1) :- not is(bob,loud).",
+    }
+    programs = [Program(name, "writer", base, rule, 2, "A") for name, rule in rules.items()]
+    for size in (1, 2, 5):
+        pool = Pool(Here(), tmp_path / str(size), lambda *report: None)
+        pool.folder.mkdir()
+        pieces = [{"programs": programs[start : start + size]} for start in range(0, len(programs), size)]
+        results = pool.each("proofs", "proofs", pieces)
+        proved = [name for result in results for name in json.loads((result / PROVED).read_text())]
+        assert proved == ["right", "again"]

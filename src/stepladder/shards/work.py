@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from stepladder.errors import UserError
-from stepladder.shards import near, splits
+from stepladder.shards import near, proofs, splits
 
 FUNCTIONS: Mapping[str, Callable[[Mapping[str, Any], Path], None]] = {
     "shared": near.shared,
     "pairs": near.pairs,
     "splits": splits.splits,
+    "proofs": proofs.proofs,
 }
 """By name. Each is given an order and an empty folder for its result."""
 

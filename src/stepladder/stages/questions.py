@@ -29,9 +29,7 @@ from stepladder.mcq.audit import Audit
 from stepladder.mcq.overlap import HeldOut, Pair, Shared, problem_text, ranked
 from stepladder.mcq.questionfile import Problem, read_reviews, rows, stream_problems
 from stepladder.mcq.shuffle import rng
-from stepladder.nodes import Nodes
-from stepladder.nodes.chosen import nodes_of
-from stepladder.nodes.here import Here
+from stepladder.nodes.chosen import workers_of
 from stepladder.records import Span, Split
 from stepladder.shards import near, splits
 from stepladder.shards.each import Pool
@@ -63,7 +61,7 @@ def artifact(context: Context, part: str | None) -> Artifact:
 def build(context: Context, part: str | None, folder: Path) -> None:
     scratch = artifact(context, part).scratch()
     try:
-        _build(context, folder, Pool(_nodes(context.config), scratch, context.progress.update))
+        _build(context, folder, Pool(workers_of(context.config.cluster), scratch, context.progress.update))
     except PieceError:  # what is done is kept, and so is the log
         raise
     except UserError:  # the files will be others
@@ -101,11 +99,6 @@ def _fetched(questions: Questions, split: str, folder: Path) -> list[Path]:
         return []
     folder.mkdir(exist_ok=True)
     return files.fetched(name, folder)
-
-
-def _nodes(config: Config) -> Nodes:
-    """Where the pieces of files are worked on."""
-    return Here() if config.cluster is None else nodes_of(config.cluster)
 
 
 def _held_out(config: Config, train: Sequence[Path]) -> set[str]:

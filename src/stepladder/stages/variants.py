@@ -12,8 +12,6 @@ from typing import Literal, NamedTuple
 from stepladder import records
 from stepladder.answering.client import Billing, ModelClient, identity
 from stepladder.ask.request import Request, Response
-from stepladder.closedworld.prove import Stopped, Unproved
-from stepladder.closedworld.untrusted import prove_rules
 from stepladder.config import VARIANTS, Config, Variants, settings
 from stepladder.context import Context
 from stepladder.documents import VariantSummary
@@ -22,13 +20,14 @@ from stepladder.mcq.shuffle import orders, rng
 from stepladder.mcq.similar import nearest
 from stepladder.mcq.variant import Draft, Unfit, facts, is_repeated, only_asks, read
 from stepladder.mcq.verify import judge
-from stepladder.records import CHARGES, LETTERS, Charge, Question, Sample
+from stepladder.nodes.chosen import workers_of
+from stepladder.records import CHARGES, Charge, Question, Sample
+from stepladder.shards.each import Pool
+from stepladder.shards.proofs import PROVED, Program
 from stepladder.workspace import Artifact, write_atomic
 
-MAX_SOLVER_SECONDS, MAX_SOLVER_MIB = 10, 512
-"""For one program that a model wrote."""
-MAX_STOPPED = 20
-"""Programs of one writer that may run into those limits."""
+PIECE_PROGRAMS = 100
+"""That one process tries."""
 
 Proof = Literal["agreed", "program"]
 
@@ -143,7 +142,7 @@ def prove(
     the writer's. Several names of one model count once.
     """
     config, table = context.config, _table(context.config)
-    programs = _proved_by_program(drafts, problems)
+    programs = _proved_by_program(context, drafts, problems)
     identities = {written.writer: identity(config, written.writer) for written in drafts}
     agreed: dict[str, set[str]] = {}
     for name in judges(config):
@@ -173,24 +172,24 @@ def _ask(client: ModelClient, requests: Sequence[Request], label: str, charges: 
     return answers
 
 
-def _proved_by_program(drafts: Sequence[Written], problems: Mapping[str, Sequence[Question]]) -> set[str]:
-    """Ids of the questions whose answer follows from the problem's program and the writer's rules. After
-    :data:`MAX_STOPPED` programs that ran into their limits, no more of that writer's are tried."""
-    proved, stopped = set(), Counter[str]()
+def _proved_by_program(
+    context: Context, drafts: Sequence[Written], problems: Mapping[str, Sequence[Question]]
+) -> set[str]:
+    """Ids of the questions whose answer follows from the problem's program and the writer's rules."""
+    programs = []
     for draft, writer, _ in drafts:
-        base, options = _program(problems[draft.question.problem_id]), len(draft.question.options)
-        if base is None or not only_asks(base, draft.rules, options) or stopped[writer] >= MAX_STOPPED:
-            continue
-        try:
-            option = prove_rules(base, draft.rules, options, MAX_SOLVER_SECONDS, MAX_SOLVER_MIB)
-        except Stopped:
-            stopped[writer] += 1
-        except Unproved:
-            pass
-        else:
-            if LETTERS[option : option + 1] == draft.question.answer:
-                proved.add(draft.question.id)
-    return proved
+        question, base = draft.question, _program(problems[draft.question.problem_id])
+        if base is not None and only_asks(base, draft.rules, len(question.options)):
+            programs.append(Program(question.id, writer, base, draft.rules, len(question.options), question.answer))
+    if not programs:
+        return set()
+    scratch = artifact(context, None).scratch()
+    pool = Pool(workers_of(context.config.cluster), scratch, context.progress.update)
+    orders = [
+        {"programs": programs[start : start + PIECE_PROGRAMS]} for start in range(0, len(programs), PIECE_PROGRAMS)
+    ]
+    results = pool.each("proofs", "proofs", orders)
+    return {name for result in results for name in json.loads((result / PROVED).read_text(encoding="utf-8"))}
 
 
 def _program(questions: Sequence[Question]) -> str | None:
