@@ -3,8 +3,10 @@ are numbers only. The stand-in of tests/test_serving.py is what serves."""
 
 from __future__ import annotations
 
+import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +21,7 @@ import test_shards
 from test_questions import Stage, stage
 from test_serving import is_alive, pids, script, settings, until, weights
 
+from stepladder import cli
 from stepladder.config import Serve, Train
 from stepladder.errors import ServeError
 from stepladder.nodes import NODE_ADDRESS, Ended, Slot
@@ -27,6 +30,7 @@ from stepladder.nodes.on_ray import OnRay
 from stepladder.serving.fleet import Fleet
 from stepladder.stages import questions
 from stepladder.training import distributed
+from stepladder.workspace import MANIFEST
 
 __all__ = ["settings", "stage"]  # fixtures
 pytestmark = pytest.mark.cluster
@@ -247,3 +251,59 @@ def test_pieces_of_files_on_nodes_give_the_bytes_of_one_process(
     assert stage.run() == 0
     assert {*started} == {"shared", "pairs", "splits"}
     assert test_shards.made(stage) == whole
+
+
+RUN = """
+name = "run"
+language = "en"
+questions = { train = "train.jsonl", test = "test.jsonl" }
+rung = [{ name = "easy", models = ["own"], orders = 2 }, { name = "worked", kind = "worked" }]
+member = [{ name = "a" }]
+predict = { engine = "vllm", max_tokens = 8 }
+quantise = { method = "rtn", group_size = 64, max_loss = 1.0, max_unparsed = 1.0, max_kl = 100.0 }
+[train]
+base = "student"
+lora_rank = 4
+lora_alpha = 8
+epochs = 1
+[models.own]
+engine = "vllm"
+path = "student"
+[serve]
+environment = "ENVIRONMENT"
+kv_cache_gib = 0.01
+startup = 60
+"""
+
+
+def test_the_same_run_makes_the_same_files_on_no_on_one_and_on_three_nodes(
+    cluster: Any, settings: Serve, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pieces of files, servers for a rung and for members; the stand-in answers by what it is asked."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(questions, "PIECE_BYTES", 3000)
+    (settings.environment / "bin" / "varied").touch()
+    shutil.copytree(base, tmp_path / "student")
+    rows = test_shards.files(random.Random(6))
+    for name in ("train", "test"):
+        Path(f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[name]))
+    made: list[dict[str, bytes]] = []
+    for count in (0, 1, 3):
+        cluster_table = '[cluster]\nscheduler = "ray"\n' if count else ""
+        Path("run.toml").write_text(RUN.replace("ENVIRONMENT", str(settings.environment)) + cluster_table)
+        added = [cluster.add_node(**NODE, num_gpus=0) for _ in range(count)]
+        cluster.wait_for_nodes()
+        monkeypatch.setattr(sys, "argv", ["stepladder", "run", "run.toml", "--runs", f"runs-{count}"])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        assert not ended.value.code
+        folder = Path(f"runs-{count}", "run")
+        compared = [*folder.glob("questions/*"), *folder.glob("trainset/*/*.jsonl"), *folder.glob("predictions/*/*")]
+        made.append({str(file.relative_to(folder)): file.read_bytes() for file in compared if file.name != MANIFEST})
+        for node in added:
+            cluster.remove_node(node, allow_graceful=False)
+    assert made[0] == made[1] == made[2]
+    assert {
+        letter for line in made[0]["predictions/a/test.jsonl"].splitlines() for letter in json.loads(line)["votes"]
+    } > {"A"}
+    assert b"near-duplicate" in made[0]["questions/audit.json"]

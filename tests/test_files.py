@@ -104,6 +104,7 @@ def test_a_file_that_grows_without_end_is_refused(tmp_path: Path) -> None:
     [
         ("part-*.jsonl", "part-.*: no file matches; check the pattern"),
         ("ftp://host/train.jsonl", "its protocol is not known; use one of s3, gs, abfs, hdfs, https, or a path"),
+        ("s3://bucket/x::file:///etc/passwd", "holds '::'"),
         ("s3://key:secret@bucket/train.jsonl", r"^s3://\*\*\*: holds a user name or password"),
         ("https://127.0.0.1:9/train.jsonl", "^https://127.0.0.1:9/train.jsonl: cannot be read"),
         ("gs://bucket/train.jsonl", "^gs://bucket/train.jsonl: cannot be read: .*gcsfs"),
@@ -171,7 +172,7 @@ def test_what_is_written_to_an_object_store_is_whole(
         local.write_text("half")
         raise UserError("stop")
     with files.written("s3://bucket/a/answers.jsonl") as local:
-        assert local == Path("answers.jsonl")
+        assert local == files.OUTBOX / "answers.jsonl"
         local.write_text("whole")
     with files.written("s3://bucket/package") as local:
         (local / "weights").mkdir(parents=True)
@@ -180,7 +181,7 @@ def test_what_is_written_to_an_object_store_is_whole(
     assert found == {"a/answers.jsonl": 5, "package/weights/model": 5}
     with pytest.raises(UserError, match="s3://other/x: cannot be written"), files.written("s3://other/x") as local:
         local.write_text("lost?")
-    assert Path("x").read_text() == "lost?"
+    assert (files.OUTBOX / "x").read_text() == "lost?"
 
 
 @pytest.mark.cluster
@@ -195,6 +196,9 @@ def test_a_command_reads_and_writes_addresses(
     with pytest.raises(SystemExit) as ended:
         cli.main()
     assert not ended.value.code
-    assert capsys.readouterr().out == "Wrote train.jsonl: 1 question\nCopied train.jsonl to s3://bucket/train.jsonl\n"
+    assert capsys.readouterr().out == (
+        "Wrote stepladder-outbox/train.jsonl: 1 question\n"
+        "Copied stepladder-outbox/train.jsonl to s3://bucket/train.jsonl\n"
+    )
     written = bucket.get_object(Bucket="bucket", Key="train.jsonl")["Body"].read()
     assert json.loads(written)["questions"] == [row]

@@ -72,9 +72,11 @@ def number(name):
     return int((folder / name).read_text()) if (folder / name).exists() else 0
 listed = {{"data": [{{"id": "student"}}]}}
 pages = {{"/health": {{}}, "/v1/models": listed, "/v1/chat/completions": {{"choices": [said]}}}}
+def answer(prompt):  # of two letters, by what is asked, where there is a file "varied"
+    return f"Answer: {{'AB'[len(str(prompt)) % 2]}}" if (folder / "varied").exists() else text
 def stream(prompts):
-    for index in range(len(prompts)):
-        choice = {{"index": index, "text": text, "finish_reason": "stop"}}
+    for index, prompt in enumerate(prompts):
+        choice = {{"index": index, "text": answer(prompt), "finish_reason": "stop"}}
         usage = {{"prompt_tokens": 5, "completion_tokens": 5}}
         yield b"data: " + json.dumps({{"choices": [choice], "usage": usage}}).encode() + b"\\n\\n"
 class Handler(http.server.BaseHTTPRequestHandler):

@@ -25,6 +25,8 @@ STORES = ("s3", "gs", "abfs", "hdfs", "https")
 READ_BYTES = 4096
 """Of compressed data at once, which may grow ten thousandfold."""
 COPY_BYTES = 2**22
+OUTBOX = Path("stepladder-outbox")
+"""Folder, in the working directory, of what is to go to addresses."""
 MAX_GROWTH = 1000
 """How many times as large as itself a compressed file may become."""
 _ADDRESS = re.compile(r"(\w+)://")
@@ -128,8 +130,8 @@ def read(name: str) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def written(name: str) -> Iterator[Path]:
-    """A path to write a file or a folder to. Where the name is an address, it is a path in the working directory, which
-    is copied to that address when the block ends without an error, and stays there.
+    """A path to write a file or a folder to. Where the name is an address, it is a path in :data:`OUTBOX`, which is
+    copied to that address when the block ends without an error, and stays there.
 
     Raises:
         UserError: the address cannot be written.
@@ -137,9 +139,9 @@ def written(name: str) -> Iterator[Path]:
     if not is_address(name):
         yield Path(name)
         return
-    local = Path(PurePosixPath(name).name)
+    local = OUTBOX / PurePosixPath(name).name
     with _reached(name):  # before any work is done for it
-        pass
+        OUTBOX.mkdir(exist_ok=True)
     yield local
     with _reached(name, "written") as (store, path):
         store.put(str(local), path, recursive=local.is_dir())
@@ -163,6 +165,8 @@ def _reached(name: str, done: str = "read") -> Iterator[tuple[Any, str]]:
     """The store of an address, and the path in it."""
     if name.partition("://")[0] not in STORES:
         raise InputError(name, f"its protocol is not known; use one of {', '.join(STORES)}, or a path")
+    if "::" in name:
+        raise InputError(name, "holds '::', by which fsspec would reach other files; write one address")
     if "@" in name.partition("://")[2].partition("/")[0]:
         raise InputError(f"{name.partition('://')[0]}://***", "holds a user name or password; keys are found elsewhere")
     try:
