@@ -16,7 +16,7 @@ from rich.console import Console
 
 from stepladder import models
 from stepladder.answering import team
-from stepladder.answering.standalone import read_settings, write_settings
+from stepladder.answering.standalone import read_settings, so_far, write_settings
 from stepladder.answering.team import Team
 from stepladder.answering.voting import Poll, count_stored, vote
 from stepladder.ask.ledger import Ledger
@@ -26,6 +26,7 @@ from stepladder.closedworld.generate import generate, to_line
 from stepladder.commands.predict import predict
 from stepladder.config import Config, Predict
 from stepladder.errors import InputError, ModelError, UserError
+from stepladder.mcq.questionfile import read_problems
 from stepladder.records import Message, Prediction, Question
 
 
@@ -93,6 +94,14 @@ def test_killed_in_the_middle_nothing_half_written_is_left(student: Path, questi
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert len(out.read_text(encoding="utf-8").splitlines()) == 3
+
+
+def test_what_was_answered_before_anything_was_asked_is_nothing(student: Path, questions: Path, tmp_path: Path) -> None:
+    """The time may be up before there is a ledger."""
+    asked = [q for problem in read_problems(questions, "en", labelled=False) for q in problem.questions]
+    found = so_far(tmp_path / "ledger.sqlite", student, asked, read_settings(student, "en"))
+    assert [prediction.letter for prediction in found] == [None] * len(asked)
+    assert not (tmp_path / "ledger.sqlite").exists()
 
 
 def test_when_the_time_is_up_there_is_a_whole_answer_file(student: Path, questions: Path, tmp_path: Path) -> None:

@@ -111,6 +111,8 @@ def so_far(ledger: Path, weights: Path, questions: Sequence[Question], settings:
     """Predictions from what a ledger holds while answers still come in; a question without any has no votes."""
 
     def stored(requests: Sequence[Request]) -> Mapping[str, Response]:
+        if not ledger.exists():  # nothing was asked yet
+            return {}
         with Ledger(ledger, read_only=True) as opened:
             return opened.find_all(requests)
 
