@@ -258,9 +258,9 @@ name = "run"
 language = "en"
 questions = { train = "train.jsonl", test = "test.jsonl" }
 rung = [{ name = "easy", models = ["own"], orders = 2 }, { name = "worked", kind = "worked" }]
-member = [{ name = "a" }]
+member = [{ name = "a", clean = false }]
 predict = { engine = "vllm", max_tokens = 8 }
-quantise = { method = "rtn", group_size = 64, max_loss = 1.0, max_unparsed = 1.0, max_kl = 100.0 }
+quantise = { method = "rtn", group_size = 32, max_loss = 1.0, max_unparsed = 1.0, max_kl = 100.0 }
 [train]
 base = "student"
 lora_rank = 4
@@ -281,7 +281,7 @@ def test_the_same_run_makes_the_same_files_on_no_on_one_and_on_three_nodes(
 ) -> None:
     """Pieces of files, servers for a rung and for members; the stand-in answers by what it is asked."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(questions, "PIECE_BYTES", 3000)
+    monkeypatch.setattr(questions, "PIECE_BYTES", 12_000)
     (settings.environment / "bin" / "varied").touch()
     shutil.copytree(base, tmp_path / "student")
     rows = test_shards.files(random.Random(6))
@@ -304,6 +304,8 @@ def test_the_same_run_makes_the_same_files_on_no_on_one_and_on_three_nodes(
             cluster.remove_node(node, allow_graceful=False)
     assert made[0] == made[1] == made[2]
     assert {
-        letter for line in made[0]["predictions/a/test.jsonl"].splitlines() for letter in json.loads(line)["votes"]
+        letter
+        for line in made[0]["predictions/a/quantised.test.jsonl"].splitlines()
+        for letter in json.loads(line)["votes"]
     } > {"A"}
     assert b"near-duplicate" in made[0]["questions/audit.json"]

@@ -49,6 +49,7 @@ from stepladder.stages import adapter, flow
 
 PROGRAM = """#!{python}
 import http.server, json, os, signal, subprocess, sys, time
+from hashlib import sha256
 from pathlib import Path
 folder = Path(__file__).parent
 with (folder / "starts").open("a") as file:
@@ -73,7 +74,7 @@ def number(name):
 listed = {{"data": [{{"id": "student"}}]}}
 pages = {{"/health": {{}}, "/v1/models": listed, "/v1/chat/completions": {{"choices": [said]}}}}
 def answer(prompt):  # of two letters, by what is asked, where there is a file "varied"
-    return f"Answer: {{'AB'[len(str(prompt)) % 2]}}" if (folder / "varied").exists() else text
+    return f"Answer: {{'AB'[sha256(str(prompt).encode()).digest()[0] % 2]}}" if (folder / "varied").exists() else text
 def stream(prompts):
     for index, prompt in enumerate(prompts):
         choice = {{"index": index, "text": answer(prompt), "finish_reason": "stop"}}
@@ -93,7 +94,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
             time.sleep(0.05)
         key = "Bearer " + os.environ.get("VLLM_API_KEY", "")
         known = not self.path.startswith("/v1") or key in ("Bearer ", self.headers.get("Authorization"))
-        body = b"".join(stream(prompts)) or json.dumps(pages.get(self.path)).encode()
+        if chat:
+            page = {{"choices": [said | {{"message": {{"role": "assistant", "content": answer(asked)}}}}]}}
+        body = b"".join(stream(prompts)) or json.dumps(page if chat else pages.get(self.path)).encode()
         self.send_response(401 if not known else 200 if prompts or self.path in pages else 404)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))

@@ -50,7 +50,7 @@ class Keeper:
             raise RuntimeError(f"this node has Stepladder {stepladder.__version__}, and the driver {version}")
         handle, name = tempfile.mkstemp(prefix="stepladder-", suffix=".log")
         log = Path(name)
-        self._output = self._held.enter_context(os.fdopen(handle, "rb"))
+        self._output = os.fdopen(handle, "rb")  # open until this process ends, since ``follow`` may be reading it
         own = child_environment() | {NODE_ADDRESS: ray.util.get_node_ip_address()}
         self._child = self._held.enter_context(supervised(command, log, own | dict(environment)))
         log.unlink()  # the command and this process hold it open
