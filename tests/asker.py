@@ -45,9 +45,9 @@ def start(*arguments: object, script: Path = Path(__file__), python: str = sys.e
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
 
 
-def finish(process: subprocess.Popen[str], seconds: float = 300) -> dict[str, Any]:
-    """The figures it printed last, once it has ended, after so many seconds at most."""
-    out, _ = process.communicate(timeout=seconds)
+def finish(process: subprocess.Popen[str]) -> dict[str, Any]:
+    """The figures it printed last."""
+    out, _ = process.communicate(timeout=300)
     assert process.returncode == 0
     figures: dict[str, Any] = json.loads(out.splitlines()[-1])
     return figures

@@ -15,10 +15,10 @@ import tempfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO, NamedTuple, Protocol
+from typing import Any, BinaryIO, Protocol
 
 from stepladder.errors import InputError, MissingExtra, UserError
-from stepladder.workspace import digest, file_digest
+from stepladder.workspace import digest, file_digest, unwritable
 
 STORES = ("s3", "gs", "abfs", "hdfs", "https")
 """Protocols of addresses, as fsspec calls them."""
@@ -31,21 +31,6 @@ MAX_GROWTH = 1000
 """How many times as large as itself a compressed file may become."""
 _ADDRESS = re.compile(r"(\w+)://")
 _PATTERN = re.compile(r"[*?\[]")
-
-
-class SourceFile(NamedTuple):
-    """A file that is read."""
-
-    name: str
-    """Its path or address."""
-    version: str
-    """Changes whenever its content does."""
-
-    @property
-    def base_name(self) -> str:
-        """Its own name, of what is in it where it is compressed."""
-        name = PurePosixPath(self.name)
-        return name.stem if name.suffix in DECOMPRESSORS else name.name
 
 
 def is_address(name: str) -> bool:
@@ -65,30 +50,42 @@ def _is_pattern(path: Path, name: str) -> bool:
     return _PATTERN.search(name) is not None and not path.exists()
 
 
-def listed(name: str) -> list[SourceFile]:
-    """The files of a name, in the order of their names.
+def listed(name: str) -> list[str]:
+    """The paths or addresses of the files of a name, sorted.
 
     Raises:
         InputError: there is none, or its store cannot be reached.
     """
     if is_address(name):
         with _reached(name) as (store, path):
-            paths = sorted(store.glob(path)) if _PATTERN.search(path) else [path]
-            found = [SourceFile(store.unstrip_protocol(path), _changes_with(store.info(path))) for path in paths]
+            found = (
+                [store.unstrip_protocol(path) for path in sorted(store.glob(path))] if _PATTERN.search(path) else [name]
+            )
     else:
-        paths = sorted(glob.glob(name)) if _is_pattern(Path(name), name) else [name]  # noqa: PTH207  # any folder
-        found = [SourceFile(path, _content(Path(path))) for path in paths]
+        found = sorted(glob.glob(name)) if _is_pattern(Path(name), name) else [name]  # noqa: PTH207  # any folder
+        for path in found:
+            if not Path(path).is_file():
+                raise InputError(path, "no such file; check its path")
     if not found:
         raise InputError(name, "no file matches; check the pattern")
     return found
 
 
 def version(name: str) -> str:
-    """A digest that changes whenever the files of a name, or their content, do."""
+    """A digest that changes whenever the files of a name, or their content, do.
+
+    Raises:
+        InputError: there is none, or its store cannot be reached.
+    """
     found = listed(name)
-    if [file.name for file in found] == [name] and not is_address(name):
-        return found[0].version
-    return digest([[file.base_name, file.version] for file in found])
+    if is_address(name):
+        with _reached(name) as (store, _):
+            versions = [_changes_with(store.info(file)) for file in found]
+    else:
+        versions = [file_digest(Path(file)) for file in found]
+        if found == [name]:
+            return versions[0]
+    return digest([[_base_name(file), version] for file, version in zip(found, versions, strict=True)])
 
 
 def fetched(name: str, folder: Path) -> list[Path]:
@@ -100,15 +97,22 @@ def fetched(name: str, folder: Path) -> list[Path]:
     """
     local: dict[str, Path] = {}
     for file in listed(name):
-        if file.base_name in local:
-            raise InputError(name, f"two files are called {file.base_name}; give them names of their own")
-        copy, suffix = folder / file.base_name, PurePosixPath(file.name).suffix
-        if not is_address(file.name) and suffix not in DECOMPRESSORS:
-            copy = Path(file.name)
+        base_name, decompressor = _base_name(file), DECOMPRESSORS.get(PurePosixPath(file).suffix)
+        if base_name in local:
+            raise InputError(name, f"two files are called {base_name}; give them names of their own")
+        copy = folder / base_name
+        if not is_address(file) and decompressor is None:
+            copy = Path(file)
         elif not copy.exists():
-            _copy(file.name, copy, DECOMPRESSORS.get(suffix))
-        local[file.base_name] = copy
+            _copy(file, copy, decompressor)
+        local[base_name] = copy
     return [*local.values()]
+
+
+def _base_name(name: str) -> str:
+    """A file's own name, of what is in it where it is compressed."""
+    path = PurePosixPath(name)
+    return path.stem if path.suffix in DECOMPRESSORS else path.name
 
 
 @contextlib.contextmanager
@@ -145,12 +149,6 @@ def written(name: str) -> Iterator[Path]:
     yield local
     with _reached(name, "written") as (store, path):
         store.put(str(local), path, recursive=local.is_dir())
-
-
-def _content(path: Path) -> str:
-    if not path.is_file():
-        raise InputError(path, "no such file; check its path")
-    return file_digest(path)
 
 
 def _changes_with(info: Mapping[str, Any]) -> str:
@@ -233,9 +231,7 @@ def _copy(name: str, copy: Path, decompressor: Callable[[], Decompressor] | None
                 else:
                     target.writelines(_decompressed(name, source, decompressor))
     except OSError as error:
-        raise UserError(
-            f"{partial}: cannot be written ({error.strerror}); free some space, or use another --runs"
-        ) from None
+        raise unwritable(partial, error) from None
     partial.replace(copy)
 
 

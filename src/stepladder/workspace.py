@@ -115,6 +115,11 @@ def write_atomic(path: Path, text: str | Iterable[str]) -> None:
         raise UserError(f"{path}: cannot be written ({error.strerror}); {_remedy(error)}") from None
 
 
+def unwritable(path: Path, error: OSError) -> UserError:
+    """The error for a place below the folder of all runs that cannot be written."""
+    return UserError(f"{path}: cannot be written ({error.strerror}); free some space, or use another --runs")
+
+
 def refuse_link(path: Path) -> None:
     """Refuse a link in the place of a folder of ours, since what is written or deleted there would be somewhere else.
 

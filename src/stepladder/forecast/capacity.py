@@ -83,9 +83,13 @@ def serving(shape: Shape, workload: Workload, card: Card, rate: float | None = N
     if rate is None:
         rate = _decoding_rate(shape, workload, card)
         prompt_seconds = answers * workload.read * _seconds_per_token(shape, card)
-    start = START_SECONDS if _serves(workload) else EMBEDDED_START_SECONDS
-    member_seconds = start + weights / LOAD_BYTES_PER_SECOND + prompt_seconds + answers * workload.answer / rate
+    member_seconds = start_seconds(workload, weights) + prompt_seconds + answers * workload.answer / rate
     return Serving(weights, cache, at_once, rate, workload.members * member_seconds, None)
+
+
+def start_seconds(workload: Workload, weights: float) -> float:
+    """Seconds until so many bytes of weights are loaded and answer."""
+    return (START_SECONDS if _serves(workload) else EMBEDDED_START_SECONDS) + weights / LOAD_BYTES_PER_SECOND
 
 
 def throughput(shape: Shape, workload: Workload, card: Card) -> float:

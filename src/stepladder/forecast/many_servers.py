@@ -45,9 +45,8 @@ def throughput(shape: Shape, workload: Workload, card: Card, servers: int) -> Th
     rate = capacity.throughput(shape, workload, card) / workload.answer
     answers = workload.questions * workload.votes
     together = min(servers * rate, DRIVER_ANSWERS)
-    start = capacity.START_SECONDS + alone.weights / capacity.LOAD_BYTES_PER_SECOND
     return Throughput(
-        seconds=workload.members * (start + answers / together),
+        seconds=workload.members * (capacity.start_seconds(workload, alone.weights) + answers / together),
         rate=together,
         at_most=max(1, int(DRIVER_ANSWERS / rate)),
         ledger_bytes=workload.members

@@ -31,19 +31,9 @@ class Findings:
                 self.first.append(finding)
 
     def add_piece(self, piece: PieceAudit) -> None:
-        """Add those of the next piece of a file."""
-        self.first += [
-            finding for finding, number in _numbered(piece.findings, self.counts) if number <= MAX_FINDINGS_LISTED
-        ]
-        self.counts.update(piece.counts)
-
-
-def _numbered(findings: Iterable[Oddity], before: Mapping[str, int]) -> Iterator[tuple[Oddity, int]]:
-    """Each finding with its number among those of its kind."""
-    counts = Counter(before)
-    for finding in findings:
-        counts[finding.kind] += 1
-        yield finding, counts[finding.kind]
+        """Add those of the next piece of a file, of which it lists the first and counts all."""
+        self.add(piece.findings)
+        self.counts.update(Counter(piece.counts) - Counter(finding.kind for finding in piece.findings))
 
 
 class PieceAuditor:

@@ -60,15 +60,16 @@ class Pool(NamedTuple):
                     started = self.nodes.running(slot, command, {"OMP_NUM_THREADS": "1"}, pieces[number].log)
                     running[number] = own.enter_context(started), own
                 for number, (process, own) in [*running.items()]:
-                    if (ended := process.poll()) is not None:
-                        own.close()
-                        del running[number]
-                        if pieces[number].is_done(ended):
-                            continue
-                        if (failure := pieces[number].failure(ended)) is None:
-                            waiting.insert(0, number)
-                        else:
-                            failures[number] = failure
+                    if (ended := process.poll()) is None:
+                        continue
+                    own.close()
+                    del running[number]
+                    if pieces[number].is_done(ended):
+                        continue
+                    if (failure := pieces[number].failure(ended)) is None:
+                        waiting.insert(0, number)
+                    else:
+                        failures[number] = failure
                 if failures:  # what comes after a failure is of no use
                     waiting = [number for number in waiting if number < min(failures)]
                     for number in [number for number in running if number > min(failures)]:

@@ -17,6 +17,7 @@ from typing import Any
 
 from stepladder.errors import UserError
 from stepladder.shards import near, proofs, splits
+from stepladder.workspace import unwritable
 
 FUNCTIONS: Mapping[str, Callable[[Mapping[str, Any], Path], None]] = {
     "shared": near.shared,
@@ -41,9 +42,7 @@ def perform(function: str, order: Mapping[str, Any], result: Path) -> None:
             partial.replace(result)
     except OSError as error:
         if not result.exists():
-            raise UserError(
-                f"{result.parent}: cannot be written ({error.strerror}); free some space, or use another --runs"
-            ) from None
+            raise unwritable(result.parent, error) from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from itertools import groupby, product
 from pathlib import Path
@@ -27,13 +27,13 @@ from stepladder.documents import Oddity, QuestionAudit
 from stepladder.errors import InputError, PieceError, UserError
 from stepladder.mcq.audit import Audit
 from stepladder.mcq.overlap import HeldOut, Pair, Shared, problem_text, ranked
-from stepladder.mcq.questionfile import Problem, read_reviews, rows, stream_problems
+from stepladder.mcq.questionfile import read_reviews, rows, stream_problems
 from stepladder.mcq.shuffle import rng
 from stepladder.nodes.chosen import workers_of
 from stepladder.records import Span, Split
 from stepladder.shards import near, splits
 from stepladder.shards.each import Pool
-from stepladder.workspace import Artifact, write_atomic
+from stepladder.workspace import Artifact, unwritable, write_atomic
 
 PIECE_BYTES = 32 * 2**20
 """Of a question file that one process works on."""
@@ -119,11 +119,20 @@ def _ids(paths: Sequence[Path]) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for file in paths:
         for number, row in rows(file):
-            if row["id"] in found:
-                reason = f"id {row['id']!r} was used in {found[row['id']].name}; ids must be unique"
-                raise InputError(file, reason, line=number, field="id")
-            found[row["id"]] = file
+            _add_id(found, row["id"], file, number)
     return found
+
+
+def _add_id(found: dict[str, Path], name: str, file: Path, line: int) -> None:
+    """Add a problem's id to those found before.
+
+    Raises:
+        InputError: it is one of them.
+    """
+    if name in found:
+        reason = f"id {name!r} was used in {found[name].name}; ids must be unique"
+        raise InputError(file, reason, line=line, field="id")
+    found[name] = file
 
 
 def validation_ids(problems: list[str], share: float, seed: int) -> list[str]:
@@ -136,10 +145,8 @@ def validation_ids(problems: list[str], share: float, seed: int) -> list[str]:
 
 def _twins(config: Config, pool: Pool, train: Sequence[Lines], test: Sequence[Path]) -> Iterator[Oddity]:
     """Training problems that are in the test in nearly the same words; the trainset leaves them out."""
-    _ids(test)
-    test_ids = list[str]()
-    problems = (problem for file in test for problem in stream_problems(file, config.language, labelled=False))
-    held_out = HeldOut.of(_texts(problems, test_ids))
+    by_id = dict[str, Path]()
+    held_out = HeldOut.of(_texts(config, test, by_id))
     if not len(held_out.vocabulary):
         return
     file, counts = pool.folder / "held-out.npz", pool.folder / "counts.npy"
@@ -163,17 +170,19 @@ def _twins(config: Config, pool: Pool, train: Sequence[Lines], test: Sequence[Pa
         for _, (index, name, number, other, similarity) in records.parse_lines(piece / near.PAIRS):
             places[begin + index] = lines.file.name, name, number
             pairs.append(Pair(begin + index, other, similarity))
+    test_ids = [*by_id]
     for pair in ranked(pairs):
         file_name, name, number = places[pair.left]
         message = f"{name} is nearly {test_ids[pair.right]} of the test (similarity {pair.similarity:.2f})"
         yield Oddity(kind="near-duplicate of a test problem", file=file_name, line=number, message=message)
 
 
-def _texts(problems: Iterable[Problem], names: list[str]) -> Iterator[str]:
-    """The whole text of each problem; its id is appended to ``names``."""
-    for problem in problems:
-        names.append(problem.id)
-        yield problem_text(problem.questions)
+def _texts(config: Config, test: Sequence[Path], by_id: dict[str, Path]) -> Iterator[str]:
+    """The whole text of each problem of the test; its file is added to ``by_id``."""
+    for file in test:
+        for problem in stream_problems(file, config.language, labelled=False):
+            _add_id(by_id, problem.id, file, problem.line)
+            yield problem_text(problem.questions)
 
 
 def _write(folder: Path, config: Config, pool: Pool, choices: Path, lines: Sequence[Lines], audit: Audit) -> None:
@@ -199,6 +208,4 @@ def _write(folder: Path, config: Config, pool: Pool, choices: Path, lines: Seque
                 target.flush()
                 os.fsync(target.fileno())
     except OSError as error:
-        raise UserError(
-            f"{folder}: cannot be written ({error.strerror}); free some space, or use another --runs"
-        ) from None
+        raise unwritable(folder, error) from None

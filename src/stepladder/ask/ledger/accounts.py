@@ -43,15 +43,14 @@ class Accounts(Connection):
         accounts = []
         for rung, model in totals.keys() | hits.keys():
             by_outcome = totals.get((rung, model), {})
-            _, micro_dollars, prompt_tokens, completion_tokens = (
-                (sum(column) for column in zip(*by_outcome.values(), strict=True)) if by_outcome else (0, 0, 0, 0)
-            )
+            sums = [sum(column) for column in zip(*by_outcome.values(), strict=True)] or [0, 0, 0, 0]
+            _, micro_dollars, prompt_tokens, completion_tokens = sums
             accounts.append(
                 Account(
                     rung=rung,
                     model=model,
                     micro_dollars=micro_dollars,
-                    outcomes={outcome: sums[0] for outcome, sums in by_outcome.items()},
+                    outcomes={outcome: attempts for outcome, (attempts, *_) in by_outcome.items()},
                     prompt_tokens=prompt_tokens,
                     completion_tokens=completion_tokens,
                     hits=hits.get((rung, model), 0),

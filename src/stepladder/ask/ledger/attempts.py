@@ -59,7 +59,7 @@ class Attempts(Responses):
                 return "over_budget"
         self._insert_request(request)
         answers = self._db.execute(
-            "SELECT COUNT(*) FROM attempts WHERE key = ? AND COALESCE(body, raw) IS NOT NULL AND status = 200",
+            "SELECT COUNT(*) FROM attempts WHERE key = ? AND (body IS NOT NULL OR raw IS NOT NULL) AND status = 200",
             (request.key,),
         ).fetchone()[0]
         attempt = self._db.execute(
