@@ -30,6 +30,7 @@ from stepladder.mcq.shuffle import fixed, shown, to_original, to_shown
 from stepladder.models import template
 from stepladder.progress import Progress
 from stepladder.records import LETTERS, Example, Language, Question, Record, Sample, lines, read
+from stepladder.shards.each import Piece
 from stepladder.stages import adapter, flow, trainset
 from stepladder.training.fit import Fit
 from stepladder.training.sequences import TokenRow
@@ -174,6 +175,20 @@ def test_nothing_of_validation_or_test_is_learned_whatever_its_wording(run: Run)
     assert same == {"problem": "t1", "of": "v1", "similarity": 1.0}
     assert (near["problem"], near["of"]) == ("t2", "x1")
     assert 0.25 < near["similarity"] < 1
+
+
+def test_many_pieces_leave_out_what_one_does(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trainset, "PIECE_BYTES", 1000)
+    started: list[str] = []
+    command = Piece.command
+    monkeypatch.setattr(Piece, "command", lambda piece: started.append(piece.log.name) or command(piece))
+    again = Run(tmp_path)
+    with flow.stage("trainset").artifact(again.context, "all").writing() as folder:
+        flow.stage("trainset").build(again.context, "all", folder)
+    assert {name.partition("-")[0] for name in started} == {"shared_texts", "pairs"}
+    for name in ("train.jsonl", "card.json"):
+        one, many = (made.made("all").folder / name for made in (run, again))
+        assert one.read_bytes() == many.read_bytes()
 
 
 def test_a_member_with_nothing_to_learn_from_is_an_error_that_says_why(tmp_path: Path) -> None:

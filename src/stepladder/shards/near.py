@@ -4,14 +4,15 @@ many texts have each n-gram, so n-grams are counted in all pieces before texts a
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from itertools import starmap
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from stepladder.mcq.overlap import TWIN_SIMILARITY, Comparer, HeldOut, Shared, problem_text
-from stepladder.mcq.questionfile import Problem, stream_problems
+from stepladder.mcq.questionfile import stream_problems
 from stepladder.records import Span, parse_lines
 
 NGRAMS, PLACES, PAIRS = "ngrams.npz", "places.jsonl", "pairs.jsonl"
@@ -20,15 +21,27 @@ NGRAMS, PLACES, PAIRS = "ngrams.npz", "places.jsonl", "pairs.jsonl"
 
 
 def shared(order: Mapping[str, Any], result: Path) -> None:
-    """The n-grams of a piece: of lines ``span`` of ``file`` in ``language``, against those in ``held_out``."""
+    """The n-grams of a piece: of lines ``span`` of question file ``file`` in ``language``, against those in
+    ``held_out``."""
     problems = stream_problems(Path(order["file"]), order["language"], labelled=True, span=Span(*order["span"]))
+    _share(order, result, ((problem.id, problem.line, problem_text(problem.questions)) for problem in problems))
+
+
+def shared_texts(order: Mapping[str, Any], result: Path) -> None:
+    """The same of lines ``[id, text]`` of ``file``."""
+    rows = parse_lines(Path(order["file"]), Span(*order["span"]))
+    _share(order, result, ((name, line, text) for line, (name, text) in rows))
+
+
+def _share(order: Mapping[str, Any], result: Path, problems: Iterator[tuple[str, int, str]]) -> None:
+    """The n-grams of problems, by their ids, lines and texts."""
     with (result / PLACES).open("w", encoding="utf-8") as places:
 
-        def text(problem: Problem) -> str:
-            places.write(json.dumps([problem.id, problem.line]) + "\n")
-            return problem_text(problem.questions)
+        def written(name: str, line: int, text: str) -> str:
+            places.write(json.dumps([name, line]) + "\n")
+            return text
 
-        HeldOut.load(Path(order["held_out"])).shared_with(map(text, problems)).save(result / NGRAMS)
+        HeldOut.load(Path(order["held_out"])).shared_with(starmap(written, problems)).save(result / NGRAMS)
 
 
 def pairs(order: Mapping[str, Any], result: Path) -> None:

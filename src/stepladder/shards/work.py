@@ -21,6 +21,7 @@ from stepladder.workspace import unwritable
 
 FUNCTIONS: Mapping[str, Callable[[Mapping[str, Any], Path], None]] = {
     "shared": near.shared,
+    "shared_texts": near.shared_texts,
     "pairs": near.pairs,
     "splits": splits.splits,
     "proofs": proofs.proofs,

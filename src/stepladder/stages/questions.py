@@ -18,21 +18,20 @@ from itertools import groupby, product
 from pathlib import Path
 from typing import NamedTuple, get_args
 
-import numpy as np
-
 from stepladder import files, records
 from stepladder.config import Config, Questions
 from stepladder.context import Context
 from stepladder.documents import Oddity, QuestionAudit
 from stepladder.errors import InputError, PieceError, UserError
 from stepladder.mcq.audit import Audit
-from stepladder.mcq.overlap import HeldOut, Pair, Shared, problem_text, ranked
+from stepladder.mcq.overlap import problem_text
 from stepladder.mcq.questionfile import read_reviews, rows, stream_problems
 from stepladder.mcq.shuffle import rng
 from stepladder.nodes.chosen import workers_of
 from stepladder.records import Span, Split
-from stepladder.shards import near, splits
+from stepladder.shards import splits
 from stepladder.shards.each import Pool
+from stepladder.shards.twins import near_held_out
 from stepladder.workspace import Artifact, unwritable, write_atomic
 
 PIECE_BYTES = 32 * 2**20
@@ -146,35 +145,13 @@ def validation_ids(problems: list[str], share: float, seed: int) -> list[str]:
 def _twins(config: Config, pool: Pool, train: Sequence[Lines], test: Sequence[Path]) -> Iterator[Oddity]:
     """Training problems that are in the test in nearly the same words; the trainset leaves them out."""
     by_id = dict[str, Path]()
-    held_out = HeldOut.of(_texts(config, test, by_id))
-    if not len(held_out.vocabulary):
-        return
-    file, counts = pool.folder / "held-out.npz", pool.folder / "counts.npy"
-    held_out.save(file)
-    common = {"held_out": str(file.absolute())}
-    orders = [{**common, "file": str(lines.file), "language": config.language, "span": lines.span} for lines in train]
-    pieces = pool.each("shared", "n-grams", orders)
-    total, begins = np.zeros(len(held_out.vocabulary), dtype=np.int64), [0]
-    for piece in pieces:
-        shared = Shared.load(piece / near.NGRAMS)
-        total += shared.counts(len(total))
-        begins.append(begins[-1] + len(shared.ids))
-    np.save(counts, total)
-    counted = {"counts": str(counts.absolute()), "number": begins[-1]}
-    found = pool.each(
-        "pairs", "near-duplicates", [{**common, **counted, "piece": str(piece.absolute())} for piece in pieces]
-    )
-    places: dict[int, tuple[str, str, int]] = {}
-    pairs = list[Pair]()
-    for lines, begin, piece in zip(train, begins, found, strict=False):
-        for _, (index, name, number, other, similarity) in records.parse_lines(piece / near.PAIRS):
-            places[begin + index] = lines.file.name, name, number
-            pairs.append(Pair(begin + index, other, similarity))
+    orders = [{"file": str(lines.file), "language": config.language, "span": lines.span} for lines in train]
+    found = near_held_out(pool, _texts(config, test, by_id), "shared", orders)
     test_ids = [*by_id]
-    for pair in ranked(pairs):
-        file_name, name, number = places[pair.left]
-        message = f"{name} is nearly {test_ids[pair.right]} of the test (similarity {pair.similarity:.2f})"
-        yield Oddity(kind="near-duplicate of a test problem", file=file_name, line=number, message=message)
+    for twin in found:
+        message = f"{twin.id} is nearly {test_ids[twin.held_out]} of the test (similarity {twin.similarity:.2f})"
+        file = train[twin.piece].file.name
+        yield Oddity(kind="near-duplicate of a test problem", file=file, line=twin.line, message=message)
 
 
 def _texts(config: Config, test: Sequence[Path], by_id: dict[str, Path]) -> Iterator[str]:

@@ -3,6 +3,7 @@ final weights: from the chains of training and validation questions together."""
 
 from __future__ import annotations
 
+import json
 import math
 import statistics
 from collections import Counter
@@ -18,18 +19,24 @@ from stepladder.documents import Lengths, TrainsetCard, Twin
 from stepladder.errors import UserError
 from stepladder.mcq.answer import with_final_line
 from stepladder.mcq.mixture import BY_SCORE, Measures, Mixture, mixture
-from stepladder.mcq.overlap import TWIN_SIMILARITY, near_duplicates, problem_text
+from stepladder.mcq.overlap import problem_text
 from stepladder.mcq.prompts import ask_messages
 from stepladder.mcq.shuffle import rng, shown
 from stepladder.models import template
+from stepladder.nodes.chosen import workers_of
 from stepladder.records import Example, Message, Question, Sample, Split
 from stepladder.reporting.data_card import REASONS, markdown, student_name
+from stepladder.shards.each import Pool
+from stepladder.shards.twins import near_held_out
 from stepladder.training.fit import fits
 from stepladder.training.sequences import tokenise
 from stepladder.workspace import Artifact, write_atomic
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+PIECE_BYTES = 32 * 2**20
+"""Of problems' texts that one process compares."""
 
 
 def artifact(context: Context, part: str | None) -> Artifact:
@@ -55,7 +62,8 @@ def build(context: Context, part: str | None, folder: Path) -> None:
     by_split = {name: records.read(folder_of_splits / f"{name}.jsonl", Question) for name in get_args(Split)}
     questions = {q.id: q for name in context.taught for q in by_split[name]}
     held_out = [q for name in by_split if name not in context.taught for q in by_split[name]]
-    twins = _twins(questions.values(), held_out)
+    scratch = artifact(context, part).scratch()
+    twins = _twins(Pool(workers_of(config.cluster), scratch, context.progress.update), questions.values(), held_out)
     share = draw_problems(mix, sorted({q.problem_id for q in questions.values()}))
     samples = taught_by(mix, _accepted(context))
     for source in context.sources if mix.variants else ():
@@ -127,16 +135,19 @@ def draw_problems(mix: Member, problems: list[str]) -> set[str]:
     return set(rng("share", mix.seed).sample(problems, count))
 
 
-def _twins(questions: Iterable[Question], held_out: Iterable[Question]) -> list[Twin]:
+def _twins(pool: Pool, questions: Iterable[Question], held_out: Iterable[Question]) -> list[Twin]:
     """Training problems that are also in validation or test, in the same or nearly the same words."""
     training, evaluation = _by_problem(questions), _by_problem(held_out)
-    pairs = near_duplicates(
-        [*map(problem_text, training.values())], [*map(problem_text, evaluation.values())], TWIN_SIMILARITY
+    texts = pool.folder / "texts.jsonl"
+    write_atomic(
+        texts, (json.dumps([name, problem_text(group)], ensure_ascii=False) + "\n" for name, group in training.items())
     )
-    training_ids, evaluation_ids = [*training], [*evaluation]
+    orders = [{"file": str(texts.absolute()), "span": span} for span in records.spans(texts, PIECE_BYTES)]
+    found = near_held_out(pool, map(problem_text, evaluation.values()), "shared_texts", orders)
+    evaluation_ids = [*evaluation]
     twins = {
-        training_ids[left]: Twin(problem=training_ids[left], of=evaluation_ids[right], similarity=round(similarity, 4))
-        for left, right, similarity in reversed(pairs)
+        near.id: Twin(problem=near.id, of=evaluation_ids[near.held_out], similarity=round(near.similarity, 4))
+        for near in reversed(found)
     }
     problem_of = {_canonical(question): question.problem_id for group in evaluation.values() for question in group}
     for problem, group in training.items():
