@@ -12,6 +12,7 @@ import hypothesis
 import pytest
 import tiny_run
 from api_server import ApiServer
+from made import tiny_model
 from xdist.scheduler import LoadFileScheduling
 
 from stepladder import models
@@ -98,18 +99,8 @@ def model(api: ApiServer) -> Model:
 @pytest.fixture(scope="session")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny model with random weights and the bundled tokenizer."""
-    torch = pytest.importorskip("torch")
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    folder = tmp_path_factory.mktemp("base")
-    tokenizer = models.load_tokenizer(models.locate(models.BUNDLED))
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)  # type: ignore[no-untyped-call]
-    tokenizer.save_pretrained(folder)
-    return folder
+    pytest.importorskip("torch")
+    return tiny_model(tmp_path_factory.mktemp("base"))
 
 
 @pytest.fixture(scope="session")

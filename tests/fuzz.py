@@ -25,6 +25,8 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
 from stepladder import models
 from stepladder.answering.standalone import read_settings
 from stepladder.ask.outcome import Delivery, judge
@@ -33,6 +35,7 @@ from stepladder.ask.remote.gate import reset_wait
 from stepladder.ask.request import Request, worst_case
 from stepladder.closedworld.prove import Unproved
 from stepladder.closedworld.untrusted import prove_rules
+from stepladder.commands.import_ import import_
 from stepladder.config import Price
 from stepladder.errors import UserError
 from stepladder.forecast import model_shape
@@ -40,7 +43,7 @@ from stepladder.isolation import templates
 from stepladder.isolation.templates import TemplateFault, Templates
 from stepladder.mcq.answer import lenient, strict
 from stepladder.mcq.answerfile import problems_in
-from stepladder.mcq.formats import Columns, convert
+from stepladder.mcq.formats import Columns, SourceFormat
 from stepladder.mcq.questionfile import read_problems
 from stepladder.mcq.shuffle import fixed
 from stepladder.mcq.variant import Unfit, only_asks, read
@@ -164,7 +167,7 @@ def question_files(draw: random.Random, folder: Path) -> int:
             for question in problem.questions:
                 fixed(question)
     with contextlib.suppress(UserError):
-        convert(path, folder / "out.jsonl", None, Columns())
+        import_(str(path), folder / "out.jsonl", SourceFormat(Columns()), None, Console(quiet=True))
     votes = folder / "votes.jsonl"
     votes.write_bytes(encoded(spoilt(VOTES, draw), draw))
     with contextlib.suppress(UserError):

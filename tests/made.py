@@ -1,10 +1,11 @@
-"""Documents and a question for tests that care about a few of their fields."""
+"""A tiny model, and documents and a question for tests that care about a few of their fields."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+from stepladder import models
 from stepladder.documents import QuantisedForm, TrainsetCard, Verdict
 from stepladder.records import Question
 
@@ -18,6 +19,21 @@ QUESTION = Question(
     language="en",
     source="s",
 )
+
+
+def tiny_model(folder: Path) -> Path:
+    """Write a model with random weights and the bundled tokenizer."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    tokenizer = models.load_tokenizer(models.locate(models.BUNDLED))
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)  # type: ignore[no-untyped-call]
+    tokenizer.save_pretrained(folder)
+    return folder
 
 
 def run_file(folder: Path, settings: str) -> Path:

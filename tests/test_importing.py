@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from stepladder import cli
+from stepladder.commands import import_
 from stepladder.mcq.questionfile import read_problems
 
 ROW = {"question": "Who?", "options": ["Ann", "Bob", "Cleo"], "answer": "B"}
@@ -114,6 +115,27 @@ def test_parquet(run: Any, tmp_path: Path) -> None:
     assert (code, rows[0]["answer"], rows[0]["options"]) == (0, "B", ["Ann", "Bob"])
 
 
+def test_many_pieces_and_files_give_what_one_does(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Passages whose questions are in several pieces, and in files of their own."""
+    passages = ["", "One text.", "Another.", "One text.", "", "Third.", "One text."]
+    rows = [json.dumps(ROW | {"question": f"Who, {n}?", "passage": text}) + "\n" for n, text in enumerate(passages * 9)]
+    _, _, whole = run("a.jsonl", "".join(rows))
+    assert len(whole) == len(rows)
+    one = (tmp_path / "out.jsonl").read_bytes()
+    monkeypatch.setattr(import_, "PIECE_BYTES", 800)
+    assert run("a.jsonl", "".join(rows))[2] == whole
+    assert (tmp_path / "out.jsonl").read_bytes() == one
+    for name, part in (("b-0.jsonl", rows[:20]), ("b-1.jsonl", rows[20:])):
+        (tmp_path / name).write_text("".join(part))
+    monkeypatch.setattr(sys, "argv", ["stepladder", "import", str(tmp_path / "b-?.jsonl"), str(tmp_path / "out.jsonl")])
+    with pytest.raises(SystemExit):
+        cli.main()
+    both = read_problems(tmp_path / "out.jsonl", "en", labelled=False)
+    assert [q.question for problem in both for q in problem.questions] == [row["question"] for row in whole]
+    assert [*[problem.id for problem in both][:2], both[-1].id] == ["b-0-0", "b-0-1", f"b-1-{len(both) - 1}"]
+    assert not [*tmp_path.glob(".*")]
+
+
 def test_questions_without_answers_stay_without(run: Any) -> None:
     assert run("a.jsonl", json.dumps({"question": "Who?", "options": ["Ann", "Bob"]}))[2][0]["answer"] is None
 
@@ -146,6 +168,7 @@ def test_questions_without_answers_stay_without(run: Any) -> None:
         ("a.json", '{"examples": [{"input": "free text", "target": "x"}]}', (), "example 1 is not multiple choice"),
         ("a.json", '{"examples": [{}]}', (), "example 1 has no text"),
         ("a.json", '{"examples": 1}', (), "holds no list"),
+        ("a.json", '[{"question": "\\ud800"}]', (), "a.json: holds half a character"),
         ("a.txt", "b\nonly this\n", (), "a.txt:1: a block needs a letter, a passage"),
         ("a.csv", b"\xff\xfe", (), "not UTF-8 at byte 0"),
         ("a.parquet", "no", (), "not Parquet"),

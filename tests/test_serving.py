@@ -90,6 +90,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         chat = self.path == "/v1/chat/completions" and b"Bob sits left of Cleo" not in asked  # which the probe holds
         while (prompts or chat) and len(arrived) < number("together"):
             time.sleep(0.05)
+        time.sleep(number("milliseconds") / 1000 if prompts or chat else 0)
         while self.path == "/health" and len((folder / "starts").read_text().splitlines()) < number("servers"):
             time.sleep(0.05)
         key = "Bearer " + os.environ.get("VLLM_API_KEY", "")

@@ -34,6 +34,7 @@ app = typer.Typer(
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="The run's TOML file.", show_default=False)]
 Runs = Annotated[Path, typer.Option(help="Folder that holds all runs and their ledger.")]
 ENGINES = ("local", "vllm")
+SCHEDULERS = ("ray", "slurm")
 LANGUAGES = ("zh", "en")
 MAX_ERROR_CHARACTERS = 2000
 """Of the line that an error prints; the middle of a longer one is left out."""
@@ -171,7 +172,9 @@ def choose_rule(
 
 @app.command("import")
 def import_(
-    source: Annotated[str, typer.Argument(help="JSON, JSONL, CSV, Parquet or text.", show_default=False)],
+    source: Annotated[
+        str, typer.Argument(help="JSON, JSONL, CSV, Parquet or text; a pattern: several files.", show_default=False)
+    ],
     out: Annotated[str, typer.Argument(help="Question file to write, JSONL.", show_default=False)],
     form: Annotated[
         str | None, typer.Option("--format", help="table, mmlu, bbh or logiqa; by default guessed from the file.")
@@ -186,14 +189,20 @@ def import_(
     answer: Annotated[str | None, typer.Option(help="Field of the answer: letter, number or text.")] = None,
     passage: Annotated[str | None, typer.Option(help="Field of the text the question is about.")] = None,
     one_based: Annotated[bool, typer.Option(help="Answers that are numbers count from 1.")] = False,
+    cluster: Annotated[
+        str | None, typer.Option(help="ray or slurm: read the files on the cores of that cluster's nodes.")
+    ] = None,
 ) -> None:
     """Convert questions of another format into a question file; rows that share a passage become one problem."""
     from stepladder.commands import import_ as command
-    from stepladder.mcq.formats import Columns
+    from stepladder.config import Cluster
+    from stepladder.mcq.formats import Columns, SourceFormat
 
+    _check_choice("--cluster", cluster, SCHEDULERS)
     columns = Columns(question, _names(options), answer, passage, one_based)
-    with files.read(source) as read, _written(out) as written:
-        command.import_(read, written, form, columns, PlainConsole())
+    nodes = None if cluster is None else Cluster.model_validate({"scheduler": cluster})
+    with _written(out) as written:
+        command.import_(source, written, SourceFormat(columns, form), nodes, PlainConsole())
 
 
 @app.command()

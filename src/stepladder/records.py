@@ -132,6 +132,7 @@ class Span(NamedTuple):
     """Number of the first one, from 1."""
 
 
+HALF_CHARACTER = "holds half a character (a lone surrogate such as \\ud83d); write whole ones"
 WHOLE_FILE = Span(0, sys.maxsize, 1)
 
 
@@ -246,8 +247,7 @@ def _parse(path: Path, number: int, line: str) -> Any:
         problem = f"not JSON ({error.msg}, column {error.colno}); write one JSON object a line"
         raise InputError(path, problem, line=number) from None
     except UnicodeEncodeError:
-        problem = "holds half a character (a lone surrogate such as \\ud83d); write whole ones"
-        raise InputError(path, problem, line=number) from None
+        raise InputError(path, HALF_CHARACTER, line=number) from None
     except (RecursionError, ValueError) as error:  # nested too deeply; a number of thousands of digits
         raise InputError(path, f"cannot be read as JSON ({error}); simplify the line", line=number) from None
     return value

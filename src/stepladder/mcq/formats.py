@@ -1,14 +1,16 @@
 """``stepladder import``: converts multiple-choice questions in common formats to the question file of a run.
 
-A format is a function from a file to :class:`SourceRow` values; :func:`convert` does the rest: answers become letters,
-rows that share a passage become one problem.
+A format is a function from a file to :class:`SourceRow` values; in :func:`converted` answers become letters, and in
+:func:`problems` rows that share a passage become one problem.
 """
 
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import re
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,8 +18,7 @@ from typing import Any, NamedTuple
 from stepladder import records
 from stepladder.errors import InputError, UserError
 from stepladder.isolation import parquet
-from stepladder.records import LETTERS
-from stepladder.workspace import write_atomic
+from stepladder.records import LETTERS, WHOLE_FILE, Span
 
 
 class Columns(NamedTuple):
@@ -32,6 +33,25 @@ class Columns(NamedTuple):
     """None: recognised by the names in :data:`PASSAGES`, if there is any."""
     one_based: bool = False
     """Whether answers given as numbers count from 1, not from 0."""
+
+
+class SourceFormat(NamedTuple):
+    """How a file is to be read."""
+
+    columns: Columns
+    name: str | None = None
+    """Of the format; None: guessed from the file."""
+
+
+class Item(NamedTuple):
+    """A question in the contest's format."""
+
+    stem: str
+    """Of its file's name."""
+    passage: str
+    """The text that it is about, maybe empty."""
+    question: dict[str, Any]
+    """Its fields."""
 
 
 class SourceRow(NamedTuple):
@@ -54,36 +74,47 @@ _BBH_OPTION = re.compile(r"^[^\S\n]*+\(([A-Z])\)[^\S\n]*+(\S.*)$", re.MULTILINE)
 _LOGIQA_OPTION = re.compile(r"^\s*+([A-D])\s*+[.、．)）]\s*+(.*)$")
 
 
-def convert(source: Path, out: Path, format_name: str | None, columns: Columns) -> int:
-    """Write ``out`` in the contest's format and return the number of questions.
+def converted(source: Path, form: SourceFormat, span: Span = WHOLE_FILE) -> Iterator[Item]:
+    """The questions of a file, or of some lines of a JSONL file.
 
     Raises:
         UserError: an unknown format.
         InputError: naming file, line and field.
     """
-    if format_name is not None and format_name not in FORMATS:
-        raise UserError(f"there is no format {format_name!r}; choose from {', '.join(FORMATS)}")
-    rows = FORMATS[format_name or guess(source)](source, columns)
-    problems: dict[str, dict[str, Any]] = {}
-    count = 0
-    for row in rows:
+    if form.name is not None and form.name not in FORMATS:
+        raise UserError(f"there is no format {form.name!r}; choose from {', '.join(FORMATS)}")
+    for row in FORMATS[form.name or guess(source)](source, form.columns, span):
         options = _unlettered(row.options)
         if not 2 <= len(options) <= len(LETTERS):
             reason = f"has {len(options)} options; 2 to {len(LETTERS)} are needed"
             raise InputError(source, reason, line=row.line, field="options")
-        item: dict[str, Any] = {"question": row.question, "options": list(options)}
+        question: dict[str, Any] = {"question": row.question, "options": list(options)}
         if row.answer is not None:
-            item["answer"] = _letter(source, row, options, columns.one_based)
-        key = row.passage.strip() or f"#{row.line}"
-        problem = problems.setdefault(
-            key, {"id": f"{source.stem}-{len(problems)}", "problem": row.passage.strip(), "questions": []}
-        )
-        problem["questions"].append(item)
-        count += 1
-    if not count:
-        raise InputError(source, "holds no questions")
-    write_atomic(out, (json.dumps(problem, ensure_ascii=False) + "\n" for problem in problems.values()))
-    return count
+            question["answer"] = _letter(source, row, options, form.columns.one_based)
+        yield Item(source.stem, row.passage.strip(), question)
+
+
+def problems(read: Callable[[], Iterable[Item]]) -> Iterator[dict[str, Any]]:
+    """The problems of a question file, in the order of their first questions: questions that share a passage are one.
+    ``read`` returns the same questions twice. Only problems that wait for more questions are kept, and a digest of each
+    passage."""
+    left: Counter[bytes | int] = Counter(_digest(item.passage) for item in read() if item.passage)
+    waiting: OrderedDict[bytes | int, dict[str, Any]] = OrderedDict()
+    number = 0
+    for count, (stem, passage, question) in enumerate(read()):
+        key = _digest(passage) if passage else count
+        if key not in waiting:
+            waiting[key] = {"id": f"{stem}-{number}", "problem": passage, "questions": []}
+            number += 1
+        waiting[key]["questions"].append(question)
+        if passage:
+            left[key] -= 1
+        while waiting and not left[next(iter(waiting))]:
+            yield waiting.popitem(last=False)[1]
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.blake2b(text.encode(), digest_size=16).digest()
 
 
 def guess(source: Path) -> str:
@@ -102,10 +133,15 @@ def guess(source: Path) -> str:
     raise UserError(f"{source}: its name does not tell the format; name it with --format ({', '.join(FORMATS)})")
 
 
-def table(source: Path, columns: Columns) -> Iterator[SourceRow]:
+def splits_at_lines(source: Path, form: SourceFormat) -> bool:
+    """Whether some lines of a file can be read without the others."""
+    return (form.name or guess(source)) == "table" and source.suffix.lower() not in READERS
+
+
+def table(source: Path, columns: Columns, span: Span) -> Iterator[SourceRow]:
     """Rows with named fields: JSON (a list of objects), JSONL (as AGIEval's), CSV with a header, Parquet."""
-    readers = {".json": _json_rows, ".csv": _csv_rows, ".parquet": parquet.rows}
-    for line, row in readers.get(source.suffix.lower(), records.parse_lines)(source):
+    reader = READERS.get(source.suffix.lower())
+    for line, row in reader(source) if reader else records.parse_lines(source, span):
         if not isinstance(row, dict):
             raise InputError(source, "is not an object with named fields", line=line)
         passage = columns.passage or next((name for name in PASSAGES if row.get(name)), None)
@@ -145,13 +181,13 @@ def _options(source: Path, line: int, row: Mapping[str, Any], names: Sequence[st
     return tuple(str(option) for option in value)
 
 
-def mmlu(source: Path, columns: Columns) -> Iterator[SourceRow]:
+def mmlu(source: Path, columns: Columns, span: Span) -> Iterator[SourceRow]:
     """MMLU's CSV: question, options, letter, and no header."""
     for line, cells in _csv(source):
         yield SourceRow(line, "", cells[0], tuple(cells[1:-1]), cells[-1].strip())
 
 
-def bbh(source: Path, columns: Columns) -> Iterator[SourceRow]:
+def bbh(source: Path, columns: Columns, span: Span) -> Iterator[SourceRow]:
     """BIG-Bench Hard: ``{"examples": [{"input": "... Options: (A) ...", "target": "(A)"}]}``."""
     value = _json(source)
     examples = value.get("examples") if isinstance(value, dict) else None
@@ -167,7 +203,7 @@ def bbh(source: Path, columns: Columns) -> Iterator[SourceRow]:
         yield SourceRow(number, "", stem.strip(), options, example.get("target"))
 
 
-def logiqa(source: Path, columns: Columns) -> Iterator[SourceRow]:
+def logiqa(source: Path, columns: Columns, span: Span) -> Iterator[SourceRow]:
     """LogiQA's text: blocks of a letter, a passage, a question and lettered options, with an empty line between."""
     block: list[str] = []
     lines = records.read_text(source).split("\n")
@@ -187,7 +223,7 @@ def _logiqa(source: Path, line: int, block: list[str]) -> SourceRow:
     return SourceRow(line, "\n".join(body[1:-1]), body[-1], tuple(options), body[0].upper())
 
 
-FORMATS: Mapping[str, Callable[[Path, Columns], Iterable[SourceRow]]] = {
+FORMATS: Mapping[str, Callable[[Path, Columns, Span], Iterable[SourceRow]]] = {
     "table": table,
     "mmlu": mmlu,
     "bbh": bbh,
@@ -230,9 +266,13 @@ def _unlettered(options: tuple[str, ...]) -> tuple[str, ...]:
 
 def _json(source: Path) -> Any:
     try:
-        return json.loads(records.read_text(source))
+        value = json.loads(records.read_text(source))
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise InputError(source, records.HALF_CHARACTER) from None
     except (ValueError, RecursionError) as error:
         raise InputError(source, f"not JSON ({error})") from None
+    return value
 
 
 def _json_rows(source: Path) -> Iterator[tuple[int, Any]]:
@@ -257,3 +297,11 @@ def _csv_rows(source: Path) -> Iterator[tuple[int, Any]]:
     _, header = next(rows, (0, []))
     for line, cells in rows:
         yield line, dict(zip(header, cells, strict=False))
+
+
+READERS: Mapping[str, Callable[[Path], Iterator[tuple[int, Any]]]] = {
+    ".json": _json_rows,
+    ".csv": _csv_rows,
+    ".parquet": parquet.rows,
+}
+"""Of tables, by suffix; other files hold a JSON object a line."""

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from stepladder.errors import UserError
-from stepladder.shards import near, proofs, splits
+from stepladder.shards import imports, near, proofs, splits
 from stepladder.workspace import unwritable
 
 FUNCTIONS: Mapping[str, Callable[[Mapping[str, Any], Path], None]] = {
@@ -25,6 +25,7 @@ FUNCTIONS: Mapping[str, Callable[[Mapping[str, Any], Path], None]] = {
     "pairs": near.pairs,
     "splits": splits.splits,
     "proofs": proofs.proofs,
+    "items": imports.items,
 }
 """By name. Each is given an order and an empty folder for its result."""
 

@@ -1,0 +1,344 @@
+"""A run on two Ray nodes of this machine, with two cards each that are numbers only, while parts of it are lost.
+
+    python benchmarks/cluster.py kills [--times 10] [--seed 0] [--what server actor node driver nodes]
+    python benchmarks/cluster.py straggler [--times 3]
+    python benchmarks/cluster.py gang [--times 5]
+
+The run goes from question files, in pieces, to predictions. A small program stands for vLLM (tests/test_serving.py); it
+ignores SIGTERM, and it takes half a second an answer.
+
+"kills": at a random moment a server, the actor that holds one, a node, the driver, or both nodes are killed; five
+seconds after both nodes another one joins, and a killed driver is started again. Prints, for each, when that was,
+whether the run's files are those of an undisturbed run, whether the ledger holds the same keys, each once, and how long
+processes of the run were left when it was over.
+
+"straggler": a server is stopped (SIGSTOP) once it has been asked, and goes on when the run is over. Prints how many
+times as long as undisturbed the answers take, and whether the ledger holds each once.
+
+"gang": the bundled model is trained by a process on each node, one of which is killed at a random step. Prints how far
+losses and weights are from those of an undisturbed training.
+
+Needs Ray: pip install 'stepladder[cluster,train]'.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import json
+import os
+import random
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import psutil
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+
+from made import tiny_model
+from safetensors.torch import load_file
+from test_cluster import NODE, QUICK, RUN
+from test_distributed import DATA, ONE, curve
+from test_serving import PROGRAM, is_alive, script
+from test_shards import files
+
+from stepladder import models
+from stepladder.config import Train
+from stepladder.nodes.gang import Gang
+from stepladder.nodes.on_ray import OnRay
+from stepladder.training import distributed
+from stepladder.workspace import MANIFEST
+
+MILLISECONDS = 500
+"""That a server takes for an answer."""
+DRIVER = """
+import sys
+from stepladder import cli
+from stepladder.stages import questions, trainset
+questions.PIECE_BYTES = trainset.PIECE_BYTES = 12_000
+cli.main()
+"""
+LOSSES = ("loss", "validation_loss")
+JOIN_SECONDS = 5
+LEFT_SECONDS = 15
+"""That processes may take to end when the run is over."""
+
+
+class World:
+    """Two nodes, a run's files, and the stand-in for vLLM, in a folder."""
+
+    def __init__(self, folder: Path, cluster: Any, dice: random.Random) -> None:
+        self.folder, self.cluster, self.dice = folder, cluster, dice
+        self.binaries = folder / "env" / "bin"
+        self.binaries.mkdir(parents=True)
+        (self.binaries / "vllm").write_text(PROGRAM.format(python=sys.executable), encoding="utf-8")
+        (self.binaries / "vllm").chmod(0o755)
+        script(self.binaries, "")
+        for name, content in (("varied", ""), ("stubborn", ""), ("milliseconds", str(MILLISECONDS))):
+            (self.binaries / name).write_text(content)
+        (folder / "student").mkdir()
+        tiny_model(folder / "student")
+        for name, rows in files(random.Random(6)).items():
+            if name != "reviewed":
+                (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        text = RUN.replace("ENVIRONMENT", str(self.binaries.parent))
+        (folder / "run.toml").write_text(f'{text}[cluster]\nscheduler = "ray"\n')
+
+    def fill(self) -> None:
+        """Have two nodes."""
+        while len(self.cluster.worker_nodes) < 2:
+            self.add()
+
+    def add(self) -> None:
+        self.cluster.add_node(**NODE, num_gpus=2)
+        self.cluster.wait_for_nodes()
+
+    def start(self, runs: str, *words: str) -> subprocess.Popen[bytes]:
+        """Start the driver."""
+        log = (self.folder / f"{runs}.log").open("ab")
+        command = [sys.executable, "-c", DRIVER, *(words or ("run",)), "run.toml", "--runs", runs]
+        with log:
+            return subprocess.Popen(command, cwd=self.folder, stdout=log, stderr=log)
+
+    def servers(self) -> list[psutil.Process]:
+        """The servers that run, without their engines."""
+        pids = [int(path.read_text().split()[0]) for path in self.binaries.glob("pids-*") if path.read_text()]
+        return [psutil.Process(pid) for pid in pids if is_alive(pid)]
+
+    def left(self) -> list[psutil.Process]:
+        """The run's processes, wherever they are."""
+        engines = {int(path.read_text().split()[1]) for path in self.binaries.glob("pids-*") if path.read_text()}
+
+        def is_ours(process: psutil.Process) -> bool:
+            words = process.info["cmdline"] or ()
+            return is_alive(process.pid) and (process.pid in engines or any(str(self.folder) in word for word in words))
+
+        return [process for process in psutil.process_iter(["cmdline"]) if is_ours(process)]
+
+    def made(self, runs: str) -> str:
+        """A digest of what a run has made, without its manifests, which hold times."""
+        run = self.folder / runs / "run"
+        found = [*run.glob("questions/*"), *run.glob("trainset/*/*.jsonl"), *run.glob("predictions/*/*")]
+        whole = hashlib.sha256()
+        for file in sorted(file for file in found if file.name != MANIFEST):
+            whole.update(str(file.relative_to(run)).encode() + file.read_bytes())
+        return whole.hexdigest()
+
+    def keys(self, runs: str) -> list[str]:
+        """The keys of the answers in a run's ledger."""
+        with contextlib.closing(sqlite3.connect(self.folder / runs / "ledger.sqlite")) as ledger:
+            return sorted(key for (key,) in ledger.execute("SELECT key FROM responses"))
+
+
+def kill_server(world: World) -> None:
+    world.dice.choice(world.servers()).kill()
+
+
+def kill_actor(world: World) -> None:
+    parents = world.dice.choice(world.servers()).parents()
+    next(parent for parent in parents if parent.name().startswith("ray::")).kill()
+
+
+def kill_node(world: World) -> None:
+    world.cluster.remove_node(world.dice.choice([*world.cluster.worker_nodes]), allow_graceful=False)
+
+
+def kill_nodes(world: World) -> None:
+    for node in [*world.cluster.worker_nodes]:
+        world.cluster.remove_node(node, allow_graceful=False)
+    time.sleep(JOIN_SECONDS)
+    world.add()
+
+
+KILLS: dict[str, Callable[[World], None] | None] = {
+    "server": kill_server, "actor": kill_actor, "node": kill_node, "driver": None, "nodes": kill_nodes,
+}  # fmt: skip
+
+
+class Disturbed(NamedTuple):
+    """How a disturbed run ended."""
+
+    moment: float
+    """Of the kill, seconds after the start."""
+    code: int
+    left: float
+    """Seconds that processes were left after the end; of a killed driver, after its death."""
+
+
+def disturbed(world: World, runs: str, what: str, moment: float) -> Disturbed | None:
+    """A run in which something is killed; None if it was over before."""
+    begun = time.monotonic()
+    run = world.start(runs)
+    while time.monotonic() < begun + moment or (what in ("server", "actor") and not world.servers()):
+        if run.poll() is not None:
+            return None
+        time.sleep(0.02)
+    moment = time.monotonic() - begun
+    if what == "driver":
+        run.kill()
+        run.wait()
+        gone = until_gone(world)
+        run = world.start(runs)
+    elif (kill := KILLS[what]) is not None:
+        kill(world)
+    code = run.wait()
+    return Disturbed(moment, code, max(until_gone(world), gone if what == "driver" else 0))
+
+
+def until_gone(world: World) -> float:
+    """Seconds until no process of the run is left."""
+    begun = time.monotonic()
+    while left := world.left():
+        if time.monotonic() > begun + 2 * LEFT_SECONDS:
+            sys.exit(f"left: {[process.info['cmdline'] for process in left]}")
+        time.sleep(0.05)
+    return time.monotonic() - begun
+
+
+def kills(world: World, times: int, names: list[str]) -> None:
+    world.fill()
+    begun = time.monotonic()
+    if world.start("undisturbed").wait():
+        sys.exit((world.folder / "undisturbed.log").read_text())
+    seconds = time.monotonic() - begun
+    expected, keys = world.made("undisturbed"), world.keys("undisturbed")
+    print(f"undisturbed: {seconds:.1f} s, {len(keys)} answers", flush=True)
+    for what in names:
+        good = number = 0
+        longest = 0.0
+        while number < times:
+            world.fill()
+            runs = f"{what}-{number}"
+            ended = disturbed(world, runs, what, world.dice.uniform(0, seconds))
+            if ended is None:
+                shutil.rmtree(world.folder / runs)
+                continue
+            number += 1
+            files_are = "the same" if world.made(runs) == expected else "OTHERS"
+            keys_are = "the same" if world.keys(runs) == keys else "OTHERS"
+            good += ended.code == 0 and files_are == keys_are == "the same" and ended.left < LEFT_SECONDS
+            longest = max(longest, ended.left)
+            print(
+                f"  {what} killed after {ended.moment:.1f} s: exit code {ended.code}, files {files_are}, keys "
+                f"{keys_are}, processes left for {ended.left:.1f} s",
+                flush=True,
+            )
+        print(f"{what}: {good} of {times} good, processes left for at most {longest:.1f} s", flush=True)
+
+
+def straggler(world: World, times: int) -> None:
+    world.fill()
+    for number in range(times):
+        seconds: dict[str, float] = {}
+        keys: dict[str, list[str]] = {}
+        for name in ("undisturbed", "straggler"):
+            runs = f"{name}-{number}"
+            run = world.start(runs, "questions")
+            run.wait()
+            run = world.start(runs, "samples")
+            begun, stopped = time.monotonic(), list[psutil.Process]()
+            while run.poll() is None:
+                answers = count(world, runs)
+                if name == "straggler" and not stopped and answers > 20:
+                    stopped.append(world.dice.choice(world.servers()))
+                    stopped[0].send_signal(signal.SIGSTOP)
+                time.sleep(0.02)
+            seconds[name] = time.monotonic() - begun
+            keys[name] = world.keys(runs)
+        same = "the same" if keys["undisturbed"] == keys["straggler"] else "OTHERS"
+        without, slowed = seconds["undisturbed"], seconds["straggler"]
+        print(
+            f"{without:.1f} s, with a straggler {slowed:.1f} s ({slowed / without:.2f} times), keys {same}", flush=True
+        )
+
+
+def gang(world: World, times: int) -> None:
+    world.fill()
+    settings = Train.model_validate(ONE.model_dump() | {"learning_rate": 2e-4, "devices": 2, "save_steps": 2})
+    folders = [world.folder / f"gang-{number}" for number in range(times + 1)]
+    for folder in folders:
+        victims = [] if folder is folders[0] else [world.dice.choice(range(1, len(curve(folders[0]))))]
+        train_on_nodes(settings, folder, victims)
+        if folder is folders[0]:
+            print(f"undisturbed: {len(curve(folder))} rows of losses", flush=True)
+            continue
+        rows, expected = curve(folder), curve(folders[0])
+        if victims or [row["step"] for row in rows] != [row["step"] for row in expected]:
+            sys.exit(f"{folder}: not killed, or other steps")
+        pairs = [(row.get(name), other.get(name)) for row, other in zip(rows, expected, strict=True) for name in LOSSES]
+        worst = max(abs(own - other) for own, other in pairs if own is not None and other is not None)
+        weights = [load_file(one / "adapter" / "adapter_model.safetensors") for one in (folders[0], folder)]
+        share = max(float((tensor - weights[1][name]).norm() / tensor.norm()) for name, tensor in weights[0].items())
+        print(f"  losses {worst:.2g} nats apart at most, weights {share:.2g} of their norm", flush=True)
+
+
+def train_on_nodes(settings: Train, folder: Path, kill_at: list[int]) -> None:
+    """Train, and kill one of the two processes once, at a step in ``kill_at``, which is taken out."""
+    for part in ("adapter", "scratch"):
+        (folder / part).mkdir(parents=True)
+    job = str(folder / "scratch" / "job.json")
+
+    def report(step: int, *_: object) -> None:
+        if kill_at and step >= kill_at[0]:
+            found = psutil.process_iter(["cmdline", "environ"])
+            ranks = [one for one in found if job in (one.info["cmdline"] or ()) and "LOCAL_RANK" in one.info["environ"]]
+            ranks[step % 2].kill()
+            print(f"  a process killed at step {step}:", end="", flush=True)
+            kill_at.clear()
+
+    base, notes = models.locate(models.BUNDLED), list[str]()
+    nodes = Gang(OnRay("auto"), 2, notes.append)
+    distributed.train(settings, 5, base, DATA, folder / "adapter", folder / "scratch", report, nodes)
+
+
+def count(world: World, runs: str) -> int:
+    """The answers in a run's ledger so far."""
+    try:
+        return len(world.keys(runs))
+    except sqlite3.Error:
+        return 0
+
+
+@contextlib.contextmanager
+def cluster_of_this_machine() -> Iterator[Any]:
+    """A head without cores."""
+    from ray.cluster_utils import Cluster
+
+    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_memory_monitor_refresh_ms": "0"}
+    os.environ.pop("CUDA_VISIBLE_DEVICES", None)
+    made = Cluster(initialize_head=True, head_node_args=NODE | {"num_cpus": 0, "_system_config": QUICK})
+    os.environ["RAY_ADDRESS"] = made.address
+    try:
+        yield made
+    finally:
+        made.shutdown()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("kind", choices=["kills", "straggler", "gang"])
+    parser.add_argument("--times", type=int, default=10)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--what", nargs="+", choices=[*KILLS], default=[*KILLS])
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder, cluster_of_this_machine() as cluster:
+        world = World(Path(folder), cluster, random.Random(given.seed))
+        if given.kind == "kills":
+            kills(world, given.times, given.what)
+        elif given.kind == "straggler":
+            straggler(world, given.times)
+        else:
+            gang(world, given.times)
+
+
+if __name__ == "__main__":
+    main()
