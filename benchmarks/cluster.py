@@ -25,7 +25,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import hashlib
 import json
 import os
 import random
@@ -44,7 +43,7 @@ import psutil
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
-from made import tiny_model
+from made import made_by, tiny_model
 from safetensors.torch import load_file
 from test_cluster import NODE, QUICK, RUN
 from test_distributed import DATA, ONE, curve
@@ -56,7 +55,6 @@ from stepladder.config import Train
 from stepladder.nodes.gang import Gang
 from stepladder.nodes.on_ray import OnRay
 from stepladder.training import distributed
-from stepladder.workspace import MANIFEST
 
 MILLISECONDS = 500
 """That a server takes for an answer."""
@@ -124,14 +122,9 @@ class World:
 
         return [process for process in psutil.process_iter(["cmdline"]) if is_ours(process)]
 
-    def made(self, runs: str) -> str:
-        """A digest of what a run has made, without its manifests, which hold times."""
-        run = self.folder / runs / "run"
-        found = [*run.glob("questions/*"), *run.glob("trainset/*/*.jsonl"), *run.glob("predictions/*/*")]
-        whole = hashlib.sha256()
-        for file in sorted(file for file in found if file.name != MANIFEST):
-            whole.update(str(file.relative_to(run)).encode() + file.read_bytes())
-        return whole.hexdigest()
+    def made(self, runs: str) -> dict[str, bytes]:
+        """What a run has made."""
+        return made_by(self.folder / runs / "run")
 
     def keys(self, runs: str) -> list[str]:
         """The keys of the answers in a run's ledger."""

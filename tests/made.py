@@ -1,4 +1,4 @@
-"""A tiny model, and documents and a question for tests that care about a few of their fields."""
+"""A tiny model, what a run has made, and documents and a question for tests that care about a few of their fields."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 from stepladder import models
 from stepladder.documents import QuantisedForm, TrainsetCard, Verdict
 from stepladder.records import Question
+from stepladder.workspace import MANIFEST
 
 QUESTION = Question(
     id="q#0",
@@ -34,6 +35,12 @@ def tiny_model(folder: Path) -> Path:
     LlamaForCausalLM(config).save_pretrained(folder)  # type: ignore[no-untyped-call]
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def made_by(run: Path) -> dict[str, bytes]:
+    """Questions, trainsets and predictions of a run by their paths, without manifests, which hold times."""
+    found = [*run.glob("questions/*"), *run.glob("trainset/*/*.jsonl"), *run.glob("predictions/*/*")]
+    return {str(file.relative_to(run)): file.read_bytes() for file in found if file.name != MANIFEST}
 
 
 def run_file(folder: Path, settings: str) -> Path:

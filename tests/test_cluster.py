@@ -18,6 +18,7 @@ import psutil
 import pytest
 import test_distributed
 import test_shards
+from made import made_by
 from test_questions import Stage, stage
 from test_serving import is_alive, pids, script, settings, until, weights
 
@@ -30,7 +31,6 @@ from stepladder.nodes.on_ray import OnRay
 from stepladder.serving.fleet import Fleet
 from stepladder.stages import questions
 from stepladder.training import distributed
-from stepladder.workspace import MANIFEST
 
 __all__ = ["settings", "stage"]  # fixtures
 pytestmark = pytest.mark.cluster
@@ -297,9 +297,7 @@ def test_the_same_run_makes_the_same_files_on_no_on_one_and_on_three_nodes(
         with pytest.raises(SystemExit) as ended:
             cli.main()
         assert not ended.value.code
-        folder = Path(f"runs-{count}", "run")
-        compared = [*folder.glob("questions/*"), *folder.glob("trainset/*/*.jsonl"), *folder.glob("predictions/*/*")]
-        made.append({str(file.relative_to(folder)): file.read_bytes() for file in compared if file.name != MANIFEST})
+        made.append(made_by(Path(f"runs-{count}", "run")))
         for node in added:
             cluster.remove_node(node, allow_graceful=False)
     assert made[0] == made[1] == made[2]

@@ -3,8 +3,10 @@ with two cards that are only numbers. The stand-in of tests/test_serving.py is w
 
 from __future__ import annotations
 
+import json
 import os
 import random
+import re
 import signal
 import socket
 import subprocess
@@ -14,6 +16,8 @@ from pathlib import Path
 
 import pytest
 import test_shards
+from made import made_by, tiny_model
+from test_cluster import RUN
 from test_questions import Stage, stage
 from test_serving import is_alive, pids, settings, until, weights
 
@@ -22,6 +26,7 @@ from stepladder.serving.probe import free_port
 
 __all__ = ["settings", "stage"]  # fixtures
 pytestmark = pytest.mark.cluster
+GUIDE = Path(__file__).parent.parent / "docs" / "guide" / "cluster.md"
 CONTROLLER, DAEMON = "/usr/sbin/slurmctld", "/usr/sbin/slurmd"
 CONFIGURATION = """
 ClusterName=test
@@ -130,3 +135,31 @@ def test_pieces_of_files_are_steps_of_the_job(slurm: dict[str, str], stage: Stag
     submit(slurm, tmp_path, IN_PIECES, "questions", "run.toml")
     until((stage.made / "manifest.json").exists, 60)
     assert test_shards.made(stage) == whole
+
+
+def test_the_guide_s_batch_file_runs_a_whole_run(
+    slurm: dict[str, str], settings: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But for the number of nodes and cards. What it makes is what the same run makes without Slurm."""
+    (settings.environment / "bin" / "varied").touch()
+    tiny_model(tmp_path / "student")
+    for name, rows in test_shards.files(random.Random(6)).items():
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run = RUN.replace("ENVIRONMENT", str(settings.environment))
+    (tmp_path / "alone.toml").write_text(run)
+    (tmp_path / "my.toml").write_text(f'{run}[cluster]\nscheduler = "slurm"\n')
+    command = tmp_path / ".venv" / "bin" / "stepladder"
+    command.parent.mkdir(parents=True)
+    command.write_text(f'#!/bin/sh\nexec {sys.executable} -m stepladder "$@"\n')
+    command.chmod(0o755)
+    batch_file = re.search(r"#!/bin/sh\n(?:.*\n)*?(?=```)", GUIDE.read_text(encoding="utf-8"))
+    assert batch_file is not None
+    assert batch_file[0].endswith("stepladder run my.toml\n")
+    (tmp_path / "job.sh").write_text(batch_file[0].replace("=4\n", "=1\n").replace("gpu:4", "gpu:2"))
+    monkeypatch.chdir(tmp_path)
+    subprocess.run(["/usr/bin/sbatch", "--wait", "--output=out", "job.sh"], env=slurm, check=True, timeout=300)
+    cards = json.loads((settings.environment / "bin" / "environment").read_text())["CUDA_VISIBLE_DEVICES"]
+    assert cards in ("0", "1")
+    words = [sys.executable, "-m", "stepladder", "run", "alone.toml", "--runs", "alone"]
+    subprocess.run(words, check=True, timeout=300)
+    assert made_by(tmp_path / "runs" / "run") == made_by(tmp_path / "alone" / "run")
