@@ -20,10 +20,10 @@ import test_distributed
 import test_shards
 from made import made_by
 from test_questions import Stage, stage
-from test_serving import is_alive, pids, script, settings, until, weights
+from test_serving import asked_of, is_alive, members, pids, script, settings, until, weights
 
 from stepladder import cli
-from stepladder.config import Serve, Train
+from stepladder.config import Cluster, Serve, Train
 from stepladder.errors import ServeError
 from stepladder.nodes import NODE_ADDRESS, Ended, Slot
 from stepladder.nodes.gang import Gang
@@ -169,6 +169,16 @@ def test_a_server_that_does_not_start_anywhere_says_why(nodes: Any, settings: Se
     script(settings.environment / "bin", "ValueError: no such architecture")
     with pytest.raises(ServeError, match="did not start: ValueError: no such architecture"), fleet(settings, tmp_path):
         pass
+
+
+def test_a_package_answers_through_servers_on_the_nodes(
+    nodes: Any, settings: Serve, base: Path, tmp_path: Path
+) -> None:
+    members(base, tmp_path, a="Answer: B", b="Answer: B", c="Answer: A")
+    letters, _ = asked_of(settings, tmp_path, cluster=Cluster(scheduler="ray"))
+    assert letters == {"B"}
+    assert len(pids(settings)) >= 2 * 3
+    assert not any(map(is_alive, pids(settings)))
 
 
 def test_a_training_over_two_nodes_survives_a_killed_process(

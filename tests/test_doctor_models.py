@@ -106,3 +106,13 @@ def test_what_cannot_be_asked_is_named(
     monkeypatch.delenv("TEACHER_KEY")
     code, said = doctor('base_url = "http://127.0.0.1:9/v1"')
     assert (code, "environment variable TEACHER_KEY is not set" in said) == (2, True)
+
+
+def test_a_cluster_that_cannot_be_used_is_said(
+    doctor: Callable[[str], tuple[int, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "TOML", TOML + '[cluster]\nscheduler = "slurm"\n')
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    code, said = doctor('base_url = "http://127.0.0.1:9/v1"')
+    assert code == 2
+    assert "[cluster]  scheduler = 'slurm': this is not inside a Slurm job; start it in one" in said

@@ -3,10 +3,12 @@ supervisor."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -16,7 +18,9 @@ from test_serving import is_alive, until
 
 from stepladder.config import Cluster, load
 from stepladder.errors import ClusterError, ConfigError
+from stepladder.nodes import THIS_MACHINE, Ended, Slot, gang
 from stepladder.nodes.chosen import nodes_of
+from stepladder.nodes.here import Here
 from stepladder.supervise import child_environment, supervised
 
 
@@ -65,3 +69,24 @@ def test_what_is_supervised_ends_although_the_first_process_was_killed(tmp_path:
         os.kill(child.pid, signal.SIGKILL)
         assert all(map(is_alive, below))
     until(lambda: not any(map(is_alive, below)))
+
+
+def test_a_gang_says_that_it_waits_for_nodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gang, "SILENT_SECONDS", 0.01)
+    notes: list[str] = []
+
+    class Late(Here):
+        """Has room once that was said."""
+
+        @contextlib.contextmanager
+        def apart(self, count: int, cards: int) -> Iterator[list[Slot]]:
+            until(lambda: notes)
+            yield [Slot(cards, address=THIS_MACHINE)] * count
+
+    logs = [tmp_path / "0", tmp_path / "1"]
+    ended = gang.Gang(Late(), 2, notes.append).run(
+        0, lambda meeting: [sys.executable, "-c", f"print({meeting.rank})"], logs, lambda: None
+    )
+    assert ended == Ended(0)
+    assert notes == ["waiting for room on 2 nodes"]
+    assert [log.read_text() for log in logs] == ["0\n", "1\n"]

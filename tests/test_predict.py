@@ -24,7 +24,7 @@ from stepladder.ask.local.engine import Local
 from stepladder.ask.request import Request, Response, TokenLogprob
 from stepladder.closedworld.generate import generate, to_line
 from stepladder.commands.predict import predict
-from stepladder.config import Config, Predict
+from stepladder.config import Cluster, Config, Predict
 from stepladder.errors import InputError, ModelError, UserError
 from stepladder.mcq.questionfile import read_problems
 from stepladder.records import Message, Prediction, Question
@@ -50,9 +50,12 @@ def questions(tmp_path: Path) -> Path:
     return path
 
 
-def run(student: Path, questions: Path, out: Path, asked: dict[str, Any] | None = None) -> str:
+def run(
+    student: Path, questions: Path, out: Path, asked: dict[str, Any] | None = None, cluster: Cluster | None = None
+) -> str:
     screen = StringIO()
-    predict(str(student), questions, out, Console(file=screen, width=200), predict_settings=asked)
+    console = Console(file=screen, width=200)
+    predict(str(student), questions, out, console, predict_settings=asked, cluster=cluster)
     return screen.getvalue()
 
 
@@ -198,6 +201,8 @@ def test_bad_input_is_one_line(student: Path, questions: Path, tmp_path: Path) -
     (tmp_path / "empty.jsonl").write_text("")
     with pytest.raises(InputError, match="holds no problems"):
         run(student, tmp_path / "empty.jsonl", tmp_path / "out.jsonl")
+    with pytest.raises(UserError, match="--cluster starts vLLM servers on its nodes; add --engine vllm"):
+        run(student, questions, tmp_path / "out.jsonl", cluster=Cluster(scheduler="slurm"))
     assert not (tmp_path / "out.jsonl").exists()
 
 

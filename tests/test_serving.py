@@ -33,7 +33,7 @@ from stepladder.answering.team import Team
 from stepladder.ask.request import Request
 from stepladder.closedworld.generate import generate, to_line
 from stepladder.commands.predict import predict
-from stepladder.config import Config, Serve
+from stepladder.config import Cluster, Config, Serve
 from stepladder.context import Context
 from stepladder.errors import ModelError, ServeError, UserError
 from stepladder.nodes import THIS_MACHINE
@@ -287,7 +287,12 @@ def members(base: Path, folder: Path, **says: str) -> dict[str, Path]:
 
 
 def asked_of(
-    settings: Serve, folder: Path, minutes: float | None = None, problems: int = 3, url: str | None = None
+    settings: Serve,
+    folder: Path,
+    minutes: float | None = None,
+    problems: int = 3,
+    url: str | None = None,
+    cluster: Cluster | None = None,
 ) -> tuple[set[str], str]:
     """The letters that a package gives through servers, and what is said meanwhile."""
     questions, out, screen = folder / "questions.jsonl", folder / "out.jsonl", StringIO()
@@ -304,6 +309,7 @@ def asked_of(
         predict_settings={"engine": "vllm"},
         serve_settings=served,
         minutes=minutes,
+        cluster=cluster,
     )
     rows = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
     return {question["answer"] for row in rows for question in row["questions"]}, screen.getvalue()

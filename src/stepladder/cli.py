@@ -13,7 +13,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -22,6 +22,9 @@ from stepladder.errors import StepladderError, UserError
 from stepladder.terminal import PlainConsole, say
 from stepladder.text import printable
 from stepladder.workspace import RUNS
+
+if TYPE_CHECKING:
+    from stepladder.config import Cluster
 
 app = typer.Typer(
     help="A few hundred labelled questions in, a small model that reasons step by step out, proved with numbers.",
@@ -33,6 +36,9 @@ app = typer.Typer(
 
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="The run's TOML file.", show_default=False)]
 Runs = Annotated[Path, typer.Option(help="Folder that holds all runs and their ledger.")]
+OnCluster = Annotated[
+    str | None, typer.Option(help="ray or slurm: the work, or with predict vLLM servers, on that cluster's nodes.")
+]
 ENGINES = ("local", "vllm")
 SCHEDULERS = ("ray", "slurm")
 LANGUAGES = ("zh", "en")
@@ -189,18 +195,14 @@ def import_(
     answer: Annotated[str | None, typer.Option(help="Field of the answer: letter, number or text.")] = None,
     passage: Annotated[str | None, typer.Option(help="Field of the text the question is about.")] = None,
     one_based: Annotated[bool, typer.Option(help="Answers that are numbers count from 1.")] = False,
-    cluster: Annotated[
-        str | None, typer.Option(help="ray or slurm: read the files on the cores of that cluster's nodes.")
-    ] = None,
+    cluster: OnCluster = None,
 ) -> None:
     """Convert questions of another format into a question file; rows that share a passage become one problem."""
     from stepladder.commands import import_ as command
-    from stepladder.config import Cluster
     from stepladder.mcq.formats import Columns, SourceFormat
 
-    _check_choice("--cluster", cluster, SCHEDULERS)
+    nodes = _cluster(cluster)
     columns = Columns(question, _names(options), answer, passage, one_based)
-    nodes = None if cluster is None else Cluster.model_validate({"scheduler": cluster})
     with _written(out) as written:
         command.import_(source, written, SourceFormat(columns, form), nodes, PlainConsole())
 
@@ -247,6 +249,7 @@ def predict(
     dtype: Annotated[
         str | None, typer.Option(help="float32 or bfloat16, for weights in this process; by default what is fast here.")
     ] = None,
+    cluster: OnCluster = None,
 ) -> None:
     """Answer questions with a finished model: a letter for each."""
     from stepladder.commands import predict as command
@@ -274,6 +277,7 @@ def predict(
             minutes=minutes,
             least=least,
             expected=expect,
+            cluster=_cluster(cluster),
         )
 
 
@@ -308,7 +312,7 @@ def doctor(
         Path | None,
         typer.Option(
             metavar="CONFIG",
-            help="A TOML file: see instead whether its servers list its models, before anything is spent.",
+            help="A TOML file: see instead whether its servers list its models and what room its cluster has.",
         ),
     ] = None,
     card: Annotated[
@@ -385,6 +389,14 @@ def _written(name: str | None) -> Iterator[Any]:
         yield path
     if files.is_address(name):
         say(PlainConsole(), f"Copied {path} to {name}")
+
+
+def _cluster(scheduler: str | None) -> Cluster | None:
+    """The nodes that an option names."""
+    from stepladder.config import Cluster
+
+    _check_choice("--cluster", scheduler, SCHEDULERS)
+    return None if scheduler is None else Cluster.model_validate({"scheduler": scheduler})
 
 
 def _check_choice(option: str, value: str | None, choices: tuple[str, ...]) -> None:

@@ -1,5 +1,5 @@
 """``stepladder doctor``: what is installed and what is missing, and the number format that is fast here; with
-``--models`` whether the servers of a TOML file list its models."""
+``--models`` whether the servers of a TOML file list its models, and what room its cluster has."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from stepladder import models
 from stepladder.ask import RemoteModel
 from stepladder.ask.remote.listing import Finding, check_listed
 from stepladder.config import Serve, load
-from stepladder.errors import UserError
+from stepladder.errors import ClusterError, UserError
+from stepladder.nodes.chosen import nodes_of
 from stepladder.terminal import say
 
 API_LIBRARIES = ("openai", "aiohttp")
@@ -56,15 +57,17 @@ def doctor(console: Console) -> bool:
 
 
 def check_models(config: Path, console: Console) -> bool:
-    """Print whether the servers of a TOML file list its models; returns whether none is missing. Nothing is billed.
+    """Print whether the servers of a TOML file list its models, and what room its cluster has; returns whether nothing
+    is missing. Nothing is billed.
 
     Raises:
         ConfigError: the file cannot be read or is not valid.
     """
+    run = load(config)
     table = Table(box=None, show_header=False, pad_edge=False)
     marks = {"listed": ("✓", "green"), "unchecked": ("?", "yellow"), "wrong": ("x", "red")}
     states = set()
-    for name, model in load(config).models.items():
+    for name, model in run.models.items():
         findings = (
             check_listed(RemoteModel(name, model))
             if model.engine == "openai"
@@ -74,6 +77,14 @@ def check_models(config: Path, console: Console) -> bool:
             mark, style = marks[finding.state]
             table.add_row(Text(mark, style=style), name, Text(finding.text))
             states.add(finding.state)
+    if run.cluster is not None:
+        try:
+            nodes = nodes_of(run.cluster)
+            servers, cores = len(nodes.slots(run.serve.tensor_parallel)), len(nodes.workers())
+            table.add_row(Text("✓", style="green"), "[cluster]", f"room for {servers} servers, and {cores} cores")
+        except ClusterError as error:
+            table.add_row(Text("x", style="red"), "[cluster]", Text(str(error).removeprefix("[cluster] ")))
+            states.add("wrong")
     console.print(table)
     return "wrong" not in states
 

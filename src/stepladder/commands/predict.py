@@ -19,7 +19,7 @@ from stepladder.answering import team as teams
 from stepladder.answering.client import FolderClient, check_ledger
 from stepladder.answering.standalone import AnswerSettings, answer, read_settings, so_far
 from stepladder.answering.team import Team
-from stepladder.config import Serve
+from stepladder.config import Cluster, Serve
 from stepladder.errors import GateError, ModelError, ServeError, UserError
 from stepladder.forecast import memory, model_shape
 from stepladder.mcq.answerfile import problems_in, submission
@@ -54,6 +54,7 @@ def predict(
     minutes: float | None = None,
     least: float | None = None,
     expected: Path | None = None,
+    cluster: Cluster | None = None,
 ) -> None:
     """Answer every question of a file and write one line a problem: its id, and a letter for each of its questions.
 
@@ -73,6 +74,7 @@ def predict(
         least: share of a labelled file's questions that must be answered rightly.
         expected: a package's expected self-test answers, with which its answers are compared
             (``packaging.selftest``).
+        cluster: whose nodes vLLM servers run on, by default this machine.
 
     Raises:
         InputError: a file is wrong, naming line and field.
@@ -96,6 +98,8 @@ def predict(
         prompts=team.prompts or settings.prompts,
     )
     is_local, dtype = settings.predict.engine == "local", settings.predict.dtype
+    if cluster is not None and (is_local or settings.serve.base_url):
+        raise UserError("--cluster starts vLLM servers on its nodes; add --engine vllm, and leave --url out")
     questions = _read(source, settings.language)
     _check_disk(out, len(questions) * settings.predict.votes * len(team.members))
     if is_local and not visible_cards():
@@ -107,7 +111,7 @@ def predict(
         say(console, f"Computed in {computed_in}; {validated}")
     ledger, scratch = out.with_name(f"{out.name}.ledger.sqlite"), out.with_name(f"{out.name}.serve")
     check_ledger(ledger, progress.say)
-    work = Assignment(ledger, scratch, progress, team, questions, settings)
+    work = Assignment(ledger, scratch, progress, team, questions, settings, cluster)
     try:
         with progress.stage(out.name):
             by_member = work.answer(minutes)
@@ -142,17 +146,19 @@ class Assignment(NamedTuple):
     team: Team
     questions: Sequence[Question]
     settings: AnswerSettings
+    cluster: Cluster | None
 
     def answer(self, minutes: float | None) -> dict[str, list[Prediction]]:
-        """Every member's answers. Members' servers run side by side where they fit, otherwise one after the other.
+        """Every member's answers. Members' servers run side by side where this machine has room for them, otherwise one
+        after the other.
 
         Raises:
             TimeIsUpError: after so many minutes; the ledger keeps what was answered.
         """
-        members, serve = self.team.members, self.settings.serve
+        members, serve, is_here = self.team.members, self.settings.serve, self.cluster is None
         stop = threading.Event()
         with _time_limit(minutes, stop):
-            if len(members) > 1 and self.settings.predict.engine == "vllm" and not serve.base_url:
+            if len(members) > 1 and self.settings.predict.engine == "vllm" and is_here and not serve.base_url:
                 shared = side_by_side_settings([*members.values()], serve)
                 if shared is not None:
                     try:
@@ -165,7 +171,8 @@ class Assignment(NamedTuple):
                 return {name: self._ask(client, name) for name in members}
 
     def _client(self, scratch: Path, serve: Serve, progress: Progress | Lane, stop: threading.Event) -> FolderClient:
-        return FolderClient(self.ledger, LEDGER_RUN, scratch, serve, self.settings.predict.dtype, progress, stop)
+        dtype = self.settings.predict.dtype
+        return FolderClient(self.ledger, LEDGER_RUN, scratch, serve, dtype, progress, stop, self.cluster)
 
     def _side_by_side(self, serve: Serve) -> dict[str, list[Prediction]]:
         stop = threading.Event()

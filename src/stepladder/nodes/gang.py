@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -14,6 +15,8 @@ from stepladder.nodes import Ended, ManyNodes, Running
 PORTS = range(20_000, 32_000)
 """From which the port is drawn where they meet: below those that systems give to outgoing connections."""
 POLL_SECONDS = 0.5
+SILENT_SECONDS = 10.0
+"""That nodes are waited for before it is said."""
 
 
 class Meeting(NamedTuple):
@@ -32,7 +35,7 @@ class Gang(NamedTuple):
     nodes: ManyNodes
     size: int
     note: Callable[[str], None]
-    """Called with a message when the commands are started again."""
+    """Called with a message when nodes are waited for, or the commands are started again."""
 
     def run(
         self, cards: int, command: Callable[[Meeting], Sequence[str]], logs: Sequence[Path], watch: Callable[[], None]
@@ -45,7 +48,13 @@ class Gang(NamedTuple):
             command: the command line of one of them.
             logs: a file for the output of each.
         """
-        with self.nodes.apart(self.size, cards) as slots, ExitStack() as stack:
+        wanted = f"{self.size} nodes" + (f" with {cards} cards each" if cards else "")
+        waiting = threading.Timer(SILENT_SECONDS, self.note, [f"waiting for room on {wanted}"])
+        waiting.start()
+        with ExitStack() as stack:
+            stack.callback(waiting.cancel)
+            slots = stack.enter_context(self.nodes.apart(self.size, cards))
+            waiting.cancel()
             port = random.choice(PORTS)
             started = []
             for rank, (slot, log) in enumerate(zip(slots, logs, strict=True)):
