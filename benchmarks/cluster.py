@@ -45,7 +45,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
 from made import made_by, tiny_model
 from safetensors.torch import load_file
-from test_cluster import NODE, QUICK, RUN
+from test_cluster import NODE, QUICK, RUN, KillOnce
 from test_distributed import DATA, ONE, curve
 from test_serving import PROGRAM, is_alive, script
 from test_shards import files
@@ -66,6 +66,8 @@ questions.PIECE_BYTES = trainset.PIECE_BYTES = 12_000
 cli.main()
 """
 LOSSES = ("loss", "validation_loss")
+NEVER = 10**6
+"""A step."""
 JOIN_SECONDS = 5
 LEFT_SECONDS = 15
 """That processes may take to end when the run is over."""
@@ -256,41 +258,36 @@ def straggler(world: World, times: int) -> None:
 
 def gang(world: World, times: int) -> None:
     world.fill()
-    settings = Train.model_validate(ONE.model_dump() | {"learning_rate": 2e-4, "devices": 2, "save_steps": 2})
-    folders = [world.folder / f"gang-{number}" for number in range(times + 1)]
-    for folder in folders:
-        victims = [] if folder is folders[0] else [world.dice.choice(range(1, len(curve(folders[0]))))]
-        train_on_nodes(settings, folder, victims)
-        if folder is folders[0]:
-            print(f"undisturbed: {len(curve(folder))} rows of losses", flush=True)
-            continue
-        rows, expected = curve(folder), curve(folders[0])
-        if victims or [row["step"] for row in rows] != [row["step"] for row in expected]:
+    undisturbed = world.folder / "gang"
+    train_on_nodes(undisturbed, NEVER)
+    expected = curve(undisturbed)
+    print(f"undisturbed: {expected[-1]['step']} steps", flush=True)
+    for number in range(times):
+        folder = world.folder / f"gang-{number}"
+        killed = train_on_nodes(folder, world.dice.choice(range(1, int(expected[-1]["step"]))))
+        rows = curve(folder)
+        if not killed or [row["step"] for row in rows] != [row["step"] for row in expected]:
             sys.exit(f"{folder}: not killed, or other steps")
         pairs = [(row.get(name), other.get(name)) for row, other in zip(rows, expected, strict=True) for name in LOSSES]
         worst = max(abs(own - other) for own, other in pairs if own is not None and other is not None)
-        weights = [load_file(one / "adapter" / "adapter_model.safetensors") for one in (folders[0], folder)]
-        share = max(float((tensor - weights[1][name]).norm() / tensor.norm()) for name, tensor in weights[0].items())
-        print(f"  losses {worst:.2g} nats apart at most, weights {share:.2g} of their norm", flush=True)
+        whole, own = (load_file(one / "adapter" / "adapter_model.safetensors") for one in (undisturbed, folder))
+        share = max(float((tensor - own[name]).norm() / tensor.norm()) for name, tensor in whole.items())
+        print(
+            f"  a process killed at step {killed[0]}: losses {worst:.2g} nats apart at most, weights {share:.2g} of "
+            "their norm",
+            flush=True,
+        )
 
 
-def train_on_nodes(settings: Train, folder: Path, kill_at: list[int]) -> None:
-    """Train, and kill one of the two processes once, at a step in ``kill_at``, which is taken out."""
+def train_on_nodes(folder: Path, kill_at: int) -> list[int]:
+    """Train, and kill one of the two processes at a step; returns at which it was."""
     for part in ("adapter", "scratch"):
         (folder / part).mkdir(parents=True)
-    job = str(folder / "scratch" / "job.json")
-
-    def report(step: int, *_: object) -> None:
-        if kill_at and step >= kill_at[0]:
-            found = psutil.process_iter(["cmdline", "environ"])
-            ranks = [one for one in found if job in (one.info["cmdline"] or ()) and "LOCAL_RANK" in one.info["environ"]]
-            ranks[step % 2].kill()
-            print(f"  a process killed at step {step}:", end="", flush=True)
-            kill_at.clear()
-
-    base, notes = models.locate(models.BUNDLED), list[str]()
-    nodes = Gang(OnRay("auto"), 2, notes.append)
-    distributed.train(settings, 5, base, DATA, folder / "adapter", folder / "scratch", report, nodes)
+    settings = Train.model_validate(ONE.model_dump() | {"learning_rate": 2e-4, "devices": 2, "save_steps": 2})
+    kill_one = KillOnce(str(folder / "scratch" / "job.json"), kill_at)
+    base, nodes = models.locate(models.BUNDLED), Gang(OnRay("auto"), 2, lambda note: None)
+    distributed.train(settings, 5, base, DATA, folder / "adapter", folder / "scratch", kill_one, nodes)
+    return kill_one.killed
 
 
 def count(world: World, runs: str) -> int:

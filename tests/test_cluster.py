@@ -18,6 +18,7 @@ import psutil
 import pytest
 import test_distributed
 import test_shards
+import test_swift
 from made import made_by
 from test_questions import Stage, stage
 from test_serving import asked_of, is_alive, members, pids, script, settings, until, weights
@@ -30,7 +31,8 @@ from stepladder.nodes.gang import Gang
 from stepladder.nodes.on_ray import OnRay
 from stepladder.serving.fleet import Fleet
 from stepladder.stages import questions
-from stepladder.training import distributed
+from stepladder.training import distributed, swift
+from stepladder.training.data import Data
 
 __all__ = ["settings", "stage"]  # fixtures
 pytestmark = pytest.mark.cluster
@@ -181,53 +183,83 @@ def test_a_package_answers_through_servers_on_the_nodes(
     assert not any(map(is_alive, pids(settings)))
 
 
-def test_a_training_over_two_nodes_survives_a_killed_process(
-    cluster: Any, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It learns what two processes of one machine learn, whether it is disturbed or not."""
-    from safetensors.torch import load_file
-
+@pytest.fixture
+def two_nodes(cluster: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Two nodes without cards."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     for _ in range(2):
         cluster.add_node(**NODE)
+    yield
+    for node in [*cluster.worker_nodes]:
+        cluster.remove_node(node, allow_graceful=False)
+
+
+class KillOnce:
+    """Kills one of the two processes of a training, once it is at some step. Called as a report."""
+
+    def __init__(self, word: str, step: int) -> None:
+        self._word, self._step = word, step
+        self.killed: list[int] = []
+
+    def __call__(self, step: int, *_: object) -> None:
+        if step >= self._step and not self.killed:
+            ranks = [process for process in psutil.process_iter(["cmdline", "environ"]) if self._is_rank(process.info)]
+            assert len(ranks) == 2
+            ranks[0].kill()
+            self.killed.append(step)
+
+    def _is_rank(self, info: dict[str, Any]) -> bool:
+        return self._word in (info["cmdline"] or ()) and "LOCAL_RANK" in (info["environ"] or ())
+
+
+def test_a_training_over_two_nodes_survives_a_killed_process(two_nodes: None, base: Path, tmp_path: Path) -> None:
+    """It learns what two processes of one machine learn, whether it is disturbed or not."""
     settings = Train.model_validate(test_distributed.ONE.model_dump() | {"devices": 2, "save_steps": 2})
     notes: list[str] = []
     gang = Gang(OnRay("auto"), 2, notes.append)
-
-    def is_rank(info: dict[str, Any]) -> bool:
-        ours = str(tmp_path / "gang" / "scratch" / "job.json") in (info["cmdline"] or ())
-        return ours and "LOCAL_RANK" in (info["environ"] or ())
-
-    killed: list[int] = []
-
-    def kill_one(step: int, *_: object) -> None:
-        if step >= 3 and not killed:
-            ranks = [process for process in psutil.process_iter(["cmdline", "environ"]) if is_rank(process.info)]
-            assert len(ranks) == 2
-            ranks[0].kill()
-            killed.append(step)
-
-    try:
-        for name, report, over in (("alone", lambda *_: None, None), ("gang", kill_one, gang)):
-            folder = tmp_path / name
-            for part in ("adapter", "scratch"):
-                (folder / part).mkdir(parents=True)
-            distributed.train(
-                settings, 5, base, test_distributed.DATA, folder / "adapter", folder / "scratch", report, over
-            )
-    finally:
-        for node in [*cluster.worker_nodes]:
-            cluster.remove_node(node, allow_graceful=False)
-    assert killed
+    kill_one = KillOnce(str(tmp_path / "gang" / "scratch" / "job.json"), 3)
+    for name, report, over in (("alone", lambda *_: None, None), ("gang", kill_one, gang)):
+        folder = tmp_path / name
+        for part in ("adapter", "scratch"):
+            (folder / part).mkdir(parents=True)
+        distributed.train(
+            settings, 5, base, test_distributed.DATA, folder / "adapter", folder / "scratch", report, over
+        )
+    assert kill_one.killed
     (note,) = notes
     assert "goes on from the last checkpoint" in note
-    curves = [test_distributed.curve(tmp_path / name) for name in ("alone", "gang")]
+    assert_alike(tmp_path / "alone", tmp_path / "gang")
+
+
+def assert_alike(alone: Path, gang: Path) -> None:
+    """Two trainings have the same losses and weights, but for the order in which gradients are summed."""
+    from safetensors.torch import load_file
+
+    curves = [test_distributed.curve(folder) for folder in (alone, gang)]
     assert [row["step"] for row in curves[0]] == [row["step"] for row in curves[1]]
     for row, other in zip(*curves, strict=True):
         assert row.get("loss") == pytest.approx(other.get("loss"), abs=0.05)
-    one, two = (load_file(tmp_path / name / "adapter" / "adapter_model.safetensors") for name in ("alone", "gang"))
+    one, two = (load_file(folder / "adapter" / "adapter_model.safetensors") for folder in (alone, gang))
     for name, tensor in one.items():
         assert (tensor - two[name]).norm() < 0.03 * tensor.norm(), name
+
+
+def test_ms_swift_over_two_nodes_survives_a_killed_process(two_nodes: None, base: Path, tmp_path: Path) -> None:
+    if not test_swift.ENVIRONMENT.is_dir():
+        pytest.skip("needs ms-swift (make swift)")
+    settings = Train.model_validate(test_swift.SETTINGS.model_dump() | {"devices": 2})
+    data, notes = Data([test_swift.example(number) for number in range(20)], []), list[str]()
+    gang = Gang(OnRay("auto"), 2, notes.append)
+    kill_one = KillOnce(str(tmp_path / "gang" / "scratch" / "swift"), 5)
+    for name, report, over in (("alone", lambda *_: None, None), ("gang", kill_one, gang)):
+        folder = tmp_path / name
+        for part in ("adapter", "scratch"):
+            (folder / part).mkdir(parents=True)
+        swift.train(settings, 5, base, data, folder / "adapter", folder / "scratch", report, over)
+    assert kill_one.killed
+    (note,) = notes
+    assert "goes on from the last checkpoint" in note
+    assert_alike(tmp_path / "alone", tmp_path / "gang")
 
 
 def test_no_cluster_is_one_line() -> None:
@@ -299,7 +331,7 @@ def test_the_same_run_makes_the_same_files_on_no_on_one_and_on_three_nodes(
         Path(f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[name]))
     made: list[dict[str, bytes]] = []
     for count in (0, 1, 3):
-        cluster_table = '[cluster]\nscheduler = "ray"\n' if count else ""
+        cluster_table = f'[cluster]\nscheduler = "ray"\nledger = "own-{count}.sqlite"\n' if count else ""
         Path("run.toml").write_text(RUN.replace("ENVIRONMENT", str(settings.environment)) + cluster_table)
         added = [cluster.add_node(**NODE, num_gpus=0) for _ in range(count)]
         cluster.wait_for_nodes()
@@ -308,6 +340,7 @@ def test_the_same_run_makes_the_same_files_on_no_on_one_and_on_three_nodes(
             cli.main()
         assert not ended.value.code
         made.append(made_by(Path(f"runs-{count}", "run")))
+        assert Path(f"runs-{count}", "ledger.sqlite").exists() == (not count)
         for node in added:
             cluster.remove_node(node, allow_graceful=False)
     assert made[0] == made[1] == made[2]

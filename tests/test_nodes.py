@@ -17,6 +17,7 @@ from made import run_file
 from test_serving import is_alive, until
 
 from stepladder.config import Cluster, load
+from stepladder.context import Context
 from stepladder.errors import ClusterError, ConfigError
 from stepladder.nodes import THIS_MACHINE, Ended, Slot, gang
 from stepladder.nodes.chosen import nodes_of
@@ -47,16 +48,16 @@ def test_slurm_is_used_inside_a_job(monkeypatch: pytest.MonkeyPatch) -> None:
         ('cluster = { scheduler = "kubernetes" }', "'ray' or 'slurm'"),
         ('cluster = { scheduler = "slurm", address = "auto" }', "so leave address out"),
         ('cluster = { scheduler = "ray", train_nodes = 2 }', r"devices = 1 cannot be divided among .* train_nodes = 2"),
-        (
-            'cluster = { scheduler = "ray", train_nodes = 2 }\n'
-            'train = { devices = 2, gradient_accumulation = 2, backend = "swift" }',
-            "needs .* backend = 'trl'",
-        ),
     ],
 )
 def test_what_a_cluster_cannot_do_is_refused(tmp_path: Path, lines: str, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         load(run_file(tmp_path, lines))
+
+
+def test_the_ledger_may_be_apart_from_runs_on_shared_storage(tmp_path: Path) -> None:
+    file = run_file(tmp_path, 'cluster = { scheduler = "slurm", ledger = "disk/ledger.sqlite" }')
+    assert Context.open(file, tmp_path / "runs").workspace.ledger == tmp_path / "disk" / "ledger.sqlite"
 
 
 def test_what_is_supervised_ends_although_the_first_process_was_killed(tmp_path: Path) -> None:
@@ -83,10 +84,10 @@ def test_a_gang_says_that_it_waits_for_nodes(tmp_path: Path, monkeypatch: pytest
             until(lambda: notes)
             yield [Slot(cards, address=THIS_MACHINE)] * count
 
-    logs = [tmp_path / "0", tmp_path / "1"]
+    code = "import os; print(os.environ['NODE_RANK'], os.environ['NNODES'])"
     ended = gang.Gang(Late(), 2, notes.append).run(
-        0, lambda meeting: [sys.executable, "-c", f"print({meeting.rank})"], logs, lambda: None
+        1, lambda meeting: ([sys.executable, "-c", code], meeting.variables(1)), tmp_path / "log", lambda: None
     )
     assert ended == Ended(0)
     assert notes == ["waiting for room on 2 nodes"]
-    assert [log.read_text() for log in logs] == ["0\n", "1\n"]
+    assert [(tmp_path / name).read_text() for name in ("log", "log-1")] == ["0 2\n", "1 2\n"]

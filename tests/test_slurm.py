@@ -26,7 +26,7 @@ from stepladder.serving.probe import free_port
 
 __all__ = ["settings", "stage"]  # fixtures
 pytestmark = pytest.mark.cluster
-GUIDE = Path(__file__).parent.parent / "docs" / "guide" / "cluster.md"
+GUIDE = Path(__file__).parent.parent / "docs" / "guide" / "slurm.md"
 CONTROLLER, DAEMON = "/usr/sbin/slurmctld", "/usr/sbin/slurmd"
 CONFIGURATION = """
 ClusterName=test

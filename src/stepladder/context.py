@@ -55,7 +55,8 @@ class Context:
         loaded = load(config)
         if runs.exists() and not runs.is_dir():
             raise UserError(f"{runs}: is not a folder; give --runs a folder; it is made if it does not exist")
-        return cls(loaded, Workspace(runs, loaded.name), Progress(PlainConsole()), config)
+        ledger = None if loaded.cluster is None else loaded.cluster.ledger
+        return cls(loaded, Workspace(runs, loaded.name, ledger), Progress(PlainConsole()), config)
 
     @property
     def chosen(self) -> Context:

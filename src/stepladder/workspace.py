@@ -253,10 +253,11 @@ class Artifact:
 
 @dataclass(frozen=True)
 class Workspace:
-    """``runs/<name>``: the folder of the run's artifacts, with the ledger of all runs beside it."""
+    """``runs/<name>``: the folder of the run's artifacts, with the ledger of all runs beside it or elsewhere."""
 
     runs: Path
     name: str
+    ledger_file: Path | None = None
 
     @property
     def folder(self) -> Path:
@@ -264,7 +265,7 @@ class Workspace:
 
     @property
     def ledger(self) -> Path:
-        return self.runs / "ledger.sqlite"
+        return self.ledger_file or self.runs / "ledger.sqlite"
 
     def path(self, stage: str, part: str | None = None) -> Path:
         return self.folder / stage if part is None else self.folder / stage / part

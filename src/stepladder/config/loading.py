@@ -64,8 +64,12 @@ def load(path: Path) -> Config:
     general = tuple(_resolved(path, part) for part in config.quantise.general)
     quantise = config.quantise.model_copy(update={"general": general})
     predict = config.predict.model_copy(update={"prompts": _templates(path, "predict.prompts", config.predict.prompts)})
+    cluster = config.cluster
+    if cluster is not None and cluster.ledger is not None:
+        cluster = cluster.model_copy(update={"ledger": root / cluster.ledger})
     return config.model_copy(
         update={
+            "cluster": cluster,
             "questions": questions,
             "models": models,
             "train": train,

@@ -631,6 +631,9 @@ class Cluster(Table):
     train_nodes: int = Field(default=1, ge=1)
     """Number of nodes that a training is spread over, each with its share of ``[train] devices``; with 1 it runs where
     the command does. The run's folder is then on storage that all nodes share."""
+    ledger: Path | None = None
+    """The ledger's file, on a disk of the machine that the command runs on: the runs' folder, where it is otherwise,
+    may be on storage that nodes share, and SQLite does not work over a network."""
 
     @model_validator(mode="after")
     def _slurm_needs_no_address(self) -> Self:
@@ -778,8 +781,6 @@ class Config(Table):
                 f"[train] devices = {self.train.devices} cannot be divided among [cluster] train_nodes = {nodes}; make "
                 "it a multiple"
             )
-        if nodes > 1 and self.train.backend == "swift":
-            raise ValueError("[cluster] train_nodes above 1 needs [train] backend = 'trl'")
         return self
 
     def prompts_for(self, model: str) -> Path | None:

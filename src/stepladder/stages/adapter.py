@@ -75,11 +75,12 @@ def build(context: Context, part: str | None, folder: Path) -> None:
         exam = functools.partial(examine, context, questions) if settings.metric == "accuracy" else None
         data = Data(examples, _held_out(context, part, questions), exam)
     scratch = artifact(context, part).scratch(models.dtype_name(settings.dtype))
-    if settings.backend == "trl" and settings.devices > 1:
+    if settings.backend == "swift":
+        swift.train(settings, seed, base, data, folder, scratch, report, gang)
+    elif settings.devices > 1:
         distributed.train(settings, seed, base, data, folder, scratch, report, gang)
     else:
-        train = swift.train if settings.backend == "swift" else trl.train
-        train(settings, seed, base, data, folder, scratch, report)
+        trl.train(settings, seed, base, data, folder, scratch, report)
 
 
 def _gang(context: Context) -> Gang | None:

@@ -6,7 +6,6 @@ this process reads their files.
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import sys
@@ -17,6 +16,7 @@ from typing import Any
 from stepladder import models, records
 from stepladder.config import Train
 from stepladder.errors import UserError
+from stepladder.nodes import Ended
 from stepladder.nodes.gang import Gang, Meeting
 from stepladder.records import Example
 from stepladder.supervise import child_environment, supervised
@@ -24,8 +24,6 @@ from stepladder.training import trl
 from stepladder.training.data import MAX_LOG_CHARACTERS, Data, Report, last_complete_checkpoint
 
 PROGRESS_FILE, ERROR_FILE = "progress.json", "error.txt"
-MAX_RESTARTS = 20
-"""Of a training on several nodes that had got further each time."""
 POLL_SECONDS = 0.5
 """Time between two reads of the progress file."""
 
@@ -65,20 +63,22 @@ def train(
         ),
         encoding="utf-8",
     )
-    for start in itertools.count():
+    progress, log = _Progress(scratch / PROGRESS_FILE, report), scratch / "torchrun.log"
+
+    def attempt() -> Ended:
         last_complete_checkpoint(scratch)  # incomplete ones are removed here, and not by several processes at once
-        progress = _Progress(scratch / PROGRESS_FILE, report)
+        progress.reset()
         error.unlink(missing_ok=True)
-        log = scratch / "torchrun.log"
-        code = (
+        return (
             _run_here(settings, job, log, progress) if gang is None else _run_gang(gang, settings, job, log, progress)
         )
-        if code == 0:
-            return
-        reason = error.read_text(encoding="utf-8") if error.exists() else "no exception was recorded"
-        if gang is None or not progress.last or start == MAX_RESTARTS:
-            raise UserError(f"training on {settings.devices} devices ended with code {code} (log: {log}): {reason}")
-        gang.note(f"training ended at step {progress.last[0]} ({reason.strip()}) and goes on from the last checkpoint")
+
+    def reason() -> str:
+        return error.read_text(encoding="utf-8").strip() if error.exists() else "no exception was recorded"
+
+    ended = attempt() if gang is None else gang.persist(attempt, progress.step, reason)
+    if ended.code != 0:
+        raise UserError(f"training on {settings.devices} devices ended with code {ended.code} (log: {log}): {reason()}")
 
 
 class _Progress:
@@ -86,39 +86,45 @@ class _Progress:
 
     def __init__(self, file: Path, report: Report) -> None:
         self._file, self._report = file, report
-        self.last: list[Any] = []
+        self._last: list[Any] = []
         """Step, steps and loss; empty before the first step."""
-        file.unlink(missing_ok=True)
+
+    def reset(self) -> None:
+        """Forget what was written before."""
+        self._file.unlink(missing_ok=True)
+        self._last = []
+
+    def step(self) -> int:
+        """The last one, 0 before the first."""
+        return int(self._last[0]) if self._last else 0
 
     def read(self) -> None:
         line = self._file.read_text(encoding="utf-8") if self._file.exists() else ""
-        if line and (now := json.loads(line)) != self.last:
-            self.last = now
+        if line and (now := json.loads(line)) != self._last:
+            self._last = now
             self._report(*now)
 
 
-def _run_here(settings: Train, job: Path, log: Path, progress: _Progress) -> int:
-    """Run the processes on this machine; returns their exit code."""
+def _run_here(settings: Train, job: Path, log: Path, progress: _Progress) -> Ended:
+    """Run the processes on this machine until they have ended."""
     words = _torchrun(settings.devices, job, "--standalone")
     with supervised(words, log, child_environment()) as child:
         while child.poll() is None:
             time.sleep(POLL_SECONDS)
             progress.read()
-    return child.returncode
+    return Ended(child.returncode)
 
 
-def _run_gang(gang: Gang, settings: Train, job: Path, log: Path, progress: _Progress) -> int | None:
-    """Run the processes on the nodes of a gang; returns the exit code, or None if a node was lost."""
+def _run_gang(gang: Gang, settings: Train, job: Path, log: Path, progress: _Progress) -> Ended:
+    """Run the processes on the nodes of a gang until all have ended, or one is lost."""
     each = settings.devices // gang.size
 
-    def command(meeting: Meeting) -> list[str]:
+    def command(meeting: Meeting) -> tuple[list[str], dict[str, str]]:
         where = [f"--nnodes={meeting.size}", f"--node-rank={meeting.rank}"]
         master = [f"--master-addr={meeting.address}", f"--master-port={meeting.port}"]
-        return _torchrun(each, job, *where, *master)
+        return _torchrun(each, job, *where, *master), {}
 
-    logs = [log, *(log.with_name(f"torchrun-{rank}.log") for rank in range(1, gang.size))]
-    has_cards = any(slot.cards for slot in gang.nodes.slots(1))
-    return gang.run(each if has_cards else 0, command, logs, progress.read).code
+    return gang.run(each, command, log, progress.read)
 
 
 def _torchrun(processes: int, job: Path, *where: str) -> list[str]:

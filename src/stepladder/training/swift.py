@@ -10,7 +10,7 @@ import json
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,8 @@ from stepladder.config import Swift, Train
 from stepladder.errors import UserError
 from stepladder.models import template
 from stepladder.models.files import refuse_code
+from stepladder.nodes import Ended
+from stepladder.nodes.gang import Gang, Meeting
 from stepladder.records import Example
 from stepladder.supervise import child_environment, supervised
 from stepladder.training.data import (
@@ -49,8 +51,18 @@ print(json.dumps([encoded["input_ids"], encoded["labels"]]))
 """
 
 
-def train(settings: Train, seed: int, base: Path, data: Data, folder: Path, scratch: Path, report: Report) -> None:
-    """Train as :func:`stepladder.training.trl.train`, but by ms-swift: no packing, full logits, no validation loss.
+def train(
+    settings: Train,
+    seed: int,
+    base: Path,
+    data: Data,
+    folder: Path,
+    scratch: Path,
+    report: Report,
+    gang: Gang | None = None,
+) -> None:
+    """Train as :func:`stepladder.training.trl.train`, but by ms-swift: no packing, full logits, no validation loss. On
+    the nodes of a gang as :func:`stepladder.training.distributed.train`.
 
     Raises:
         UserError: the environment does not exist, or ms-swift failed; the message holds the end of its log.
@@ -61,15 +73,33 @@ def train(settings: Train, seed: int, base: Path, data: Data, folder: Path, scra
     with rows.open("w", encoding="utf-8") as file:
         for example in data.examples:
             file.write(_row(tokenizer, example) + "\n")
-    out = scratch / "swift"
-    command = sft(settings, seed, base, rows, out, models.dtype_name(settings.dtype), cuda=models.has_cuda())
-    if (resumed := last_complete_checkpoint(out)) is not None:
-        command += ["--resume_from_checkpoint", str(resumed)]
-    device_variables = {} if settings.devices == 1 else {"NPROC_PER_NODE": str(settings.devices)}
-    _run(settings.swift, command, scratch / "swift.log", out / "logging.jsonl", report, device_variables)
+    out, log = scratch / "swift", scratch / "swift.log"
+    has_cards = models.has_cuda() if gang is None else gang.has_cards
+    command = sft(
+        settings,
+        seed,
+        base.absolute(),
+        rows.absolute(),
+        out.absolute(),
+        models.dtype_name(settings.dtype),
+        cuda=has_cards,
+    )
+    progress = _Progress(out / "logging.jsonl", report)
+
+    def attempt() -> Ended:
+        progress.reset()
+        resumed = last_complete_checkpoint(out)
+        words = command if resumed is None else [*command, "--resume_from_checkpoint", str(resumed.absolute())]
+        if gang is None:
+            variables = {} if settings.devices == 1 else {"NPROC_PER_NODE": str(settings.devices)}
+            return _run_here(settings.swift, words, log, variables, progress.read)
+        return _run_gang(gang, settings, words, log, progress)
+
+    ended = attempt() if gang is None else gang.persist(attempt, progress.step, lambda: log_tail(log))
+    _check_ended(ended, log)
     trained = last_complete_checkpoint(out)
     if trained is None:
-        raise UserError(f"ms-swift ended without a checkpoint; see {scratch / 'swift.log'}")
+        raise UserError(f"ms-swift ended without a checkpoint; see {log}")
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         shutil.copy(trained / name, folder / name)
     _remove_local_paths(folder / "adapter_config.json", base)
@@ -138,7 +168,7 @@ def merge(settings: Train, base: Path, adapter: Path, folder: Path) -> None:
     template.check(tokenizer, adapter)
     out = folder / "swift"  # ms-swift makes it; it must not exist
     log = folder / "swift.log"
-    _run(settings.swift, export(settings, base, adapter, out), log, out / "logging.jsonl", lambda *_: None, {})
+    _check_ended(_run_here(settings.swift, export(settings, base, adapter, out), log, {}, lambda: None), log)
     for path in out.iterdir():
         if path.name != "args.json":  # which names folders of this machine
             path.rename(folder / path.name)
@@ -210,25 +240,57 @@ def python(environment: Path) -> Path:
     return interpreter
 
 
-def _run(
-    swift: Swift, command: list[str], log: Path, progress: Path, report: Report, variables: Mapping[str, str]
-) -> None:
-    """Run ``swift`` to its end and report its progress, which is read from its log.
+class _Progress:
+    """ms-swift's log, read now and then."""
 
-    Raises:
-        UserError: it failed; the message holds the end of its log.
-    """
-    arguments = [str(python(swift.environment).with_name("swift")), *command]
-    with supervised(arguments, log, child_environment() | OFFLINE | dict(variables)) as child:
-        reported = 0
+    def __init__(self, file: Path, report: Report) -> None:
+        self._file, self._report = file, report
+        self._rows = self._step = 0
+
+    def reset(self) -> None:
+        """Begin an attempt, which may write on where another one ended."""
+        self._rows, self._step = len(_read_log(self._file)), 0
+
+    def step(self) -> int:
+        """The last one of the attempt, 0 before its first."""
+        return self._step
+
+    def read(self) -> None:
+        rows = _read_log(self._file)
+        if len(rows) > self._rows:
+            self._rows, self._step = len(rows), rows[-1]["step"]
+            self._report(rows[-1]["step"], rows[-1]["steps"], rows[-1]["loss"])
+
+
+def _run_here(
+    swift: Swift, command: list[str], log: Path, variables: Mapping[str, str], watch: Callable[[], None]
+) -> Ended:
+    """Run ``swift`` on this machine to its end; ``watch`` is called meanwhile."""
+    with supervised(_swift(swift, command), log, child_environment() | OFFLINE | dict(variables)) as child:
         while child.poll() is None:
             time.sleep(0.5)
-            rows = _read_log(progress)
-            if len(rows) > reported:
-                reported = len(rows)
-                report(rows[-1]["step"], rows[-1]["steps"], rows[-1]["loss"])
-    if child.returncode:
-        raise UserError(f"ms-swift ended with code {child.returncode}; {log} ends with: ... {log_tail(log)}")
+            watch()
+    return Ended(child.returncode)
+
+
+def _run_gang(gang: Gang, settings: Train, command: list[str], log: Path, progress: _Progress) -> Ended:
+    """Run ``swift`` on the nodes of a gang until all have ended, or one is lost."""
+    each = settings.devices // gang.size
+
+    def on_node(meeting: Meeting) -> tuple[list[str], dict[str, str]]:
+        return _swift(settings.swift, command), OFFLINE | meeting.variables(each)
+
+    return gang.run(each, on_node, log, progress.read)
+
+
+def _swift(swift: Swift, command: list[str]) -> list[str]:
+    return [str(python(swift.environment).absolute().with_name("swift")), *command]
+
+
+def _check_ended(ended: Ended, log: Path) -> None:
+    """Raise UserError unless ms-swift has ended well; the message holds the end of its log."""
+    if ended.code != 0:
+        raise UserError(f"ms-swift ended with code {ended.code}; {log} ends with: ... {log_tail(log)}")
 
 
 def _read_log(path: Path) -> list[dict[str, Any]]:

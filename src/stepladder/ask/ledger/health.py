@@ -41,7 +41,7 @@ class Health(Connection):
         if (kind := network_file_system(self.path)) is not None:
             notes.append(
                 f"{self.path}: lies on a network file system ({kind}), where the locks between processes may fail: use "
-                "it from one machine only, or give --runs a folder on a local disk"
+                "it from one machine only, or give --runs a folder, or [cluster] ledger a file, on a local disk"
             )
         return notes
 
