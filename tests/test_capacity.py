@@ -224,6 +224,9 @@ def test_many_servers_take_less_time_until_the_driver_is_what_limits() -> None:
     assert "the disk" in few.limit(8, 10**9)
     assert few.ledger_bytes == pytest.approx(10**6 * 3580, rel=0.01)
     assert throughput(LARGE, million, parse_card("T4"), 8) is None
+    slow = throughput(LARGE, million, card, 8, measured=1000.0)
+    assert slow is not None
+    assert slow.rate == 8 * 1000 / WORK.answer
 
 
 def test_a_plan_of_a_cluster_says_what_limits_it(tmp_path: Path) -> None:

@@ -88,7 +88,8 @@ def plan(
         plan_cascade(context, pilot)
         shape, work = shape_of(context.config.train.base), work_of(context)
         work = work._replace(questions=questions or work.questions)
-        terms = terms._replace(free_bytes=shutil.disk_usage(context.workspace.runs).free)
+        disk = next(folder for folder in context.workspace.ledger.absolute().parents if folder.exists())
+        terms = terms._replace(free_bytes=shutil.disk_usage(disk).free)
         fit_tables.show(context.config, shape, work, terms, context.progress.console)
         if rehearse:
             _rehearse(context, shape, work)

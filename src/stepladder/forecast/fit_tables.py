@@ -143,7 +143,7 @@ def _print_verdict(shape: Shape, workload: Workload, terms: Terms, console: Cons
 
 def _print_throughput(shape: Shape, workload: Workload, terms: Terms, console: Console) -> None:
     """Print what many servers take together."""
-    found = many_servers.throughput(shape, workload, terms.card, terms.servers)
+    found = many_servers.throughput(shape, workload, terms.card, terms.servers, terms.rate)
     if found is None:
         return
     dollars = (terms.card_price or 0) * terms.servers * found.seconds / 3600

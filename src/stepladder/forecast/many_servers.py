@@ -31,18 +31,21 @@ class Throughput(NamedTuple):
     def limit(self, servers: int, free_bytes: float) -> str:
         """What limits so many servers, and what would help; ``free_bytes`` is the disk space for the ledger."""
         if self.ledger_bytes > free_bytes:
-            return "the disk of the ledger, which has no room for all answers (--runs names another one)"
+            return "the disk of the ledger, which has no room for all answers (--runs, or [cluster] ledger, names another one)"
         if servers > self.at_most:
             return f"the driver, which takes in some {DRIVER_ANSWERS:,.0f} answers a second: {self.at_most} servers do"
         return f"the cards; more of them help, up to {self.at_most:,}"
 
 
-def throughput(shape: Shape, workload: Workload, card: Card, servers: int) -> Throughput | None:
-    """How so many servers with a card each handle a workload; None if the card cannot answer."""
-    alone = capacity.serving(shape, workload, card)
+def throughput(
+    shape: Shape, workload: Workload, card: Card, servers: int, measured: float | None = None
+) -> Throughput | None:
+    """How so many servers with a card each handle a workload; None if the card cannot answer. ``measured`` is how many
+    tokens a second one of them was measured to write."""
+    alone = capacity.serving(shape, workload, card, measured)
     if not alone.fits:
         return None
-    rate = capacity.throughput(shape, workload, card) / workload.answer
+    rate = (measured or capacity.throughput(shape, workload, card)) / workload.answer
     answers = workload.questions * workload.votes
     together = min(servers * rate, DRIVER_ANSWERS)
     return Throughput(
