@@ -31,7 +31,8 @@ class Throughput(NamedTuple):
     def limit(self, servers: int, free_bytes: float) -> str:
         """What limits so many servers, and what would help; ``free_bytes`` is the disk space for the ledger."""
         if self.ledger_bytes > free_bytes:
-            return "the disk of the ledger, which has no room for all answers (--runs, or [cluster] ledger, names another one)"
+            place = "--runs, or [cluster] ledger, names another one"
+            return f"the disk of the ledger, which has no room for all answers ({place})"
         if servers > self.at_most:
             return f"the driver, which takes in some {DRIVER_ANSWERS:,.0f} answers a second: {self.at_most} servers do"
         return f"the cards; more of them help, up to {self.at_most:,}"
