@@ -1,7 +1,7 @@
 """What a student learns from the same answers in equal minutes: each switch alone, all of them, a plain loop.
 
     python benchmarks/learning.py CONTEST BASE OUT [--minutes 20] [--rows NAME ...] [--seeds 0] [--test]
-                                  [--plain SCRIPT] [--most N] [--only-loss]
+                                  [--plain SCRIPT] [--most N] [--only-loss] [--in-4-bits]
     python benchmarks/learning.py worlds bundled OUT --minutes 5 --rows loop demo orders-2
 
 CONTEST holds the contest's train.jsonl and recorded_responses.jsonl (no part of the project), BASE is the folder of a
@@ -27,6 +27,7 @@ import argparse
 import importlib.util
 import json
 import math
+import shutil
 import subprocess
 import sys
 import time
@@ -45,12 +46,13 @@ from stepladder.answering.cascade import judge
 from stepladder.answering.voting import letter_logprobs, letter_request
 from stepladder.ask.local import Local
 from stepladder.ask.request import Request, Response
-from stepladder.config import Train
+from stepladder.config import Quantise, Train
 from stepladder.mcq.answer import strict
 from stepladder.mcq.cleaning import clean
 from stepladder.mcq.position import commonest_letters, unread_accuracy
 from stepladder.mcq.prompts import ask_messages
-from stepladder.mcq.shuffle import Permutation, orders
+from stepladder.mcq.shuffle import Permutation, orders, rng
+from stepladder.quantising import gptq
 from stepladder.records import LETTERS, Example, Message, Question, Sample
 from stepladder.stages.trainset import draw_problems
 from stepladder.stats import gain_interval, mcnemar
@@ -317,6 +319,7 @@ def main() -> None:
     parser.add_argument("--test", action="store_true", help="answer the test instead of the questions for choices")
     parser.add_argument("--only-loss", action="store_true", help="no answers")
     parser.add_argument("--most", type=int, help="questions to answer, the first ones; by default all")
+    parser.add_argument("--in-4-bits", action="store_true", help="ask the rows' weights in 4 bits as well")
     arguments = parser.parse_args()
     arguments.base = models.locate(arguments.base)
     is_worlds = str(arguments.contest) == WORLDS
@@ -328,6 +331,7 @@ def main() -> None:
     if arguments.test:
         count_look(arguments.out)
     results: dict[str, dict[str, Any]] = {}
+    lossy: dict[str, dict[str, Any]] = {}
     for seed in arguments.seeds:
         for name in [*(["plain"] if arguments.plain else []), *names]:
             folder = arguments.out / f"{name}-{arguments.minutes:g}-{seed}"
@@ -340,8 +344,13 @@ def main() -> None:
                 else:
                     took = train(field, field.rows[name], arguments.base, arguments.minutes, seed, folder)
                 write_atomic(folder / "took.json", json.dumps(took))
-            results[f"{name}-{seed}"] = measured(arguments, folder, field, questions)
+            results[f"{name}-{seed}"] = measured(arguments, folder / "merged", field, questions)
+            if arguments.in_4_bits and name != "plain":
+                weights = in_4_bits(field, field.rows[name], arguments.base, seed, folder)
+                lossy[f"{name}-{seed}"] = measured(arguments, weights, field, questions)
     table(results, questions)
+    for name, result in lossy.items():
+        print_difference(f"{name} in 4 bits", results[name], result, questions)
     without = unread_accuracy(commonest_letters(field.train.values()), questions)
     print(
         f"\nnaming the letter that is right most often in training, without reading a question: {100 * without:.1f} %"
@@ -349,27 +358,55 @@ def main() -> None:
 
 
 def measured(
-    arguments: argparse.Namespace, folder: Path, field: Field, questions: Sequence[Question]
+    arguments: argparse.Namespace, weights: Path, field: Field, questions: Sequence[Question]
 ) -> dict[str, Any]:
-    """What a row took, its answers and its loss, from its folder where they are there."""
+    """What a row took, its answers and its loss, from its folder, in which its weights are, where they are there."""
+    folder = weights.parent
     result: dict[str, Any] = {"took": json.loads((folder / "took.json").read_text(encoding="utf-8"))}
     is_plain = folder.name.startswith("plain-")
     prompt = plain_prompt(arguments.plain) if is_plain else own_prompt
     which = f"{'test' if arguments.test else 'choice'}-{len(questions)}"
+    form = "" if weights.name == "merged" else f"-{weights.name}"
 
     def once(name: str, measure: Callable[[], Any]) -> Any:
-        file = folder / f"{name}.json"
+        file = folder / f"{name}{form}.json"
         if not file.exists():
             write_atomic(file, json.dumps(measure(), ensure_ascii=False))
         return json.loads(file.read_text(encoding="utf-8"))
 
     if not arguments.test and not is_plain:
-        result["loss"] = once("loss", lambda: loss(folder / "merged", field))
+        result["loss"] = once("loss", lambda: loss(weights, field))
     if not arguments.only_loss:
-        result["answers"] = once(
-            f"answers-{which}", lambda: answer(folder / "merged", questions, prompt, field.max_tokens)
-        )
+        result["answers"] = once(f"answers-{which}", lambda: answer(weights, questions, prompt, field.max_tokens))
     return result
+
+
+def in_4_bits(field: Field, row: Row, base: Path, seed: int, folder: Path) -> Path:
+    """A row's weights by GPTQ, calibrated on conversations that it learned from."""
+    made, partial = folder / "in-4-bits", folder / "partial"
+    if not made.exists():
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        learned = examples(row, field.taught, field.train, base, seed)
+        rows = tokenise(models.load_tokenizer(base), learned, field.settings["max_length"])
+        settings = Quantise()
+        drawn = rng("calibration", seed).sample(rows, min(len(rows), settings.samples))
+        gptq.quantise(settings, folder / "merged", [row.ids for row in drawn], partial)
+        partial.rename(made)
+    return made
+
+
+def print_difference(name: str, before: dict[str, Any], after: dict[str, Any], questions: Sequence[Question]) -> None:
+    """Print how many answers of one model another one of the same row has right as well."""
+    problems = [question.problem_id for question in questions]
+    for kind in ("strict", "forced"):
+        old, new = (
+            [result["answers"][kind][question.id] == question.answer for question in questions]
+            for result in (before, after)
+        )
+        low, high = (100 * limit for limit in gain_interval(old, new, problems, seed=0))
+        gain, p = 100 * float(np.mean(new) - np.mean(old)), mcnemar(old, new).p
+        print(f"{name}, {kind}: {100 * np.mean(new):.1f} %, {gain:+.1f} ({low:+.1f} to {high:+.1f}), p = {p:.2g}")
 
 
 def count_look(out: Path) -> None:
