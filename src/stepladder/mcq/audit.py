@@ -74,7 +74,7 @@ class Audit:
     def __init__(self) -> None:
         self._problems = 0
         self._questions: Counter[Split] = Counter({"train": 0, "validation": 0, "test": 0})
-        self._odd, self._repeated, self.twins = Findings(), Findings(), Findings()
+        self._odd, self._repeated, self.others = Findings(), Findings(), Findings()
         self._first: dict[bytes, str] = {}
 
     def add_file(self, file: str, pieces: Iterable[tuple[PieceAudit, Iterable[Text]]]) -> None:
@@ -102,7 +102,7 @@ class Audit:
 
     def counts(self) -> dict[str, int]:
         """The number of findings of each kind, the most frequent first."""
-        return dict((self._odd.counts + self._repeated.counts + self.twins.counts).most_common())
+        return dict((self._odd.counts + self._repeated.counts + self.others.counts).most_common())
 
     def document(self, reviewed: Mapping[str, int]) -> QuestionAudit:
         """The audit as a document, with the number of reviews by decision."""
@@ -114,7 +114,7 @@ class Audit:
             reviewed=reviewed,
             counts=counts,
             **({"not_listed": unlisted} if unlisted else {}),
-            findings=(*self._odd.first, *self._repeated.first, *self.twins.first),
+            findings=(*self._odd.first, *self._repeated.first, *self.others.first),
         )
 
 

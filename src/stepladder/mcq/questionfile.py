@@ -1,12 +1,12 @@
-"""The question file in the contest's format, one problem per line, and the file of reviewed labels."""
+"""The question file in the contest's format, one problem per line."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Set
 from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from stepladder import records
 from stepladder.errors import InputError
@@ -148,49 +148,15 @@ def _problem(path: Path, number: int, row: dict[str, Any], language: Language, l
     return Problem(row["id"], number, questions, problem_notes)
 
 
-class Review(NamedTuple):
-    """A reviewer's decision about a label."""
-
-    action: Literal["keep", "relabel", "drop"]
-    answer: str | None = None
-
-
-def read_reviews(path: Path, train: Iterable[Path], language: Language) -> dict[str, Review]:
-    """Read the reviews of the labels in some training files, by question id.
+def read_questions(paths: Iterable[Path], ids: Set[str], language: Language) -> Iterator[Question]:
+    """The labelled questions of some files that have one of these ids.
 
     Raises:
         InputError: naming file, line and field.
     """
-    problem_ids = {name.rpartition("#")[0] for name in _reviewed_ids(path)}
-    lines = ((file, number, row) for file in train for number, row in rows(file) if row["id"] in problem_ids)
-    problems = (_problem(file, number, row, language, True) for file, number, row in lines)
-    return _decisions(path, {q.id: q for problem in problems for q in problem.questions})
-
-
-def _reviewed_ids(path: Path) -> Iterator[str]:
-    """The question ids in a file of reviews, which is not checked otherwise."""
-    for _, row in records.parse_lines(path):
-        if isinstance(row, dict) and isinstance(row.get("id"), str):
-            yield row["id"]
-
-
-def _decisions(path: Path, questions: Mapping[str, Question]) -> dict[str, Review]:
-    """The reviews of a file by question id, all about ``questions``, the training questions by id.
-
-    Raises:
-        InputError: naming file, line and field.
-    """
-    reviews: dict[str, Review] = {}
-    for number, row in records.parse_lines(path):
-        question_id = row.get("id") if isinstance(row, dict) else row
-        if not isinstance(row, dict) or not isinstance(question_id, str) or question_id not in questions:
-            raise InputError(path, f"{question_id!r} is not the id of a training question", line=number, field="id")
-        question, action, answer = questions[question_id], row.get("action"), row.get("answer")
-        if action not in ("keep", "relabel", "drop"):
-            raise InputError(path, f"{action!r} is not one of keep, relabel, drop", line=number, field="action")
-        letters = LETTERS[: len(question.options)]
-        if action == "relabel" and (not isinstance(answer, str) or len(answer) != 1 or answer not in letters):
-            reason = f"{answer!r} is not one of the letters A to {letters[-1]}"
-            raise InputError(path, reason, line=number, field="answer")
-        reviews[question.id] = Review(action, answer if action == "relabel" else None)
-    return reviews
+    problem_ids = {name.rpartition("#")[0] for name in ids}
+    for path in paths:
+        for number, row in rows(path):
+            if row["id"] in problem_ids:
+                problem = _problem(path, number, row, language, True)
+                yield from (question for question in problem.questions if question.id in ids)

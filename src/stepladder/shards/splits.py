@@ -14,7 +14,8 @@ from stepladder import records
 from stepladder.documents import PieceAudit
 from stepladder.mcq.audit import PieceAuditor, Text
 from stepladder.mcq.overlap import problem_text
-from stepladder.mcq.questionfile import Review, stream_problems
+from stepladder.mcq.questionfile import stream_problems
+from stepladder.mcq.reviews import Review
 from stepladder.records import Question, Span, Split
 
 TEXTS = "texts.jsonl"

@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from itertools import groupby, product
 from pathlib import Path
@@ -25,7 +25,8 @@ from stepladder.documents import Oddity, QuestionAudit
 from stepladder.errors import InputError, PieceError, UserError
 from stepladder.mcq.audit import Audit
 from stepladder.mcq.overlap import problem_text
-from stepladder.mcq.questionfile import read_reviews, rows, stream_problems
+from stepladder.mcq.questionfile import rows, stream_problems
+from stepladder.mcq.reviews import read_reviews
 from stepladder.mcq.shuffle import rng
 from stepladder.nodes.chosen import workers_of
 from stepladder.records import Span, Split
@@ -73,7 +74,7 @@ def _build(context: Context, folder: Path, pool: Pool) -> None:
     train, test = (_fetched(config.questions, split, pool.folder / split) for split in ("train", "test"))
     held_out = _held_out(config, train)
     reviewed = config.questions.reviewed
-    reviews = read_reviews(reviewed, train, config.language) if reviewed is not None else {}
+    reviews, stale = read_reviews(reviewed, train, config.language) if reviewed is not None else ({}, {})
     choices = pool.folder / "choices.json"
     write_atomic(choices, json.dumps({"held_out": sorted(held_out), "reviews": reviews}))
     lines = [
@@ -83,12 +84,22 @@ def _build(context: Context, folder: Path, pool: Pool) -> None:
         for span in records.spans(file, PIECE_BYTES)
     ]
     audit = Audit()
-    audit.twins.add(_twins(config, pool, [piece for piece in lines if not piece.is_test], test))
+    audit.others.add(_stale(reviewed, stale))
+    audit.others.add(_twins(config, pool, [piece for piece in lines if not piece.is_test], test))
     _write(folder, config, pool, choices, lines, audit)
     audit.document(Counter(review.action for review in reviews.values())).write(folder)
     if counts := audit.counts():
         kinds = ", ".join(f"{count} {kind}" for kind, count in counts.items())
         context.progress.say(f"odd in the input: {kinds}; see {context.input('questions') / QuestionAudit.FILE}")
+
+
+def _stale(reviewed: Path | None, lines: Mapping[str, int]) -> Iterator[Oddity]:
+    """Decisions that do not hold any more."""
+    for name, line in lines.items():
+        message = f"{name} had another text, options or label when it was decided about; decide again"
+        yield Oddity(
+            kind="decision about another question", file=str(reviewed and reviewed.name), line=line, message=message
+        )
 
 
 def _fetched(questions: Questions, split: str, folder: Path) -> list[Path]:
