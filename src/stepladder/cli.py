@@ -118,6 +118,18 @@ def plan(
 
 
 @app.command()
+def view(
+    config: ConfigFile,
+    runs: Runs = RUNS,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port on this machine; by default a free one.")] = 0,
+) -> None:
+    """Look at a run in a browser, while it runs or afterwards, and decide about labels."""
+    from stepladder.commands import view as command
+
+    command.view(config, runs, port, PlainConsole())
+
+
+@app.command()
 def status(config: ConfigFile, runs: Runs = RUNS) -> None:
     """Show which artifacts are done, stale or missing, and what the run has spent."""
     from stepladder.commands import status as command

@@ -13,7 +13,7 @@ from stepladder.config import BASE, Config, Member, load
 from stepladder.documents import EnsembleChoice
 from stepladder.errors import UserError
 from stepladder.mcq import prompts
-from stepladder.progress import Progress
+from stepladder.progress import Heartbeat, Progress
 from stepladder.records import Split
 from stepladder.terminal import PlainConsole
 from stepladder.workspace import RUNS, Artifact, Workspace
@@ -56,7 +56,8 @@ class Context:
         if runs.exists() and not runs.is_dir():
             raise UserError(f"{runs}: is not a folder; give --runs a folder; it is made if it does not exist")
         ledger = None if loaded.cluster is None else loaded.cluster.ledger
-        return cls(loaded, Workspace(runs, loaded.name, ledger), Progress(PlainConsole()), config)
+        workspace = Workspace(runs, loaded.name, ledger)
+        return cls(loaded, workspace, Progress(PlainConsole(), heartbeat=Heartbeat(workspace.heartbeat)), config)
 
     @property
     def chosen(self) -> Context:

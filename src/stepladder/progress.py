@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import os
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 from rich.console import Console
 from rich.progress import (
@@ -21,6 +24,58 @@ from rich.text import Text
 
 from stepladder.text import printable
 
+BEAT_SECONDS = 1.0
+MAX_MESSAGES = 20
+MAX_CURVE_POINTS = 500
+
+
+class Heartbeat:
+    """A file that says how far a run is, for whoever looks on (``stepladder view``).
+
+    Args:
+        file: it is written at most every :data:`BEAT_SECONDS`, and where it cannot be written, it is not.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._fields: dict[str, object] = {"pid": os.getpid()}
+        self._said: list[str] = []
+        self._curve: list[tuple[float, float]] = []
+        self._written_at = 0.0
+
+    def begin(self, label: str) -> None:
+        """A stage has begun."""
+        self._fields = {"pid": os.getpid(), "stage": label, "since": time.time()}
+        self._curve = []
+        self._write()
+
+    def end(self) -> None:
+        """It has ended."""
+        self._fields = {"pid": os.getpid()}
+        self._write()
+
+    def move(self, what: str, done: float, total: float, note: str, value: float | None) -> None:
+        """Something was done of its work; ``value`` is a point of a curve over what is done."""
+        self._fields |= {"what": what, "done": done, "total": total, "note": note}
+        if value is not None:
+            self._curve.append((done, value))
+            if len(self._curve) > MAX_CURVE_POINTS:
+                self._curve = self._curve[::2]
+        if time.monotonic() > self._written_at + BEAT_SECONDS:
+            self._write()
+
+    def say(self, text: str) -> None:
+        """A message was printed."""
+        self._said = [*self._said, text][-MAX_MESSAGES:]
+
+    def _write(self) -> None:
+        self._written_at = time.monotonic()
+        text = json.dumps(self._fields | {"time": time.time(), "said": self._said, "curve": self._curve})
+        partial = self._file.with_name(f"{self._file.name}.partial")
+        with contextlib.suppress(OSError):
+            partial.write_text(text, encoding="utf-8")
+            partial.replace(self._file)
+
 
 class Progress:
     """One line for each finished stage, and a live line for the running one.
@@ -28,8 +83,8 @@ class Progress:
     Where the output is no terminal (a log file, CI), there is a plain line a minute instead of the live one.
     """
 
-    def __init__(self, console: Console, log_seconds: float = 60) -> None:
-        self.console = console
+    def __init__(self, console: Console, log_seconds: float = 60, heartbeat: Heartbeat | None = None) -> None:
+        self.console, self._heartbeat = console, heartbeat
         self._log_seconds = log_seconds
         """Between two plain lines."""
         self._bars: Bars | None = None
@@ -56,6 +111,8 @@ class Progress:
         )  # fmt: skip
         with Bars(*columns, console=self.console, transient=True, disable=not self.console.is_terminal) as bars:
             self._bars, self._task = bars, bars.add_task(label, total=None, what="", note="")
+            if self._heartbeat is not None:
+                self._heartbeat.begin(label)
             try:
                 yield
             except BaseException:
@@ -64,13 +121,18 @@ class Progress:
                 raise
             finally:
                 self._bars = self._task = None
+                if self._heartbeat is not None:
+                    self._heartbeat.end()
         self._mark("✓", "green", label, duration(time.monotonic() - start))
 
     def _mark(self, mark: str, style: str, label: str, text: str) -> None:
         self.console.print(Text.assemble("  ", (mark, style), f"  {printable(label):<24} {text}"))
 
-    def update(self, what: str, done: float, total: float, note: str = "") -> None:
-        """Show how far the running stage is. ``what`` names the work, ``note`` is shown beside it."""
+    def update(self, what: str, done: float, total: float, note: str = "", value: float | None = None) -> None:
+        """Show how far the running stage is. ``what`` names the work, ``note`` is shown beside it, and ``value`` is a
+        point of the curve that those who look on see."""
+        if self._heartbeat is not None:
+            self._heartbeat.move(what, done, total, note, value)
         if self._bars is not None and self._task is not None:
             self._bars.update(self._task, completed=done, total=total, what=what, note=note)
             if not self.console.is_terminal:
@@ -95,6 +157,8 @@ class Progress:
 
     def say(self, text: str) -> None:
         """Print a message of one line."""
+        if self._heartbeat is not None:
+            self._heartbeat.say(text)
         self.console.print(f"     {printable(text)}", style="dim", highlight=False, markup=False)
 
 

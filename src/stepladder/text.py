@@ -12,7 +12,7 @@ _NONSTARTERS = re.compile(rf"[^\x00-\u02ff]{{{MAX_NONSTARTERS + 1},}}")
 """Runs of characters that may be combining; all of those are above U+02FF."""
 _PHRASES = ("\ufdfa", "\ufdfb")
 _PHRASE = re.compile("([\ufdfa\ufdfb])")
-_CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff]")
+HIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff]")
 """C0 and C1 controls but tab and newline, which terminals act upon, and what reorders or hides text."""
 USUAL_CONTROL_TOKENS = re.compile(
     r"<[|｜][^<>|｜\s]{1,64}[|｜]>|</?s>|<[be]os>|<(?:start|end)_of_turn>"
@@ -55,7 +55,7 @@ def _interrupted(run: re.Match[str]) -> str:
 
 def printable(text: str) -> str:
     """The text as a terminal may be given it: what it would act upon or hide stands there by its code (``\\x1b``)."""
-    return _CONTROLS.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+    return HIDDEN.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 def without_control_tokens(control_tokens: re.Pattern[str], text: str) -> str:

@@ -267,6 +267,25 @@ class Workspace:
     def ledger(self) -> Path:
         return self.ledger_file or self.runs / "ledger.sqlite"
 
+    @property
+    def heartbeat(self) -> Path:
+        """File that says how far the command that works on the run is."""
+        return self.folder / ".heartbeat.json"
+
+    def is_locked(self) -> bool:
+        """Whether some process works on the run."""
+        try:
+            handle = os.open(self.folder / ".lock", os.O_RDONLY | os.O_NOFOLLOW)
+        except OSError:
+            return False
+        try:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            return True
+        finally:
+            os.close(handle)
+        return False
+
     def path(self, stage: str, part: str | None = None) -> Path:
         return self.folder / stage if part is None else self.folder / stage / part
 

@@ -109,6 +109,19 @@ def standing(decisions: Iterable[Decision]) -> dict[str, Standing]:
     }
 
 
+def last_of(decisions: Iterable[Decision], reviewer: str) -> Decision | None:
+    """A reviewer's last decision that is not taken back; None if there is none."""
+    made: list[Decision] = []
+    for decision in decisions:
+        if decision.reviewer != reviewer:
+            continue
+        if decision.action != "undo":
+            made.append(decision)
+        elif (own := next((n for n in range(len(made) - 1, -1, -1) if made[n].id == decision.id), None)) is not None:
+            del made[own]
+    return made[-1] if made else None
+
+
 def read_reviews(path: Path, train: Iterable[Path], language: Language) -> tuple[dict[str, Review], dict[str, int]]:
     """Read the reviews of the labels in some training files, by question id; and, by question id as well, the lines of
     decisions that do not hold, since the question was another one when they were made.

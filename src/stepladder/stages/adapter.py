@@ -64,7 +64,7 @@ def build(context: Context, part: str | None, folder: Path) -> None:
     examples = records.read(trainset / "train.jsonl", Example)
 
     def report(step: int, steps: int, loss: float) -> None:
-        context.progress.update("step", step, steps, f"loss {loss:.3f}")
+        context.progress.update("step", step, steps, f"loss {loss:.3f}", loss)
 
     settings, seed = context.config.train, member(context.config, part).seed
     if context.is_final:  # every label trains, so there is nothing to measure and nothing more to choose

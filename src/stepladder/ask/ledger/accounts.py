@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import time
 from collections.abc import Iterator
 from typing import Any
 
 from stepladder.ask.ledger.connection import Connection
-from stepladder.ask.ledger.entries import Account, Scope
+from stepladder.ask.ledger.entries import Account, Recent, Scope
 from stepladder.ask.ledger.packing import unpacked, unpacked_text
+
+MAX_RECENT = 20_000
+MAX_FAILURES = 10
 
 
 class Accounts(Connection):
@@ -58,6 +62,18 @@ class Accounts(Connection):
                 )
             )
         return sorted(accounts, key=lambda account: (-account.micro_dollars, account.rung, account.model))
+
+    def recent(self, run: str, seconds: float) -> Recent:
+        """What a run's requests brought in the last ``seconds``, of its last :data:`MAX_RECENT` at most."""
+        now_seconds = time.time()
+        last = "run = ? AND id > (SELECT MAX(id) FROM attempts) - ?"
+        sums = "COALESCE(SUM(completion_tokens), 0), COALESCE(SUM(charged), 0)"
+        query = f"SELECT {sums} FROM attempts WHERE {last} AND started + seconds > ?"  # noqa: S608
+        tokens, micro_dollars = self._db.execute(query, (run, MAX_RECENT, now_seconds - seconds)).fetchone()
+        columns = "model, outcome, message, ? - (started + seconds)"
+        query = f"SELECT {columns} FROM attempts WHERE {last} AND outcome != 'answered' ORDER BY id DESC LIMIT ?"  # noqa: S608
+        failures = self._db.execute(query, (now_seconds, run, MAX_RECENT, MAX_FAILURES)).fetchall()
+        return Recent(tokens, micro_dollars, failures)
 
     def export(self) -> Iterator[dict[str, Any]]:
         """Every attempt with its request and raw response, then every response of weights in this process."""

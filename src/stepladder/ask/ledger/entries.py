@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
 from stepladder.config import Price
@@ -67,6 +67,15 @@ class UnfinishedBatch(NamedTuple):
     requests: int
     reserved: int
     """Micro-dollars."""
+
+
+class Recent(NamedTuple):
+    """What a run's last requests brought."""
+
+    completion_tokens: int
+    micro_dollars: int
+    failures: Sequence[tuple[str, str, str, float]]
+    """Model, outcome, message and age in seconds of the last attempts that brought no answer, the latest first."""
 
 
 class Account(NamedTuple):

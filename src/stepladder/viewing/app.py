@@ -1,0 +1,401 @@
+"""The pages: for each address a function that finds what is shown, and the template that shows it."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, cast, get_args
+from urllib.parse import parse_qsl, urlencode
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import FileResponse, HTMLResponse, JSONResponse, RedirectResponse, Response
+from starlette.routing import Route
+
+from stepladder.context import Context
+from stepladder.documents import SampleSummary
+from stepladder.mcq.prompts import ask_messages
+from stepladder.mcq.reviews import Action, Decision, Standing, evidence_of, last_of
+from stepladder.mcq.shuffle import shown
+from stepladder.progress import duration
+from stepladder.records import LETTERS, Question, Sample
+from stepladder.reporting.content import Report
+from stepladder.stats import gain_interval, mcnemar
+from stepladder.viewing import live, marks, words
+from stepladder.viewing.decided import Decisions
+from stepladder.viewing.index import FILTERS, PAGE_SIZE, Current, Index, Whole
+
+STATIC = Path(__file__).parent / "static"
+REPORT_POLICY = "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'; base-uri 'none'"
+"""Of report.html, which has its style inside."""
+MAX_NOTE = 5000
+LAST = "last"
+"""The action that takes back what the reviewer decided last, whatever it was about."""
+COOKIES = {"reviewer": 60, "language": 2, "blind": 1, "keys": 3}
+"""What a browser remembers, and how long it may be."""
+
+
+class Bar(NamedTuple):
+    """An option's votes."""
+
+    letter: str
+    text: str
+    votes: int
+    share: float
+    is_label: bool
+    is_suggested: bool
+
+
+class Chain(NamedTuple):
+    """A chain as it is shown."""
+
+    sample: Sample
+    accepted: bool
+    options: Sequence[str]
+    text: Any
+
+
+class Item(NamedTuple):
+    """A question as it is shown."""
+
+    whole: Whole
+    question: Question
+    label: str | None
+    """The label of the question file, whatever was decided."""
+    bars: Sequence[Bar]
+    sides: Mapping[str, Sequence[Chain]]
+    """Chains for the label, against it, and those without a letter."""
+    standing: Standing | None
+    is_stale: bool
+    holder: str | None
+    evidence: str
+
+
+class Pages:
+    """The pages of a run.
+
+    Args:
+        context: the run.
+    """
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._current = Current(context)
+        reviewed = context.config.questions.reviewed
+        self._decisions = None if reviewed is None else Decisions(reviewed)
+        self._environment = Environment(
+            loader=PackageLoader("stepladder.viewing"), undefined=StrictUndefined, autoescape=True, trim_blocks=True,
+            lstrip_blocks=True,
+        )  # fmt: skip
+        self._environment.filters |= {"visible": marks.visible}
+        self._environment.globals |= {"LETTERS": LETTERS, "duration": duration}
+
+    def app(self) -> Starlette:
+        """The application."""
+        return Starlette(
+            routes=[
+                Route("/", self.run),
+                Route("/live", self.live),
+                Route("/questions", self.questions),
+                Route("/question", self.question),
+                Route("/audit", self.audit),
+                Route("/decide", self.decide, methods=["POST"]),
+                Route("/remember", self.remember, methods=["POST"]),
+                Route("/decisions", self.decisions),
+                Route("/compare", self.compare),
+                Route("/report", self.report),
+                Route("/static/{name}", self.static),
+            ]
+        )
+
+    # The run
+
+    def run(self, request: Request) -> Response:
+        return self._page(request, "run", **self._live())
+
+    def live(self, request: Request) -> Response:
+        """What of the run's page changes."""
+        return self._page(request, "live", **self._live())
+
+    def _live(self) -> dict[str, Any]:
+        folder, config = self._context.workspace.folder, self._context.config
+        samples = folder / "samples"
+        return {
+            "live": live.look(self._context),
+            "rungs": SampleSummary.read(samples).rungs if (samples / SampleSummary.FILE).exists() else (),
+            "report": Report.read(folder / "report") if (folder / "report" / Report.FILE).exists() else None,
+            "caps": {rung.name: rung.dollars for rung in config.rung},
+            "cap": config.limits.dollars,
+        }
+
+    def report(self, request: Request) -> Response:
+        path = self._context.workspace.folder / "report" / "report.html"
+        if not path.is_file():
+            raise HTTPException(404, "There is no report yet.")
+        return FileResponse(path, headers={"Content-Security-Policy": REPORT_POLICY})
+
+    # Questions
+
+    def questions(self, request: Request) -> Response:
+        index = self._current()
+        filters = {name: request.query_params.get(name, "") for name in FILTERS}
+        sort = request.query_params.get("sort", "doubt")
+        page = max(1, _number(request.query_params.get("page"), 1))
+        total, rows = index.find(filters, sort, (page - 1) * PAGE_SIZE, PAGE_SIZE)
+        standing = self._standing()
+        return self._page(
+            request, "questions", rows=rows, total=total, page=page, pages=math.ceil(total / PAGE_SIZE), sort=sort,
+            filters=filters, choices=index.choices(), standing=standing,
+            query=urlencode({name: value for name, value in [*filters.items(), ("sort", sort)] if value}),
+        )  # fmt: skip
+
+    def question(self, request: Request) -> Response:
+        item = self._item(request.query_params.get("id", ""))
+        compared = None
+        left, right = (_number(request.query_params.get(side), -1) for side in ("left", "right"))
+        chains = [chain for side in item.sides.values() for chain in side]
+        if 0 <= left < len(chains) and 0 <= right < len(chains):
+            texts = (chains[left].sample.text, chains[right].sample.text)
+            compared = (chains[left], chains[right], marks.aligned(*texts))
+        return self._page(request, "question", item=item, compared=compared, back=request.query_params.get("back", ""))
+
+    # Decisions
+
+    def audit(self, request: Request) -> Response:
+        """The next item of the queue, or the one that is asked for."""
+        index, reviewer = self._current(), _cookie(request, "reviewer")
+        waiting = self._queue(index, reviewer)
+        total = len(index.doubtful())
+        name = request.query_params.get("id")
+        if name is None:
+            name = next((name for name in waiting if self._is_free(name, reviewer)), None)
+        item = None if name is None else self._item(name)
+        after = next((name for name in waiting if item is not None and name != item.question.id), None)
+        common = {"total": total, "left": len(waiting), "after": after, "pace": self._pace(reviewer)}
+        first = request.query_params.get("first", "")
+        blind = bool(_cookie(request, "blind")) and not first
+        template = "item" if request.query_params.get("part") else "audit"
+        return self._page(request, template, item=item, blind=blind, first=first, **common)
+
+    def _queue(self, index: Index, reviewer: str) -> list[str]:
+        """Doubtful labels that nobody has decided about, those that this reviewer skipped last."""
+        standing = self._standing()
+        skipped = dict.fromkeys(
+            decision.id
+            for decision in (self._decisions.all() if self._decisions else ())
+            if decision.action == "skip" and decision.reviewer == reviewer
+        )
+        waiting = [name for name in index.doubtful() if not _is_decided(standing.get(name))]
+        return [name for name in waiting if name not in skipped] + [name for name in skipped if name in {*waiting}]
+
+    def _is_free(self, name: str, reviewer: str) -> bool:
+        return self._decisions is None or self._decisions.lease(name, reviewer)
+
+    def _pace(self, reviewer: str) -> float | None:
+        """Seconds that a decision takes this reviewer, by the last ones; None if there are too few."""
+        times = [
+            d.time for d in (self._decisions.all() if self._decisions else ()) if d.reviewer == reviewer and d.time
+        ]
+        gaps = sorted(after - before for before, after in zip(times[-21:], times[-20:], strict=False))
+        return gaps[len(gaps) // 2] if len(gaps) > 2 else None
+
+    async def decide(self, request: Request) -> Response:
+        """Keep a decision, and go on to where the form says."""
+        form = await _form(request)
+        if self._decisions is None:
+            raise HTTPException(409, "Name a file in [questions] reviewed, such as reviewed.jsonl.")
+        reviewer, shown_next = _cookie(request, "reviewer"), None
+        if form.get("action") == LAST:
+            last = last_of(self._decisions.all(), reviewer)
+            if last is None:
+                raise HTTPException(409, "You have decided nothing that could be taken back.")
+            form, shown_next = {"id": last.id, "action": "undo"}, last.id
+        decision = _decided(form, self._item(form.get("id", "")), reviewer)
+        try:
+            self._decisions.append(decision)
+        except OSError as error:
+            raise HTTPException(507, f"{self._decisions.file}: cannot be written ({error.strerror})") from None
+        if request.headers.get("accept") == "application/json":
+            left = len(self._queue(self._current(), reviewer))
+            return JSONResponse({"id": decision.id, "action": decision.action, "left": left, "show": shown_next})
+        back = f"/audit?{urlencode({'id': shown_next})}" if shown_next else _local(form.get("back", ""))
+        return RedirectResponse(back or "/audit", 303)
+
+    def decisions(self, request: Request) -> Response:
+        standing = self._standing()
+        index = self._current()
+        items = [(name, found, self._is_stale(index, name, found)) for name, found in standing.items()]
+        everybody = [found for _, found, _ in items if len(found.by_reviewer) > 1]
+        agreed = sum(len({d.review for d in found.by_reviewer.values()}) == 1 for found in everybody)
+        return self._page(
+            request, "decisions", items=items, several=len(everybody), agreed=agreed, command=self._context.run_command
+        )
+
+    def _is_stale(self, index: Index, name: str, found: Standing) -> bool:
+        whole = index.whole(name)
+        if whole is None:
+            return False
+        seen = whole.question.model_copy(update={"answer": self._label(whole, found)})
+        return any(decision.is_stale(seen) for decision in found.by_reviewer.values())
+
+    # Two systems
+
+    def compare(self, request: Request) -> Response:
+        index = self._current()
+        systems = index.systems()
+        names = [*dict.fromkeys(name for name, _ in systems)]
+        before = request.query_params.get("before") or next(iter(names), "")
+        after = request.query_params.get("after") or next(iter(names[::-1]), "")
+        split = request.query_params.get("split") or next((split for _, split in systems[::-1]), "")
+        old, new = index.right(before, split), index.right(after, split)
+        both = sorted(old.keys() & new.keys())
+        groups: dict[str, list[str]] = {"fixed": [], "broken": [], "both right": [], "both wrong": []}
+        for name in both:
+            kind = {(True, True): "both right", (False, False): "both wrong", (False, True): "fixed"}
+            groups[kind.get((old[name], new[name]), "broken")].append(name)
+        figures = None
+        if both:
+            was, now = ([answers[name] for name in both] for answers in (old, new))
+            problems = [name.rpartition("#")[0] for name in both]
+            figures = (mcnemar(was, now), gain_interval(was, now, problems, seed=self._context.config.seed))
+        return self._page(
+            request, "compare", names=names, splits=sorted({split for _, split in systems}), before=before, after=after,
+            split=split, groups=groups, figures=figures, n=len(both),
+        )  # fmt: skip
+
+    # All pages
+
+    async def remember(self, request: Request) -> Response:
+        """Keep a setting in the browser."""
+        form = await _form(request)
+        response = RedirectResponse(_local(form.get("back", "")) or "/", 303)
+        for name, longest in COOKIES.items():
+            if name in form:
+                value = urlencode({"": form[name].strip()[:longest]})[1:]
+                response.set_cookie(name, value, max_age=365 * 24 * 3600, httponly=True, samesite="strict")
+        return response
+
+    def static(self, request: Request) -> Response:
+        path = STATIC / request.path_params["name"]
+        if path.name not in ("view.css", "view.js") or not path.is_file():
+            raise HTTPException(404, "There is no such file.")
+        return FileResponse(path)
+
+    def _page(self, request: Request, template: str, **values: Any) -> Response:
+        language = _language(request)
+
+        def t(text: str) -> str:
+            return words.translate(language, text)
+
+        text = self._environment.get_template(f"{template}.html.j2").render(
+            t=t, language=language, languages=words.LANGUAGES, path=request.url.path, here=_here(request),
+            reviewer=_cookie(request, "reviewer"), is_blind=bool(_cookie(request, "blind")), prompt=self.prompt,
+            keys=_cookie(request, "keys") != "off", run=self._context.config.name,
+            can_decide=self._decisions is not None, fault=None if self._decisions is None else self._decisions.error,
+            **values,
+        )  # fmt: skip
+        return HTMLResponse(text)
+
+    def _standing(self) -> Mapping[str, Standing]:
+        return {} if self._decisions is None else self._decisions.standing()
+
+    def _label(self, whole: Whole, standing: Standing | None) -> str | None:
+        """The label of the question file: a run that has gone on from a decision has the new one."""
+        seen = {d.label for d in standing.by_reviewer.values() if d.label} if standing is not None else set()
+        review = standing.review if standing is not None and whole.question.reviewed else None
+        is_new = review is not None and review.answer == whole.question.answer
+        return seen.pop() if is_new and len(seen) == 1 else whole.question.answer
+
+    def _item(self, name: str) -> Item:
+        whole = self._current().whole(name)
+        if whole is None:
+            raise HTTPException(404, "There is no such question in this run.")
+        standing = self._standing().get(name)
+        label = self._label(whole, standing)
+        question = whole.question.model_copy(update={"answer": label})
+        return Item(
+            whole, question, label, _bars(whole, label), _sides(whole, label), standing,
+            standing is not None and any(d.is_stale(question) for d in standing.by_reviewer.values()),
+            None if self._decisions is None else self._decisions.holder(name), evidence_of(question),
+        )  # fmt: skip
+
+    def prompt(self, question: Question, sample: Sample) -> str:
+        """What a model was asked, as it was sent."""
+        folder = self._context.config.prompts_for(sample.model) if sample.model in self._context.config.models else None
+        return "\n\n".join(message.content for message in ask_messages(question, sample.permutation, folder))
+
+
+def _bars(whole: Whole, label: str | None) -> list[Bar]:
+    letters = [sample.answer for sample, _ in whole.chains if sample.answer is not None]
+    letters += [] if letters else [a.prediction.letter for a in whole.answers if a.prediction.letter is not None]
+    return [
+        Bar(
+            letter, text, letters.count(letter), letters.count(letter) / max(1, len(letters)), letter == label,
+            letter == whole.row.suggested,
+        )
+        for letter, text in zip(LETTERS, whole.question.options, strict=False)
+    ]  # fmt: skip
+
+
+def _sides(whole: Whole, label: str | None) -> dict[str, list[Chain]]:
+    sides: dict[str, list[Chain]] = {"for": [], "against": [], "unread": []}
+    for sample, accepted in whole.chains:
+        options = shown(whole.question.options, sample.permutation)
+        side = "unread" if sample.answer is None else "for" if sample.answer == label else "against"
+        sides[side].append(Chain(sample, accepted, options, marks.chain(sample.text, options)))
+    return sides
+
+
+def _decided(form: Mapping[str, str], item: Item, reviewer: str) -> Decision:
+    """The decision that a form holds. An option's letter keeps the label, if it is that one, or else replaces it."""
+    action, answer = form.get("action", ""), form.get("answer")
+    if action in LETTERS[: len(item.question.options)] and action:
+        action, answer = ("keep", None) if action == item.label else ("relabel", action)
+    if action not in get_args(Action):
+        raise HTTPException(400, f"{action!r} is not something that can be decided.")
+    if action == "relabel" and (not answer or answer not in LETTERS[: len(item.question.options)]):
+        raise HTTPException(400, "A new label is one of the question's letters.")
+    return Decision(
+        id=item.question.id, action=cast("Action", action), answer=answer if action == "relabel" else None,
+        reviewer=reviewer, note=form.get("note", "")[:MAX_NOTE], label=item.label, evidence=item.evidence,
+        time=round(time.time(), 3), settles=bool(form.get("settles")),
+    )  # fmt: skip
+
+
+def _is_decided(standing: Standing | None) -> bool:
+    return standing is not None and (bool(standing.by_reviewer) or standing.settled is not None)
+
+
+async def _form(request: Request) -> dict[str, str]:
+    body = await request.body()
+    return dict(parse_qsl(body.decode(errors="replace"), keep_blank_values=True, max_num_fields=50))
+
+
+def _cookie(request: Request, name: str) -> str:
+    pairs = parse_qsl(f"v={request.cookies.get(name, '')}")
+    return pairs[0][1][: COOKIES[name]] if pairs else ""
+
+
+def _language(request: Request) -> str:
+    chosen = _cookie(request, "language")
+    if chosen in words.LANGUAGES:
+        return chosen
+    return "zh" if request.headers.get("accept-language", "").lower().startswith("zh") else "en"
+
+
+def _here(request: Request) -> str:
+    return f"{request.url.path}?{request.url.query}" if request.url.query else request.url.path
+
+
+def _local(address: str) -> str | None:
+    """An address of ours, or None."""
+    is_ours = address.startswith("/") and not address.startswith(("//", "/\\")) and address.isprintable()
+    return address if is_ours else None
+
+
+def _number(text: str | None, default: int) -> int:
+    return int(text) if text is not None and text.isdecimal() and len(text) < 10 else default

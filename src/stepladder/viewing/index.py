@@ -1,0 +1,293 @@
+"""What is in a run's folder, so that a page finds it at once: every question, chain and answer by where it is in its
+file, with what they can be filtered and sorted by. Nothing is written into the run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple, get_args
+
+from stepladder.answering.cascade import WORKED
+from stepladder.context import Context
+from stepladder.records import Prediction, Question, Sample, Split
+from stepladder.workspace import MANIFEST
+
+CHECK_SECONDS = 2.0
+"""Between two looks whether the run has made something new."""
+PAGE_SIZE = 50
+SCHEMA = """
+CREATE TABLE question (
+    id TEXT PRIMARY KEY, split TEXT, source TEXT, language TEXT, options INTEGER, label TEXT, reviewed INTEGER,
+    text TEXT, file INTEGER, begin INTEGER, length INTEGER, suspicion REAL, suggested TEXT, share REAL, rung TEXT
+) WITHOUT ROWID;
+CREATE TABLE chain (
+    question TEXT, rung TEXT, model TEXT, verdict TEXT, letter TEXT, accepted INTEGER, file INTEGER, begin INTEGER,
+    length INTEGER
+);
+CREATE TABLE answer (
+    question TEXT, system TEXT, letter TEXT, is_right INTEGER, file INTEGER, begin INTEGER, length INTEGER
+);
+"""
+INDEXES = """
+CREATE INDEX chain_question ON chain (question);
+CREATE INDEX chain_verdict ON chain (verdict, model, question);
+CREATE INDEX answer_question ON answer (question);
+CREATE INDEX answer_system ON answer (system, is_right, question);
+UPDATE question SET
+    rung = (SELECT rung FROM chain WHERE question = question.id AND accepted ORDER BY chain.ROWID LIMIT 1),
+    share = (SELECT AVG(letter = question.label) FROM chain
+             WHERE question = question.id AND letter IS NOT NULL AND model != '{worked}')
+WHERE split = 'train';
+UPDATE question SET
+    share = (SELECT AVG(is_right) FROM answer WHERE question = question.id AND is_right IS NOT NULL)
+WHERE split != 'train';
+CREATE INDEX question_doubt ON question (suspicion IS NULL, suspicion DESC, COALESCE(share, 1), id);
+"""
+ORDER_BY = {"doubt": "suspicion IS NULL, suspicion DESC, COALESCE(share, 1), id", "id": "id"}
+FILTERS: Mapping[str, str] = {
+    "split": "split = ?",
+    "source": "source = ?",
+    "language": "language = ?",
+    "rung": "rung = ?",
+    "verdict": "id IN (SELECT question FROM chain WHERE verdict = ?)",
+    "model": "id IN (SELECT question FROM chain WHERE model = ?)",
+    "wrong": "id IN (SELECT question FROM answer WHERE system = ? AND is_right = 0)",
+    "right": "id IN (SELECT question FROM answer WHERE system = ? AND is_right = 1)",
+    "q": "text LIKE '%' || ? || '%' ESCAPE '\\'",
+    "suspect": "suspicion IS NOT NULL AND ? != ''",
+    "unsolved": "rung IS NULL AND split = 'train' AND ? != ''",
+}
+"""By the name in a page's address."""
+CHOICES: Mapping[str, str] = {
+    "split": "SELECT split, COUNT(*) FROM question GROUP BY split ORDER BY split = 'test', split",
+    "source": "SELECT source, COUNT(*) FROM question GROUP BY source ORDER BY source LIMIT 200",
+    "rung": "SELECT rung, COUNT(*) FROM question WHERE rung IS NOT NULL GROUP BY rung ORDER BY rung",
+    "verdict": "SELECT verdict, COUNT(DISTINCT question) FROM chain GROUP BY verdict ORDER BY verdict",
+    "model": "SELECT model, COUNT(DISTINCT question) FROM chain GROUP BY model ORDER BY model",
+    "wrong": "SELECT system, COUNT(*) FROM answer WHERE is_right = 0 GROUP BY system ORDER BY system",
+}
+"""What each filter may be set to, and how many questions that leaves."""
+
+
+class Row(NamedTuple):
+    """A question in a list."""
+
+    id: str
+    split: str
+    source: str
+    label: str | None
+    reviewed: bool
+    suspicion: float | None
+    suggested: str | None
+    share: float | None
+    rung: str | None
+    text: str
+
+
+class Answered(NamedTuple):
+    """What one system answered to a question."""
+
+    system: str
+    prediction: Prediction
+    is_right: bool | None
+
+
+class Whole(NamedTuple):
+    """A question with everything that is known about it."""
+
+    row: Row
+    question: Question
+    chains: Sequence[tuple[Sample, bool]]
+    """With whether each is accepted."""
+    answers: Sequence[Answered]
+
+
+class Index:
+    """The questions, chains and answers of a run, as its files were when this was made.
+
+    Args:
+        context: the run.
+    """
+
+    def __init__(self, context: Context) -> None:
+        self._folder = context.workspace.folder
+        self._db = sqlite3.connect("", check_same_thread=False)  # a file without a name, which ends with this
+        self._lock = threading.Lock()
+        self._files: list[BinaryIO] = []
+        self._db.executescript(SCHEMA)
+        self._add_questions()
+        self._add_chains()
+        self._add_answers(context)
+        self._db.executescript(INDEXES.format(worked=WORKED))
+
+    def _lines(self, path: Path) -> Iterator[tuple[Any, tuple[int, int, int]]]:
+        """The rows of a file, and where each is: file, offset and length."""
+        try:
+            file = path.open("rb")
+        except FileNotFoundError:
+            return
+        self._files.append(file)  # open as long as this is, whatever the run puts in its place
+        number, begin = len(self._files) - 1, 0
+        for line in file:
+            yield json.loads(line), (number, begin, len(line))
+            begin += len(line)
+
+    def _add_questions(self) -> None:
+        suspects = {
+            row["id"]: (row["score"], row["suggested"]) for row, _ in self._lines(self._folder / "samples/audit.jsonl")
+        }
+        rows = (
+            (
+                row["id"], split, row["source"], row["language"], len(row["options"]), row["answer"], row["reviewed"],
+                "\n".join((row["id"], row["problem"], row["question"], *row["options"])), *place,
+                *suspects.get(row["id"], (None, None)), None, None,
+            )
+            for split in get_args(Split)
+            for row, place in self._lines(self._folder / "questions" / f"{split}.jsonl")
+        )  # fmt: skip
+        self._insert("question", rows)
+
+    def _add_chains(self) -> None:
+        for name, accepted in (("accepted", True), ("rejected", False)):
+            for prefix in ("", "validation_"):
+                rows = (
+                    (
+                        row["question_id"], row["rung"], row["model"], row["verdict"], row["answer"], accepted, *place
+                    )
+                    for row, place in self._lines(self._folder / "samples" / f"{prefix}{name}.jsonl")
+                )  # fmt: skip
+                self._insert("chain", rows)
+
+    def _add_answers(self, context: Context) -> None:
+        labels = dict(self._db.execute("SELECT id, label FROM question"))
+        for system, path in systems(self._folder, [member.name for member in context.config.member]):
+            rows = (
+                (
+                    row["question_id"], system, letter,
+                    None if labels.get(row["question_id"]) is None else letter == labels[row["question_id"]], *place,
+                )
+                for row, place in self._lines(path)
+                for letter in [row["answer"] or row.get("forced")]
+            )  # fmt: skip
+            self._insert("answer", rows)
+
+    def _insert(self, table: str, rows: Iterator[tuple[Any, ...]]) -> None:
+        first = next(rows, None)
+        if first is not None:
+            marks = ", ".join("?" * len(first))
+            self._db.execute(f"INSERT OR IGNORE INTO {table} VALUES ({marks})", first)  # noqa: S608  # our own names
+            self._db.executemany(f"INSERT OR IGNORE INTO {table} VALUES ({marks})", rows)  # noqa: S608
+
+    def _select(self, query: str, values: Sequence[object] = ()) -> list[tuple[Any, ...]]:
+        with self._lock:
+            return self._db.execute(query, values).fetchall()
+
+    def find(self, filters: Mapping[str, str], sort: str, begin: int, count: int) -> tuple[int, list[Row]]:
+        """How many questions pass all filters, and some of them, in order."""
+        where, values = _where(filters)
+        (total,) = self._select(f"SELECT COUNT(*) FROM question WHERE {where}", values)[0]  # noqa: S608
+        columns = (
+            "id, split, source, label, reviewed, suspicion, suggested, share, rung, SUBSTR(text, LENGTH(id) + 2, 300)"
+        )
+        order = ORDER_BY.get(sort, ORDER_BY["doubt"])
+        query = f"SELECT {columns} FROM question WHERE {where} ORDER BY {order} LIMIT ? OFFSET ?"  # noqa: S608
+        return total, [Row(*row) for row in self._select(query, [*values, count, begin])]
+
+    def choices(self) -> dict[str, list[tuple[str, int]]]:
+        """What each filter may be set to, and how many questions that leaves."""
+        return {name: [(str(value), count) for value, count in self._select(query)] for name, query in CHOICES.items()}
+
+    def doubtful(self) -> list[str]:
+        """Ids of the questions whose label is suspect, the most suspect first, then of those whose label most answers
+        contradict."""
+        is_doubtful = "split = 'train' AND (suspicion IS NOT NULL OR share < 0.5) AND NOT reviewed"
+        query = f"SELECT id FROM question WHERE {is_doubtful} ORDER BY {ORDER_BY['doubt']}"  # noqa: S608
+        return [name for (name,) in self._select(query)]
+
+    def whole(self, name: str) -> Whole | None:
+        """Everything about a question; None if there is no such one."""
+        columns = "id, split, source, label, reviewed, suspicion, suggested, share, rung, '', file, begin, length"
+        found = self._select(f"SELECT {columns} FROM question WHERE id = ?", [name])  # noqa: S608
+        if not found:
+            return None
+        *row, file, begin, length = found[0]
+        query = "SELECT accepted, file, begin, length FROM chain WHERE question = ? ORDER BY ROWID"
+        chains = [(self._row(Sample, *place), bool(accepted)) for accepted, *place in self._select(query, [name])]
+        query = "SELECT system, is_right, file, begin, length FROM answer WHERE question = ? ORDER BY ROWID"
+        answers = [
+            Answered(system, self._row(Prediction, *place), None if is_right is None else bool(is_right))
+            for system, is_right, *place in self._select(query, [name])
+        ]
+        return Whole(Row(*row), self._row(Question, file, begin, length), chains, answers)
+
+    def right(self, system: str, split: str) -> dict[str, bool]:
+        """Whether a system has each labelled question of a split right."""
+        query = (
+            "SELECT question, is_right FROM answer JOIN question ON question.id = question "
+            "WHERE system = ? AND split = ? AND is_right IS NOT NULL"
+        )
+        return {name: bool(is_right) for name, is_right in self._select(query, [system, split])}
+
+    def systems(self) -> list[tuple[str, str]]:
+        """Systems that answered, and splits with labels that they answered."""
+        query = (
+            "SELECT system, split FROM answer JOIN question ON question.id = question WHERE is_right IS NOT NULL "
+            "GROUP BY system, split ORDER BY MIN(answer.ROWID)"
+        )
+        return [(system, split) for system, split in self._select(query)]
+
+    def _row(self, kind: Any, file: int, begin: int, length: int) -> Any:
+        return kind.model_validate_json(os.pread(self._files[file].fileno(), length, begin))
+
+
+def systems(folder: Path, members: Sequence[str]) -> Iterator[tuple[str, Path]]:
+    """Names of the systems that a run has answers of, and their files."""
+    for split in ("validation", "test"):
+        yield "base", folder / "predictions" / "base" / f"base.{split}.jsonl"
+        for member in members:
+            for form in ("merged", "quantised"):
+                yield f"{member} {form}", folder / "predictions" / member / f"{form}.{split}.jsonl"
+        yield "ensemble", folder / "ensemble" / f"{split}.jsonl"
+
+
+def _where(filters: Mapping[str, str]) -> tuple[str, list[str]]:
+    known = [(name, value) for name, value in filters.items() if name in FILTERS and value]
+    values = [_like(value) if name == "q" else value for name, value in known]
+    return " AND ".join(FILTERS[name] for name, _ in known) or "1", values
+
+
+def _like(text: str) -> str:
+    """A text with the signs that LIKE reads otherwise as themselves."""
+    return text.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
+
+
+class Current:
+    """The index of a run as it is now: it is made again when the run has made something new."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._lock = threading.Lock()
+        self._index: Index | None = None
+        self._made_of: list[tuple[str, int]] = []
+        self._checked = 0.0
+
+    def __call__(self) -> Index:
+        with self._lock:
+            if self._index is None or time.monotonic() > self._checked + CHECK_SECONDS:
+                self._checked = time.monotonic()
+                manifests = self._manifests()
+                if self._index is None or manifests != self._made_of:
+                    self._index, self._made_of = Index(self._context), manifests
+            return self._index
+
+    def _manifests(self) -> list[tuple[str, int]]:
+        folder = self._context.workspace.folder
+        found = [folder / stage / MANIFEST for stage in ("questions", "samples", "ensemble")]
+        found += folder.glob(f"predictions/*/{MANIFEST}")
+        return [(str(path), path.stat().st_mtime_ns) for path in sorted(found) if path.exists()]
