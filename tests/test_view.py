@@ -23,7 +23,7 @@ from stepladder import cli
 from stepladder.context import Context
 from stepladder.mcq.reviews import read_decisions
 from stepladder.progress import Heartbeat
-from stepladder.viewing import marks
+from stepladder.viewing import marks, words
 
 TOML = """
 name = "run"
@@ -279,3 +279,13 @@ def test_differences_are_marked_by_character() -> None:
 def test_the_line_that_a_letter_is_read_from_is_marked() -> None:
     assert marks.chain("First.\nAnswer: A\n", ["x", "y"]) == "First.\n<mark>Answer: A</mark>"
     assert "<mark>" not in marks.chain("Who knows?", ["x", "y"])
+
+
+def test_every_word_of_the_pages_has_a_translation() -> None:
+    templates = Path(marks.__file__).parent / "templates"
+    used = {
+        word
+        for file in templates.glob("*.j2")
+        for word in re.findall(r"""\bt\("([^"]+)"\)""", file.read_text(encoding="utf-8"))
+    }
+    assert used <= words.ZH.keys()

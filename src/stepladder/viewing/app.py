@@ -35,6 +35,10 @@ REPORT_POLICY = "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 
 MAX_NOTE = 5000
 LAST = "last"
 """The action that takes back what the reviewer decided last, whatever it was about."""
+KINDS = {
+    (True, False): "broken", (False, True): "fixed", (False, False): "both wrong", (True, True): "both right",
+}  # fmt: skip
+"""What became of a question, by whether it was right before and is right after."""
 COOKIES = {"reviewer": 60, "language": 2, "blind": 1, "keys": 3}
 """What a browser remembers, and how long it may be."""
 
@@ -84,7 +88,7 @@ class Pages:
 
     def __init__(self, context: Context) -> None:
         self._context = context
-        self._current = Current(context)
+        self._runs: dict[str, Current] = {}
         reviewed = context.config.questions.reviewed
         self._decisions = None if reviewed is None else Decisions(reviewed)
         self._environment = Environment(
@@ -141,7 +145,7 @@ class Pages:
     # Questions
 
     def questions(self, request: Request) -> Response:
-        index = self._current()
+        index = self._index()
         filters = {name: request.query_params.get(name, "") for name in FILTERS}
         sort = request.query_params.get("sort", "doubt")
         page = max(1, _number(request.query_params.get("page"), 1))
@@ -167,7 +171,7 @@ class Pages:
 
     def audit(self, request: Request) -> Response:
         """The next item of the queue, or the one that is asked for."""
-        index, reviewer = self._current(), _cookie(request, "reviewer")
+        index, reviewer = self._index(), _cookie(request, "reviewer")
         waiting = self._queue(index, reviewer)
         total = len(index.doubtful())
         name = request.query_params.get("id")
@@ -220,14 +224,14 @@ class Pages:
         except OSError as error:
             raise HTTPException(507, f"{self._decisions.file}: cannot be written ({error.strerror})") from None
         if request.headers.get("accept") == "application/json":
-            left = len(self._queue(self._current(), reviewer))
+            left = len(self._queue(self._index(), reviewer))
             return JSONResponse({"id": decision.id, "action": decision.action, "left": left, "show": shown_next})
         back = f"/audit?{urlencode({'id': shown_next})}" if shown_next else _local(form.get("back", ""))
         return RedirectResponse(back or "/audit", 303)
 
     def decisions(self, request: Request) -> Response:
         standing = self._standing()
-        index = self._current()
+        index = self._index()
         items = [(name, found, self._is_stale(index, name, found)) for name, found in standing.items()]
         everybody = [found for _, found, _ in items if len(found.by_reviewer) > 1]
         agreed = sum(len({d.review for d in found.by_reviewer.values()}) == 1 for found in everybody)
@@ -245,27 +249,46 @@ class Pages:
     # Two systems
 
     def compare(self, request: Request) -> Response:
-        index = self._current()
-        systems = index.systems()
-        names = [*dict.fromkeys(name for name, _ in systems)]
-        before = request.query_params.get("before") or next(iter(names), "")
-        after = request.query_params.get("after") or next(iter(names[::-1]), "")
-        split = request.query_params.get("split") or next((split for _, split in systems[::-1]), "")
-        old, new = index.right(before, split), index.right(after, split)
-        both = sorted(old.keys() & new.keys())
-        groups: dict[str, list[str]] = {"fixed": [], "broken": [], "both right": [], "both wrong": []}
+        """Two systems, of this run or of another one beside it."""
+        names = {run: self._index(run).systems() for run in self._run_names()}
+        own = self._context.workspace.name
+        known = [f"{run}: {system}" for run in names for system in dict.fromkeys(name for name, _ in names[run])]
+        ours = [name for name in known if name.startswith(f"{own}: ")]
+        before, after = (
+            chosen if (chosen := request.query_params.get(side)) in known else next(iter(default), "")
+            for side, default in (("before", ours), ("after", ours[::-1]))
+        )
+        splits = sorted({split for found in names.values() for _, split in found})
+        split = request.query_params.get("split") or next(iter(splits), "")
+        was, now = (self._right(name, split) for name in (before, after))
+        both = sorted(was.keys() & now.keys())
+        groups: dict[str, list[str]] = {kind: [] for kind in KINDS.values()}
         for name in both:
-            kind = {(True, True): "both right", (False, False): "both wrong", (False, True): "fixed"}
-            groups[kind.get((old[name], new[name]), "broken")].append(name)
+            groups[KINDS[was[name], now[name]]].append(name)
         figures = None
         if both:
-            was, now = ([answers[name] for name in both] for answers in (old, new))
+            old, new = ([answers[name] for name in both] for answers in (was, now))
             problems = [name.rpartition("#")[0] for name in both]
-            figures = (mcnemar(was, now), gain_interval(was, now, problems, seed=self._context.config.seed))
+            figures = (mcnemar(old, new), gain_interval(old, new, problems, seed=self._context.config.seed))
         return self._page(
-            request, "compare", names=names, splits=sorted({split for _, split in systems}), before=before, after=after,
-            split=split, groups=groups, figures=figures, n=len(both),
+            request, "compare", names=known, splits=splits, before=before, after=after, split=split, groups=groups,
+            figures=figures, n=len(both),
         )  # fmt: skip
+
+    def _run_names(self) -> list[str]:
+        """This run, and those beside it that have answers."""
+        runs, own = self._context.workspace.runs, self._context.workspace.name
+        return [own, *sorted(path.parent.name for path in runs.glob("*/predictions") if path.parent.name != own)]
+
+    def _right(self, name: str, split: str) -> dict[str, bool]:
+        """Whether a system, named with its run, has each question right."""
+        run, _, system = name.partition(": ")
+        return self._index(run).right(system, split) if run in self._run_names() else {}
+
+    def _index(self, run: str | None = None) -> Index:
+        """What is in a run's folder now, by default in this run's."""
+        name = run or self._context.workspace.name
+        return self._runs.setdefault(name, Current(self._context.workspace.runs / name))()
 
     # All pages
 
@@ -311,7 +334,7 @@ class Pages:
         return seen.pop() if is_new and len(seen) == 1 else whole.question.answer
 
     def _item(self, name: str) -> Item:
-        whole = self._current().whole(name)
+        whole = self._index().whole(name)
         if whole is None:
             raise HTTPException(404, "There is no such question in this run.")
         standing = self._standing().get(name)
@@ -353,11 +376,12 @@ def _sides(whole: Whole, label: str | None) -> dict[str, list[Chain]]:
 def _decided(form: Mapping[str, str], item: Item, reviewer: str) -> Decision:
     """The decision that a form holds. An option's letter keeps the label, if it is that one, or else replaces it."""
     action, answer = form.get("action", ""), form.get("answer")
-    if action in LETTERS[: len(item.question.options)] and action:
+    letters = tuple(LETTERS[: len(item.question.options)])
+    if action in letters:
         action, answer = ("keep", None) if action == item.label else ("relabel", action)
     if action not in get_args(Action):
         raise HTTPException(400, f"{action!r} is not something that can be decided.")
-    if action == "relabel" and (not answer or answer not in LETTERS[: len(item.question.options)]):
+    if action == "relabel" and answer not in letters:
         raise HTTPException(400, "A new label is one of the question's letters.")
     return Decision(
         id=item.question.id, action=cast("Action", action), answer=answer if action == "relabel" else None,

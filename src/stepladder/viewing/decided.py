@@ -46,7 +46,7 @@ class Decisions:
         line = f"{json.dumps(fields, ensure_ascii=False)}\n".encode()
         with self._lock, self.file.open("ab", buffering=0) as file:
             fcntl.flock(file, fcntl.LOCK_EX)
-            end = file.seek(0, os.SEEK_END)
+            end, is_known = file.seek(0, os.SEEK_END), _version(os.fstat(file.fileno())) == self._read_at
             try:
                 whole = _line_end(self.file, end) + line
                 if file.write(whole) != len(whole):
@@ -56,6 +56,9 @@ class Decisions:
                 os.ftruncate(file.fileno(), end)
                 raise
             self._leases.pop(decision.id, None)
+            if is_known:  # then it need not be read again
+                self._all = [*self._all, decision]
+                self._standing, self._read_at = standing(self._all), _version(os.fstat(file.fileno()))
 
     def all(self) -> list[Decision]:
         """Every decision, the latest last."""
@@ -70,11 +73,11 @@ class Decisions:
     def _refresh(self) -> None:
         with self._lock:
             try:
-                status = self.file.stat()
+                version = _version(self.file.stat())
             except OSError:
                 self._read_at, self._all, self._standing = None, [], {}
                 return
-            if (status.st_mtime_ns, status.st_size) == self._read_at:
+            if version == self._read_at:
                 return
             try:
                 self._all, self.error = read_decisions(self.file), None
@@ -82,7 +85,7 @@ class Decisions:
                 self.error = str(error)
                 return
             self._standing = standing(self._all)
-            self._read_at = status.st_mtime_ns, status.st_size
+            self._read_at = version
 
     def lease(self, question_id: str, reviewer: str) -> bool:
         """Keep an item for a reviewer for :data:`LEASE_SECONDS`; False where it is another one's."""
@@ -98,6 +101,11 @@ class Decisions:
         """Who looks at an item at the moment, if anybody."""
         holder, until = self._leases.get(question_id, ("", 0.0))
         return holder if until > time.monotonic() else None
+
+
+def _version(status: os.stat_result) -> tuple[int, int]:
+    """What changes whenever somebody writes a file."""
+    return status.st_mtime_ns, status.st_size
 
 
 def _line_end(path: Path, end: int) -> bytes:

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, get_args
 
 from stepladder.answering.cascade import WORKED
-from stepladder.context import Context
 from stepladder.records import Prediction, Question, Sample, Split
 from stepladder.workspace import MANIFEST
 
@@ -112,18 +111,18 @@ class Index:
     """The questions, chains and answers of a run, as its files were when this was made.
 
     Args:
-        context: the run.
+        folder: the run's.
     """
 
-    def __init__(self, context: Context) -> None:
-        self._folder = context.workspace.folder
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
         self._db = sqlite3.connect("", check_same_thread=False)  # a file without a name, which ends with this
         self._lock = threading.Lock()
         self._files: list[BinaryIO] = []
         self._db.executescript(SCHEMA)
         self._add_questions()
         self._add_chains()
-        self._add_answers(context)
+        self._add_answers()
         self._db.executescript(INDEXES.format(worked=WORKED))
 
     def _lines(self, path: Path) -> Iterator[tuple[Any, tuple[int, int, int]]]:
@@ -164,9 +163,9 @@ class Index:
                 )  # fmt: skip
                 self._insert("chain", rows)
 
-    def _add_answers(self, context: Context) -> None:
+    def _add_answers(self) -> None:
         labels = dict(self._db.execute("SELECT id, label FROM question"))
-        for system, path in systems(self._folder, [member.name for member in context.config.member]):
+        for system, path in systems(self._folder):
             rows = (
                 (
                     row["question_id"], system, letter,
@@ -246,13 +245,13 @@ class Index:
         return kind.model_validate_json(os.pread(self._files[file].fileno(), length, begin))
 
 
-def systems(folder: Path, members: Sequence[str]) -> Iterator[tuple[str, Path]]:
+def systems(folder: Path) -> Iterator[tuple[str, Path]]:
     """Names of the systems that a run has answers of, and their files."""
     for split in ("validation", "test"):
         yield "base", folder / "predictions" / "base" / f"base.{split}.jsonl"
-        for member in members:
+        for member in sorted(folder.glob("predictions/*/")):
             for form in ("merged", "quantised"):
-                yield f"{member} {form}", folder / "predictions" / member / f"{form}.{split}.jsonl"
+                yield f"{member.name} {form}", member / f"{form}.{split}.jsonl"
         yield "ensemble", folder / "ensemble" / f"{split}.jsonl"
 
 
@@ -270,8 +269,8 @@ def _like(text: str) -> str:
 class Current:
     """The index of a run as it is now: it is made again when the run has made something new."""
 
-    def __init__(self, context: Context) -> None:
-        self._context = context
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
         self._lock = threading.Lock()
         self._index: Index | None = None
         self._made_of: list[tuple[str, int]] = []
@@ -283,11 +282,11 @@ class Current:
                 self._checked = time.monotonic()
                 manifests = self._manifests()
                 if self._index is None or manifests != self._made_of:
-                    self._index, self._made_of = Index(self._context), manifests
+                    self._index, self._made_of = Index(self._folder), manifests
             return self._index
 
     def _manifests(self) -> list[tuple[str, int]]:
-        folder = self._context.workspace.folder
+        folder = self._folder
         found = [folder / stage / MANIFEST for stage in ("questions", "samples", "ensemble")]
         found += folder.glob(f"predictions/*/{MANIFEST}")
         return [(str(path), path.stat().st_mtime_ns) for path in sorted(found) if path.exists()]
