@@ -12,7 +12,7 @@ from rich.console import Console
 from stepladder import files, records
 from stepladder.config import Cluster
 from stepladder.errors import InputError, PieceError
-from stepladder.mcq.formats import Item, SourceFormat, problems, splits_at_lines
+from stepladder.mcq.formats import ImportedQuestion, SourceFormat, problems, splits_at_lines
 from stepladder.nodes.chosen import workers_of
 from stepladder.progress import Progress
 from stepladder.records import WHOLE_FILE
@@ -61,7 +61,7 @@ def _import(source: str, out: Path, form: SourceFormat, pool: Pool) -> int:
     ]
     pieces = pool.each("items", "questions", orders)
 
-    def read() -> Iterator[Item]:
+    def read() -> Iterator[ImportedQuestion]:
         return (item for piece in pieces for item in imports.read(piece))
 
     count = sum(1 for _ in read())

@@ -43,7 +43,7 @@ class SourceFormat(NamedTuple):
     """Of the format; None: guessed from the file."""
 
 
-class Item(NamedTuple):
+class ImportedQuestion(NamedTuple):
     """A question in the contest's format."""
 
     stem: str
@@ -74,7 +74,7 @@ _BBH_OPTION = re.compile(r"^[^\S\n]*+\(([A-Z])\)[^\S\n]*+(\S.*)$", re.MULTILINE)
 _LOGIQA_OPTION = re.compile(r"^\s*+([A-D])\s*+[.、．)）]\s*+(.*)$")
 
 
-def converted(source: Path, form: SourceFormat, span: Span = WHOLE_FILE) -> Iterator[Item]:
+def converted(source: Path, form: SourceFormat, span: Span = WHOLE_FILE) -> Iterator[ImportedQuestion]:
     """The questions of a file, or of some lines of a JSONL file.
 
     Raises:
@@ -91,10 +91,10 @@ def converted(source: Path, form: SourceFormat, span: Span = WHOLE_FILE) -> Iter
         question: dict[str, Any] = {"question": row.question, "options": list(options)}
         if row.answer is not None:
             question["answer"] = _letter(source, row, options, form.columns.one_based)
-        yield Item(source.stem, row.passage.strip(), question)
+        yield ImportedQuestion(source.stem, row.passage.strip(), question)
 
 
-def problems(read: Callable[[], Iterable[Item]]) -> Iterator[dict[str, Any]]:
+def problems(read: Callable[[], Iterable[ImportedQuestion]]) -> Iterator[dict[str, Any]]:
     """The problems of a question file, in the order of their first questions: questions that share a passage are one.
     ``read`` returns the same questions twice. Only problems that wait for more questions are kept, and a digest of each
     passage."""

@@ -47,7 +47,7 @@ class Decision(NamedTuple):
     @property
     def review(self) -> Review | None:
         """What it says about the label; None if nothing."""
-        if self.action == "skip" or self.action == "undo":  # noqa: PLR1714 (told apart by type as well)
+        if self.action == "skip" or self.action == "undo":  # noqa: PLR1714 (type checkers do not follow "in")
             return None
         return Review(self.action, self.answer)
 

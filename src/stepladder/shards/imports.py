@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from stepladder.mcq.formats import Columns, Item, SourceFormat, converted
+from stepladder.mcq.formats import Columns, ImportedQuestion, SourceFormat, converted
 from stepladder.records import Span, parse_lines
 
 ITEMS = "items.jsonl"
@@ -22,6 +22,6 @@ def items(order: Mapping[str, Any], result: Path) -> None:
         file.writelines(json.dumps(item) + "\n" for item in found)
 
 
-def read(result: Path) -> Iterator[Item]:
+def read(result: Path) -> Iterator[ImportedQuestion]:
     """The questions in a result."""
-    return (Item(*fields) for _, fields in parse_lines(result / ITEMS))
+    return (ImportedQuestion(*fields) for _, fields in parse_lines(result / ITEMS))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sqlite3
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -20,7 +19,7 @@ QUIET_SECONDS = 30.0
 """Without anything new, and it is said."""
 
 
-class Stage(NamedTuple):
+class StageState(NamedTuple):
     """An artifact of the run."""
 
     label: str
@@ -54,7 +53,7 @@ class Live(NamedTuple):
     """How far a run is."""
 
     is_running: bool
-    stages: Sequence[Stage]
+    stages: Sequence[StageState]
     beat: Mapping[str, Any]
     """What the command that works on it has said last; empty if nothing works."""
     quiet: float | None
@@ -66,7 +65,7 @@ def look(context: Context) -> Live:
     """How far a run is at the moment."""
     is_running = context.workspace.is_locked()
     beat = _beat(context) if is_running else {}
-    stages = [Stage(place.label, _state(place, beat)) for place in artifacts(context)]
+    stages = [StageState(place.label, _state(place, beat)) for place in artifacts(context)]
     quiet = time.time() - float(beat["time"]) if beat else None
     return Live(is_running, stages, beat, quiet if quiet and quiet > QUIET_SECONDS else None, _spending(context))
 
@@ -99,5 +98,5 @@ def _spending(context: Context) -> Spending | None:
                 recent.completion_tokens / RATE_SECONDS, recent.micro_dollars / 1e6 * 3600 / RATE_SECONDS,
                 [Failure(*row) for row in recent.failures],
             )  # fmt: skip
-    except (StepladderError, sqlite3.Error):
+    except StepladderError:
         return None
