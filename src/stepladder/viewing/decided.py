@@ -1,5 +1,5 @@
-"""Decisions as they are made: appended to the file that ``[questions] reviewed`` names, and on the disk before a page says
-so."""
+"""Decisions as they are made: appended to the file that ``[questions] reviewed`` names, and on the disk before a page
+says so."""
 
 from __future__ import annotations
 
