@@ -246,6 +246,22 @@ def test_a_run_at_work_is_seen(folder: Path) -> None:
         assert "nothing runs" in browser.get("/live").text
 
 
+def test_the_pages_as_files_lead_to_each_other_and_nowhere_else(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "pages"
+    words = [sys.executable, "-m", "stepladder", "view", "run.toml", "--export", str(out)]
+    done = subprocess.run(words, cwd=folder, capture_output=True, text=True, check=True)
+    pages = [*out.glob("*.html")]
+    assert f"{len(pages)} pages" in done.stdout
+    assert sum(page.name.startswith("question-") for page in pages) == len(IDS)
+    for page in pages:
+        text = page.read_text(encoding="utf-8")
+        assert "<script" not in text
+        assert "<form" not in text
+        for target in re.findall(r'(?:href|src)="([^"#]+)"', text):
+            assert target == "data:," or (out / target).is_file(), (page.name, target)
+    assert subprocess.run(words, cwd=folder, capture_output=True, check=False).returncode == 2
+
+
 def test_without_the_extra_one_line_names_it(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

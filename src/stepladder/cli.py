@@ -122,11 +122,14 @@ def view(
     config: ConfigFile,
     runs: Runs = RUNS,
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port on this machine; by default a free one.")] = 0,
+    export: Annotated[
+        Path | None, typer.Option(help="Write the pages as files into this new folder instead, to be sent or kept.")
+    ] = None,
 ) -> None:
     """Look at a run in a browser, while it runs or afterwards, and decide about labels."""
     from stepladder.commands import view as command
 
-    command.view(config, runs, port, PlainConsole())
+    command.view(config, runs, port, export, PlainConsole())
 
 
 @app.command()

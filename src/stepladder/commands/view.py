@@ -11,25 +11,36 @@ from rich.console import Console
 from stepladder.context import Context
 from stepladder.errors import MissingExtra, UserError
 from stepladder.terminal import say
+from stepladder.workspace import unwritable
 
 HOST = "127.0.0.1"
 
 
-def view(config: Path, runs: Path, port: int, console: Console) -> None:
-    """Serve a run's pages on this machine until interrupted.
+def view(config: Path, runs: Path, port: int, export_to: Path | None, console: Console) -> None:
+    """Serve a run's pages on this machine until interrupted, or write them into a new folder.
 
     Raises:
         MissingExtra: the libraries for it are not installed.
-        UserError: the port is taken.
+        UserError: the port is taken, or the folder cannot be written.
     """
     try:
         import uvicorn
 
         from stepladder.viewing.app import Pages
+        from stepladder.viewing.export import export
         from stepladder.viewing.guard import Guard
     except ImportError as error:
         raise MissingExtra(str(error.name), "'stepladder[web]'") from None
     context = Context.open(config, runs)
+    if export_to is not None:
+        try:
+            count = export(context, export_to)
+        except FileExistsError:
+            raise UserError(f"{export_to}: exists; name a folder that does not") from None
+        except OSError as error:
+            raise unwritable(export_to, error) from None
+        say(console, f"Wrote {export_to}: {count:,} pages; open {export_to / 'index.html'}")
+        return
     listener = socket.socket()
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, cast, get_args
+from typing import Any, NamedTuple, Protocol, cast, get_args
 from urllib.parse import parse_qsl, urlencode
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -41,6 +41,18 @@ KINDS = {
 """What became of a question, by whether it was right before and is right after."""
 COOKIES = {"reviewer": 60, "language": 2, "blind": 1, "keys": 3}
 """What a browser remembers, and how long it may be."""
+
+
+class Link(Protocol):
+    """Makes the address of a page."""
+
+    def __call__(self, path: str, /, **query: object) -> str: ...
+
+
+def served_at(path: str, /, **query: object) -> str:
+    """Where a page is served."""
+    given = {name: value for name, value in query.items() if value not in (None, "")}
+    return f"{path}?{urlencode(given)}" if given else path
 
 
 class Bar(NamedTuple):
@@ -84,10 +96,13 @@ class Pages:
 
     Args:
         context: the run.
+        link: the address of a page, from its path and its query; by default where it is served. With another one the
+            pages are files, which can be read and not used.
     """
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: Context, link: Link | None = None) -> None:
         self._context = context
+        self._link, self._is_static = link or served_at, link is not None
         self._runs: dict[str, Current] = {}
         reviewed = context.config.questions.reviewed
         self._decisions = None if reviewed is None else Decisions(reviewed)
@@ -154,7 +169,6 @@ class Pages:
         return self._page(
             request, "questions", rows=rows, total=total, page=page, pages=math.ceil(total / PAGE_SIZE), sort=sort,
             filters=filters, choices=index.choices(), standing=standing,
-            query=urlencode({name: value for name, value in [*filters.items(), ("sort", sort)] if value}),
         )  # fmt: skip
 
     def question(self, request: Request) -> Response:
@@ -165,7 +179,9 @@ class Pages:
         if 0 <= left < len(chains) and 0 <= right < len(chains):
             texts = (chains[left].sample.text, chains[right].sample.text)
             compared = (chains[left], chains[right], marks.aligned(*texts))
-        return self._page(request, "question", item=item, compared=compared, back=request.query_params.get("back", ""))
+        return self._page(
+            request, "question", item=item, compared=compared, back=_local(request.query_params.get("back", ""))
+        )
 
     # Decisions
 
@@ -316,6 +332,7 @@ class Pages:
 
         text = self._environment.get_template(f"{template}.html.j2").render(
             t=t, language=language, languages=words.LANGUAGES, path=request.url.path, here=_here(request),
+            link=self._link, is_static=self._is_static,
             reviewer=_cookie(request, "reviewer"), is_blind=bool(_cookie(request, "blind")), prompt=self.prompt,
             keys=_cookie(request, "keys") != "off", run=self._context.config.name,
             can_decide=self._decisions is not None, fault=None if self._decisions is None else self._decisions.error,
