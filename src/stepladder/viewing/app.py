@@ -27,7 +27,7 @@ from stepladder.reporting.content import Report
 from stepladder.stats import gain_interval, mcnemar
 from stepladder.viewing import live, marks, words
 from stepladder.viewing.decided import Decisions
-from stepladder.viewing.index import FILTERS, PAGE_SIZE, Current, Index, Whole
+from stepladder.viewing.index import FILTERS, PAGE_SIZE, Current, Index, Whole, systems
 
 STATIC = Path(__file__).parent / "static"
 REPORT_POLICY = "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'; base-uri 'none'"
@@ -194,7 +194,8 @@ class Pages:
         if name is None:
             name = next((name for name in waiting if self._is_free(name, reviewer)), None)
         item = None if name is None else self._item(name)
-        after = next((name for name in waiting if item is not None and name != item.question.id), None)
+        others = (name for name in waiting if item is not None and name != item.question.id)
+        after = next((name for name in others if self._is_free(name, reviewer)), None)  # fetched ahead
         common = {"total": total, "left": len(waiting), "after": after, "pace": self._pace(reviewer)}
         first = request.query_params.get("first", "")
         blind = bool(_cookie(request, "blind")) and not first
@@ -266,15 +267,15 @@ class Pages:
 
     def compare(self, request: Request) -> Response:
         """Two systems, of this run or of another one beside it."""
-        names = {run: self._index(run).systems() for run in self._run_names()}
-        own = self._context.workspace.name
-        known = [f"{run}: {system}" for run in names for system in dict.fromkeys(name for name, _ in names[run])]
+        runs, own = self._context.workspace.runs, self._context.workspace.name
+        found = {run: [*systems(runs / run)] for run in self._run_names()}
+        known = [f"{run}: {system}" for run in found for system in dict.fromkeys(name for name, _, _ in found[run])]
         ours = [name for name in known if name.startswith(f"{own}: ")]
         before, after = (
             chosen if (chosen := request.query_params.get(side)) in known else next(iter(default), "")
             for side, default in (("before", ours), ("after", ours[::-1]))
         )
-        splits = sorted({split for found in names.values() for _, split in found})
+        splits = sorted({split for run in found.values() for _, split, _ in run})
         split = request.query_params.get("split") or next(iter(splits), "")
         was, now = (self._right(name, split) for name in (before, after))
         both = sorted(was.keys() & now.keys())

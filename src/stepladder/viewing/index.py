@@ -20,6 +20,7 @@ from stepladder.workspace import MANIFEST
 CHECK_SECONDS = 2.0
 """Between two looks whether the run has made something new."""
 PAGE_SIZE = 50
+HELD_OUT: tuple[Split, ...] = ("validation", "test")
 SCHEMA = """
 CREATE TABLE question (
     id TEXT PRIMARY KEY, split TEXT, source TEXT, language TEXT, options INTEGER, label TEXT, reviewed INTEGER,
@@ -165,7 +166,7 @@ class Index:
 
     def _add_answers(self) -> None:
         labels = dict(self._db.execute("SELECT id, label FROM question"))
-        for system, path in systems(self._folder):
+        for system, _, path in systems(self._folder):
             rows = (
                 (
                     row["question_id"], system, letter,
@@ -233,26 +234,18 @@ class Index:
         )
         return {name: bool(is_right) for name, is_right in self._select(query, [system, split])}
 
-    def systems(self) -> list[tuple[str, str]]:
-        """Systems that answered, and splits with labels that they answered."""
-        query = (
-            "SELECT system, split FROM answer JOIN question ON question.id = question WHERE is_right IS NOT NULL "
-            "GROUP BY system, split ORDER BY MIN(answer.ROWID)"
-        )
-        return [(system, split) for system, split in self._select(query)]
-
     def _row(self, kind: Any, file: int, begin: int, length: int) -> Any:
         return kind.model_validate_json(os.pread(self._files[file].fileno(), length, begin))
 
 
-def systems(folder: Path) -> Iterator[tuple[str, Path]]:
-    """Names of the systems that a run has answers of, and their files."""
-    for split in ("validation", "test"):
-        yield "base", folder / "predictions" / "base" / f"base.{split}.jsonl"
+def systems(folder: Path) -> Iterator[tuple[str, Split, Path]]:
+    """Systems that a run has answers of, the splits that they answered, and the files."""
+    for split in HELD_OUT:
+        files = {"base": folder / "predictions" / "base" / f"base.{split}.jsonl"}
         for member in sorted(folder.glob("predictions/*/")):
-            for form in ("merged", "quantised"):
-                yield f"{member.name} {form}", member / f"{form}.{split}.jsonl"
-        yield "ensemble", folder / "ensemble" / f"{split}.jsonl"
+            files |= {f"{member.name} {form}": member / f"{form}.{split}.jsonl" for form in ("merged", "quantised")}
+        files["ensemble"] = folder / "ensemble" / f"{split}.jsonl"
+        yield from ((name, split, path) for name, path in files.items() if path.is_file())
 
 
 def _where(filters: Mapping[str, str]) -> tuple[str, list[str]]:
