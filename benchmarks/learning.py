@@ -3,6 +3,7 @@
     python benchmarks/learning.py CONTEST BASE OUT [--minutes 20] [--rows NAME ...] [--seeds 0] [--test]
                                   [--plain SCRIPT] [--most N] [--only-loss] [--in-4-bits]
     python benchmarks/learning.py worlds bundled OUT --minutes 5 --rows loop demo orders-2
+    python benchmarks/learning.py worlds bundled OUT --steps 283 --rows neftune smoothing
 
 CONTEST holds the contest's train.jsonl and recorded_responses.jsonl (no part of the project), BASE is the folder of a
 small chat model, such as Qwen2.5-Coder-0.5B-Instruct. The 389 problems are split once, by a fixed seed, into 250 to
@@ -11,7 +12,8 @@ are set aside for choices. The recorded right answers are the teachers'. With "w
 are learned from their worked solutions, and 100 and 2,000 fresh ones are for choices and the test.
 
 A row's steps are counted so that they take the given minutes, from the speed of its own first steps; the time is that
-of its steps, start-up and answers apart. Each row is kept under OUT and trained once; begun again, the script goes on.
+of its steps, start-up and answers apart. Rows whose steps take equally long may be given so many steps instead. Each
+row is kept under OUT and trained once; begun again, the script goes on.
 Answers are greedy, at most 400 tokens (96 for worlds): "strict" are those right as they ended, "forced" those right
 when an answer without a letter is made to name one, "cut" those that ran into the cap, "debris" those that begin with a
 role or hold a tag. "loss" is that of right chains of questions for choices, in nats per token: it tells settings apart
@@ -79,8 +81,11 @@ LOOP = "loop"
 """The row of worlds that others are held against."""
 
 
-def train(field: Field, row: Row, base: Path, minutes: float, seed: int, folder: Path) -> dict[str, Any]:
-    """Train in so many minutes, answers in rounds included; returns what it took."""
+def train(
+    field: Field, row: Row, base: Path, minutes: float, seed: int, folder: Path, steps: int | None = None
+) -> dict[str, Any]:
+    """Train in so many minutes, answers in rounds included, or, without rounds, for so many steps; returns what it
+    took."""
     known = draw_problems(member(row, seed), sorted({question.problem_id for question in field.train.values()}))
     others = [question for question in field.train.values() if question.problem_id not in known]
     taught = [sample for sample in field.taught if field.train[sample.question_id].problem_id in known]
@@ -94,7 +99,7 @@ def train(field: Field, row: Row, base: Path, minutes: float, seed: int, folder:
                 sys.exit(f"{folder.name}: the answers of round {number} took longer than all its minutes; give it more")
         part = folder if number == row.rounds else folder / f"round-{number}"
         learned = examples(row, [*taught, *own], field.train, base, seed)
-        took = fit(field, row, weights, learned, left / (row.rounds + 1 - number), seed, part)
+        took = fit(field, row, weights, learned, left / (row.rounds + 1 - number), seed, part, steps)
         left, weights = left - took["minutes"], part / "merged"
         print(f"  round {number}: {len(own)} own chains, {took}", flush=True)
     return took | {"own chains": len(own), "minutes": round(minutes - left, 1)}
@@ -127,18 +132,26 @@ def own_sample(question: Question, index: int, order: Permutation, response: Res
 
 
 def fit(
-    field: Field, row: Row, base: Path, learned: list[Example], minutes: float, seed: int, folder: Path
+    field: Field,
+    row: Row,
+    base: Path,
+    learned: list[Example],
+    minutes: float,
+    seed: int,
+    folder: Path,
+    steps: int | None,
 ) -> dict[str, Any]:
-    """Train on conversations for so many minutes of steps and merge; returns what it took."""
+    """Train on conversations for so many minutes of steps, or so many steps, and merge; returns what it took."""
     settings = Train.model_validate({**field.settings, **row.train, "save_steps": NEVER})
     rows = tokenise(models.load_tokenizer(base), learned, settings.max_length)
     packs = pack(rows, settings.max_length) if settings.packing else singly(rows)
     packs_a_step = settings.batch_size * settings.gradient_accumulation
     a_step, few = packs_a_step / len(packs), max(3, math.ceil(field.speed_packs / packs_a_step))
-    first = settings.model_copy(update={"epochs": few * a_step})
-    times = _steps(row, first, seed, base, learned, folder / "speed")
-    seconds = (times[-1] - times[0]) / (len(times) - 1)
-    epochs = 60 * minutes / seconds * a_step
+    if steps is None:
+        first = settings.model_copy(update={"epochs": few * a_step})
+        times = _steps(row, first, seed, base, learned, folder / "speed")
+        steps = round(60 * minutes * (len(times) - 1) / (times[-1] - times[0]))
+    epochs = steps * a_step
     times = _steps(row, settings.model_copy(update={"epochs": epochs}), seed, base, learned, folder)
     (folder / "merged").mkdir()
     merging.merge(base, folder / "adapter", folder / "merged")
@@ -313,6 +326,7 @@ def main() -> None:
     parser.add_argument("base")
     parser.add_argument("out", type=lambda text: Path(text).resolve())
     parser.add_argument("--minutes", type=float, default=20)
+    parser.add_argument("--steps", type=int, help="optimiser steps, instead of minutes")
     parser.add_argument("--rows", nargs="*", help="by default all")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--plain", type=lambda text: Path(text).resolve(), help="the plain loop's script")
@@ -334,7 +348,8 @@ def main() -> None:
     lossy: dict[str, dict[str, Any]] = {}
     for seed in arguments.seeds:
         for name in [*(["plain"] if arguments.plain else []), *names]:
-            folder = arguments.out / f"{name}-{arguments.minutes:g}-{seed}"
+            length = f"{arguments.minutes:g}" if arguments.steps is None else f"{arguments.steps}-steps"
+            folder = arguments.out / f"{name}-{length}-{seed}"
             print(f"== {folder.name}", flush=True)
             if not (folder / "took.json").exists():
                 if folder.exists():
@@ -342,7 +357,8 @@ def main() -> None:
                 if name == "plain":
                     took = plain_loop(arguments, field, seed, folder)
                 else:
-                    took = train(field, field.rows[name], arguments.base, arguments.minutes, seed, folder)
+                    row = field.rows[name]
+                    took = train(field, row, arguments.base, arguments.minutes, seed, folder, arguments.steps)
                 write_atomic(folder / "took.json", json.dumps(took))
             results[f"{name}-{seed}"] = measured(arguments, folder / "merged", field, questions)
             if arguments.in_4_bits and name != "plain":
