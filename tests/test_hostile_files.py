@@ -167,8 +167,9 @@ import resource, sys
 from pathlib import Path
 from stepladder.errors import InputError
 from stepladder.mcq.formats import Columns, table
+from stepladder.records import WHOLE_FILE
 try:
-    for row in table(Path(sys.argv[1]), Columns(options=("options", "answer"))):
+    for row in table(Path(sys.argv[1]), Columns(options=("options", "answer")), WHOLE_FILE):
         pass
 except InputError as error:
     print(error)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,29 +29,29 @@ MAX_CURVE_POINTS = 500
 
 
 class Heartbeat:
-    """A file that says how far a run is, for whoever looks on (``stepladder view``).
+    """A file that says how far a stage is, while it is made, for whoever looks on (``stepladder view``).
 
     Args:
-        file: it is written at most every :data:`BEAT_SECONDS`, and where it cannot be written, it is not.
+        file: it is written at most every :data:`BEAT_SECONDS`; where it cannot be written, it is not.
     """
 
     def __init__(self, file: Path) -> None:
         self._file = file
-        self._fields: dict[str, object] = {"pid": os.getpid()}
+        self._fields: dict[str, object] = {}
         self._said: list[str] = []
         self._curve: list[tuple[float, float]] = []
         self._written_at = 0.0
 
     def begin(self, label: str) -> None:
         """A stage has begun."""
-        self._fields = {"pid": os.getpid(), "stage": label, "since": time.time()}
+        self._fields = {"stage": label}
         self._curve = []
         self._write()
 
     def end(self) -> None:
         """It has ended."""
-        self._fields = {"pid": os.getpid()}
-        self._write()
+        with contextlib.suppress(OSError):
+            self._file.unlink(missing_ok=True)
 
     def move(self, what: str, done: float, total: float, note: str, value: float | None) -> None:
         """Something was done of its work; ``value`` is a point of a curve over what is done."""
