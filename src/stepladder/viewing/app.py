@@ -43,8 +43,8 @@ COOKIES = {"reviewer": 60, "language": 2, "blind": 1, "keys": 3}
 """What a browser remembers, and how long it may be."""
 
 
-class Addresses(Protocol):
-    """Makes addresses of pages."""
+class PageAddress(Protocol):
+    """Makes the address of a page."""
 
     def __call__(self, path: str, /, **query: object) -> str: ...
 
@@ -100,7 +100,7 @@ class Pages:
             pages are files, which can be read and not used.
     """
 
-    def __init__(self, context: Context, link: Addresses | None = None) -> None:
+    def __init__(self, context: Context, link: PageAddress | None = None) -> None:
         self._context = context
         self._link, self._is_static = link or served_at, link is not None
         self._runs: dict[str, Current] = {}
