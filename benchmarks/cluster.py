@@ -12,8 +12,9 @@ seconds after both nodes another one joins, and a killed driver is started again
 whether the run's files are those of an undisturbed run, whether the ledger holds the same keys, each once, and how long
 processes of the run were left when it was over.
 
-"straggler": a server is stopped (SIGSTOP) once it has been asked, and goes on when the run is over. Prints how many
-times as long as undisturbed the answers take, and whether the ledger holds each once.
+"straggler": a server is stopped (SIGSTOP) once it has been asked, and goes on when all answers but a few are there, so
+that its own come late. Prints how many times as long as undisturbed the answers take, start included, and whether the
+ledger holds each once.
 
 "gang": the bundled model is trained by a process on each node, one of which is killed at a random step. Prints how far
 losses and weights are from those of an undisturbed training.
@@ -68,6 +69,8 @@ cli.main()
 LOSSES = ("loss", "validation_loss")
 NEVER = 10**6
 """A step."""
+ASKED, LATE = 20, 4
+"""Answers after which a server is stopped, and those that are missing when it goes on."""
 JOIN_SECONDS = 5
 LEFT_SECONDS = 15
 """That processes may take to end when the run is over."""
@@ -235,24 +238,33 @@ def straggler(world: World, times: int) -> None:
     for number in range(times):
         seconds: dict[str, float] = {}
         keys: dict[str, list[str]] = {}
+        stopped = list[psutil.Process]()
+        at = 0
         for name in ("undisturbed", "straggler"):
             runs = f"{name}-{number}"
-            run = world.start(runs, "questions")
-            run.wait()
-            run = world.start(runs, "samples")
-            begun, stopped = time.monotonic(), list[psutil.Process]()
-            while run.poll() is None:
+            world.start(runs, "questions").wait()
+            run, begun = world.start(runs, "samples"), time.monotonic()
+            while run.poll() is None and name == "straggler":
                 answers = count(world, runs)
-                if name == "straggler" and not stopped and answers > 20:
+                if not stopped and answers > ASKED:
+                    at = answers
                     stopped.append(world.dice.choice(world.servers()))
                     stopped[0].send_signal(signal.SIGSTOP)
+                elif answers >= len(keys["undisturbed"]) - LATE:
+                    with contextlib.suppress(psutil.NoSuchProcess):
+                        stopped[0].send_signal(signal.SIGCONT)
                 time.sleep(0.02)
+            run.wait()
             seconds[name] = time.monotonic() - begun
             keys[name] = world.keys(runs)
+        if not stopped:
+            sys.exit("the answers were all there before a server was stopped")
         same = "the same" if keys["undisturbed"] == keys["straggler"] else "OTHERS"
         without, slowed = seconds["undisturbed"], seconds["straggler"]
         print(
-            f"{without:.1f} s, with a straggler {slowed:.1f} s ({slowed / without:.2f} times), keys {same}", flush=True
+            f"{without:.1f} s; with a server stopped after {at} of {len(keys['straggler'])} answers {slowed:.1f} s "
+            f"({slowed / without:.2f} times), keys {same}",
+            flush=True,
         )
 
 
