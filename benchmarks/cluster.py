@@ -48,7 +48,7 @@ from made import made_by, tiny_model
 from safetensors.torch import load_file
 from test_cluster import NODE, QUICK, RUN, KillOnce
 from test_distributed import DATA, ONE, curve
-from test_serving import PROGRAM, is_alive, script
+from test_serving import is_alive, stand_in
 from test_shards import files
 
 from stepladder import models
@@ -81,11 +81,7 @@ class World:
 
     def __init__(self, folder: Path, cluster: Any, dice: random.Random) -> None:
         self.folder, self.cluster, self.dice = folder, cluster, dice
-        self.binaries = folder / "env" / "bin"
-        self.binaries.mkdir(parents=True)
-        (self.binaries / "vllm").write_text(PROGRAM.format(python=sys.executable), encoding="utf-8")
-        (self.binaries / "vllm").chmod(0o755)
-        script(self.binaries, "")
+        self.binaries = stand_in(folder / "env")
         for name, content in (("varied", ""), ("stubborn", ""), ("milliseconds", str(MILLISECONDS))):
             (self.binaries / name).write_text(content)
         (folder / "student").mkdir()

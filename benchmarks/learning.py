@@ -291,12 +291,12 @@ def plain_loop(arguments: argparse.Namespace, field: Field, seed: int, folder: P
 
 def table(results: dict[str, dict[str, Any]], questions: Sequence[Question]) -> None:
     """Print a line for every row."""
-    problems = [question.problem_id for question in questions]
 
     def right(name: str, kind: str) -> list[bool]:
-        return [results[name]["answers"][kind][question.id] == question.answer for question in questions]
+        return right_of(results[name], kind, questions)
 
-    print(f"\n{len(questions)} questions about {len(set(problems))} problems, %, and points against the plain loop")
+    problems = {question.problem_id for question in questions}
+    print(f"\n{len(questions)} questions about {len(problems)} problems, %, and points against the plain loop")
     print("| row | minutes | steps | chains | loss | strict | forced | cut | debris | strict against plain |")
     print("|---|---:|---:|---:|---:|---:|---:|---:|---:|---|")
     for name, result in results.items():
@@ -311,10 +311,7 @@ def table(results: dict[str, dict[str, Any]], questions: Sequence[Question]) -> 
             seed = name.rpartition("-")[2]
             plain = f"{LOOP}-{seed}" if f"{LOOP}-{seed}" in results else f"plain-{seed}"
             if "answers" in results.get(plain, {}) and name != plain:
-                before, after = right(plain, "strict"), right(name, "strict")
-                gain, p = 100 * float(np.mean(after) - np.mean(before)), mcnemar(before, after).p
-                low, high = (100 * limit for limit in gain_interval(before, after, problems, seed=0))
-                against = f"{gain:+.1f} ({low:+.1f} to {high:+.1f}), p = {p:.2g}"
+                against = difference(right(plain, "strict"), right(name, "strict"), questions)
         else:
             cells += [""] * 4
         print(f"| {' | '.join(map(str, cells))} | {against} |")
@@ -414,15 +411,22 @@ def in_4_bits(field: Field, row: Row, base: Path, seed: int, folder: Path) -> Pa
 
 def print_difference(name: str, before: dict[str, Any], after: dict[str, Any], questions: Sequence[Question]) -> None:
     """Print how many answers of one model another one of the same row has right as well."""
-    problems = [question.problem_id for question in questions]
     for kind in ("strict", "forced"):
-        old, new = (
-            [result["answers"][kind][question.id] == question.answer for question in questions]
-            for result in (before, after)
-        )
-        low, high = (100 * limit for limit in gain_interval(old, new, problems, seed=0))
-        gain, p = 100 * float(np.mean(new) - np.mean(old)), mcnemar(old, new).p
-        print(f"{name}, {kind}: {100 * np.mean(new):.1f} %, {gain:+.1f} ({low:+.1f} to {high:+.1f}), p = {p:.2g}")
+        old, new = (right_of(result, kind, questions) for result in (before, after))
+        print(f"{name}, {kind}: {100 * np.mean(new):.1f} %, {difference(old, new, questions)}")
+
+
+def right_of(result: dict[str, Any], kind: str, questions: Sequence[Question]) -> list[bool]:
+    """Which questions a model has right, ``strict`` or ``forced``."""
+    return [result["answers"][kind][question.id] == question.answer for question in questions]
+
+
+def difference(before: list[bool], after: list[bool], questions: Sequence[Question]) -> str:
+    """Points between two models' right answers, with an interval that resamples problems and the exact McNemar test."""
+    gain, p = 100 * float(np.mean(after) - np.mean(before)), mcnemar(before, after).p
+    problems = [question.problem_id for question in questions]
+    low, high = (100 * limit for limit in gain_interval(before, after, problems, seed=0))
+    return f"{gain:+.1f} ({low:+.1f} to {high:+.1f}), p = {p:.2g}"
 
 
 def count_look(out: Path) -> None:

@@ -19,27 +19,15 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from playwright.sync_api import Browser, Page, sync_playwright
 
-TOML = """
-name = "run"
-language = "en"
-[questions]
-train = "train.jsonl"
-validation = 0.01
-reviewed = "reviewed.jsonl"
-[[rung]]
-name = "mine"
-kind = "chains"
-chains = "chains.jsonl"
-[[member]]
-name = "a"
-"""
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+
+from test_view import TOML, viewing
+
 WORDS = (
     "Ann",
     "Bob",
@@ -102,21 +90,9 @@ def make(folder: Path, count: int) -> None:
                 row = {"id": f"{name}#0", "chain": f"{text(120)}.\nAnswer: {letter}", "model": f"model-{model}"}
                 chains.write(json.dumps(row) + "\n")
     (folder / "reviewed.jsonl").touch()
-    (folder / "run.toml").write_text(TOML)
+    (folder / "run.toml").write_text(TOML.replace("[[rung]]", "validation = 0.01\n[[rung]]"))
     for stage in ("questions", "samples"):
         subprocess.run([sys.executable, "-m", "stepladder", stage, "run.toml"], cwd=folder, check=True)
-
-
-@contextmanager
-def viewing(folder: Path) -> Iterator[str]:
-    """A server; yields the address to open."""
-    command = [sys.executable, "-m", "stepladder", "view", "run.toml"]
-    with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None  # noqa: S101
-        try:
-            yield process.stdout.readline().split()[1]
-        finally:
-            process.kill()
 
 
 def decide_by_keyboard(browser: Browser, address: str) -> list[float]:
@@ -169,7 +145,7 @@ def main() -> None:
         "question": "/question?id=p000007%230&left=0&right=1", "audit": "/audit", "decisions": "/decisions",
         "compare": "/compare",
     }  # fmt: skip
-    with viewing(given.folder) as address, sync_playwright() as playwright:
+    with viewing(given.folder) as (_, address), sync_playwright() as playwright:
         base = address.partition("/?")[0]
         browser = playwright.chromium.launch(executable_path=given.chromium, args=["--no-sandbox"])
         begun = time.perf_counter()

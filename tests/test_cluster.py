@@ -10,7 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -220,16 +220,21 @@ def test_a_training_over_two_nodes_survives_a_killed_process(two_nodes: None, ba
     notes: list[str] = []
     gang = Gang(OnRay("auto"), 2, notes.append)
     kill_one = KillOnce(str(tmp_path / "gang" / "scratch" / "job.json"), 3)
+    train_twice(distributed.train, settings, base, test_distributed.DATA, tmp_path, kill_one, gang)
+    (note,) = notes
+    assert "goes on from the last checkpoint" in note
+
+
+def train_twice(
+    train: Callable[..., None], settings: Train, base: Path, data: Data, tmp_path: Path, kill_one: KillOnce, gang: Gang
+) -> None:
+    """Train on this machine, and over nodes while a process is killed: both learn the same."""
     for name, report, over in (("alone", lambda *_: None, None), ("gang", kill_one, gang)):
         folder = tmp_path / name
         for part in ("adapter", "scratch"):
             (folder / part).mkdir(parents=True)
-        distributed.train(
-            settings, 5, base, test_distributed.DATA, folder / "adapter", folder / "scratch", report, over
-        )
+        train(settings, 5, base, data, folder / "adapter", folder / "scratch", report, over)
     assert kill_one.killed
-    (note,) = notes
-    assert "goes on from the last checkpoint" in note
     assert_alike(tmp_path / "alone", tmp_path / "gang")
 
 
@@ -253,15 +258,9 @@ def test_ms_swift_over_two_nodes_survives_a_killed_process(two_nodes: None, base
     data, notes = Data([test_swift.example(number) for number in range(20)], []), list[str]()
     gang = Gang(OnRay("auto"), 2, notes.append)
     kill_one = KillOnce(str(tmp_path / "gang" / "scratch" / "swift"), 5)
-    for name, report, over in (("alone", lambda *_: None, None), ("gang", kill_one, gang)):
-        folder = tmp_path / name
-        for part in ("adapter", "scratch"):
-            (folder / part).mkdir(parents=True)
-        swift.train(settings, 5, base, data, folder / "adapter", folder / "scratch", report, over)
-    assert kill_one.killed
+    train_twice(swift.train, settings, base, data, tmp_path, kill_one, gang)
     (note,) = notes
     assert "goes on from the last checkpoint" in note
-    assert_alike(tmp_path / "alone", tmp_path / "gang")
 
 
 def test_no_cluster_is_one_line() -> None:

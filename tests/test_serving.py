@@ -123,12 +123,18 @@ sys.exit(server.run(server.ServerJob.model_validate_json(sys.argv[1])))
 def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Serve:
     """An environment with the stand-in, on a machine without cards."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    folder = tmp_path / "env" / "bin"
+    folder = stand_in(tmp_path / "env")
+    return Serve(environment=folder.parent, startup=20, kv_cache_gib=0.01)
+
+
+def stand_in(environment: Path) -> Path:
+    """Make an environment with the stand-in for vLLM, whose starts all stay; returns its folder of programs."""
+    folder = environment / "bin"
     folder.mkdir(parents=True)
     (folder / "vllm").write_text(PROGRAM.format(python=sys.executable), encoding="utf-8")
     (folder / "vllm").chmod(0o755)
     script(folder, "")
-    return Serve(environment=folder.parent, startup=20, kv_cache_gib=0.01)
+    return folder
 
 
 def script(folder: Path, *lines: str) -> None:

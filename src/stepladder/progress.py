@@ -24,7 +24,6 @@ from rich.text import Text
 from stepladder.text import printable
 
 BEAT_SECONDS = 1.0
-MAX_MESSAGES = 20
 MAX_CURVE_POINTS = 500
 
 
@@ -38,7 +37,6 @@ class Heartbeat:
     def __init__(self, file: Path) -> None:
         self._file = file
         self._fields: dict[str, object] = {}
-        self._said: list[str] = []
         self._curve: list[tuple[float, float]] = []
         self._written_at = 0.0
 
@@ -63,13 +61,9 @@ class Heartbeat:
         if time.monotonic() > self._written_at + BEAT_SECONDS:
             self._write()
 
-    def say(self, text: str) -> None:
-        """A message was printed."""
-        self._said = [*self._said, text][-MAX_MESSAGES:]
-
     def _write(self) -> None:
         self._written_at = time.monotonic()
-        text = json.dumps(self._fields | {"time": time.time(), "said": self._said, "curve": self._curve})
+        text = json.dumps(self._fields | {"time": time.time(), "curve": self._curve})
         partial = self._file.with_name(f"{self._file.name}.partial")
         with contextlib.suppress(OSError):
             partial.write_text(text, encoding="utf-8")
@@ -156,8 +150,6 @@ class Progress:
 
     def say(self, text: str) -> None:
         """Print a message of one line."""
-        if self._heartbeat is not None:
-            self._heartbeat.say(text)
         self.console.print(f"     {printable(text)}", style="dim", highlight=False, markup=False)
 
 

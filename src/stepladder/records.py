@@ -240,9 +240,7 @@ def _not_utf8(path: Path, byte: int) -> InputError:
 
 def _parse(path: Path, number: int, line: str) -> Any:
     try:
-        value = json.loads(line)
-        if "\\ud" in line.lower():
-            json.dumps(value, ensure_ascii=False).encode()
+        return parse_json(line)
     except json.JSONDecodeError as error:
         problem = f"not JSON ({error.msg}, column {error.colno}); write one JSON object a line"
         raise InputError(path, problem, line=number) from None
@@ -250,6 +248,17 @@ def _parse(path: Path, number: int, line: str) -> Any:
         raise InputError(path, HALF_CHARACTER, line=number) from None
     except (RecursionError, ValueError) as error:  # nested too deeply; a number of thousands of digits
         raise InputError(path, f"cannot be read as JSON ({error}); simplify the line", line=number) from None
+
+
+def parse_json(text: str) -> Any:
+    """The value of a JSON text.
+
+    Raises:
+        ValueError, RecursionError: it is not JSON; UnicodeEncodeError among them: it holds half a character.
+    """
+    value = json.loads(text)
+    if "\\ud" in text.lower():
+        json.dumps(value, ensure_ascii=False).encode()
     return value
 
 

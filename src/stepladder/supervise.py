@@ -17,7 +17,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -25,6 +25,8 @@ import psutil
 
 PR_SET_CHILD_SUBREAPER = 36
 """From linux/prctl.h."""
+WATCH_SECONDS = 0.5
+"""Between two looks at what a command does."""
 PASSED_ON = re.compile(
     r"PATH|HOME|USER|LOGNAME|SHELL|TERM|TZ|TMP|TEMP|TMPDIR|PWD|HOSTNAME|LANG|LANGUAGE|VIRTUAL_ENV|CC|CXX|CPATH|MAX_JOBS"
     r"|LIBRARY_PATH|DO_NOT_TRACK|RANK|WORLD_SIZE|PYTHON\w*"
@@ -62,6 +64,15 @@ def supervised(
         if child.stdin is not None:
             child.stdin.close()
         child.wait()
+
+
+def run_watched(command: Sequence[str], log: Path, environment: Mapping[str, str], watch: Callable[[], None]) -> int:
+    """Run a supervised command to its end, and call ``watch`` now and then meanwhile; returns its exit code."""
+    with supervised(command, log, environment) as child:
+        while child.poll() is None:
+            time.sleep(WATCH_SECONDS)
+            watch()
+    return child.returncode
 
 
 def open_log(path: Path) -> BinaryIO:

@@ -80,6 +80,21 @@ def open_itself(path: Path, flags: int) -> int:
     return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
 
 
+def is_held(lock: Path) -> bool:
+    """Whether some process holds a lock file of ours (``flock``)."""
+    try:
+        handle = open_itself(lock, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(handle)
+    return False
+
+
 def sync_folder(folder: Path) -> None:
     """Put a folder's entries on the disk: after a rename, so that it survives a loss of power."""
     with contextlib.suppress(OSError):  # some file systems cannot
@@ -272,19 +287,13 @@ class Workspace:
         """File that says how far the command that works on the run is."""
         return self.folder / ".heartbeat.json"
 
+    @property
+    def _lock(self) -> Path:
+        return self.folder / ".lock"
+
     def is_locked(self) -> bool:
         """Whether some process works on the run."""
-        try:
-            handle = os.open(self.folder / ".lock", os.O_RDONLY | os.O_NOFOLLOW)
-        except OSError:
-            return False
-        try:
-            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except OSError:
-            return True
-        finally:
-            os.close(handle)
-        return False
+        return is_held(self._lock)
 
     def path(self, stage: str, part: str | None = None) -> Path:
         return self.folder / stage if part is None else self.folder / stage / part
@@ -300,7 +309,7 @@ class Workspace:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"{self.folder}: cannot be made ({error.strerror}); give --runs another folder") from None
-        lock = self.folder / ".lock"
+        lock = self._lock
         try:
             handle = open_itself(lock, os.O_CREAT | os.O_RDWR)
         except OSError as error:

@@ -17,12 +17,9 @@ from stepladder.nodes.chosen import workers_of
 from stepladder.progress import Progress
 from stepladder.records import WHOLE_FILE
 from stepladder.shards import imports
-from stepladder.shards.each import Pool
+from stepladder.shards.each import PIECE_BYTES, Pool
 from stepladder.terminal import say
 from stepladder.workspace import refuse_link, unwritable, write_atomic
-
-PIECE_BYTES = 32 * 2**20
-"""Of a JSONL file that one process reads; it reads other files whole."""
 
 
 def import_(source: str, out: Path, form: SourceFormat, cluster: Cluster | None, console: Console) -> None:
@@ -64,7 +61,7 @@ def _import(source: str, out: Path, form: SourceFormat, pool: Pool) -> int:
     def read() -> Iterator[ImportedQuestion]:
         return (item for piece in pieces for item in imports.read(piece))
 
-    count = sum(1 for _ in read())
+    count = sum(map(imports.count, pieces))
     if not count:
         raise InputError(source, "holds no questions")
     write_atomic(out, (json.dumps(problem, ensure_ascii=False) + "\n" for problem in problems(read)))

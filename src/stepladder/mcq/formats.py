@@ -266,13 +266,11 @@ def _unlettered(options: tuple[str, ...]) -> tuple[str, ...]:
 
 def _json(source: Path) -> Any:
     try:
-        value = json.loads(records.read_text(source))
-        json.dumps(value, ensure_ascii=False).encode()
+        return records.parse_json(records.read_text(source))
     except UnicodeEncodeError:
         raise InputError(source, records.HALF_CHARACTER) from None
     except (ValueError, RecursionError) as error:
         raise InputError(source, f"not JSON ({error})") from None
-    return value
 
 
 def _json_rows(source: Path) -> Iterator[tuple[int, Any]]:

@@ -15,6 +15,8 @@ from stepladder.nodes import Ended, Nodes, Running
 from stepladder.shards import work
 from stepladder.workspace import digest, write_atomic
 
+PIECE_BYTES = 32 * 2**20
+"""Of a file that one process works on."""
 ATTEMPTS = 3
 """At a piece whose process is lost."""
 POLL_SECONDS = 0.1

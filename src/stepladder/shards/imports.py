@@ -22,6 +22,12 @@ def items(order: Mapping[str, Any], result: Path) -> None:
         file.writelines(json.dumps(item) + "\n" for item in found)
 
 
+def count(result: Path) -> int:
+    """How many questions are in a result."""
+    with (result / ITEMS).open("rb") as file:
+        return sum(1 for _ in file)
+
+
 def read(result: Path) -> Iterator[ImportedQuestion]:
     """The questions in a result."""
     return (ImportedQuestion(*fields) for _, fields in parse_lines(result / ITEMS))

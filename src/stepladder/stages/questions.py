@@ -31,12 +31,9 @@ from stepladder.mcq.shuffle import rng
 from stepladder.nodes.chosen import workers_of
 from stepladder.records import Span, Split
 from stepladder.shards import splits
-from stepladder.shards.each import Pool
+from stepladder.shards.each import PIECE_BYTES, Pool
 from stepladder.shards.twins import near_held_out
 from stepladder.workspace import Artifact, unwritable, write_atomic
-
-PIECE_BYTES = 32 * 2**20
-"""Of a question file that one process works on."""
 
 
 class Lines(NamedTuple):

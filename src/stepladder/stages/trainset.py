@@ -26,7 +26,7 @@ from stepladder.models import template
 from stepladder.nodes.chosen import workers_of
 from stepladder.records import Example, Message, Question, Sample, Split
 from stepladder.reporting.data_card import REASONS, markdown, student_name
-from stepladder.shards.each import Pool
+from stepladder.shards.each import PIECE_BYTES, Pool
 from stepladder.shards.twins import near_held_out
 from stepladder.training.fit import fits
 from stepladder.training.sequences import tokenise
@@ -34,9 +34,6 @@ from stepladder.workspace import Artifact, write_atomic
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-PIECE_BYTES = 32 * 2**20
-"""Of problems' texts that one process compares."""
 
 
 def artifact(context: Context, part: str | None) -> Artifact:

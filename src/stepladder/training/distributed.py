@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +18,11 @@ from stepladder.errors import UserError
 from stepladder.nodes import Ended
 from stepladder.nodes.gang import Gang, Meeting
 from stepladder.records import Example
-from stepladder.supervise import child_environment, supervised
+from stepladder.supervise import child_environment, run_watched
 from stepladder.training import trl
 from stepladder.training.data import MAX_LOG_CHARACTERS, Data, Report, last_complete_checkpoint
 
 PROGRESS_FILE, ERROR_FILE = "progress.json", "error.txt"
-POLL_SECONDS = 0.5
-"""Time between two reads of the progress file."""
 
 
 def train(
@@ -108,11 +105,7 @@ class _Progress:
 def _run_here(settings: Train, job: Path, log: Path, progress: _Progress) -> Ended:
     """Run the processes on this machine until they have ended."""
     words = _torchrun(settings.devices, job, "--standalone")
-    with supervised(words, log, child_environment()) as child:
-        while child.poll() is None:
-            time.sleep(POLL_SECONDS)
-            progress.read()
-    return Ended(child.returncode)
+    return Ended(run_watched(words, log, child_environment(), progress.read))
 
 
 def _run_gang(gang: Gang, settings: Train, job: Path, log: Path, progress: _Progress) -> Ended:

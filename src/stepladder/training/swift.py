@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +21,7 @@ from stepladder.models.files import refuse_code
 from stepladder.nodes import Ended
 from stepladder.nodes.gang import Gang, Meeting
 from stepladder.records import Example
-from stepladder.supervise import child_environment, supervised
+from stepladder.supervise import child_environment, run_watched
 from stepladder.training.data import (
     MAX_LOG_CHARACTERS,
     Data,
@@ -266,11 +265,8 @@ def _run_here(
     swift: Swift, command: list[str], log: Path, variables: Mapping[str, str], watch: Callable[[], None]
 ) -> Ended:
     """Run ``swift`` on this machine to its end; ``watch`` is called meanwhile."""
-    with supervised(_swift(swift, command), log, child_environment() | OFFLINE | dict(variables)) as child:
-        while child.poll() is None:
-            time.sleep(0.5)
-            watch()
-    return Ended(child.returncode)
+    environment = child_environment() | OFFLINE | dict(variables)
+    return Ended(run_watched(_swift(swift, command), log, environment, watch))
 
 
 def _run_gang(gang: Gang, settings: Train, command: list[str], log: Path, progress: _Progress) -> Ended:

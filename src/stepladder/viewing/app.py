@@ -24,6 +24,7 @@ from stepladder.mcq.shuffle import shown
 from stepladder.progress import duration
 from stepladder.records import LETTERS, Question, Sample
 from stepladder.reporting.content import Report
+from stepladder.stages.report import HTML
 from stepladder.stats import gain_interval, mcnemar
 from stepladder.viewing import live, marks, words
 from stepladder.viewing.decided import Decisions
@@ -71,7 +72,6 @@ class Chain(NamedTuple):
 
     sample: Sample
     accepted: bool
-    options: Sequence[str]
     text: Any
 
 
@@ -80,15 +80,13 @@ class Item(NamedTuple):
 
     whole: Whole
     question: Question
-    label: str | None
-    """The label of the question file, whatever was decided."""
+    """With the label of the question file, whatever was decided."""
     bars: Sequence[Bar]
     sides: Mapping[str, Sequence[Chain]]
     """Chains for the label, against it, and those without a letter."""
     standing: Standing | None
     is_stale: bool
     holder: str | None
-    evidence: str
 
 
 class Pages:
@@ -152,7 +150,7 @@ class Pages:
         }
 
     def report(self, request: Request) -> Response:
-        path = self._context.workspace.folder / "report" / "report.html"
+        path = self._context.workspace.folder / "report" / HTML
         if not path.is_file():
             raise HTTPException(404, "There is no report yet.")
         return FileResponse(path, headers={"Content-Security-Policy": REPORT_POLICY})
@@ -168,7 +166,7 @@ class Pages:
         standing = self._standing()
         return self._page(
             request, "questions", rows=rows, total=total, page=page, pages=math.ceil(total / PAGE_SIZE), sort=sort,
-            filters=filters, choices=index.choices(), standing=standing,
+            filters=filters, choices=index.choices, standing=standing,
         )  # fmt: skip
 
     def question(self, request: Request) -> Response:
@@ -188,21 +186,21 @@ class Pages:
     def audit(self, request: Request) -> Response:
         """The next item of the queue, or the one that is asked for."""
         index, reviewer = self._index(), _cookie(request, "reviewer")
-        waiting = self._queue(index, reviewer)
-        total = len(index.doubtful())
+        doubtful = index.doubtful()
+        waiting = self._queue(doubtful, reviewer)
         name = request.query_params.get("id")
         if name is None:
             name = next((name for name in waiting if self._is_free(name, reviewer)), None)
         item = None if name is None else self._item(name)
         others = (name for name in waiting if item is not None and name != item.question.id)
         after = next((name for name in others if self._is_free(name, reviewer)), None)  # fetched ahead
-        common = {"total": total, "left": len(waiting), "after": after, "pace": self._pace(reviewer)}
+        common = {"total": len(doubtful), "left": len(waiting), "after": after, "pace": self._pace(reviewer)}
         first = request.query_params.get("first", "")
         blind = bool(_cookie(request, "blind")) and not first
         template = "item" if request.query_params.get("part") else "audit"
         return self._page(request, template, item=item, blind=blind, first=first, **common)
 
-    def _queue(self, index: Index, reviewer: str) -> list[str]:
+    def _queue(self, doubtful: Sequence[str], reviewer: str) -> list[str]:
         """Doubtful labels that nobody has decided about, those that this reviewer skipped last."""
         standing = self._standing()
         skipped = dict.fromkeys(
@@ -210,8 +208,9 @@ class Pages:
             for decision in (self._decisions.all() if self._decisions else ())
             if decision.action == "skip" and decision.reviewer == reviewer
         )
-        waiting = [name for name in index.doubtful() if not _is_decided(standing.get(name))]
-        return [name for name in waiting if name not in skipped] + [name for name in skipped if name in {*waiting}]
+        waiting = [name for name in doubtful if not _is_decided(standing.get(name))]
+        left = {*waiting}
+        return [name for name in waiting if name not in skipped] + [name for name in skipped if name in left]
 
     def _is_free(self, name: str, reviewer: str) -> bool:
         return self._decisions is None or self._decisions.lease(name, reviewer)
@@ -241,7 +240,7 @@ class Pages:
         except OSError as error:
             raise HTTPException(507, f"{self._decisions.file}: cannot be written ({error.strerror})") from None
         if request.headers.get("accept") == "application/json":
-            left = len(self._queue(self._index(), reviewer))
+            left = len(self._queue(self._index().doubtful(), reviewer))
             return JSONResponse({"id": decision.id, "action": decision.action, "left": left, "show": shown_next})
         back = f"/audit?{urlencode({'id': shown_next})}" if shown_next else _local(form.get("back", ""))
         return RedirectResponse(back or "/audit", 303)
@@ -258,10 +257,7 @@ class Pages:
 
     def _is_stale(self, index: Index, name: str, found: Standing) -> bool:
         whole = index.whole(name)
-        if whole is None:
-            return False
-        seen = whole.question.model_copy(update={"answer": self._label(whole, found)})
-        return any(decision.is_stale(seen) for decision in found.by_reviewer.values())
+        return whole is not None and _is_out_of_date(_as_in_file(whole.question, found), found)
 
     # Two systems
 
@@ -344,30 +340,35 @@ class Pages:
     def _standing(self) -> Mapping[str, Standing]:
         return {} if self._decisions is None else self._decisions.standing()
 
-    def _label(self, whole: Whole, standing: Standing | None) -> str | None:
-        """The label of the question file: a run that has gone on from a decision has the new one."""
-        seen = {d.label for d in standing.by_reviewer.values() if d.label} if standing is not None else set()
-        review = standing.review if standing is not None and whole.question.reviewed else None
-        is_new = review is not None and review.answer == whole.question.answer
-        return seen.pop() if is_new and len(seen) == 1 else whole.question.answer
-
     def _item(self, name: str) -> Item:
         whole = self._index().whole(name)
         if whole is None:
             raise HTTPException(404, "There is no such question in this run.")
         standing = self._standing().get(name)
-        label = self._label(whole, standing)
-        question = whole.question.model_copy(update={"answer": label})
+        question = whole.question if standing is None else _as_in_file(whole.question, standing)
         return Item(
-            whole, question, label, _bars(whole, label), _sides(whole, label), standing,
-            standing is not None and any(d.is_stale(question) for d in standing.by_reviewer.values()),
-            None if self._decisions is None else self._decisions.holder(name), evidence_of(question),
+            whole, question, _bars(whole, question.answer), _sides(whole, question.answer), standing,
+            standing is not None and _is_out_of_date(question, standing),
+            None if self._decisions is None else self._decisions.holder(name),
         )  # fmt: skip
 
     def prompt(self, question: Question, sample: Sample) -> str:
         """What a model was asked, as it was sent."""
         folder = self._context.config.prompts_for(sample.model) if sample.model in self._context.config.models else None
         return "\n\n".join(message.content for message in ask_messages(question, sample.permutation, folder))
+
+
+def _as_in_file(question: Question, standing: Standing) -> Question:
+    """A run's question with the label of the question file: a run that has gone on from a decision has the new one."""
+    seen = {decision.label for decision in standing.by_reviewer.values() if decision.label}
+    review = standing.review if question.reviewed else None
+    is_new = review is not None and review.answer == question.answer
+    return question.model_copy(update={"answer": seen.pop()}) if is_new and len(seen) == 1 else question
+
+
+def _is_out_of_date(question: Question, standing: Standing) -> bool:
+    """Whether the question, as the file has it, is not the one that somebody decided about."""
+    return any(decision.is_stale(question) for decision in standing.by_reviewer.values())
 
 
 def _bars(whole: Whole, label: str | None) -> list[Bar]:
@@ -387,7 +388,7 @@ def _sides(whole: Whole, label: str | None) -> dict[str, list[Chain]]:
     for sample, accepted in whole.chains:
         options = shown(whole.question.options, sample.permutation)
         side = "unread" if sample.answer is None else "for" if sample.answer == label else "against"
-        sides[side].append(Chain(sample, accepted, options, marks.chain(sample.text, options)))
+        sides[side].append(Chain(sample, accepted, marks.chain(sample.text, options)))
     return sides
 
 
@@ -396,15 +397,15 @@ def _decided(form: Mapping[str, str], item: Item, reviewer: str) -> Decision:
     action, answer = form.get("action", ""), form.get("answer")
     letters = tuple(LETTERS[: len(item.question.options)])
     if action in letters:
-        action, answer = ("keep", None) if action == item.label else ("relabel", action)
+        action, answer = ("keep", None) if action == item.question.answer else ("relabel", action)
     if action not in get_args(Action):
         raise HTTPException(400, f"{action!r} is not something that can be decided.")
     if action == "relabel" and answer not in letters:
         raise HTTPException(400, "A new label is one of the question's letters.")
     return Decision(
         id=item.question.id, action=cast("Action", action), answer=answer if action == "relabel" else None,
-        reviewer=reviewer, note=form.get("note", "")[:MAX_NOTE], label=item.label, evidence=item.evidence,
-        time=round(time.time(), 3), settles=bool(form.get("settles")),
+        reviewer=reviewer, note=form.get("note", "")[:MAX_NOTE], label=item.question.answer,
+        evidence=evidence_of(item.question), time=round(time.time(), 3), settles=bool(form.get("settles")),
     )  # fmt: skip
 
 

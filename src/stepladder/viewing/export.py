@@ -5,38 +5,38 @@ from __future__ import annotations
 import shutil
 from collections import deque
 from pathlib import Path
-from urllib.parse import urlencode
 
 from starlette.requests import Request
 
 from stepladder.context import Context
-from stepladder.viewing.app import STATIC, Pages
+from stepladder.stages.report import HTML
+from stepladder.viewing.app import STATIC, Pages, served_at
 from stepladder.workspace import digest
 
-STYLE, REPORT = "view.css", "report.html"
+STYLE = "view.css"
 
 
 class Crawl:
     """Names of files for pages, which are written in the order in which others link to them."""
 
     def __init__(self) -> None:
-        self._names: dict[str, str] = {}
-        self.waiting: deque[tuple[str, str, str]] = deque()
-        """Path, query and file name."""
+        self.names: dict[str, str] = {}
+        """By the address where the page would be served."""
+        self.waiting: deque[str] = deque()
+        """Addresses of pages that are not written yet."""
 
     def link(self, path: str, /, **query: object) -> str:
         """The name of a page's file."""
         if path.startswith("/static/"):
             return STYLE
         if path == "/report":
-            return REPORT
-        given = {name: value for name, value in query.items() if value not in (None, "") and name != "back"}
-        address = f"{path}?{urlencode(given)}"
-        if address not in self._names:
-            stem = path.strip("/") or "index"
-            self._names[address] = f"{stem}-{digest(address)[:16]}.html" if given else f"{stem}.html"
-            self.waiting.append((path, urlencode(given), self._names[address]))
-        return self._names[address]
+            return HTML
+        address = served_at(path, **query | {"back": None})
+        if address not in self.names:
+            stem, _, given = (address.strip("/") or "index").partition("?")
+            self.names[address] = f"{stem}-{digest(address)[:16]}.html" if given else f"{stem}.html"
+            self.waiting.append(address)
+        return self.names[address]
 
 
 def export(context: Context, folder: Path) -> int:
@@ -53,14 +53,13 @@ def export(context: Context, folder: Path) -> int:
         "/compare": pages.compare,
     }  # fmt: skip
     crawl.link("/")
-    count = 0
     while crawl.waiting:
-        path, query, name = crawl.waiting.popleft()
+        address = crawl.waiting.popleft()
+        path, _, query = address.partition("?")
         scope = {"type": "http", "method": "GET", "path": path, "query_string": query.encode(), "headers": []}
-        (folder / name).write_bytes(bytes(makers[path](Request(scope)).body))
-        count += 1
+        (folder / crawl.names[address]).write_bytes(bytes(makers[path](Request(scope)).body))
     shutil.copy(STATIC / STYLE, folder / STYLE)
-    report = context.workspace.folder / "report" / REPORT
+    report = context.workspace.folder / "report" / HTML
     if report.is_file():
-        shutil.copy(report, folder / REPORT)
-    return count
+        shutil.copy(report, folder / HTML)
+    return len(crawl.names)

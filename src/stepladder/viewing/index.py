@@ -10,6 +10,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, get_args
 
@@ -23,7 +24,7 @@ PAGE_SIZE = 50
 HELD_OUT: tuple[Split, ...] = ("validation", "test")
 SCHEMA = """
 CREATE TABLE question (
-    id TEXT PRIMARY KEY, split TEXT, source TEXT, language TEXT, options INTEGER, label TEXT, reviewed INTEGER,
+    id TEXT PRIMARY KEY, split TEXT, source TEXT, language TEXT, label TEXT, reviewed INTEGER,
     text TEXT, file INTEGER, begin INTEGER, length INTEGER, suspicion REAL, suggested TEXT, share REAL, rung TEXT
 ) WITHOUT ROWID;
 CREATE TABLE chain (
@@ -31,7 +32,7 @@ CREATE TABLE chain (
     length INTEGER
 );
 CREATE TABLE answer (
-    question TEXT, system TEXT, letter TEXT, is_right INTEGER, file INTEGER, begin INTEGER, length INTEGER
+    question TEXT, system TEXT, is_right INTEGER, file INTEGER, begin INTEGER, length INTEGER
 );
 """
 INDEXES = """
@@ -47,7 +48,7 @@ WHERE split = 'train';
 UPDATE question SET
     share = (SELECT AVG(is_right) FROM answer WHERE question = question.id AND is_right IS NOT NULL)
 WHERE split != 'train';
-CREATE INDEX question_doubt ON question (suspicion IS NULL, suspicion DESC, COALESCE(share, 1), id);
+CREATE INDEX question_doubt ON question ({doubt});
 """
 ORDER_BY = {"doubt": "suspicion IS NULL, suspicion DESC, COALESCE(share, 1), id", "id": "id"}
 FILTERS: Mapping[str, str] = {
@@ -82,7 +83,6 @@ class Row(NamedTuple):
     split: str
     source: str
     label: str | None
-    reviewed: bool
     suspicion: float | None
     suggested: str | None
     share: float | None
@@ -124,7 +124,7 @@ class Index:
         self._add_questions()
         self._add_chains()
         self._add_answers()
-        self._db.executescript(INDEXES.format(worked=WORKED))
+        self._db.executescript(INDEXES.format(worked=WORKED, doubt=ORDER_BY["doubt"]))
 
     def _lines(self, path: Path) -> Iterator[tuple[Any, tuple[int, int, int]]]:
         """The rows of a file, and where each is: file, offset and length."""
@@ -144,7 +144,7 @@ class Index:
         }
         rows = (
             (
-                row["id"], split, row["source"], row["language"], len(row["options"]), row["answer"], row["reviewed"],
+                row["id"], split, row["source"], row["language"], row["answer"], row["reviewed"],
                 "\n".join((row["id"], row["problem"], row["question"], *row["options"])), *place,
                 *suspects.get(row["id"], (None, None)), None, None,
             )
@@ -169,7 +169,7 @@ class Index:
         for system, _, path in systems(self._folder):
             rows = (
                 (
-                    row["question_id"], system, letter,
+                    row["question_id"], system,
                     None if labels.get(row["question_id"]) is None else letter == labels[row["question_id"]], *place,
                 )
                 for row, place in self._lines(path)
@@ -192,13 +192,12 @@ class Index:
         """How many questions pass all filters, and some of them, in order."""
         where, values = _where(filters)
         (total,) = self._select(f"SELECT COUNT(*) FROM question WHERE {where}", values)[0]  # noqa: S608
-        columns = (
-            "id, split, source, label, reviewed, suspicion, suggested, share, rung, SUBSTR(text, LENGTH(id) + 2, 300)"
-        )
+        columns = "id, split, source, label, suspicion, suggested, share, rung, SUBSTR(text, LENGTH(id) + 2, 300)"
         order = ORDER_BY.get(sort, ORDER_BY["doubt"])
         query = f"SELECT {columns} FROM question WHERE {where} ORDER BY {order} LIMIT ? OFFSET ?"  # noqa: S608
         return total, [Row(*row) for row in self._select(query, [*values, count, begin])]
 
+    @cached_property
     def choices(self) -> dict[str, list[tuple[str, int]]]:
         """What each filter may be set to, and how many questions that leaves."""
         return {name: [(str(value), count) for value, count in self._select(query)] for name, query in CHOICES.items()}
@@ -212,7 +211,7 @@ class Index:
 
     def whole(self, name: str) -> Whole | None:
         """Everything about a question; None if there is no such one."""
-        columns = "id, split, source, label, reviewed, suspicion, suggested, share, rung, '', file, begin, length"
+        columns = "id, split, source, label, suspicion, suggested, share, rung, '', file, begin, length"
         found = self._select(f"SELECT {columns} FROM question WHERE id = ?", [name])  # noqa: S608
         if not found:
             return None

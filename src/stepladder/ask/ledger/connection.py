@@ -15,7 +15,7 @@ from typing import Self
 from stepladder.ask.ledger import opening
 from stepladder.ask.ledger.faults import explain
 from stepladder.ask.ledger.schema import MIGRATIONS
-from stepladder.workspace import open_itself
+from stepladder.workspace import is_held, open_itself
 
 CHUNK = 500
 """Keys looked up in one SQL statement."""
@@ -101,16 +101,8 @@ class Connection:
     def _is_alive(self, session: int) -> bool:
         if session == self._session:
             return True
-        try:
-            handle = open_itself(self._session_file(session), os.O_RDONLY)
-        except OSError:
-            return False
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        if is_held(self._session_file(session)):
             return True
-        finally:
-            os.close(handle)
         if not self._read_only:
             self._session_file(session).unlink(missing_ok=True)
         return False
