@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -237,9 +237,13 @@ def scale(folder: Path, rounds: int, settings: argparse.Namespace) -> None:
 
 def many(folder: Path, rounds: int, settings: argparse.Namespace) -> None:
     """One driver and eight servers. What is measured after the kill is how long the driver takes until a server gets a
-    request that the ledger cannot answer; and how long the commands take that a user looks with."""
-    count, draw = settings.count, random.Random()
+    request that the ledger cannot answer; and how long the commands take that a user looks with. With ``--folder``,
+    the ledger stays there, and the same command goes on from what it holds."""
+    count, draw, folder = settings.count, random.Random(), settings.folder or folder
+    folder.mkdir(exist_ok=True)
     ledger = folder / "ledger.sqlite"
+    with Ledger(ledger) as opened:
+        held = opened.calls("run")
     with contextlib.ExitStack() as stack:
         apis = [stack.enter_context(ApiServer(folder, {"content": CHAIN})) for _ in range(SERVERS)]
 
@@ -248,24 +252,22 @@ def many(folder: Path, rounds: int, settings: argparse.Namespace) -> None:
 
         urls = ",".join(api.url for api in apis)
         command = (urls, ledger, "--count", count, "--words", 400, "--in-process", "--concurrency", 32)
-        begun, killed_at = time.perf_counter(), int(count * draw.uniform(0.3, 0.7))
+        kill_at = int((count - held) * draw.uniform(0.3, 0.7))
         process = start(*command)
-        resident = _watch(process, lambda: billed() >= killed_at)
+        watch = Watch(process, billed, held, count)
+        watch.until(lambda billed: billed >= kill_at)
         process.kill()
         process.communicate()
-        seconds, before = time.perf_counter() - begun, billed()
-        speed = f"{before:,} of {count:,} in {seconds:,.0f} s, {before / seconds:,.0f} a second"
-        tell(f"{speed}; killed; {_spread(resident)}")
+        before = billed()
+        tell(f"killed at {held + before:,} of {count:,}; {watch.memory()}")
         begun, process = time.perf_counter(), start(*command)
-        resident = _watch(process, lambda: billed() > before)
+        watch = Watch(process, billed, held, count)
+        watch.until(lambda billed: billed > before)
         tell(f"the next one was asked {time.perf_counter() - begun:.1f} s after the same command was given again")
-        resident = _watch(process, lambda: process.poll() is not None)
-        figures, asked = finish(process), billed()
+        watch.until(lambda billed: False)
+        figures, twice = finish(process), held + billed() - count
     size = sum(file.stat().st_size for file in folder.glob("ledger.sqlite*"))
-    tell(
-        f"{figures['answered']:,} answers, {asked - count:,} asked twice; {_spread(resident)}",
-        figures["answered"] == count,
-    )
+    tell(f"{figures['answered']:,} answers, {twice:,} asked twice; {watch.memory()}", figures["answered"] == count)
     tell(f"ledger: {size / count:,.0f} bytes an answer")
     begun = time.perf_counter()
     with Ledger(ledger, read_only=True) as opened:
@@ -273,20 +275,29 @@ def many(folder: Path, rounds: int, settings: argparse.Namespace) -> None:
     tell(f"calls, spend, accounts and what is open: {time.perf_counter() - begun:.3f} s", looked[0] == count)
 
 
-def _watch(process: subprocess.Popen[str], until: Callable[[], bool]) -> list[float]:
-    """Resident memory of a process, MiB, twice a second until then."""
-    resident: list[float] = []
-    while not until() and process.poll() is None:
-        with contextlib.suppress(psutil.Error):
-            resident.append(psutil.Process(process.pid).memory_info().rss / 2**20)
-        time.sleep(0.5)
-    return resident
+class Watch:
+    """A process that asks, looked at twice a second: its memory, and a line for every hundredth of its requests."""
 
+    def __init__(self, process: subprocess.Popen[str], billed: Callable[[], int], held: int, count: int) -> None:
+        self.process, self.billed, self.held, self.count = process, billed, held, count
+        self.resident: list[float] = []
+        self.last, self.since = billed(), time.perf_counter()
 
-def _spread(resident: Sequence[float]) -> str:
-    """Memory early on and at the end."""
-    early = resident[: max(1, len(resident) // 4)]
-    return f"memory {max(early):.0f} MiB in the first quarter, {max(resident):.0f} at most" if resident else "no memory"
+    def until(self, reached: Callable[[int], bool]) -> None:
+        """Look until so many requests have been billed as the function wants, or the process has ended."""
+        while not reached(billed := self.billed()) and self.process.poll() is None:
+            with contextlib.suppress(psutil.Error):
+                self.resident.append(psutil.Process(self.process.pid).memory_info().rss / 2**20)
+            if billed - self.last >= self.count / 100:
+                speed, self.since = (billed - self.last) / (time.perf_counter() - self.since), time.perf_counter()
+                self.last = billed
+                tell(f"  {self.held + billed:,} of {self.count:,}, {speed:,.0f} a second, {self.resident[-1]:.0f} MiB")
+            time.sleep(0.5)
+
+    def memory(self) -> str:
+        """Memory early on and at the end."""
+        early = self.resident[: max(1, len(self.resident) // 4)]
+        return f"memory {max(early):.0f} MiB in the first quarter, {max(self.resident):.0f} at most"
 
 
 def main() -> None:
@@ -305,6 +316,7 @@ def main() -> None:
     parser.add_argument("--curator", help="throughput: the Python of an environment with bespokelabs-curator 0.1.31")
     parser.add_argument("--hostile", type=float, default=0.0, help="kill, budget, full: share of hostile replies")
     parser.add_argument("--count", type=int, default=1_000_000, help="many")
+    parser.add_argument("--folder", type=Path, help="many: where the ledger stays, to go on later")
     settings = parser.parse_args()
     function, rounds = work[settings.what]
     with tempfile.TemporaryDirectory() as folder:
