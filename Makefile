@@ -4,10 +4,11 @@ VENV := .venv
 READY := $(VENV)/.ready
 SERVE := .venv-serve
 SWIFT := .venv-swift
+LLAMA := .venv-llama
 # As many processes as there are cores, but a GiB each; tests that share a fixture share a process (tests/conftest.py).
 PYTEST := $(VENV)/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-.PHONY: setup serve-env swift demo test test-other-dtype test-serve test-swift test-cluster check check-environments fuzz coverage docs worlds clean
+.PHONY: setup serve-env swift llama demo test test-other-dtype test-serve test-swift test-llama test-track test-cluster check check-environments fuzz coverage docs worlds clean
 
 setup: $(READY)
 
@@ -33,6 +34,14 @@ $(SWIFT)/.ready: constraints/swift.txt
 	$(SWIFT)/bin/python -m pip install --quiet --prefer-binary -r constraints/swift.txt
 	touch $@
 
+# llama.cpp's converter, quantiser and server, for 'stepladder export'; built from source in some ten minutes.
+llama: $(LLAMA)/.ready
+
+$(LLAMA)/.ready: constraints/llama.txt constraints/llama_cpp.py
+	test -x $(LLAMA)/bin/python || $(PYTHON) -m venv $(LLAMA)
+	$(LLAMA)/bin/python constraints/llama_cpp.py $(LLAMA)
+	touch $@
+
 demo: setup
 	$(VENV)/bin/stepladder run examples/demo.toml
 
@@ -56,6 +65,16 @@ check-environments: setup
 # A minute more, after an installation of 2 GB: training with a real ms-swift.
 test-swift: setup swift
 	$(VENV)/bin/python -m pytest -m swift tests/test_swift.py tests/test_hubs.py
+
+# A minute more, after a build: a member as a GGUF file, measured through llama.cpp's server.
+test-llama: setup llama
+	$(VENV)/bin/python -m pytest -m llama tests/test_export.py
+
+# A minute more, after an installation: a report passed on to real trackers, in an environment of its own beside $(VENV).
+test-track: setup
+	test -x .venv-track/bin/python || $(PYTHON) -m venv .venv-track
+	.venv-track/bin/python -m pip install --quiet --prefer-binary -c constraints/train.txt -e '.[api,train,dev]' -r constraints/track.txt
+	.venv-track/bin/python -m pytest -m track tests/test_tracking.py
 
 # Three minutes more: servers, trainings and pieces of files on the nodes of a Ray cluster (all on this machine), and in
 # the steps of a Slurm job where Slurm is installed (Debian: slurm-wlm) and this is root; files on an S3 server (moto).

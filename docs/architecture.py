@@ -19,7 +19,7 @@ FLOORS = (
     ("__main__",),
     ("cli",),
     ("commands",),
-    ("packaging", "rehearsal", "smoke", "viewing"),
+    ("exporting", "packaging", "rehearsal", "smoke", "viewing"),
     ("stages",),
     ("quantising",),
     ("training", "answering"),

@@ -20,7 +20,7 @@ from stepladder.ask.ledger import Ledger
 from stepladder.config import Model
 from stepladder.errors import MissingExtra
 
-READ_PROJECT = ("test_pack.py", "test_pipeline.py")
+READ_PROJECT = ("test_export.py", "test_pack.py", "test_pipeline.py")
 """Files whose tests read the fixture ``project``, which takes more than a minute to make."""
 
 

@@ -322,6 +322,23 @@ def pack(
 
 
 @app.command()
+def export(
+    config: ConfigFile,
+    member: Annotated[str, typer.Argument(help="Name of a member that is quantised.", show_default=False)],
+    out: Annotated[Path, typer.Argument(help="Folder to make.", show_default=False)],
+    gguf: Annotated[str, typer.Option(help="llama.cpp's quantisation: q4_k_m, q8_0 and others.")] = "q8_0",
+    llama_cpp: Annotated[
+        Path, typer.Option(help="Where llama.cpp is: what 'make llama' makes, or a checkout that is built.")
+    ] = Path(".venv-llama"),
+    runs: Runs = RUNS,
+) -> None:
+    """Write a member as a GGUF file for llama.cpp and Ollama, once it has answered validation as its weights do."""
+    from stepladder.commands import export as command
+
+    command.export(config, runs, member, out, gguf, llama_cpp)
+
+
+@app.command()
 def doctor(
     models: Annotated[
         Path | None,

@@ -426,3 +426,42 @@ class EnsembleChoice(Document):
     def answering(self) -> tuple[str, ...]:
         """The members whose answers count: one where it answers alone."""
         return (self.leader,) if self.rule == "single" else self.members
+
+
+class GgufSystem(Record):
+    """One of the forms of a member that a GGUF file is compared with, or the file."""
+
+    accuracy: float
+    interval: Interval
+    bytes: int
+    """Of the weights."""
+
+
+class GgufVerdict(Document):
+    """What a GGUF file of a member answers through llama.cpp's server, beside its merged and quantised weights: the
+    same validation questions, in pairs."""
+
+    FILE: ClassVar[str] = "gguf.json"
+
+    member: str
+    kind: str
+    """llama.cpp's name of the quantisation, such as ``q8_0``."""
+    file: str
+    llama_cpp: str
+    """Its version."""
+    weights: Literal["chosen", "final"]
+    """Final ones learned from the validation labels, so what they answer is compared but is no accuracy."""
+    n: int
+    merged: GgufSystem
+    quantised: GgufSystem
+    gguf: GgufSystem
+    flips: Flips
+    """Between merged weights and file."""
+    unparsed: Paired[float]
+    """Share of the answers without a readable letter; ``quantised`` is the file's."""
+    accuracy: AccuracyTest
+    """Whether the file lost accuracy."""
+    tokens: float
+    """Mean length of the file's answers, tokens."""
+    tokens_per_second: float | None
+    """That the server wrote, all answers together; None where the ledger had them all."""

@@ -681,6 +681,17 @@ class Ensemble(Table):
     ``single`` there by more than a standard error, else ``single``."""
 
 
+class Track(Table):
+    """``[track]``: a tracker that ``stepladder run`` passes a finished run on to: the members' curves, the figures and
+    the page. Its own client library does it, and its environment variables say where the tracker is and with which key.
+    A tracker that cannot be reached is no error; the next run tries again."""
+
+    to: Literal["trackio", "wandb", "mlflow"]
+    """Whose library is used; it is installed beside Stepladder."""
+    project: str = Field(default="stepladder", min_length=1)
+    """The project (with mlflow: the experiment) that the run is shown in."""
+
+
 class Config(Table):
     """A run."""
 
@@ -710,6 +721,7 @@ class Config(Table):
     cluster: Cluster | None = None
     predict: Predict = Predict()
     ensemble: Ensemble = Ensemble()
+    track: Track | None = None
 
     @model_validator(mode="after")
     def _names_exist(self) -> Self:

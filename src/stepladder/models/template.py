@@ -90,11 +90,24 @@ def closing_token(tokenizer: PreTrainedTokenizerBase) -> int:
     return conversation_tokens(tokenizer, CONVERSATIONS[0])[1][-1]
 
 
+def prompt_text(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> str:
+    """What a conversation and the beginning of the assistant's turn are, as text."""
+    return _texts(tokenizer, [messages], add_generation_prompt=True)[0]
+
+
 def _render(
     tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Sequence[Message]], *, add_generation_prompt: bool
 ) -> list[list[int]]:
-    """Token ids of conversations, as ``apply_chat_template`` of transformers gives them; but the template is rendered
-    in a process of its own, and what looks like a control token in a message is text."""
+    """Token ids of conversations, as ``apply_chat_template`` of transformers gives them."""
+    texts = _texts(tokenizer, conversations, add_generation_prompt=add_generation_prompt)
+    return cast("list[list[int]]", tokenizer(texts, add_special_tokens=False)["input_ids"])
+
+
+def _texts(
+    tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Sequence[Message]], *, add_generation_prompt: bool
+) -> list[str]:
+    """Conversations as text. The template is rendered in a process of its own, and what looks like a control token in a
+    message is text."""
     given = {"tools": None, "documents": None, "add_generation_prompt": add_generation_prompt}
     values = [
         {"messages": [message.model_dump() for message in as_text(tokenizer, messages)]}
@@ -103,12 +116,11 @@ def _render(
         for messages in conversations
     ]
     try:
-        texts = _templates(tokenizer.get_chat_template()).render_all(NAME, values)
+        return _templates(tokenizer.get_chat_template()).render_all(NAME, values)
     except TemplateFault as fault:
         raise TemplateError(
             f"{tokenizer.name_or_path}: the chat template cannot be rendered ({fault}); use another model or mend it"
         ) from None
-    return cast("list[list[int]]", tokenizer(texts, add_special_tokens=False)["input_ids"])
 
 
 @cache

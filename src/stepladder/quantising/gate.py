@@ -20,6 +20,7 @@ from stepladder.documents import (
     Paired,
     Verdict,
 )
+from stepladder.forecast.memory import weights_on_disk
 from stepladder.quantising.margin import Outcomes, check_accuracy, decide, sentence
 from stepladder.records import Example, Prediction, Question
 from stepladder.stats import accuracy_interval, mcnemar
@@ -92,7 +93,7 @@ def measure(context: Context, member: str, before: Reference, folder: Path, roun
     tokenizer = models.load_tokenizer(folder)
     divergence = distance(context, before, folder)
     loss = (sum(right) - sum(right_after)) / n
-    unparsed = Paired(merged=_unparsed(before.answers), quantised=_unparsed(answers))
+    unparsed = Paired(merged=unreadable(before.answers), quantised=unreadable(answers))
     rounding_kl = None if rounding is None else rounding.kl
     exceeded = _exceeded(settings, unparsed, divergence, rounding_kl)
     outcomes = Outcomes(tuple(problems), tuple(right), tuple(right_after))
@@ -118,14 +119,14 @@ def measure(context: Context, member: str, before: Reference, folder: Path, roun
             right_to_wrong=flips.lost,
             wrong_to_right=flips.won,
             p=flips.p,
-            examples=_examples(questions, before.answers, answers),
+            examples=flipped_answers(questions, before.answers, answers),
         ),
         unparsed=unparsed,
         accuracy=accuracy,
         tokens=Paired(merged=_mean_tokens(tokenizer, before.answers), quantised=_mean_tokens(tokenizer, answers)),
         distance=divergence,
         rounding_kl=rounding_kl,
-        bytes=Paired(merged=_weight_bytes(before.weights), quantised=_weight_bytes(folder)),
+        bytes=Paired(merged=weights_on_disk(before.weights), quantised=weights_on_disk(folder)),
         why=tuple(exceeded),
     )
 
@@ -143,7 +144,7 @@ def measure_final(
     settings = context.config.quantise
     answers = predict(context, member, folder, before.questions, f"validation, {chosen.form.bits}-bit")
     tokenizer, divergence = models.load_tokenizer(folder), distance(context, before, folder)
-    unparsed = Paired(merged=_unparsed(before.answers), quantised=_unparsed(answers))
+    unparsed = Paired(merged=unreadable(before.answers), quantised=unreadable(answers))
     rounding_kl = None if rounding is None else rounding.kl
     exceeded = _exceeded(settings, unparsed, divergence, rounding_kl)
     chosen_kl, chosen_unparsed = None if chosen.distance is None else chosen.distance.kl, chosen.unparsed.quantised
@@ -163,7 +164,7 @@ def measure_final(
         tokens=Paired(merged=_mean_tokens(tokenizer, before.answers), quantised=_mean_tokens(tokenizer, answers)),
         distance=divergence,
         rounding_kl=rounding_kl,
-        bytes=Paired(merged=_weight_bytes(before.weights), quantised=_weight_bytes(folder)),
+        bytes=Paired(merged=weights_on_disk(before.weights), quantised=weights_on_disk(folder)),
         chosen_unparsed=chosen_unparsed,
         chosen_kl=chosen_kl,
         why=tuple(exceeded),
@@ -212,7 +213,7 @@ def _outcomes(context: Context, member: str, merged: Path, folder: Path, questio
     return Outcomes(tuple(question.problem_id for question in questions), tuple(before), tuple(after))
 
 
-def _examples(
+def flipped_answers(
     questions: Sequence[Question], before: Sequence[Prediction], after: Sequence[Prediction]
 ) -> tuple[FlippedAnswer, ...]:
     """The first flipped questions of each direction, with the answers before and after."""
@@ -232,7 +233,7 @@ def _examples(
     return tuple(answer for answers in flipped.values() for answer in answers[:MAX_EXAMPLES])
 
 
-def _unparsed(answers: Sequence[Prediction]) -> float:
+def unreadable(answers: Sequence[Prediction]) -> float:
     """Share of the votes without a readable letter."""
     return sum(vote is None for answer in answers for vote in answer.votes) / sum(len(a.votes) for a in answers)
 
@@ -241,8 +242,3 @@ def _mean_tokens(tokenizer: Any, answers: Sequence[Prediction]) -> float:
     """Mean length of an answer, tokens."""
     texts = [text for answer in answers for text in answer.texts]
     return float(sum(len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]) / len(texts))
-
-
-def _weight_bytes(folder: Path) -> int:
-    """Bytes of the weight files."""
-    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))

@@ -23,7 +23,7 @@ def artifact(context: Context, part: str | None) -> Artifact:
     """
     inputs = {place.label: place.context.digest_of(place.stage, place.part) for place in _earlier(context)}
     # Nearly every setting appears in some sentence of the page, but no path of this machine.
-    settings = context.config.model_dump(mode="json", exclude={"questions", "models"})
+    settings = context.config.model_dump(mode="json", exclude={"questions", "models", "track"})
     return Artifact(context.input("report"), settings, inputs)
 
 

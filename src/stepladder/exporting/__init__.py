@@ -1,0 +1,1 @@
+"""Member models in the formats of other programs."""
