@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 from operator import itemgetter
 
@@ -133,11 +133,17 @@ def _breakdown(report: Report, key: str, rows: Sequence[tuple[str, GroupResult]]
 
 
 def loss(report: Report) -> Markup:
+    """The members' loss curves."""
+    return loss_curves({row.member: (*row.log, *row.validation) for row in report.training})
+
+
+def loss_curves(steps: Mapping[str, Sequence[TrainingStep]]) -> Markup:
     """Training loss of every member over epochs; dots are the validation loss after each epoch."""
-    curves = [(row.member, _thinned(row.log)) for row in report.training if row.log]
+    logs = {member: [row for row in rows if row.loss is not None] for member, rows in steps.items()}
+    curves = [(member, _thinned(rows)) for member, rows in logs.items() if rows]
     held_out = {
-        row.member: [(step.epoch, step.validation_loss) for step in row.validation if step.validation_loss is not None]
-        for row in report.training
+        member: [(row.epoch, row.validation_loss) for row in rows if row.validation_loss is not None]
+        for member, rows in steps.items()
     }
     drawing = Drawing(WIDTH, 280, "Training loss over epochs")
     if not curves:

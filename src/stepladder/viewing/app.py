@@ -23,6 +23,7 @@ from stepladder.mcq.reviews import Action, Decision, Standing, evidence_of, last
 from stepladder.mcq.shuffle import shown
 from stepladder.progress import duration
 from stepladder.records import LETTERS, Question, Sample
+from stepladder.reporting import figures
 from stepladder.reporting.content import Report
 from stepladder.stages.report import HTML
 from stepladder.stats import gain_interval, mcnemar
@@ -143,6 +144,7 @@ class Pages:
         samples = folder / "samples"
         return {
             "live": live.look(self._context),
+            "losses": figures.loss_curves(trained) if (trained := live.losses(self._context)) else None,
             "rungs": SampleSummary.read(samples).rungs if (samples / SampleSummary.FILE).exists() else (),
             "report": Report.read(folder / "report") if (folder / "report" / Report.FILE).exists() else None,
             "caps": {rung.name: rung.dollars for rung in config.rung},

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from stepladder.ask.ledger import Ledger
 from stepladder.ask.ledger.entries import Account
 from stepladder.context import Context, Place, artifacts
 from stepladder.errors import StepladderError
+from stepladder.records import read
+from stepladder.reporting.content import TrainingStep
 from stepladder.workspace import MANIFEST
 
+TRAINING_LOG = "log.jsonl"
 RATE_SECONDS = 60.0
 """Over which tokens and dollars a second are counted."""
 QUIET_SECONDS = 30.0
@@ -68,6 +73,21 @@ def look(context: Context) -> Live:
     stages = [StageState(place.label, _state(place, beat)) for place in artifacts(context)]
     quiet = time.time() - float(beat["time"]) if beat else None
     return Live(is_running, stages, beat, quiet if quiet and quiet > QUIET_SECONDS else None, _spending(context))
+
+
+def losses(context: Context) -> dict[str, Sequence[TrainingStep]]:
+    """The log of every member that has been trained, by its name."""
+    found = {}
+    for place in artifacts(context):
+        log = place.folder / TRAINING_LOG
+        if place.stage == "adapter" and (place.folder / MANIFEST).exists() and log.exists():
+            found[f"{'final ' if place.context.is_final else ''}{place.part}"] = _log(log, log.stat().st_mtime_ns)
+    return found
+
+
+@functools.lru_cache(maxsize=64)
+def _log(path: Path, changed: int) -> Sequence[TrainingStep]:
+    return read(path, TrainingStep)
 
 
 def _state(place: Place, beat: Mapping[str, Any]) -> str:
