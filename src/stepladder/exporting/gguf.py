@@ -105,7 +105,7 @@ def _measure(context: Context, member: str, kind: str, file: Path, server: Serve
     settings, seed = context.config.quantise, context.config.seed
     questions = records.read(context.input("questions") / "validation.jsonl", Question)
     problems, n = [question.problem_id for question in questions], len(questions)
-    merged_weights, student = context.input("merged", member), Student(context, member, file, server)
+    merged_weights, student = context.input("merged", member), GgufStudent(context, member, file, server)
     before = predict(context, member, merged_weights, questions, "validation, merged")
     after = student.answers(questions, f"validation, {kind}")
     right, right_after = correct(questions, before), correct(questions, after)
@@ -163,7 +163,7 @@ def _measure(context: Context, member: str, kind: str, file: Path, server: Serve
     )
 
 
-class Student:
+class GgufStudent:
     """A GGUF file that llama.cpp's server answers with, asked through the ledger like any model."""
 
     def __init__(self, context: Context, member: str, file: Path, server: Served) -> None:
