@@ -36,6 +36,7 @@ from stepladder.config import load
 from stepladder.errors import ConfigError
 from stepladder.mcq.answer import ANSWER_LINE
 from stepladder.mcq.prompts import ask_messages
+from stepladder.mcq.reviews import evidence_of
 from stepladder.mcq.shuffle import orders
 from stepladder.mcq.variant import Unfit, facts, is_repeated, only_asks, read
 from stepladder.records import LETTERS, Question, Sample, parse_lines
@@ -43,6 +44,7 @@ from stepladder.records import read as read_records
 from stepladder.reporting import costs
 from stepladder.stages.questions import validation_ids
 from stepladder.stages.variants import _program
+from stepladder.viewing.index import Index
 
 WORLDS = Path(__file__).parent.parent / "examples" / "closedworld" / "train.jsonl"
 SLOW = 0.02
@@ -477,6 +479,49 @@ def test_one_model_under_two_names_has_one_voice(
     ids = {question.id for question in project.questions()} | {*project.rejected()}
     assert ids == {f"{name}~writer~2-0" for name in project.problems().values()}
     assert company.prompts("writer") == before
+
+
+def test_what_nothing_proves_waits_for_people_and_their_decisions_hold(
+    done: Done, company: CompanyServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the folder of the run before, so that nothing is asked."""
+    project = Project(done.project.folder, company, monkeypatch, "reviewed")
+    project.write(AGREED.replace("DOLLARS", "1.0"))
+    toml = project.folder / "reviewed.toml"
+    toml.write_text(toml.read_text().replace("[questions]", '[questions]\nreviewed = "reviewed.jsonl"'))
+    reviewed, billed = project.folder / "reviewed.jsonl", company.settled()["billed"]
+    reviewed.touch()
+    assert project.run("questions", "samples", "variants") == 0
+
+    index = Index(project.run_folder)
+    waiting = index.doubtful()
+    unproved = {name for name, row in project.rejected().items() if row["reason"] == "not proved"}
+    assert {*waiting} == unproved
+    whole = index.whole(waiting[0])
+    assert whole is not None
+    assert whole.row.split == "variant"
+    assert [sample.model for sample, _ in whole.chains] == ["writer", "sure", "unsure"]
+    proved = index.whole(project.questions()[0].id)
+    assert proved is not None
+    assert [accepted for _, accepted in proved.chains] == [True]
+
+    kept, dropped, relabelled = waiting[0], proved.question.id, waiting[1]
+    letter = next(letter for letter in "AB" if letter != index.whole(relabelled).question.answer)  # type: ignore[union-attr]
+    lines = (
+        {"id": kept, "action": "keep", "label": whole.question.answer, "evidence": evidence_of(whole.question)},
+        {"id": dropped, "action": "drop"},
+        {"id": relabelled, "action": "relabel", "answer": letter},
+        {"id": waiting[2], "action": "keep", "evidence": "of another text"},
+    )
+    reviewed.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert project.run("questions", "samples", "variants") == 0
+    accepted = {question.id for question in project.questions()}
+    assert kept in accepted
+    assert project.summary()["accepted"]["reviewed"] == 1
+    rejected = {name: row["reason"] for name, row in project.rejected().items()}
+    assert [rejected[name] for name in (dropped, relabelled)] == ["refused by a reviewer"] * 2
+    assert Index(project.run_folder).doubtful() == [name for name in waiting if name not in (kept, relabelled)]
+    assert company.settled()["billed"] == billed
 
 
 def test_a_run_that_a_cap_and_then_a_kill_stopped_ends_with_the_same_files(

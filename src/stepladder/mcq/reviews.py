@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple, cast, get_args
 from stepladder import records
 from stepladder.errors import InputError
 from stepladder.mcq.questionfile import read_questions
+from stepladder.mcq.variant import is_variant
 from stepladder.records import LETTERS, Language, Question
 from stepladder.workspace import digest
 
@@ -129,14 +130,41 @@ def read_reviews(path: Path, train: Iterable[Path], language: Language) -> tuple
     Raises:
         InputError: naming file, line and field; or reviewers disagree.
     """
-    numbered = [*_rows(path)]
+    numbered = [(number, row) for number, row in _rows(path) if not is_variant(row["id"])]
     questions = {q.id: q for q in read_questions(train, {str(row["id"]) for _, row in numbered}, language)}
+    for number, row in numbered:
+        if row["id"] not in questions:
+            raise InputError(path, f"{row['id']!r} is not the id of a training question", line=number, field="id")
+    return _holding(path, numbered, questions)
+
+
+def read_variant_reviews(path: Path, variants: Mapping[str, Question]) -> dict[str, Review]:
+    """The same of questions that models wrote, by id, as far as they are written once more as they were decided about.
+
+    Raises:
+        InputError: naming file, line and field; or reviewers disagree.
+    """
+    numbered = [(number, row) for number, row in _rows(path) if row["id"] in variants]
+    return _holding(path, numbered, variants)[0]
+
+
+def variant_decisions(path: Path) -> list[dict[str, Any]]:
+    """What the file says about questions that models wrote.
+
+    Raises:
+        InputError: naming file, line and field.
+    """
+    return [row for _, row in _rows(path) if is_variant(row["id"])]
+
+
+def _holding(
+    path: Path, numbered: Iterable[tuple[int, dict[str, Any]]], questions: Mapping[str, Question]
+) -> tuple[dict[str, Review], dict[str, int]]:
+    """The reviews that hold, by question id, and the lines of those that do not."""
     fresh: list[Decision] = []
     lines: dict[str, int] = {}
     stale: dict[str, int] = {}
     for number, row in numbered:
-        if row["id"] not in questions:
-            raise InputError(path, f"{row['id']!r} is not the id of a training question", line=number, field="id")
         decision = _decision(path, number, row, len(questions[row["id"]].options))
         lines[decision.id] = number
         if decision.is_stale(questions[decision.id]):

@@ -17,6 +17,7 @@ from stepladder.records import LETTERS, Question
 REPEAT_SIMILARITY = 0.5
 """Jaccard similarity of n-grams from which two questions about one problem count as the same."""
 
+_ID = re.compile(r".+~[^#]+-\d+")
 _QUESTION = re.compile(r"^(?:[^\S\n]|[*#])*+(?:Question|问题)[*\s]*+[:：][*\s]*+", re.MULTILINE)
 _REASONING = re.compile(r"^(?:[^\S\n]|[*#])*+(?:Reasoning|推理)[*\s]*+[:：][*\s]*+", re.MULTILINE)
 _PROGRAM = re.compile(r"^(?:[^\S\n]|[*#])*+(?:Program|程序)[*\s]*+[:：][*\s]*+(?:```\w*+)?", re.MULTILINE)
@@ -25,6 +26,16 @@ _OPTION = re.compile(r"^(?:[^\S\n]|\*)*+([A-Z])[ *]*+[.、．:：)）][^\S\n]*+(
 _STRING = r'"(?:[^"\\\n]|\\.)*"'
 _PIECE = re.compile(rf"{_STRING}|%\*.*?(?:\*%|\Z)|%[^\n]*|\.\.|[^\".%]+|.", re.DOTALL)
 _ATOM = re.compile(r"([a-z]\w*)(\([^()]*\))?")
+
+
+def variant_id(problem: str, writer: str, number: int) -> str:
+    """The id of the question that a model wrote about a problem, as its ``number``-th."""
+    return f"{problem}~{writer}-{number}"
+
+
+def is_variant(question_id: str) -> bool:
+    """Whether it is the id of a question that a model wrote."""
+    return _ID.fullmatch(question_id) is not None
 
 
 class Unfit(Exception):

@@ -16,20 +16,25 @@ from stepladder.config import VARIANTS, Config, Variants, settings
 from stepladder.context import Context
 from stepladder.documents import VariantSummary
 from stepladder.mcq.prompts import Solved, ask_messages, variant_messages
+from stepladder.mcq.reviews import Review, read_variant_reviews, variant_decisions
 from stepladder.mcq.shuffle import orders, rng
 from stepladder.mcq.similar import nearest
-from stepladder.mcq.variant import Draft, Unfit, facts, is_repeated, only_asks, read
+from stepladder.mcq.variant import Draft, Unfit, facts, is_repeated, only_asks, read, variant_id
 from stepladder.mcq.verify import judge
 from stepladder.nodes.chosen import workers_of
 from stepladder.records import CHARGES, Charge, Question, Sample
 from stepladder.shards.each import Pool
 from stepladder.shards.proofs import PROVED, Program
-from stepladder.workspace import Artifact, write_atomic
+from stepladder.workspace import Artifact, digest, write_atomic
 
+UNPROVED, JUDGED = "unproved.jsonl", "judged.jsonl"
+"""The questions that nothing has proved and nobody has decided about, and what writer and judges wrote about them: for
+people to judge."""
 PIECE_PROGRAMS = 100
 """That one process tries."""
 
-Proof = Literal["agreed", "program"]
+Proof = Literal["agreed", "program", "reviewed"]
+"""``reviewed``: a person kept it."""
 
 
 class Written(NamedTuple):
@@ -45,6 +50,8 @@ def artifact(context: Context, part: str | None) -> Artifact:
     models = sorted({*_table(config).models, *judges(config)})
     inputs = {name: context.digest_of(name) for name in ("questions", "samples")} | context.prompts_of(models)
     inputs |= {f"model {name}": identity(config, name) for name in models}
+    if config.questions.reviewed is not None and (decided := variant_decisions(config.questions.reviewed)):
+        inputs["reviewed"] = digest(decided)
     chosen_settings = {"variants": settings(_table(config)), "seed": config.seed}
     return Artifact(context.input("variants"), chosen_settings, inputs)
 
@@ -58,21 +65,35 @@ def build(context: Context, part: str | None, folder: Path) -> None:
     refused: list[dict[str, object]] = []
     charges: dict[str, int] = {}
     drafts = write(context, problems, chains, refused, charges)
-    proofs = prove(context, drafts, problems, charges)
-    accepted = [written for written in drafts if written.draft.question.id in proofs]
+    proofs, judged = prove(context, drafts, problems, charges)
+    reviews = _reviews(context.config, drafts)
+    proofs |= {name: "reviewed" for name, review in reviews.items() if review.action == "keep"}
+    dropped = {name for name, review in reviews.items() if review.action != "keep"}
+    accepted, unproved = list[Written](), list[Written]()
     for written in drafts:
-        if written.draft.question.id not in proofs:
-            refused.append(_row(written.draft.question.id, written.writer, "not proved", written.draft))
+        name = written.draft.question.id
+        if name in dropped:
+            refused.append(_row(name, written.writer, "refused by a reviewer", written.draft))
+        elif name in proofs:
+            accepted.append(written)
+        else:
+            refused.append(_row(name, written.writer, "not proved", written.draft))
+            unproved.append(written)
+    proofs = {written.draft.question.id: proofs[written.draft.question.id] for written in accepted}
     accepted.sort(key=lambda written: written.draft.question.id)
     refused.sort(key=lambda row: str(row["id"]))
     write_atomic(folder / "questions.jsonl", records.lines(written.draft.question for written in accepted))
     write_atomic(folder / "accepted.jsonl", records.lines(map(_sample, accepted)))
     write_atomic(folder / "rejected.jsonl", (json.dumps(row, ensure_ascii=False) + "\n" for row in refused))
+    open_ids = {written.draft.question.id for written in unproved}
+    write_atomic(folder / UNPROVED, records.lines(written.draft.question for written in unproved))
+    shown = [*map(_sample, unproved), *(sample for sample in judged if sample.question_id in open_ids)]
+    write_atomic(folder / JUDGED, records.lines(shown))
     charged = (Charge(key=key, micro_dollars=amount) for key, amount in sorted(charges.items()) if amount)
     write_atomic(folder / CHARGES, records.lines(charged))
     VariantSummary(
         problems=len(problems),
-        written=len(drafts) + sum(row["reason"] != "not proved" for row in refused),
+        written=len(accepted) + len(refused),
         accepted=dict(sorted(Counter(proofs.values()).items())),
         refused=dict(Counter(str(row["reason"]) for row in refused).most_common()),
         writers=dict(sorted(Counter(written.writer for written in accepted).items())),
@@ -112,7 +133,7 @@ def write(
         }
         answers = _ask(client, [*requests.values()], f"{writer} writes", charges)
         for (problem, index), request in requests.items():
-            name, answer = f"{problem}~{writer}-{index}", answers[request.key]
+            name, answer = variant_id(problem, writer, index), answers[request.key]
             try:
                 if not answer.finished:
                     raise Unfit("cut off")
@@ -134,8 +155,9 @@ def prove(
     drafts: Sequence[Written],
     problems: Mapping[str, Sequence[Question]],
     charges: dict[str, int],
-) -> dict[str, Proof]:
-    """The proof of each draft that has one, by question id; adds to ``charges`` as :func:`write` does.
+) -> tuple[dict[str, Proof], list[Sample]]:
+    """The proof of each draft that has one, by question id, and what the judges answered; adds to ``charges`` as
+    :func:`write` does.
 
     Judges give the writer's answer under shuffled options without having seen it. ``agree`` of them prove it; one is
     enough beside a program that proves it on the problem's own facts, but a program alone is not, since its rules are
@@ -145,6 +167,7 @@ def prove(
     programs = _proved_by_program(context, drafts, problems)
     identities = {written.writer: identity(config, written.writer) for written in drafts}
     agreed: dict[str, set[str]] = {}
+    judged: list[Sample] = []
     for name in judges(config):
         client = ModelClient(context, name, _billing(table))
         asked = []
@@ -158,11 +181,32 @@ def prove(
         answers = _ask(client, [request for _, _, request in asked], f"{name} judges", charges)
         for question, order, request in asked:
             answer = answers[request.key]
-            verdict = judge(question, order, answer.text, finished=answer.finished).verdict
-            if answer.finished and verdict == "accepted":
+            judgement = judge(question, order, answer.text, finished=answer.finished)
+            judged.append(
+                Sample(
+                    question_id=question.id,
+                    rung=VARIANTS,
+                    model=name,
+                    sample_index=0,
+                    permutation=order,
+                    key=request.key,
+                    text=answer.text,
+                    answer=judgement.answer,
+                    verdict=judgement.verdict,
+                )
+            )
+            if answer.finished and judgement.verdict == "accepted":
                 agreed.setdefault(question.id, set()).add(client.identity)
     proofs: dict[str, Proof] = {name: "agreed" for name, voices in agreed.items() if len(voices) >= table.agree}
-    return proofs | {name: "program" for name in agreed if name in programs}
+    return proofs | {name: "program" for name in agreed if name in programs}, judged
+
+
+def _reviews(config: Config, drafts: Sequence[Written]) -> dict[str, Review]:
+    """What people decided about the drafts, by question id."""
+    reviewed = config.questions.reviewed
+    if reviewed is None:
+        return {}
+    return read_variant_reviews(reviewed, {written.draft.question.id: written.draft.question for written in drafts})
 
 
 def _ask(client: ModelClient, requests: Sequence[Request], label: str, charges: dict[str, int]) -> dict[str, Response]:

@@ -9,18 +9,23 @@ import os
 import sqlite3
 import threading
 import time
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, get_args
 
 from stepladder.answering.cascade import WORKED
+from stepladder.config import VARIANTS
 from stepladder.records import Prediction, Question, Sample, Split
+from stepladder.stages.variants import UNPROVED
 from stepladder.workspace import MANIFEST
 
 CHECK_SECONDS = 2.0
 """Between two looks whether the run has made something new."""
 PAGE_SIZE = 50
+VARIANT = "variant"
+"""The split of questions that models wrote."""
 HELD_OUT: tuple[Split, ...] = ("validation", "test")
 SCHEMA = """
 CREATE TABLE question (
@@ -44,10 +49,10 @@ UPDATE question SET
     rung = (SELECT rung FROM chain WHERE question = question.id AND accepted ORDER BY chain.ROWID LIMIT 1),
     share = (SELECT AVG(letter = question.label) FROM chain
              WHERE question = question.id AND letter IS NOT NULL AND model != '{worked}')
-WHERE split = 'train';
+WHERE split IN ('train', 'variant');
 UPDATE question SET
     share = (SELECT AVG(is_right) FROM answer WHERE question = question.id AND is_right IS NOT NULL)
-WHERE split != 'train';
+WHERE split IN ('validation', 'test');
 CREATE INDEX question_doubt ON question ({doubt});
 """
 ORDER_BY = {"doubt": "suspicion IS NULL, suspicion DESC, COALESCE(share, 1), id", "id": "id"}
@@ -120,6 +125,7 @@ class Index:
         self._db = sqlite3.connect("", check_same_thread=False)  # a file without a name, which ends with this
         self._lock = threading.Lock()
         self._files: list[BinaryIO] = []
+        weakref.finalize(self, _close, self._db, self._files)  # a request may read when another takes its place
         self._db.executescript(SCHEMA)
         self._add_questions()
         self._add_chains()
@@ -142,27 +148,28 @@ class Index:
         suspects = {
             row["id"]: (row["score"], row["suggested"]) for row, _ in self._lines(self._folder / "samples/audit.jsonl")
         }
+        files = [(str(split), self._folder / "questions" / f"{split}.jsonl") for split in get_args(Split)]
+        files += [(VARIANT, self._folder / VARIANTS / name) for name in ("questions.jsonl", UNPROVED)]
         rows = (
             (
                 row["id"], split, row["source"], row["language"], row["answer"], row["reviewed"],
                 "\n".join((row["id"], row["problem"], row["question"], *row["options"])), *place,
                 *suspects.get(row["id"], (None, None)), None, None,
             )
-            for split in get_args(Split)
-            for row, place in self._lines(self._folder / "questions" / f"{split}.jsonl")
+            for split, path in files
+            for row, place in self._lines(path)
         )  # fmt: skip
         self._insert("question", rows)
 
     def _add_chains(self) -> None:
-        for name, accepted in (("accepted", True), ("rejected", False)):
-            for prefix in ("", "validation_"):
-                rows = (
-                    (
-                        row["question_id"], row["rung"], row["model"], row["verdict"], row["answer"], accepted, *place
-                    )
-                    for row, place in self._lines(self._folder / "samples" / f"{prefix}{name}.jsonl")
-                )  # fmt: skip
-                self._insert("chain", rows)
+        names = {"samples/accepted": True, "samples/validation_accepted": True, "samples/rejected": False}
+        names |= {"samples/validation_rejected": False, f"{VARIANTS}/accepted": True, f"{VARIANTS}/judged": False}
+        for name, accepted in names.items():
+            rows = (
+                (row["question_id"], row["rung"], row["model"], row["verdict"], row["answer"], accepted, *place)
+                for row, place in self._lines(self._folder / f"{name}.jsonl")
+            )
+            self._insert("chain", rows)
 
     def _add_answers(self) -> None:
         labels = dict(self._db.execute("SELECT id, label FROM question"))
@@ -204,9 +211,11 @@ class Index:
 
     def doubtful(self) -> list[str]:
         """Ids of the questions whose label is suspect, the most suspect first, then of those whose label most answers
-        contradict."""
+        contradict, then of those that a model wrote and nothing has proved."""
         is_doubtful = "split = 'train' AND (suspicion IS NOT NULL OR share < 0.5) AND NOT reviewed"
-        query = f"SELECT id FROM question WHERE {is_doubtful} ORDER BY {ORDER_BY['doubt']}"  # noqa: S608
+        is_unproved = "split = 'variant' AND rung IS NULL"
+        order = f"split = 'variant', {ORDER_BY['doubt']}"
+        query = f"SELECT id FROM question WHERE {is_doubtful} OR {is_unproved} ORDER BY {order}"  # noqa: S608
         return [name for (name,) in self._select(query)]
 
     def whole(self, name: str) -> Whole | None:
@@ -235,6 +244,12 @@ class Index:
 
     def _row(self, kind: Any, file: int, begin: int, length: int) -> Any:
         return kind.model_validate_json(os.pread(self._files[file].fileno(), length, begin))
+
+
+def _close(db: sqlite3.Connection, files: Sequence[BinaryIO]) -> None:
+    db.close()
+    for file in files:
+        file.close()
 
 
 def systems(folder: Path) -> Iterator[tuple[str, Split, Path]]:
@@ -279,6 +294,6 @@ class Current:
 
     def _manifests(self) -> list[tuple[str, int]]:
         folder = self._folder
-        found = [folder / stage / MANIFEST for stage in ("questions", "samples", "ensemble")]
+        found = [folder / stage / MANIFEST for stage in ("questions", "samples", VARIANTS, "ensemble")]
         found += folder.glob(f"predictions/*/{MANIFEST}")
         return [(str(path), path.stat().st_mtime_ns) for path in sorted(found) if path.exists()]
