@@ -37,7 +37,8 @@ $(SWIFT)/.ready: constraints/swift.txt
 # llama.cpp's converter, quantiser and server, for 'stepladder export'; built from source in some ten minutes.
 llama: $(LLAMA)/.ready
 
-$(LLAMA)/.ready: constraints/llama.txt constraints/llama_cpp.py
+$(LLAMA)/.ready: constraints/llama.txt constraints/llama_cpp.py $(READY)
+	$(VENV)/bin/python -m pip install --quiet --prefer-binary -c constraints/train.txt -e '.[gguf]'
 	test -x $(LLAMA)/bin/python || $(PYTHON) -m venv $(LLAMA)
 	$(LLAMA)/bin/python constraints/llama_cpp.py $(LLAMA)
 	touch $@
@@ -67,7 +68,7 @@ test-swift: setup swift
 	$(VENV)/bin/python -m pytest -m swift tests/test_swift.py tests/test_hubs.py
 
 # A minute more, after a build: a member as a GGUF file, measured through llama.cpp's server.
-test-llama: setup llama
+test-llama: llama
 	$(VENV)/bin/python -m pytest -m llama tests/test_export.py
 
 # A minute more, after an installation: a report passed on to real trackers, in an environment of its own beside $(VENV).

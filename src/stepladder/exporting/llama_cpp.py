@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import secrets
 import subprocess
@@ -12,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from stepladder.errors import ServeError, UserError
+from stepladder.errors import MissingExtra, ServeError, UserError
 from stepladder.models.files import refuse_code
 from stepladder.serving.probe import free_port, is_healthy, is_ours, refuses_strangers
 from stepladder.supervise import child_environment, supervised
@@ -86,9 +87,12 @@ def convert(programs: LlamaCpp, weights: Path, out: Path, log: Path) -> None:
     """Convert a model folder into a GGUF file in its own number format.
 
     Raises:
+        MissingExtra: a library that the converter needs is not installed.
         ModelError: the folder brings code.
         UserError: the converter failed, for instance at an architecture or a tokenizer that it does not know.
     """
+    if importlib.util.find_spec("sentencepiece") is None:
+        raise MissingExtra("sentencepiece", "'stepladder[gguf]'")
     refuse_code(weights, "llama.cpp's converter")
     words = [sys.executable, programs.convert, weights.resolve(), "--outfile", out.resolve(), "--outtype", "auto"]
     _run([str(word) for word in words], log, "llama.cpp cannot convert it")
