@@ -6,7 +6,7 @@ import shutil
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from stepladder import models, records
 from stepladder.answering.client import ANSWER_TIMEOUT_SECONDS
@@ -22,6 +22,8 @@ from stepladder.errors import GateError, UserError
 from stepladder.exporting import llama_cpp, modelfile
 from stepladder.exporting.llama_cpp import LlamaCpp, Served
 from stepladder.forecast.memory import weights_on_disk
+from stepladder.mcq.prompts import ask_messages
+from stepladder.models import template
 from stepladder.quantising.gate import flipped_answers, unreadable
 from stepladder.quantising.margin import Outcomes, check_accuracy, sentence
 from stepladder.records import Prediction, Question
@@ -32,6 +34,11 @@ from stepladder.stages.trainset import member as member_settings
 from stepladder.stats import accuracy_interval, mcnemar
 from stepladder.workspace import file_digest, refuse_link, write_atomic
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+MAX_PROMPTS = 200
+"""That are held against their tokens."""
 KINDS = ("q4_0", "q4_k_s", "q4_k_m", "q5_k_m", "q6_k", "q8_0", "f16", "bf16")
 """llama.cpp's quantisations that may be asked for; those with k have blocks of 256 weights."""
 
@@ -84,16 +91,30 @@ def _fill(context: Context, member: str, kind: str, folder: Path, programs: Llam
     context.progress.update("quantises", 0, 1)
     llama_cpp.quantise(programs, whole, file, kind, log)
     whole.unlink()
-    with llama_cpp.served(programs, file, context.config.serve.max_length, log) as server:
+    serve, tokenizer = context.config.serve, models.load_tokenizer(weights)
+    with llama_cpp.served(programs, file, serve.max_length, log) as server:
+        _check_tokens(exported, tokenizer, server)
         measured = _measure(exported, member, kind, file, server, llama_cpp.version(programs))
     log.unlink()
     measured.write(folder)
     base = student_name(context.config, member_settings(context.config, member))
     licence = licence_of(base, models.locate(base))
-    serve, tokenizer = context.config.serve, models.load_tokenizer(weights)
     text = modelfile.text(file.name, tokenizer, context.config.predict, serve.max_length, licence)
     write_atomic(folder / modelfile.FILE, text)
     return measured
+
+
+def _check_tokens(context: Context, tokenizer: PreTrainedTokenizerBase, server: Served) -> None:
+    """Check that the file's chat template and tokenizer make of the validation prompts what the student was trained on.
+
+    Raises:
+        TemplateError: they do not.
+    """
+    for question in records.read(context.input("questions") / "validation.jsonl", Question)[:MAX_PROMPTS]:
+        prompt = ask_messages(question, tuple(range(len(question.options))), context.config.student_prompts)
+        expected = template.prompt_tokens(tokenizer, prompt)
+        actual = server.prompt_tokens(template.as_text(tokenizer, prompt))
+        template.check_same(tokenizer, "prompt", expected, actual, f"the GGUF file, {question.id}")
 
 
 def _measure(context: Context, member: str, kind: str, file: Path, server: Served, version: str) -> GgufVerdict:

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import json
 import os
 import secrets
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Iterator, Sequence
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from stepladder.errors import MissingExtra, ServeError, UserError
-from stepladder.models.files import refuse_code
+from stepladder.models.files import read_json, refuse_code
+from stepladder.records import Message
 from stepladder.serving.probe import free_port, is_healthy, is_ours, refuses_strangers
 from stepladder.supervise import child_environment, supervised
 from stepladder.training.data import log_tail
@@ -25,7 +29,34 @@ ENVIRONMENT = Path(".venv-llama")
 LOOPBACK = "127.0.0.1"
 SLOTS = 8
 """Answers that the server writes at once."""
-STARTUP_SECONDS, POLL_SECONDS, VERSION_SECONDS = 300.0, 0.3, 30.0
+STARTUP_SECONDS, POLL_SECONDS, VERSION_SECONDS, REPLY_SECONDS = 300.0, 0.3, 30.0, 60.0
+MAX_REPLY_BYTES = 2**24
+PLAIN_KERNELS = ["--no-repack"]
+"""For a second start where the first one ended by a signal: on some machines llama.cpp's kernels for AMX read where they
+must not (commit 0c1e570 on a virtual Xeon: SIGSEGV in ggml_backend_amx_mul_mat)."""
+SIGNALS = 128
+"""Exit codes above it stand for a signal."""
+_direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+"""Without a proxy."""
+
+
+TOKENIZER = "tokenizer.json"
+_CONVERT_AS_GPT2 = """
+import os, runpy, sys
+script = sys.argv[1]
+sys.path.insert(0, os.path.dirname(script))
+from conversion import base
+known = base.TextModel.get_vocab_base_pre
+def name(model, tokenizer):
+    try:
+        return known(model, tokenizer)
+    except NotImplementedError:
+        return "gpt-2"
+base.TextModel.get_vocab_base_pre = name
+sys.argv = sys.argv[1:]
+runpy.run_path(script, run_name="__main__")
+"""
+"""The converter, but where it does not know how the tokenizer splits text, that is as GPT-2's does."""
 
 
 class LlamaCpp(NamedTuple):
@@ -43,6 +74,28 @@ class Served(NamedTuple):
     url: str
     """Up to ``/v1``."""
     key: str
+
+    def prompt_tokens(self, messages: Sequence[Message]) -> list[int]:
+        """The token ids that the server makes of a conversation and the beginning of the assistant's turn.
+
+        Raises:
+            ServeError: it does not say.
+        """
+        rendered = self._ask("apply-template", {"messages": [message.model_dump() for message in messages]})
+        text = {"content": rendered.get("prompt"), "add_special": True, "parse_special": True}
+        return list(self._ask("tokenize", text).get("tokens", ()))
+
+    def _ask(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        headers = {"Authorization": f"Bearer {self.key}", "Content-Type": "application/json"}
+        request = urllib.request.Request(  # noqa: S310 (our own address)
+            f"{self.url.removesuffix('/v1')}/{path}", json.dumps(body).encode(), headers
+        )
+        try:
+            with _direct.open(request, timeout=REPLY_SECONDS) as reply:
+                answer = json.loads(reply.read(MAX_REPLY_BYTES))
+        except (OSError, ValueError) as error:
+            raise ServeError(f"llama.cpp's server did not answer /{path} ({error})") from None
+        return answer if isinstance(answer, dict) else {}
 
 
 def find(folder: Path) -> LlamaCpp:
@@ -94,8 +147,27 @@ def convert(programs: LlamaCpp, weights: Path, out: Path, log: Path) -> None:
     if importlib.util.find_spec("sentencepiece") is None:
         raise MissingExtra("sentencepiece", "'stepladder[gguf]'")
     refuse_code(weights, "llama.cpp's converter")
-    words = [sys.executable, programs.convert, weights.resolve(), "--outfile", out.resolve(), "--outtype", "auto"]
-    _run([str(word) for word in words], log, "llama.cpp cannot convert it")
+    words = [str(programs.convert), str(weights.resolve()), "--outfile", str(out.resolve()), "--outtype", "auto"]
+    tokenizer = read_json(weights / TOKENIZER)
+    if _is_plain_byte_level(tokenizer):
+        with tempfile.TemporaryDirectory(dir=out.parent) as folder:
+            words[1] = folder
+            for path in weights.resolve().iterdir():
+                Path(folder, path.name).symlink_to(path)
+            Path(folder, TOKENIZER).unlink()
+            tokenizer["model"]["byte_fallback"] = False
+            Path(folder, TOKENIZER).write_text(json.dumps(tokenizer), encoding="utf-8")
+            _run([sys.executable, "-c", _CONVERT_AS_GPT2, *words], log, "llama.cpp cannot convert it")
+    else:
+        _run([sys.executable, *words], log, "llama.cpp cannot convert it")
+
+
+def _is_plain_byte_level(tokenizer: Mapping[str, Any]) -> bool:
+    """Whether a tokenizer splits text as GPT-2's does, into bytes that all have a token: it never falls back to bytes,
+    although its file may say so, which the converter takes as a sign of SentencePiece. That file's tokens may be any,
+    and the converter knows how a tokenizer splits text by what tokens it makes of one."""
+    splits = tokenizer.get("pre_tokenizer") or {}
+    return splits.get("type") == "ByteLevel" and bool(splits.get("use_regex")) and tokenizer["model"]["type"] == "BPE"
 
 
 def quantise(programs: LlamaCpp, source: Path, out: Path, kind: str, log: Path) -> None:
@@ -122,19 +194,33 @@ def served(programs: LlamaCpp, file: Path, max_length: int, log: Path) -> Iterat
         "--jinja", "--reasoning-format", "none", "--parallel", str(SLOTS), "--ctx-size", str(SLOTS * max_length),
         "--threads", str(_cores()),
     ]  # fmt: skip
-    with supervised(words, log, child_environment() | {"LLAMA_API_KEY": key}) as child:
-        deadline = time.monotonic() + STARTUP_SECONDS
-        while not (is_ours(child.pid, port) and is_healthy(LOOPBACK, port)):
-            if child.poll() is not None:
-                raise ServeError(f"llama.cpp's server ended with code {child.returncode}: ... {log_tail(log)}")
-            if time.monotonic() > deadline:
-                raise ServeError(
-                    f"llama.cpp's server was not healthy within {STARTUP_SECONDS:g} s: ... {log_tail(log)}"
-                )
-            time.sleep(POLL_SECONDS)
-        if not refuses_strangers(LOOPBACK, port):
-            raise ServeError("llama.cpp's server does not ask for its key; use a newer one")
-        yield Served(f"http://{LOOPBACK}:{port}/v1", key)
+    environment = child_environment() | {"LLAMA_API_KEY": key}
+    for flags in ([], PLAIN_KERNELS):
+        with supervised([*words, *flags], log, environment) as child:
+            if _is_up(child, port, log):
+                if not refuses_strangers(LOOPBACK, port):
+                    raise ServeError("llama.cpp's server does not ask for its key; use a newer one")
+                yield Served(f"http://{LOOPBACK}:{port}/v1", key)
+                return
+        if child.returncode <= SIGNALS:
+            break
+    raise ServeError(f"llama.cpp's server ended with code {child.returncode}: ... {log_tail(log)}")
+
+
+def _is_up(child: subprocess.Popen[bytes], port: int, log: Path) -> bool:
+    """Wait until the server can answer; False where it has ended.
+
+    Raises:
+        ServeError: it takes too long.
+    """
+    deadline = time.monotonic() + STARTUP_SECONDS
+    while not (is_ours(child.pid, port) and is_healthy(LOOPBACK, port)):
+        if child.poll() is not None:
+            return False
+        if time.monotonic() > deadline:
+            raise ServeError(f"llama.cpp's server was not healthy within {STARTUP_SECONDS:g} s: ... {log_tail(log)}")
+        time.sleep(POLL_SECONDS)
+    return True
 
 
 def _run(words: Sequence[str], log: Path, failure: str) -> None:
