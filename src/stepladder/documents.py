@@ -461,6 +461,8 @@ class GgufVerdict(Document):
     """Share of the answers without a readable letter; ``quantised`` is the file's."""
     accuracy: AccuracyTest
     """Whether the file lost accuracy."""
+    other_tokens: int = 0
+    """Validation prompts that llama.cpp splits into other tokens than the student was trained on."""
     tokens: float
     """Mean length of the file's answers, tokens."""
     tokens_per_second: float | None

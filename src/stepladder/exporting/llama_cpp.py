@@ -32,8 +32,8 @@ SLOTS = 8
 STARTUP_SECONDS, POLL_SECONDS, VERSION_SECONDS, REPLY_SECONDS = 300.0, 0.3, 30.0, 60.0
 MAX_REPLY_BYTES = 2**24
 PLAIN_KERNELS = ["--no-repack"]
-"""For a second start where the first one ended by a signal: on some machines llama.cpp's kernels for AMX read where they
-must not (commit 0c1e570 on a virtual Xeon: SIGSEGV in ggml_backend_amx_mul_mat)."""
+"""For a second start where the first one ended by a signal: on some machines llama.cpp's kernels for AMX read where
+they must not (commit 0c1e570 on a virtual Xeon: SIGSEGV in ggml_backend_amx_mul_mat)."""
 SIGNALS = 128
 """Exit codes above it stand for a signal."""
 _direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
