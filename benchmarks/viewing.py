@@ -162,9 +162,10 @@ def main() -> None:
                 times.append(1000 * (time.perf_counter() - begun))
             print(f"  {name}: {statistics.median(times):.0f} ms", flush=True)
         times = sorted(decide_by_keyboard(browser, address))
-        kept = len((given.folder / "reviewed.jsonl").read_text().splitlines())
+        kept = [json.loads(line)["id"] for line in (given.folder / "reviewed.jsonl").read_text().splitlines()]
         p95 = times[int(0.95 * len(times))]
-        print(f"{len(times)} decisions by keyboard, {kept} on disk: {statistics.median(times):.0f} ms to the next item")
+        counts = f"{len(kept)} on disk, about {len({*kept})} questions"
+        print(f"{len(times)} decisions by keyboard, {counts}: {statistics.median(times):.0f} ms to the next item")
         print(f"  painted, 95th percentile {p95:.0f} ms, longest {times[-1]:.0f} ms", flush=True)
         for way, settings in WAYS.items():
             page = browser.new_context(**settings).new_page()

@@ -191,6 +191,15 @@ def test_decisions_are_kept_one_after_the_other_and_can_be_taken_back(browser: B
     assert browser.post("/decide", id=fourth, action="keep", back="//evil.example").headers["location"] == "/audit"
 
 
+def test_what_is_fetched_ahead_is_never_what_was_just_shown(browser: Browser) -> None:
+    """The page fetches an item before those shown earlier are decided about."""
+    page, shown = browser.get("/audit"), []
+    while (after := re.findall(r'data-after="([^"]+)"', page.text)) and len(shown) < 5:
+        shown += items(page)
+        page = browser.get(f"/audit?part=1&id={quote(html.unescape(after[0]), safe='')}")
+    assert len({*shown}) == len(shown) == 5
+
+
 def test_a_killed_server_has_lost_nothing(folder: Path) -> None:
     told: list[str] = []
     for _ in range(2):

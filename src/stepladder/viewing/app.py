@@ -194,8 +194,10 @@ class Pages:
         if name is None:
             name = next((name for name in waiting if self._is_free(name, reviewer)), None)
         item = None if name is None else self._item(name)
-        others = (name for name in waiting if item is not None and name != item.question.id)
-        after = next((name for name in others if self._is_free(name, reviewer)), None)  # fetched ahead
+        # Fetched ahead, while those before it may not be decided about yet.
+        begin = waiting.index(name) + 1 if name in waiting else 0
+        others = (other for other in (*waiting[begin:], *waiting[:begin]) if item is not None and other != name)
+        after = next((other for other in others if self._is_free(other, reviewer)), None)
         common = {"total": len(doubtful), "left": len(waiting), "after": after, "pace": self._pace(reviewer)}
         first = request.query_params.get("first", "")
         blind = bool(_cookie(request, "blind")) and not first
