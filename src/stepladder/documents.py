@@ -447,7 +447,7 @@ class GgufVerdict(Document):
     kind: str
     """llama.cpp's name of the quantisation, such as ``q8_0``."""
     file: str
-    llama_cpp: str
+    llama_cpp: str = ""
     """Its version."""
     weights: Literal["chosen", "final"]
     """Final ones learned from the validation labels, so what they answer is compared but is no accuracy."""

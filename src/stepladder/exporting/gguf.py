@@ -17,7 +17,7 @@ from stepladder.ask.remote.admission import FREE
 from stepladder.ask.request import Request, Response
 from stepladder.config import Model
 from stepladder.context import Context
-from stepladder.documents import Flips, GgufSystem, GgufVerdict, Paired
+from stepladder.documents import Flips, GgufSystem, GgufVerdict, Paired, Verdict
 from stepladder.errors import GateError, TemplateError, UserError
 from stepladder.exporting import llama_cpp, modelfile
 from stepladder.exporting.llama_cpp import LlamaCpp, Served
@@ -83,6 +83,7 @@ def export(context: Context, member: str, kind: str, out: Path, programs: LlamaC
 def _fill(context: Context, member: str, kind: str, folder: Path, programs: LlamaCpp) -> GgufVerdict:
     exported = context.final if context.config.final == "all" else context
     exported.digest_of("merged", member)  # raises where it is not there yet
+    in_bits = verdict(context.chosen, member)
     weights, log = exported.input("merged", member), folder / "log"
     file = folder / f"{context.config.name}-{member}-{kind}.gguf"
     context.progress.update("converts", 0, 1)
@@ -94,8 +95,8 @@ def _fill(context: Context, member: str, kind: str, folder: Path, programs: Llam
     serve, tokenizer = context.config.serve, models.load_tokenizer(weights)
     with llama_cpp.served(programs, file, serve.max_length, log) as server:
         differing = _check_tokens(exported, tokenizer, server)
-        measured = _measure(exported, member, kind, file, server, llama_cpp.version(programs))
-    measured = measured.model_copy(update={"other_tokens": differing})
+        measured = _measure(exported, in_bits, kind, GgufStudent(exported, member, file, server))
+    measured = measured.model_copy(update={"other_tokens": differing, "llama_cpp": llama_cpp.version(programs)})
     log.unlink()
     measured.write(folder)
     base = student_name(context.config, member_settings(context.config, member))
@@ -129,8 +130,8 @@ def _check_tokens(context: Context, tokenizer: PreTrainedTokenizerBase, server: 
     return len(differing)
 
 
-def _measure(context: Context, member: str, kind: str, file: Path, server: Served, version: str) -> GgufVerdict:
-    """Hold the file's answers against the merged weights'.
+def _measure(context: Context, in_bits: Verdict, kind: str, student: GgufStudent) -> GgufVerdict:
+    """Hold the file's answers against the merged weights'; ``in_bits`` is the verdict on the quantised ones.
 
     Raises:
         GateError: they are worse than is allowed.
@@ -138,7 +139,8 @@ def _measure(context: Context, member: str, kind: str, file: Path, server: Serve
     settings, seed = context.config.quantise, context.config.seed
     questions = records.read(context.input("questions") / "validation.jsonl", Question)
     problems, n = [question.problem_id for question in questions], len(questions)
-    merged_weights, student = context.input("merged", member), GgufStudent(context, member, file, server)
+    member, file = student.member, student.file
+    merged_weights = context.input("merged", member)
     before = predict(context, member, merged_weights, questions, "validation, merged")
     after = student.answers(questions, f"validation, {kind}")
     right, right_after = correct(questions, before), correct(questions, after)
@@ -162,12 +164,11 @@ def _measure(context: Context, member: str, kind: str, file: Path, server: Serve
         raise GateError(f"{file.name}: {'; '.join(exceeded)}; export another kind")
     if accuracy.decision == "cannot tell":
         context.progress.say(f"{file.name} passes, but: {sentence(accuracy, settings.max_orders)}")
-    flips, chosen = mcnemar(right, right_after), verdict(context.chosen, member)
+    flips = mcnemar(right, right_after)
     return GgufVerdict(
         member=member,
         kind=kind,
         file=file.name,
-        llama_cpp=version,
         weights="final" if context.is_final else "chosen",
         n=n,
         merged=GgufSystem(
@@ -176,7 +177,7 @@ def _measure(context: Context, member: str, kind: str, file: Path, server: Serve
             bytes=weights_on_disk(merged_weights),
         ),
         quantised=GgufSystem(
-            accuracy=chosen.quantised, interval=chosen.intervals.quantised, bytes=chosen.bytes.quantised
+            accuracy=in_bits.quantised, interval=in_bits.intervals.quantised, bytes=in_bits.bytes.quantised
         ),
         gguf=GgufSystem(
             accuracy=sum(right_after) / n,
@@ -200,7 +201,8 @@ class GgufStudent:
     """A GGUF file that llama.cpp's server answers with, asked through the ledger like any model."""
 
     def __init__(self, context: Context, member: str, file: Path, server: Served) -> None:
-        self._context, self._member, self._server = context, member, server
+        self.member, self.file = member, file
+        self._context, self._server = context, server
         self._identity = f"llama.cpp {file_digest(file)}"
         self.speed = Speed(0, 0.0)
 
@@ -211,7 +213,7 @@ class GgufStudent:
         def ask(requests: Sequence[Request]) -> Mapping[str, Response]:
             return self._ask([request for request in requests if not request.top_logprobs], label)
 
-        poll = Poll(questions, self._member, self._identity, config.predict, config.seed, config.student_prompts)
+        poll = Poll(questions, self.member, self._identity, config.predict, config.seed, config.student_prompts)
         return vote(poll, ask)
 
     def _ask(self, requests: list[Request], label: str) -> dict[str, Response]:

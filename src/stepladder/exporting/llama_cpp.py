@@ -38,8 +38,6 @@ SIGNALS = 128
 """Exit codes above it stand for a signal."""
 _direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 """Without a proxy."""
-
-
 TOKENIZER = "tokenizer.json"
 _CONVERT_AS_GPT2 = """
 import os, runpy, sys
@@ -148,7 +146,7 @@ def convert(programs: LlamaCpp, weights: Path, out: Path, log: Path) -> None:
         raise MissingExtra("sentencepiece", "'stepladder[gguf]'")
     refuse_code(weights, "llama.cpp's converter")
     words = [str(programs.convert), str(weights.resolve()), "--outfile", str(out.resolve()), "--outtype", "auto"]
-    tokenizer = read_json(weights / TOKENIZER)
+    tokenizer = read_json(weights / TOKENIZER) if (weights / TOKENIZER).exists() else {}
     if _is_plain_byte_level(tokenizer):
         with tempfile.TemporaryDirectory(dir=out.parent) as folder:
             words[1] = folder
