@@ -5,7 +5,8 @@
 FOLDER keeps the run and the screenshots; begun again, the script goes on. Every question has chains of five models; one
 label in twenty is contradicted by all of them. Prints how long the index takes; for each page the median of five loads;
 the median and 95th percentile of the time from a key to the next item painted; and, with axe-core's file, what it finds
-on each page, light and dark, wide and narrow. Every page is also opened in Chinese, and without JavaScript.
+on each page, light and dark, wide and narrow. Every page is also opened in Chinese, and without JavaScript. Last, the
+pages of a small run whose texts are hostile: scripts that ran, dialogs, and requests to anywhere else are counted.
 
 Needs playwright (pip install playwright==1.65.2) and a Chromium.
 """
@@ -53,6 +54,19 @@ WAYS: dict[str, dict[str, Any]] = {
     "narrow": {"color_scheme": "light", "viewport": {"width": 390, "height": 844}},
     "Chinese": {"locale": "zh-CN", "viewport": {"width": 1440, "height": 900}},
 }
+HOSTILE = (
+    "<script>window.hacked = 1; alert(1)</script>",
+    '<img src="http://127.0.0.1:9/x" onerror="window.hacked = 1">',
+    "</pre></textarea></title></script><svg onload=window.hacked=1>",
+    '<a href="javascript:window.hacked=1" autofocus onfocus="window.hacked=1">a</a> [a](javascript:alert(1))',
+    '<iframe src="http://127.0.0.1:9/"></iframe><link rel="stylesheet" href="http://127.0.0.1:9/">',
+    '<base href="//x.example/"><meta http-equiv="refresh" content="0; url=http://127.0.0.1:9/">',
+    "\u202egpj.exe\u2066\u200b {{ 7 * 7 }} {% include 'base.html.j2' %} ' \" ` \x1b[31m",
+    "\"><style>* { display: none }</style><form action='http://127.0.0.1:9/'><button>",
+)
+"""Texts that a question, an option, a chain, a model's name or a note may hold."""
+LONG = 200_000
+"""Characters of a chain."""
 PAINTED = "() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
 """Until what the page shows now is on the screen."""
 WATCH = f"""
@@ -107,6 +121,55 @@ def decide_by_keyboard(browser: Browser, address: str) -> list[float]:
         page.wait_for_function("number => window.times.length > number", arg=number)
     times: list[float] = page.evaluate("window.times")
     return times
+
+
+def make_hostile(folder: Path) -> None:
+    """A run whose every text is hostile."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "train.jsonl").open("w") as questions, (folder / "chains.jsonl").open("w") as chains:
+        for number, text in enumerate(HOSTILE):
+            name = f"p{number}{text[:60]}"
+            asked = {"question": f"Who? {text}", "options": [f"Ann {text}", "Bob"], "answer": "A"}
+            questions.write(json.dumps({"id": name, "problem": text, "questions": [asked]}) + "\n")
+            for model in HOSTILE[:3]:
+                padding = text * (LONG // len(text)) if number == 0 else ""
+                row = {"id": f"{name}#0", "chain": f"{text}{padding}\nAnswer: B", "model": f"m{model}"}
+                chains.write(json.dumps(row) + "\n")
+    (folder / "reviewed.jsonl").write_text("")
+    (folder / "run.toml").write_text(TOML)
+    for stage in ("questions", "samples"):
+        subprocess.run([sys.executable, "-m", "stepladder", stage, "run.toml"], cwd=folder, check=True)
+
+
+def visit_hostile(browser: Browser, address: str) -> None:
+    """Open and use every page, as a reviewer would, and count what must not be."""
+    base = address.partition("/?")[0]
+    page = browser.new_context(**WAYS["light"]).new_page()
+    dialogs, elsewhere, visited = list[str](), list[str](), 0
+    page.on("dialog", lambda dialog: (dialogs.append(dialog.message), dialog.dismiss()))
+    page.on("request", lambda sent: None if sent.url.startswith(base) else elsewhere.append(sent.url))
+    page.goto(address)
+    ran = 0
+    for number in range(len(HOSTILE)):
+        page.goto(f"{base}/audit")
+        if page.locator("form.decide").count():
+            page.fill("[name=note]", HOSTILE[number])
+            page.click("button[value=drop]")
+        for path in ("/", "/audit", "/decisions", "/compare", "/questions?q=%3Cscript%3E"):
+            page.goto(f"{base}{path}")
+            visited += 1
+            ran += bool(page.evaluate("() => window.hacked"))
+        page.goto(f"{base}/questions")
+        page.locator("[data-row] a").nth(number % max(1, page.locator("[data-row] a").count())).click()
+        page.wait_for_load_state()
+        page.goto(f"{page.url}&left=0&right=1")
+        visited += 2
+        ran += bool(page.evaluate("() => window.hacked"))
+        scripted = (
+            page.locator("a[href^='javascript']").count() + page.locator("main script, main iframe, main style").count()
+        )
+        ran += scripted
+    print(f"{visited} pages of hostile texts: {ran} ran, {len(dialogs)} dialogs, {len(elsewhere)} requests elsewhere")
 
 
 def look(page: Page, folder: Path, base: str, pages: dict[str, str], way: str, axe: str | None) -> None:
@@ -178,6 +241,9 @@ def main() -> None:
         page.click("button[value=drop]")
         after = page.get_attribute("[data-item]", "data-item")
         print(f"without JavaScript: {before} dropped, {after} is next", flush=True)
+        make_hostile(given.folder / "hostile")
+        with viewing(given.folder / "hostile") as (_, other):
+            visit_hostile(browser, other)
         browser.close()
 
 

@@ -193,7 +193,7 @@ def test_decisions_are_kept_one_after_the_other_and_can_be_taken_back(browser: B
 
 def test_what_is_fetched_ahead_is_never_what_was_just_shown(browser: Browser) -> None:
     """The page fetches an item before those shown earlier are decided about."""
-    page, shown = browser.get("/audit"), []
+    page, shown = browser.get("/audit"), list[str]()
     while (after := re.findall(r'data-after="([^"]+)"', page.text)) and len(shown) < 5:
         shown += items(page)
         page = browser.get(f"/audit?part=1&id={quote(html.unescape(after[0]), safe='')}")
@@ -250,10 +250,10 @@ def test_a_run_at_work_is_seen(folder: Path) -> None:
         with context.workspace.locked():
             beat = Heartbeat(context.workspace.heartbeat)
             beat.begin("adapter/a")
-            beat.move("step", 30, 120, "loss 0.5", 0.5)
+            beat.move("step", 30, 120, "loss 0.5", 90.0, 0.5)
             beat._write()
             page = browser.get("/live").text
-        assert "adapter/a: step, 30 of 120 loss 0.5" in page
+        assert "adapter/a: step, 30 of 120 · loss 0.5 · about 1 min 30 s left" in page
         assert "nothing runs" in browser.get("/live").text
 
 

@@ -51,9 +51,10 @@ class Heartbeat:
         with contextlib.suppress(OSError):
             self._file.unlink(missing_ok=True)
 
-    def move(self, what: str, done: float, total: float, note: str, value: float | None) -> None:
-        """Something was done of its work; ``value`` is a point of a curve over what is done."""
-        self._fields |= {"what": what, "done": done, "total": total, "note": note}
+    def move(self, what: str, done: float, total: float, note: str, left: float | None, value: float | None) -> None:
+        """Something was done of its work; ``left`` are seconds, and ``value`` is a point of a curve over what is
+        done."""
+        self._fields |= {"what": what, "done": done, "total": total, "note": note, "left": left}
         if value is not None:
             self._curve.append((done, value))
             if len(self._curve) > MAX_CURVE_POINTS:
@@ -82,11 +83,11 @@ class Progress:
         """Between two plain lines."""
         self._bars: Bars | None = None
         self._task: TaskID | None = None
-        self._work = ""
-        """Name of the work that was last reported."""
-        self._work_started_at = self._logged_at = self._done_at_start = 0.0
-        """When it started, when its last plain line was printed (monotonic seconds), and how much was done at its
-        start."""
+        self._pace = Pace()
+        self._logged: str | None = None
+        """Name of the work that the last plain line was about."""
+        self._logged_at = 0.0
+        """When it was printed, or its work begun, in monotonic seconds."""
 
     def up_to_date(self, label: str) -> None:
         self.console.print(f"  ·  {printable(label):<24} up to date", style="dim", markup=False, highlight=False)
@@ -95,7 +96,7 @@ class Progress:
     def stage(self, label: str) -> Iterator[None]:
         """Show the stage ``label`` as running until the block ends, then as finished, or as stopped if it raises."""
         start = time.monotonic()
-        self._work = ""  # two stages may use the same name for their work
+        self._pace, self._logged = Pace(), None  # two stages may use the same name for their work
         columns = (
             SpinnerColumn(), TextColumn("{task.description:<24}", markup=False),
             TextColumn("{task.fields[what]}", markup=False), BarColumn(24), MofNCompleteColumn(),
@@ -124,33 +125,45 @@ class Progress:
     def update(self, what: str, done: float, total: float, note: str = "", value: float | None = None) -> None:
         """Show how far the running stage is. ``what`` names the work, ``note`` is shown beside it, and ``value`` is a
         point of the curve that those who look on see."""
+        left = self._pace.left(what, done, total)
         if self._heartbeat is not None:
-            self._heartbeat.move(what, done, total, note, value)
+            self._heartbeat.move(what, done, total, note, left, value)
         if self._bars is not None and self._task is not None:
             self._bars.update(self._task, completed=done, total=total, what=what, note=note)
             if not self.console.is_terminal:
-                self._log(what, done, total, note)
+                self._log(what, done, total, note, left)
 
-    def _log(self, what: str, done: float, total: float, note: str) -> None:
-        """Print a plain line, if the last one is long enough ago. The remaining time is extrapolated from the start of
-        the work."""
+    def _log(self, what: str, done: float, total: float, note: str, left: float | None) -> None:
+        """Print a plain line, if the last one is long enough ago."""
         now_seconds = time.monotonic()
-        if what != self._work:
-            self._work, self._done_at_start = what, done
-            self._work_started_at = self._logged_at = now_seconds
+        if what != self._logged:
+            self._logged, self._logged_at = what, now_seconds
         if now_seconds - self._logged_at < self._log_seconds:
             return
         self._logged_at = now_seconds
-        done_since = done - self._done_at_start
-        remaining = ""
-        if done_since > 0 and done < total:
-            seconds = (now_seconds - self._work_started_at) * (total - done) / done_since
-            remaining = f", about {duration(seconds)} left"
+        remaining = "" if left is None else f", about {duration(left)} left"
         self.say(f"{what}: {done:,.0f} of {total:,.0f}{remaining}{f'  {note}' if note else ''}")
 
     def say(self, text: str) -> None:
         """Print a message of one line."""
         self.console.print(f"     {printable(text)}", style="dim", highlight=False, markup=False)
+
+
+class Pace:
+    """How long work takes: what is left is extrapolated from its start."""
+
+    def __init__(self) -> None:
+        self._what: str | None = None
+        self._begun_at = self._done_at_begin = 0.0
+
+    def left(self, what: str, done: float, total: float) -> float | None:
+        """Seconds; None where nothing was done yet, or nothing is left."""
+        if what != self._what:
+            self._what, self._begun_at, self._done_at_begin = what, time.monotonic(), done
+        done_since = done - self._done_at_begin
+        if done_since <= 0 or done >= total:
+            return None
+        return (time.monotonic() - self._begun_at) * (total - done) / done_since
 
 
 class Lane:

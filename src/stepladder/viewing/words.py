@@ -22,7 +22,7 @@ ZH: Mapping[str, str] = {
     "To go on from the decisions, run": "根据这些决定继续，请运行", "Nothing is there yet.": "尚无内容。",
     "stage": "阶段", "state": "状态", "done": "完成", "missing": "未完成", "running": "运行中",
     "spent": "已花费", "calls": "次调用", "in flight": "进行中", "tokens a second": "每秒词元",
-    "dollars an hour": "每小时美元", "last errors": "最近错误", "loss": "损失",
+    "an hour": "每小时", "left": "剩余", "last errors": "最近错误", "loss": "损失",
     "nothing runs": "没有运行中的命令", "Nothing has moved for": "已停顿", "before": "之前", "after": "之后",
     "fixed": "改对", "broken": "改错", "both right": "都对", "both wrong": "都错", "difference": "差异",
     "interval": "区间", "system": "系统", "accuracy": "准确率", "is looking at this": "正在查看此题",
