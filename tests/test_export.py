@@ -32,7 +32,7 @@ def test_a_modelfile_frames_a_prompt_as_the_template_of_the_weights_does(tokeniz
     framed, tail = body.split('"""')
     question = "Which letter?"
     expected = template.prompt_text(tokenizer, [Message(role="user", content=question)])
-    assert framed.replace("{{ .Prompt }}", question) == expected.removeprefix(str(tokenizer.bos_token))
+    assert framed.replace("{{ .Prompt }}", question) == expected
     assert head == "FROM ./m.gguf\n"
     assert tail.splitlines()[1:] == [
         "PARAMETER temperature 0", "PARAMETER num_ctx 2048", "PARAMETER num_predict 77", "LICENSE apache-2.0"
@@ -50,7 +50,7 @@ def test_a_hostile_template_adds_no_instruction(
     monkeypatch: pytest.MonkeyPatch, written: str, expected: str | None
 ) -> None:
     monkeypatch.setattr(template, "prompt_text", lambda _, messages: f"{written}{messages[0].content}:")
-    text = modelfile.text("m.gguf", SimpleNamespace(bos_token=None), Predict(), 512, None)  # type: ignore[arg-type]
+    text = modelfile.text("m.gguf", SimpleNamespace(bos_token_id=None), Predict(), 512, None)  # type: ignore[arg-type]
     assert "ADAPTER" not in text
     assert (expected in text) if expected else ("TEMPLATE" not in text)
 

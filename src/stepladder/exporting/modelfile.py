@@ -44,12 +44,12 @@ def text(file: str, tokenizer: PreTrainedTokenizerBase, predict: Predict, max_le
 
 
 def _around(tokenizer: PreTrainedTokenizerBase) -> Sequence[str]:
-    """What the chat template puts before and after the prompt; without the token that every text begins with, which
-    Ollama adds."""
+    """What the chat template puts before and after the prompt; without the token that every text begins with, where the
+    tokenizer, and so Ollama, adds it."""
     prompt = template.prompt_text(tokenizer, [Message(role="user", content=PROMPT)])
     before, _, after = prompt.partition(PROMPT)
-    begin = tokenizer.bos_token
-    return (before.removeprefix(begin) if isinstance(begin, str) else before), after
+    adds_first = tokenizer.bos_token_id is not None and tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]
+    return (before.removeprefix(str(tokenizer.bos_token)) if adds_first else before), after
 
 
 def _literal(part: str) -> str:
