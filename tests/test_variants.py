@@ -494,7 +494,7 @@ def test_what_nothing_proves_waits_for_people_and_their_decisions_hold(
     assert project.run("questions", "samples", "variants") == 0
 
     index = Index(project.run_folder)
-    waiting = index.doubtful()
+    waiting = index.doubtful
     unproved = {name for name, row in project.rejected().items() if row["reason"] == "not proved"}
     assert {*waiting} == unproved
     whole = index.whole(waiting[0])
@@ -520,7 +520,7 @@ def test_what_nothing_proves_waits_for_people_and_their_decisions_hold(
     assert project.summary()["accepted"]["reviewed"] == 1
     rejected = {name: row["reason"] for name, row in project.rejected().items()}
     assert [rejected[name] for name in (dropped, relabelled)] == ["refused by a reviewer"] * 2
-    assert Index(project.run_folder).doubtful() == [name for name in waiting if name not in (kept, relabelled)]
+    assert Index(project.run_folder).doubtful == [name for name in waiting if name not in (kept, relabelled)]
     assert company.settled()["billed"] == billed
 
 

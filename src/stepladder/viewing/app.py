@@ -188,7 +188,7 @@ class Pages:
     def audit(self, request: Request) -> Response:
         """The next item of the queue, or the one that is asked for."""
         index, reviewer = self._index(), _cookie(request, "reviewer")
-        doubtful = index.doubtful()
+        doubtful = index.doubtful
         waiting = self._queue(doubtful, reviewer)
         name = request.query_params.get("id")
         if name is None:
@@ -238,13 +238,14 @@ class Pages:
             if last is None:
                 raise HTTPException(409, "You have decided nothing that could be taken back.")
             form, shown_next = {"id": last.id, "action": "undo"}, last.id
-        decision = _decided(form, self._item(form.get("id", "")), reviewer)
+        _, question, _ = self._question(form.get("id", ""))
+        decision = _decided(form, question, reviewer)
         try:
             self._decisions.append(decision)
         except OSError as error:
             raise HTTPException(507, f"{self._decisions.file}: cannot be written ({error.strerror})") from None
         if request.headers.get("accept") == "application/json":
-            left = len(self._queue(self._index().doubtful(), reviewer))
+            left = len(self._queue(self._index().doubtful, reviewer))
             return JSONResponse({"id": decision.id, "action": decision.action, "left": left, "show": shown_next})
         back = f"/audit?{urlencode({'id': shown_next})}" if shown_next else _local(form.get("back", ""))
         return RedirectResponse(back or "/audit", 303)
@@ -345,16 +346,20 @@ class Pages:
         return {} if self._decisions is None else self._decisions.standing()
 
     def _item(self, name: str) -> Item:
-        whole = self._index().whole(name)
-        if whole is None:
-            raise HTTPException(404, "There is no such question in this run.")
-        standing = self._standing().get(name)
-        question = whole.question if standing is None else _as_in_file(whole.question, standing)
+        whole, question, standing = self._question(name)
         return Item(
             whole, question, _bars(whole, question.answer), _sides(whole, question.answer), standing,
             standing is not None and _is_out_of_date(question, standing),
             None if self._decisions is None else self._decisions.holder(name),
         )  # fmt: skip
+
+    def _question(self, name: str) -> tuple[Whole, Question, Standing | None]:
+        """Everything about a question, the question with the label of the question file, and what reviewers think."""
+        whole = self._index().whole(name)
+        if whole is None:
+            raise HTTPException(404, "There is no such question in this run.")
+        standing = self._standing().get(name)
+        return whole, whole.question if standing is None else _as_in_file(whole.question, standing), standing
 
     def prompt(self, question: Question, sample: Sample) -> str:
         """What a model was asked, as it was sent."""
@@ -396,20 +401,20 @@ def _sides(whole: Whole, label: str | None) -> dict[str, list[Chain]]:
     return sides
 
 
-def _decided(form: Mapping[str, str], item: Item, reviewer: str) -> Decision:
+def _decided(form: Mapping[str, str], question: Question, reviewer: str) -> Decision:
     """The decision that a form holds. An option's letter keeps the label, if it is that one, or else replaces it."""
     action, answer = form.get("action", ""), form.get("answer")
-    letters = tuple(LETTERS[: len(item.question.options)])
+    letters = tuple(LETTERS[: len(question.options)])
     if action in letters:
-        action, answer = ("keep", None) if action == item.question.answer else ("relabel", action)
+        action, answer = ("keep", None) if action == question.answer else ("relabel", action)
     if action not in get_args(Action):
         raise HTTPException(400, f"{action!r} is not something that can be decided.")
     if action == "relabel" and answer not in letters:
         raise HTTPException(400, "A new label is one of the question's letters.")
     return Decision(
-        id=item.question.id, action=cast("Action", action), answer=answer if action == "relabel" else None,
-        reviewer=reviewer, note=form.get("note", "")[:MAX_NOTE], label=item.question.answer,
-        evidence=evidence_of(item.question), time=round(time.time(), 3), settles=bool(form.get("settles")),
+        id=question.id, action=cast("Action", action), answer=answer if action == "relabel" else None,
+        reviewer=reviewer, note=form.get("note", "")[:MAX_NOTE], label=question.answer,
+        evidence=evidence_of(question), time=round(time.time(), 3), settles=bool(form.get("settles")),
     )  # fmt: skip
 
 

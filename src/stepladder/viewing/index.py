@@ -209,6 +209,7 @@ class Index:
         """What each filter may be set to, and how many questions that leaves."""
         return {name: [(str(value), count) for value, count in self._select(query)] for name, query in CHOICES.items()}
 
+    @cached_property
     def doubtful(self) -> list[str]:
         """Ids of the questions whose label is suspect, the most suspect first, then of those whose label most answers
         contradict, then of those that a model wrote and nothing has proved."""

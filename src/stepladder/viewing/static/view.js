@@ -21,7 +21,8 @@
     main.innerHTML = text;
     const heading = main.querySelector("h1");
     if (heading) heading.focus();
-    fetchAhead();
+    ahead = null;
+    requestAnimationFrame(() => setTimeout(fetchAhead)); // once this is painted
   }
 
   async function decide(action) {
