@@ -77,7 +77,7 @@ def test_llama_cpp_is_found_where_make_puts_it_and_in_a_checkout(tmp_path: Path)
 )
 def test_what_cannot_be_exported_is_said_in_a_line(project: Path, arguments: tuple[str, ...], message: str) -> None:
     done = stepladder(project, "export", "tiny.toml", *arguments)
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert message in done.stderr
     assert done.stderr.count("\n") == 1
     assert not (project / "out").exists()
@@ -100,7 +100,10 @@ def test_a_member_answers_through_llama_cpp_as_its_weights_do(project: Path) -> 
     assert measured.tokens_per_second
     assert f"Wrote {out}" in done.stdout.replace("\n", "")
     again = stepladder(project, "export", "tiny.toml", "all", str(out), "--llama-cpp", str(LLAMA))
-    assert (again.returncode, again.stderr) == (1, f"{out}: is there already; name another folder, or move it away\n")
+    assert (again.returncode, again.stderr) == (
+        2,
+        f"error: {out}: is there already; name another folder, or move it away\n",
+    )
     shutil.rmtree(out)
 
 
