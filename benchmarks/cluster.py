@@ -309,6 +309,7 @@ def count(world: World, runs: str) -> int:
 @contextlib.contextmanager
 def cluster_of_this_machine() -> Iterator[Any]:
     """A head without cores."""
+    import ray
     from ray.cluster_utils import Cluster
 
     os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_memory_monitor_refresh_ms": "0"}
@@ -318,6 +319,7 @@ def cluster_of_this_machine() -> Iterator[Any]:
     try:
         yield made
     finally:
+        ray.shutdown()  # where this process has joined it
         made.shutdown()
 
 
