@@ -296,6 +296,8 @@ class Watch:
 
     def memory(self) -> str:
         """Memory early on and at the end."""
+        if not self.resident:  # it was over before it was looked at
+            return "no memory"
         early = self.resident[: max(1, len(self.resident) // 4)]
         return f"memory {max(early):.0f} MiB in the first quarter, {max(self.resident):.0f} at most"
 

@@ -18,7 +18,7 @@ from stepladder.exporting import llama_cpp, modelfile
 from stepladder.models import template
 from stepladder.records import Message
 
-LLAMA = Path(__file__).parent.parent / llama_cpp.ENVIRONMENT
+LLAMA = Path(__file__).parent.parent / ".venv-llama"
 
 
 @pytest.fixture(scope="module")

@@ -95,6 +95,28 @@ def is_held(lock: Path) -> bool:
     return False
 
 
+@contextlib.contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """A folder to fill beside ``out``, which it becomes when the block ends; if the block raises, nothing is left.
+
+    Raises:
+        UserError: ``out`` is there already, or its parent is not.
+    """
+    if out.exists():
+        raise UserError(f"{out}: is there already; name another folder, or move it away")
+    if not out.parent.is_dir():
+        raise UserError(f"{out}: there is no folder {out.parent}; make it, or name another one")
+    partial = out.with_name(f".{out.name}.partial")
+    refuse_link(partial)
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    try:
+        yield partial
+        partial.rename(out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
 def sync_folder(folder: Path) -> None:
     """Put a folder's entries on the disk: after a rename, so that it survives a loss of power."""
     with contextlib.suppress(OSError):  # some file systems cannot

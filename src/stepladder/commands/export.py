@@ -11,7 +11,7 @@ from stepladder.context import Context
 from stepladder.documents import GgufVerdict
 from stepladder.errors import UserError
 from stepladder.exporting import gguf, llama_cpp, modelfile
-from stepladder.reporting.words import percent
+from stepladder.reporting.words import interval, percent
 from stepladder.terminal import say
 
 
@@ -42,8 +42,8 @@ def _summary(measured: GgufVerdict, bits: int, console: Console) -> None:
         table.add_column(header, justify="right")
     systems = {"merged": measured.merged, f"{bits}-bit": measured.quantised, measured.kind: measured.gguf}
     for name, system in systems.items():
-        interval = f"{100 * system.interval.low:.1f} to {percent(system.interval.high, 1)}"
-        table.add_row(name, percent(system.accuracy, 1), interval, f"{system.bytes / 1e6:,.0f}")
+        limits = interval(system.interval.low, system.interval.high, 1)
+        table.add_row(name, percent(system.accuracy, 1), limits, f"{system.bytes / 1e6:,.0f}")
     console.print(table)
     flips, speed = measured.flips, measured.tokens_per_second
     speed_words = "" if speed is None else f"; {speed:,.0f} tokens/s"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,13 +17,13 @@ from stepladder.ask.request import Request, Response
 from stepladder.config import Model
 from stepladder.context import Context
 from stepladder.documents import Flips, GgufSystem, GgufVerdict, Paired, Verdict
-from stepladder.errors import GateError, TemplateError, UserError
+from stepladder.errors import GateError, TemplateError
 from stepladder.exporting import llama_cpp, modelfile
 from stepladder.exporting.llama_cpp import LlamaCpp, Served
 from stepladder.forecast.memory import weights_on_disk
 from stepladder.mcq.prompts import ask_messages
 from stepladder.models import template
-from stepladder.quantising.gate import flipped_answers, unreadable
+from stepladder.quantising.gate import accuracy_exceeded, flipped_answers, limits_exceeded, unreadable
 from stepladder.quantising.margin import Outcomes, check_accuracy, sentence
 from stepladder.records import Prediction, Question
 from stepladder.reporting.data_card import student_name
@@ -32,7 +31,7 @@ from stepladder.reporting.model_card import licence_of
 from stepladder.stages.quantised import verdict
 from stepladder.stages.trainset import member as member_settings
 from stepladder.stats import accuracy_interval, mcnemar
-from stepladder.workspace import file_digest, refuse_link, write_atomic
+from stepladder.workspace import file_digest, new_folder, write_atomic
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -64,20 +63,8 @@ def export(context: Context, member: str, kind: str, out: Path, programs: LlamaC
         UserError: the folder is there, the run is not so far, or one of the programs failed.
         GateError: the file answers worse than ``[quantise] max_loss`` and ``max_unparsed`` allow; no folder is made.
     """
-    if out.exists():
-        raise UserError(f"{out}: is there already; name another folder, or move it away")
-    if not out.parent.is_dir():
-        raise UserError(f"{out}: there is no folder {out.parent}; make it, or name another one")
-    partial = out.with_name(f".{out.name}.partial")
-    refuse_link(partial)
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    try:
-        measured = _fill(context, member, kind, partial, programs)
-        partial.rename(out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return measured
+    with new_folder(out) as partial:
+        return _fill(context, member, kind, partial, programs)
 
 
 def _fill(context: Context, member: str, kind: str, folder: Path, programs: LlamaCpp) -> GgufVerdict:
@@ -153,13 +140,7 @@ def _measure(context: Context, in_bits: Verdict, kind: str, student: GgufStudent
     outcomes = Outcomes(tuple(problems), tuple(right), tuple(right_after))
     accuracy = check_accuracy(outcomes, questions, settings.max_loss, settings.max_orders, seed, ask_more)
     unparsed = Paired(merged=unreadable(before), quantised=unreadable(after))
-    exceeded = []
-    if accuracy.decision == "worse" or (accuracy.decision == "cannot tell" and settings.undecided == "fail"):
-        exceeded.append(sentence(accuracy, settings.max_orders))
-    if (growth := unparsed.quantised - unparsed.merged) > settings.max_unparsed:
-        exceeded.append(
-            f"answers without a readable letter grew by {growth:.3f}, more than max_unparsed = {settings.max_unparsed}"
-        )
+    exceeded = limits_exceeded(settings, unparsed, None, None) + accuracy_exceeded(settings, accuracy)
     if exceeded:
         raise GateError(f"{file.name}: {'; '.join(exceeded)}; export another kind")
     if accuracy.decision == "cannot tell":

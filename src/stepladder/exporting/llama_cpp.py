@@ -19,13 +19,11 @@ from typing import Any, NamedTuple
 from stepladder.errors import MissingExtra, ServeError, UserError
 from stepladder.models.files import read_json, refuse_code
 from stepladder.records import Message
-from stepladder.serving.probe import free_port, is_healthy, is_ours, refuses_strangers
+from stepladder.serving.probe import direct, free_port, is_healthy, is_ours, refuses_strangers
 from stepladder.supervise import child_environment, supervised
 from stepladder.training.data import log_tail
 from stepladder.training.swift import OFFLINE
 
-ENVIRONMENT = Path(".venv-llama")
-"""Where ``make llama`` puts it."""
 LOOPBACK = "127.0.0.1"
 SLOTS = 8
 """Answers that the server writes at once."""
@@ -36,8 +34,6 @@ PLAIN_KERNELS = ["--no-repack"]
 they must not (commit 0c1e570 on a virtual Xeon: SIGSEGV in ggml_backend_amx_mul_mat)."""
 SIGNALS = 128
 """Exit codes above it stand for a signal."""
-_direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-"""Without a proxy."""
 TOKENIZER = "tokenizer.json"
 _CONVERT_AS_GPT2 = """
 import os, runpy, sys
@@ -89,7 +85,7 @@ class Served(NamedTuple):
             f"{self.url.removesuffix('/v1')}/{path}", json.dumps(body).encode(), headers
         )
         try:
-            with _direct.open(request, timeout=REPLY_SECONDS) as reply:
+            with direct.open(request, timeout=REPLY_SECONDS) as reply:
                 answer = json.loads(reply.read(MAX_REPLY_BYTES))
         except (OSError, ValueError) as error:
             raise ServeError(f"llama.cpp's server did not answer /{path} ({error})") from None

@@ -28,7 +28,7 @@ from stepladder.reporting.model_card import base_name, licence_of
 from stepladder.stages.flow import states
 from stepladder.stages.quantised import verdict
 from stepladder.stages.trainset import member
-from stepladder.workspace import MANIFEST, digest, file_digest, refuse_link, write_atomic
+from stepladder.workspace import MANIFEST, digest, file_digest, new_folder, write_atomic
 
 SCRIPTS = ("run.sh", "serve.sh", "selftest.sh", "install.sh", "healthcheck")
 OTHER_FILES = ("README.md", "Dockerfile", "compose.yaml", ".dockerignore")
@@ -93,23 +93,11 @@ def pack(context: Context, out: Path, engine: Engine | None, image: str | None, 
     Raises:
         UserError: the folder is there, the run is not finished, or wheels cannot be downloaded or built.
     """
-    if out.exists():
-        raise UserError(f"{out}: is there already; name another folder, or move it away")
-    if not out.parent.is_dir():
-        raise UserError(f"{out}: there is no folder {out.parent}; make it, or name another one")
     if image is not None and "@sha256:" not in image:
         raise UserError(f"--image {image!r}: has no digest; name it as NAME@sha256:..., which pins one image")
-    team = _team(context)
-    chosen_engine = engine or context.config.predict.engine
-    partial = out.with_name(f".{out.name}.partial")
-    refuse_link(partial)
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    try:
-        _fill(context, partial, team, chosen_engine, image, pythons)
-        partial.rename(out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    with new_folder(out) as partial:
+        team = _team(context)
+        _fill(context, partial, team, engine or context.config.predict.engine, image, pythons)
     return out
 
 

@@ -11,6 +11,7 @@ from stepladder.answering.voting import conversation, correct, predict
 from stepladder.config import Quantise
 from stepladder.context import Context
 from stepladder.documents import (
+    AccuracyTest,
     Direction,
     Distance,
     FinalMeasurement,
@@ -95,7 +96,7 @@ def measure(context: Context, member: str, before: Reference, folder: Path, roun
     loss = (sum(right) - sum(right_after)) / n
     unparsed = Paired(merged=unreadable(before.answers), quantised=unreadable(answers))
     rounding_kl = None if rounding is None else rounding.kl
-    exceeded = _exceeded(settings, unparsed, divergence, rounding_kl)
+    exceeded = limits_exceeded(settings, unparsed, divergence, rounding_kl)
     outcomes = Outcomes(tuple(problems), tuple(right), tuple(right_after))
     if exceeded:  # it is refused anyway, whatever more answers would say
         accuracy = decide(outcomes, settings.max_loss)
@@ -104,8 +105,7 @@ def measure(context: Context, member: str, before: Reference, folder: Path, roun
             outcomes, questions, settings.max_loss, settings.max_orders, context.config.seed,
             lambda more: _outcomes(context, member, before.weights, folder, more),
         )  # fmt: skip
-    if accuracy.decision == "worse" or (accuracy.decision == "cannot tell" and settings.undecided == "fail"):
-        exceeded.append(sentence(accuracy, settings.max_orders))
+    exceeded += accuracy_exceeded(settings, accuracy)
     return Measurement(
         merged=sum(right) / n,
         quantised=sum(right_after) / n,
@@ -146,7 +146,7 @@ def measure_final(
     tokenizer, divergence = models.load_tokenizer(folder), distance(context, before, folder)
     unparsed = Paired(merged=unreadable(before.answers), quantised=unreadable(answers))
     rounding_kl = None if rounding is None else rounding.kl
-    exceeded = _exceeded(settings, unparsed, divergence, rounding_kl)
+    exceeded = limits_exceeded(settings, unparsed, divergence, rounding_kl)
     chosen_kl, chosen_unparsed = None if chosen.distance is None else chosen.distance.kl, chosen.unparsed.quantised
     if (growth := unparsed.quantised - chosen_unparsed) > settings.max_unparsed:
         exceeded.append(
@@ -180,7 +180,7 @@ def final_kl_limit(chosen_kl: float, max_kl: float) -> float:
     return max(MAX_KL_GROWTH * chosen_kl, NO_KL_SHARE * max_kl)
 
 
-def _exceeded(
+def limits_exceeded(
     settings: Quantise, unparsed: Paired[float], divergence: Distance | None, rounding_kl: float | None
 ) -> list[str]:
     """The limits that need no labels, as far as they are exceeded, as sentences."""
@@ -197,6 +197,12 @@ def _exceeded(
             "calibration did harm"
         )
     return exceeded
+
+
+def accuracy_exceeded(settings: Quantise, accuracy: AccuracyTest) -> list[str]:
+    """The loss of accuracy as a sentence, where ``[quantise]`` does not let it pass."""
+    fails = accuracy.decision == "worse" or (accuracy.decision == "cannot tell" and settings.undecided == "fail")
+    return [sentence(accuracy, settings.max_orders)] if fails else []
 
 
 def _outcomes(context: Context, member: str, merged: Path, folder: Path, questions: list[Question]) -> Outcomes:

@@ -66,7 +66,7 @@ def all_systems(report: Report) -> Markup:
         drawing.text(170, y + 4, words.name(row, run.bits), "", "end")
         drawing.line(x(row.low), y, x(row.high), y, f"range s-{row.system}")
         drawing.dot(x(row.accuracy), y, 6, f"s-{row.system}", tip=_tip(row, run.bits))
-        interval = f"{100 * row.low:.0f} to {words.percent(row.high)}"
+        interval = words.interval(row.low, row.high)
         drawing.text(WIDTH, y + 4, f"{words.percent(row.accuracy, 1)}  ({interval})", "tick", "end")
     return drawing.markup()
 
@@ -267,5 +267,5 @@ def _share_axis(drawing: Drawing, bottom: float) -> Scale:
 
 
 def _tip(row: Result, bits: int) -> str:
-    interval = f"95 % interval {100 * row.low:.1f} to {words.percent(row.high, 1)}"
+    interval = f"95 % interval {words.interval(row.low, row.high, 1)}"
     return f"{words.name(row, bits)}: {row.correct} of {row.n} right, {interval}"

@@ -10,7 +10,7 @@ import contextlib
 import importlib
 import importlib.util
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,6 @@ from stepladder.reporting import words
 from stepladder.reporting.content import Report
 from stepladder.workspace import file_digest
 
-Values = Mapping[str, float]
 CURVES = ("loss", "learning_rate", "validation_loss", "validation_accuracy")
 
 

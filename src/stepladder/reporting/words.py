@@ -14,6 +14,11 @@ def percent(share: float, digits: int = 0) -> str:
     return f"{100 * share:.{digits}f}\u00a0%"
 
 
+def interval(low: float, high: float, digits: int = 0) -> str:
+    """The limits of an interval of shares as per cent: ``20.9 to 27.4 %``."""
+    return f"{100 * low:.{digits}f} to {percent(high, digits)}"
+
+
 def step(system: str, bits: int) -> str:
     """A system as the reader knows it: ``base``, ``tuned``, ``4-bit``, ``ensemble``."""
     return {"merged": "tuned", "quantised": f"{bits}-bit"}.get(system, system)

@@ -10,7 +10,7 @@ import urllib.request
 import psutil
 
 TIMEOUT_SECONDS = 2.0
-_direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 """Without a proxy: these addresses are on this node."""
 
 
@@ -54,7 +54,7 @@ def _listens(process: psutil.Process, port: int) -> bool:
 def _status(address: str, port: int, path: str) -> int | None:
     """The status of a reply to a request without a key; None without a reply."""
     try:
-        with _direct.open(f"http://{address}:{port}{path}", timeout=TIMEOUT_SECONDS) as reply:
+        with direct.open(f"http://{address}:{port}{path}", timeout=TIMEOUT_SECONDS) as reply:
             return int(reply.status)
     except urllib.error.HTTPError as error:
         return error.code

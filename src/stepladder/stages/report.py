@@ -54,7 +54,7 @@ def summary(report: Report, console: Console) -> None:
         table.add_column(header, justify="right")
     for row in report.results:
         if row.split == run.split:
-            interval = f"{100 * row.low:.1f} to {words.percent(row.high, 1)}"
+            interval = words.interval(row.low, row.high, 1)
             accuracy = Text(words.percent(row.accuracy, 1), style="bold")
             # Text, not str: a member named "[b]" must not be read as markup.
             table.add_row(Text(words.name(row, run.bits)), f"{row.correct}/{row.n}", accuracy, interval)

@@ -79,7 +79,6 @@ def build(context: Context, part: str | None, folder: Path) -> None:
         else:
             refused.append(_row(name, written.writer, "not proved", written.draft))
             unproved.append(written)
-    proofs = {written.draft.question.id: proofs[written.draft.question.id] for written in accepted}
     accepted.sort(key=lambda written: written.draft.question.id)
     refused.sort(key=lambda row: str(row["id"]))
     write_atomic(folder / "questions.jsonl", records.lines(written.draft.question for written in accepted))
@@ -94,7 +93,7 @@ def build(context: Context, part: str | None, folder: Path) -> None:
     VariantSummary(
         problems=len(problems),
         written=len(accepted) + len(refused),
-        accepted=dict(sorted(Counter(proofs.values()).items())),
+        accepted=dict(sorted(Counter(proofs[written.draft.question.id] for written in accepted).items())),
         refused=dict(Counter(str(row["reason"]) for row in refused).most_common()),
         writers=dict(sorted(Counter(written.writer for written in accepted).items())),
     ).write(folder)

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, NamedTuple, get_args
 from stepladder.answering.cascade import WORKED
 from stepladder.config import VARIANTS
 from stepladder.records import Prediction, Question, Sample, Split
-from stepladder.stages.variants import UNPROVED
+from stepladder.stages.variants import JUDGED, UNPROVED
 from stepladder.workspace import MANIFEST
 
 CHECK_SECONDS = 2.0
@@ -162,12 +162,13 @@ class Index:
         self._insert("question", rows)
 
     def _add_chains(self) -> None:
-        names = {"samples/accepted": True, "samples/validation_accepted": True, "samples/rejected": False}
-        names |= {"samples/validation_rejected": False, f"{VARIANTS}/accepted": True, f"{VARIANTS}/judged": False}
-        for name, accepted in names.items():
+        accepted_files = ("samples/accepted.jsonl", "samples/validation_accepted.jsonl", f"{VARIANTS}/accepted.jsonl")
+        other_files = ("samples/rejected.jsonl", "samples/validation_rejected.jsonl", f"{VARIANTS}/{JUDGED}")
+        for name in (*accepted_files, *other_files):
+            accepted = name in accepted_files
             rows = (
                 (row["question_id"], row["rung"], row["model"], row["verdict"], row["answer"], accepted, *place)
-                for row, place in self._lines(self._folder / f"{name}.jsonl")
+                for row, place in self._lines(self._folder / name)
             )
             self._insert("chain", rows)
 

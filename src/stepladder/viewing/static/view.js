@@ -11,10 +11,9 @@
 
   async function fetchAhead() {
     const after = item()?.dataset.after;
-    ahead = null;
     if (!after) return;
     const response = await fetch(`/audit?part=1&id=${encodeURIComponent(after)}`);
-    if (response.ok) ahead = { id: after, text: await response.text() };
+    if (response.ok && after === item()?.dataset.after) ahead = { id: after, text: await response.text() };
   }
 
   function show(text) {
