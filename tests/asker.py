@@ -12,7 +12,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +95,19 @@ def requests(what: str, count: int, max_tokens: int = 16) -> list[Request]:
     return [request(f"{what} {number}", max_tokens) for number in range(count)]
 
 
+class Numbered(Sequence[Request]):
+    """Requests that differ in a number, made as they are read."""
+
+    def __init__(self, count: int, words: int, max_tokens: int) -> None:
+        self.numbers, self.words, self.max_tokens = range(count), ["word"] * (words - 2), max_tokens
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, index: Any) -> Any:
+        return request(" ".join(["question", str(self.numbers[index]), *self.words]), self.max_tokens)
+
+
 def model(urls: str, concurrency: int) -> Model:
     """The test server, or several separated by commas, as a table of the configuration says it."""
     os.environ["ASKER_KEY"] = "test-key"
@@ -116,17 +129,14 @@ def main() -> None:
     parser.add_argument("--concurrency", type=int, default=256)
     parser.add_argument("--cap", type=int, help="micro-dollars")
     parser.add_argument("--max-tokens", type=int, default=64)
-    parser.add_argument("--in-process", action="store_true", help="without a worker, the requests as a stream")
+    parser.add_argument("--in-process", action="store_true", help="without a worker, the requests made as they are sent")
     parser.add_argument("--batch", action="store_true", help="in batches, which are polled twenty times a second")
     parser.add_argument("--words", type=int, default=2, help="of a prompt")
     asked = parser.parse_args()
 
-    def stream() -> Iterator[Request]:
-        for number in range(asked.count):
-            yield request(" ".join(["question", str(number), *["word"] * (asked.words - 2)]), asked.max_tokens)
-
     if asked.batch:
         batch_calls.PAUSES_SECONDS, batch_calls.LISTING_WAIT_SECONDS = (0.05,) * 7, 0.05  # type: ignore[assignment]
+    asked_for = Numbered(asked.count, asked.words, asked.max_tokens)
     begun, cpu = time.perf_counter(), time.process_time()
     said = ""
     with Ledger(asked.ledger) as ledger:
@@ -134,9 +144,9 @@ def main() -> None:
         scope = Scope("run", run_cap=asked.cap)
         try:
             if asked.in_process:
-                asyncio.run(ask_all(stream(), priced_model(served), ledger, scope))
+                asyncio.run(ask_all(asked_for, priced_model(served), ledger, scope))
             else:
-                ask_remote(list(stream()), served, ledger, scope, Listener(note=lambda line: print(line, flush=True)))
+                ask_remote(list(asked_for), served, ledger, scope, Listener(note=lambda line: print(line, flush=True)))
         except (AskError, BudgetError) as error:
             said = f"{type(error).__name__}: {error}"
         figures = {

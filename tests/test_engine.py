@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from api_server import ApiServer
-from asker import PRICE, outcomes, request, requests
+from asker import PRICE, Numbered, outcomes, request, requests
 
 from stepladder.ask.ledger import Ledger, Scope
 from stepladder.ask.ledger.commit import Committer
@@ -213,6 +213,26 @@ def test_an_endless_stream_of_requests_is_asked_without_holding_it(api: ApiServe
     assert isinstance(tally, Tally)
     assert tally.answered == 600
     assert tally.failed == []
+
+
+def test_a_sequence_is_gone_on_with_where_its_answers_end_and_its_gaps_come_last(
+    api: ApiServer, ledger: Ledger
+) -> None:
+    api.set_script({})
+    wanted = Numbered(4000, words=3, max_tokens=16)
+    some, scope = teacher(api.url), Scope("run")
+    asyncio.run(ask_all([wanted[n] for n in range(3000) if n not in (70, 1400)], some, ledger, scope))
+    read = list[int]()
+
+    class Watched(Numbered):
+        def __getitem__(self, index: Any) -> Any:
+            read.append(index)
+            return super().__getitem__(index)
+
+    tally = asyncio.run(ask_all(Watched(4000, words=3, max_tokens=16), some, ledger, scope))
+    assert tally.answered == 1002
+    assert read[-4000:] == [*range(3000, 4000), *range(3000)]
+    assert len(read) <= 4000 + 12  # as often can 4,000 be halved
 
 
 def test_no_key_reaches_the_ledger(api: ApiServer, ledger: Ledger) -> None:

@@ -10,7 +10,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 
 from stepladder.ask.ledger import Grant, Ledger, Refusal, Scope
 from stepladder.ask.ledger.commit import Committer
@@ -49,13 +51,30 @@ async def ask_all(
 
     When stopped or cancelled, it sends nothing more, but waits for the requests in flight and commits their answers.
 
+    Args:
+        requests: read as they are sent. A sequence, which may make its items as they are read, is gone on with at once
+            after an interrupt, however many of its requests have been answered.
+        model: whom to ask.
+        ledger: stores the answers.
+        scope: the account, with its caps.
+        listener: receives progress, spend and messages.
+        stop: nothing more is sent once it is requested.
+
     Raises:
         BudgetError, AskError, LedgerError: see :func:`stepladder.ask.ask_remote`.
     """
+    source = _unanswered_first(requests, ledger) if isinstance(requests, Sequence) else iter(requests)
     async with Committer(ledger, listener.note) as committer:
-        call = _Call(iter(requests), model, committer, scope, listener, stop or Stop())
+        call = _Call(source, model, committer, scope, listener, stop or Stop())
         await call.run()
     return call.finish()
+
+
+def _unanswered_first(requests: Sequence[Request], ledger: Ledger) -> Iterator[Request]:
+    """All requests, beginning where an interrupted call ended. It is found by halving, and may be missed where others
+    have been answered: those before it come at the end, to be looked up as well."""
+    start = bisect_left(requests, True, key=lambda request: ledger.find(request) is None)
+    return map(requests.__getitem__, chain(range(start, len(requests)), range(start)))
 
 
 class _Call:
