@@ -251,7 +251,6 @@ def test_a_run_at_work_is_seen(folder: Path) -> None:
             beat = Heartbeat(context.workspace.heartbeat)
             beat.begin("adapter/a")
             beat.move("step", 30, 120, "loss 0.5", 90.0, 0.5)
-            beat._write()
             page = browser.get("/live").text
         assert "adapter/a: step, 30 of 120 · loss 0.5 · about 1 min 30 s left" in page
         assert "nothing runs" in browser.get("/live").text

@@ -31,7 +31,8 @@ class Heartbeat:
     """A file that says how far a stage is, while it is made, for whoever looks on (``stepladder view``).
 
     Args:
-        file: it is written at most every :data:`BEAT_SECONDS`; where it cannot be written, it is not.
+        file: it is written when other work begins, and else at most every :data:`BEAT_SECONDS`; where it cannot be
+            written, it is not.
     """
 
     def __init__(self, file: Path) -> None:
@@ -54,12 +55,13 @@ class Heartbeat:
     def move(self, what: str, done: float, total: float, note: str, left: float | None, value: float | None) -> None:
         """Something was done of its work; ``left`` are seconds, and ``value`` is a point of a curve over what is
         done."""
+        is_new = what != self._fields.get("what")
         self._fields |= {"what": what, "done": done, "total": total, "note": note, "left": left}
         if value is not None:
             self._curve.append((done, value))
             if len(self._curve) > MAX_CURVE_POINTS:
                 self._curve = self._curve[::2]
-        if time.monotonic() > self._written_at + BEAT_SECONDS:
+        if is_new or time.monotonic() > self._written_at + BEAT_SECONDS:
             self._write()
 
     def _write(self) -> None:

@@ -29,7 +29,7 @@ class StageState(NamedTuple):
 
     label: str
     state: str
-    """``done``, ``missing`` or ``running``."""
+    """``done``, ``running`` or ``not yet``."""
 
 
 class Failure(NamedTuple):
@@ -94,7 +94,7 @@ def _state(place: Place, beat: Mapping[str, Any]) -> str:
     """Whether an artifact is there; if it is out of date is not looked at, which would read its inputs."""
     if place.label == beat.get("stage"):
         return "running"
-    return "done" if (place.folder / MANIFEST).exists() else "missing"
+    return "done" if (place.folder / MANIFEST).exists() else "not yet"
 
 
 def _beat(context: Context) -> Mapping[str, Any]:

@@ -20,7 +20,7 @@ ZH: Mapping[str, str] = {
     "about": "约", "min left": "分钟", "Your name": "您的名字", "Set": "设定", "Keys": "快捷键",
     "reviewer": "审核人", "stale": "已过期", "conflict": "冲突", "agreement": "一致", "settle": "裁定",
     "To go on from the decisions, run": "根据这些决定继续，请运行", "Nothing is there yet.": "尚无内容。",
-    "stage": "阶段", "state": "状态", "done": "完成", "missing": "未完成", "running": "运行中",
+    "stage": "阶段", "state": "状态", "done": "完成", "not yet": "未完成", "running": "运行中",
     "spent": "已花费", "calls": "次调用", "in flight": "进行中", "tokens a second": "每秒词元",
     "an hour": "每小时", "left": "剩余", "last errors": "最近错误", "loss": "损失",
     "nothing runs": "没有运行中的命令", "Nothing has moved for": "已停顿", "before": "之前", "after": "之后",
