@@ -3,6 +3,7 @@
     python benchmarks/cluster.py kills [--times 10] [--seed 0] [--what server actor node driver nodes]
     python benchmarks/cluster.py straggler [--times 3]
     python benchmarks/cluster.py gang [--times 5]
+    python benchmarks/cluster.py servers --weights runs/demo/merged/full --questions runs/demo/questions/test.jsonl
 
 The run goes from question files, in pieces, to predictions. A small program stands for vLLM (tests/test_serving.py); it
 ignores SIGTERM, and it takes half a second an answer.
@@ -18,6 +19,9 @@ ledger holds each once.
 
 "gang": the bundled model is trained by a process on each node, one of which is killed at a random step. Prints how far
 losses and weights are from those of an undisturbed training.
+
+"servers": a real vLLM (make serve-env) on each of two nodes of one core, without cards, answers the questions, and one
+that has both cores. Prints how many answers are the same word for word.
 
 Needs Ray: pip install 'stepladder[cluster,train]'.
 """
@@ -41,6 +45,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import psutil
+from rich.console import Console
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
@@ -51,10 +56,15 @@ from test_distributed import DATA, ONE, curve
 from test_serving import is_alive, stand_in
 from test_shards import files
 
-from stepladder import models
-from stepladder.config import Train
+from stepladder import models, records
+from stepladder.answering.client import FolderClient
+from stepladder.ask.request import Request
+from stepladder.config import Cluster, Serve, Train
+from stepladder.mcq.prompts import ask_messages
 from stepladder.nodes.gang import Gang
 from stepladder.nodes.on_ray import OnRay
+from stepladder.progress import Progress
+from stepladder.records import Question
 from stepladder.training import distributed
 
 MILLISECONDS = 500
@@ -74,6 +84,7 @@ ASKED, LATE = 20, 4
 JOIN_SECONDS = 5
 LEFT_SECONDS = 15
 """That processes may take to end when the run is over."""
+ANSWER_TOKENS = 128
 
 
 class World:
@@ -298,6 +309,29 @@ def train_on_nodes(folder: Path, kill_at: int) -> list[int]:
     return kill_one.killed
 
 
+def servers(world: World, settings: Serve, weights: Path, questions: Path) -> None:
+    requests = [
+        Request(
+            model="student", messages=ask_messages(question, tuple(range(len(question.options)))),
+            max_tokens=ANSWER_TOKENS, final=True,
+        )
+        for question in records.stream(questions, Question)
+    ]  # fmt: skip
+    answers = {}
+    for name, cluster in (("one server", None), ("two nodes", Cluster(scheduler="ray"))):
+        progress, scratch = Progress(Console()), world.folder / f"{name} servers"
+        begun = time.monotonic()
+        with FolderClient(
+            world.folder / f"{name}.sqlite", name, scratch, settings, "float32", progress, cluster=cluster
+        ) as client:
+            found = client.ask(weights, requests, name, "vllm")
+            answers[name] = [found[request.key].text for request in requests]
+        logs = len([*scratch.rglob("*.log")])
+        print(f"{name}: {len(requests)} answers, {time.monotonic() - begun:.0f} s with the start, {logs} servers' logs")
+    same = sum(one == other for one, other in zip(*answers.values(), strict=True))
+    print(f"{same} of {len(requests)} answers the same word for word")
+
+
 def count(world: World, runs: str) -> int:
     """The answers in a run's ledger so far."""
     try:
@@ -325,10 +359,13 @@ def cluster_of_this_machine() -> Iterator[Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("kind", choices=["kills", "straggler", "gang"])
+    parser.add_argument("kind", choices=["kills", "straggler", "gang", "servers"])
     parser.add_argument("--times", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--what", nargs="+", choices=[*KILLS], default=[*KILLS])
+    parser.add_argument("--weights", type=Path, help="servers: a model folder")
+    parser.add_argument("--questions", type=Path, help="servers: a file of a run's questions")
+    parser.add_argument("--environment", type=Path, default=Path(".venv-serve"), help="servers: where vLLM is")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, cluster_of_this_machine() as cluster:
         world = World(Path(folder), cluster, random.Random(given.seed))
@@ -336,8 +373,14 @@ def main() -> None:
             kills(world, given.times, given.what)
         elif given.kind == "straggler":
             straggler(world, given.times)
-        else:
+        elif given.kind == "gang":
             gang(world, given.times)
+        else:
+            for _ in range(2):
+                cluster.add_node(**NODE | {"num_cpus": 1})
+            cluster.wait_for_nodes()
+            settings = Serve(environment=given.environment.resolve(), dtype="float32", kv_cache_gib=1)
+            servers(world, settings, given.weights.resolve(), given.questions.resolve())
 
 
 if __name__ == "__main__":
