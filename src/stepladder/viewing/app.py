@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, cast, get_args
+from typing import Any, Protocol, cast, get_args
 from urllib.parse import parse_qsl, urlencode
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -20,7 +20,6 @@ from stepladder.context import Context
 from stepladder.documents import SampleSummary
 from stepladder.mcq.prompts import ask_messages
 from stepladder.mcq.reviews import Action, Decision, Standing, evidence_of, last_of
-from stepladder.mcq.shuffle import shown
 from stepladder.progress import duration
 from stepladder.records import LETTERS, Question, Sample
 from stepladder.reporting import figures
@@ -30,6 +29,7 @@ from stepladder.stats import gain_interval, mcnemar
 from stepladder.viewing import live, marks, words
 from stepladder.viewing.decided import Decisions
 from stepladder.viewing.index import FILTERS, PAGE_SIZE, Current, Index, Whole, systems
+from stepladder.viewing.items import Item, as_in_file, is_out_of_date, item_of
 
 STATIC = Path(__file__).parent / "static"
 REPORT_POLICY = "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'; base-uri 'none'"
@@ -55,39 +55,6 @@ def served_at(path: str, /, **query: object) -> str:
     """Where a page is served."""
     given = {name: value for name, value in query.items() if value not in (None, "")}
     return f"{path}?{urlencode(given)}" if given else path
-
-
-class Bar(NamedTuple):
-    """An option's votes."""
-
-    letter: str
-    text: str
-    votes: int
-    share: float
-    is_label: bool
-    is_suggested: bool
-
-
-class Chain(NamedTuple):
-    """A chain as it is shown."""
-
-    sample: Sample
-    accepted: bool
-    text: Any
-
-
-class Item(NamedTuple):
-    """A question as it is shown."""
-
-    whole: Whole
-    question: Question
-    """With the label of the question file, whatever was decided."""
-    bars: Sequence[Bar]
-    sides: Mapping[str, Sequence[Chain]]
-    """Chains for the label, against it, and those without a letter."""
-    standing: Standing | None
-    is_stale: bool
-    holder: str | None
 
 
 class Pages:
@@ -262,7 +229,7 @@ class Pages:
 
     def _is_stale(self, index: Index, name: str, found: Standing) -> bool:
         whole = index.whole(name)
-        return whole is not None and _is_out_of_date(_as_in_file(whole.question, found), found)
+        return whole is not None and is_out_of_date(as_in_file(whole.question, found), found)
 
     # Two systems
 
@@ -347,11 +314,7 @@ class Pages:
 
     def _item(self, name: str) -> Item:
         whole, question, standing = self._question(name)
-        return Item(
-            whole, question, _bars(whole, question.answer), _sides(whole, question.answer), standing,
-            standing is not None and _is_out_of_date(question, standing),
-            None if self._decisions is None else self._decisions.holder(name),
-        )  # fmt: skip
+        return item_of(whole, question, standing, None if self._decisions is None else self._decisions.holder(name))
 
     def _question(self, name: str) -> tuple[Whole, Question, Standing | None]:
         """Everything about a question, the question with the label of the question file, and what reviewers think."""
@@ -359,46 +322,12 @@ class Pages:
         if whole is None:
             raise HTTPException(404, "There is no such question in this run.")
         standing = self._standing().get(name)
-        return whole, whole.question if standing is None else _as_in_file(whole.question, standing), standing
+        return whole, whole.question if standing is None else as_in_file(whole.question, standing), standing
 
     def prompt(self, question: Question, sample: Sample) -> str:
         """What a model was asked, as it was sent."""
         folder = self._context.config.prompts_for(sample.model) if sample.model in self._context.config.models else None
         return "\n\n".join(message.content for message in ask_messages(question, sample.permutation, folder))
-
-
-def _as_in_file(question: Question, standing: Standing) -> Question:
-    """A run's question with the label of the question file: a run that has gone on from a decision has the new one."""
-    seen = {decision.label for decision in standing.by_reviewer.values() if decision.label}
-    review = standing.review if question.reviewed else None
-    is_new = review is not None and review.answer == question.answer
-    return question.model_copy(update={"answer": seen.pop()}) if is_new and len(seen) == 1 else question
-
-
-def _is_out_of_date(question: Question, standing: Standing) -> bool:
-    """Whether the question, as the file has it, is not the one that somebody decided about."""
-    return any(decision.is_stale(question) for decision in standing.by_reviewer.values())
-
-
-def _bars(whole: Whole, label: str | None) -> list[Bar]:
-    letters = [sample.answer for sample, _ in whole.chains if sample.answer is not None]
-    letters += [] if letters else [a.prediction.letter for a in whole.answers if a.prediction.letter is not None]
-    return [
-        Bar(
-            letter, text, letters.count(letter), letters.count(letter) / max(1, len(letters)), letter == label,
-            letter == whole.row.suggested,
-        )
-        for letter, text in zip(LETTERS, whole.question.options, strict=False)
-    ]  # fmt: skip
-
-
-def _sides(whole: Whole, label: str | None) -> dict[str, list[Chain]]:
-    sides: dict[str, list[Chain]] = {"for": [], "against": [], "unread": []}
-    for sample, accepted in whole.chains:
-        options = shown(whole.question.options, sample.permutation)
-        side = "unread" if sample.answer is None else "for" if sample.answer == label else "against"
-        sides[side].append(Chain(sample, accepted, marks.chain(sample.text, options)))
-    return sides
 
 
 def _decided(form: Mapping[str, str], question: Question, reviewer: str) -> Decision:
