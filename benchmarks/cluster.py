@@ -141,7 +141,9 @@ class World:
     def keys(self, runs: str) -> list[str]:
         """The keys of the answers in a run's ledger."""
         with contextlib.closing(sqlite3.connect(self.folder / runs / "ledger.sqlite")) as ledger:
-            return sorted(key for (key,) in ledger.execute("SELECT key FROM responses"))
+            return sorted(
+                key for (key,) in ledger.execute("SELECT key FROM responses JOIN requests ON requests.id = request")
+            )
 
 
 def kill_server(world: World) -> None:

@@ -129,7 +129,7 @@ def main() -> None:
     parser.add_argument("--concurrency", type=int, default=256)
     parser.add_argument("--cap", type=int, help="micro-dollars")
     parser.add_argument("--max-tokens", type=int, default=64)
-    parser.add_argument("--in-process", action="store_true", help="without a worker, the requests made as they are sent")
+    parser.add_argument("--in-process", action="store_true", help="without a worker, requests made as they are sent")
     parser.add_argument("--batch", action="store_true", help="in batches, which are polled twenty times a second")
     parser.add_argument("--words", type=int, default=2, help="of a prompt")
     asked = parser.parse_args()

@@ -285,10 +285,14 @@ def old_ledger(path: Path, version: int) -> None:
                    " micro_dollars) VALUES ('k', 16, 'run', 'A', 1, 1, 1, 0)")  # fmt: skip
         if version > 1:
             db.execute("INSERT INTO sessions (pid, started) VALUES (1, 0)")
+            for _ in range(3):
+                db.execute(
+                    "INSERT INTO attempts (key, session, run, rung, model, max_tokens, reserved, started)"
+                    " VALUES ('k', 1, 'run', 'easy', 'm', 16, 9, 0)"
+                )
             db.executemany(
-                "INSERT INTO attempts (key, session, run, rung, model, max_tokens, reserved, charged, outcome, started,"
-                " seconds, raw) VALUES ('k', 1, 'run', 'easy', 'm', 16, 9, ?, ?, 0, ?, ?)",
-                [(3, "answered", 0.5, b"{}"), (4, "answered", 0.7, b"{}"), (None, None, None, None)],
+                "UPDATE attempts SET charged = ?, outcome = 'answered', seconds = ?, raw = ? WHERE id = ?",
+                [(3, 0.5, b"{}", 1), (4, 0.7, b"{}", 2)],
             )
         db.execute(f"PRAGMA user_version = {version}")
     db.close()

@@ -80,17 +80,19 @@ class Accounts(Connection):
         self._db.row_factory = sqlite3.Row
         try:
             for row in self._db.execute(
-                "SELECT attempts.*, identity FROM attempts JOIN requests USING (key) ORDER BY id"
+                "SELECT key, attempts.*, identity FROM attempts JOIN requests ON requests.id = request"
+                " ORDER BY attempts.id"
             ):
                 raw = row["raw"] if row["body"] is None else unpacked(row["body"])
-                hidden = ("identity", "raw", "body", "session")
+                hidden = ("request", "identity", "raw", "body", "session")
                 yield {
                     **{name: row[name] for name in row.keys() if name not in hidden},  # noqa: SIM118
                     "request": json.loads(unpacked_text(row["identity"])),
                     "raw": None if raw is None else raw.decode(errors="replace"),
                 }
             local_responses = (
-                "SELECT responses.*, identity FROM responses JOIN requests USING (key) WHERE attempt IS NULL"
+                "SELECT key, responses.*, identity FROM responses JOIN requests ON requests.id = request"
+                " WHERE attempt IS NULL"
             )
             for row in self._db.execute(local_responses):
                 columns = ("key", "run", "max_tokens", "finish", "prompt_tokens", "completion_tokens")

@@ -49,7 +49,8 @@ class Attempts(Responses):
         if self.find(request) is not None:
             return "stored"
         open_attempts = self._db.execute(
-            "SELECT session FROM attempts WHERE key = ? AND outcome IS NULL", (request.key,)
+            "SELECT session FROM attempts WHERE request = (SELECT id FROM requests WHERE key = ?) AND outcome IS NULL",
+            (request.key,),
         )
         if not again and any(self._is_alive(session) for (session,) in open_attempts.fetchall()):
             return "busy"
@@ -57,16 +58,17 @@ class Attempts(Responses):
         for rung, cap in ((None, scope.run_cap), (scope.rung, scope.rung_cap)):
             if cap is not None and self._cached_spent(scope.run, rung) + reserved > cap:
                 return "over_budget"
-        self._insert_request(request)
+        number = self._number_of(request)
         answers = self._db.execute(
-            "SELECT COUNT(*) FROM attempts WHERE key = ? AND (body IS NOT NULL OR raw IS NOT NULL) AND status = 200",
-            (request.key,),
+            "SELECT COUNT(*) FROM attempts WHERE request = ? AND (body IS NOT NULL OR raw IS NOT NULL)"
+            " AND status = 200",
+            (number,),
         ).fetchone()[0]
         attempt = self._db.execute(
-            "INSERT INTO attempts (key, session, run, rung, model, endpoint, max_tokens, reserved, started, batch)"
+            "INSERT INTO attempts (request, session, run, rung, model, endpoint, max_tokens, reserved, started, batch)"
             " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
-                request.key,
+                number,
                 self._session,
                 scope.run,
                 scope.rung,

@@ -63,8 +63,8 @@ class Batches(Connection):
     def batch_attempts(self, batch: Batch) -> dict[int, tuple[Grant, Request] | None]:
         """The batch's attempts by id; None for those that are settled."""
         rows = self._db.execute(
-            "SELECT id, reserved, max_tokens, identity, outcome FROM attempts JOIN requests USING (key)"
-            " WHERE batch = ? ORDER BY id",
+            "SELECT attempts.id, reserved, max_tokens, identity, outcome"
+            " FROM attempts JOIN requests ON requests.id = request WHERE batch = ? ORDER BY attempts.id",
             (batch.id,),
         )
         return {

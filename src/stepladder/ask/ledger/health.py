@@ -48,36 +48,23 @@ class Health(Connection):
     def compact(self) -> None:
         """Compress what older versions stored as it came, and return free space to the disk. That takes room for a copy
         of the file, and every other process has to wait. A kill loses nothing."""
-        self._rewrite("attempts", ("id",), (-1,), "raw IS NOT NULL", "raw", "raw = NULL, body = ?", packed)
-        for table, keys, first, columns in (
-            ("requests", ("key",), ("",), ("identity",)),
-            ("responses", ("key", "max_tokens"), ("", -1), ("text", "reasoning", "logprobs")),
-        ):
+        self._rewrite("attempts", "raw IS NOT NULL", "raw", "raw = NULL, body = ?", packed)
+        for table, columns in (("requests", ("identity",)), ("responses", ("text", "reasoning", "logprobs"))):
             for column in columns:
                 is_old = f"TYPEOF({column}) = 'text' AND LENGTH({column}) >= {LEAST_CHARACTERS}"
-                self._rewrite(table, keys, first, is_old, column, f"{column} = ?", packed_text)
+                self._rewrite(table, is_old, column, f"{column} = ?", packed_text)
         self._db.execute("VACUUM")
         self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
-    def _rewrite(
-        self,
-        table: str,
-        keys: tuple[str, ...],
-        before_first: tuple[object, ...],
-        is_old: str,
-        column: str,
-        change: str,
-        pack: Callable[[Any], str | bytes],
-    ) -> None:
-        """Replace a column's old values by packed ones, some rows at a time in the order of the table's keys."""
-        names, marks, last = ", ".join(keys), ", ".join("?" * len(keys)), before_first
-        condition = f"({names}) > ({marks}) AND {is_old} ORDER BY {names} LIMIT {CHUNK}"
-        query = f"SELECT {column}, {names} FROM {table} WHERE {condition}"  # noqa: S608
-        while rows := self._db.execute(query, last).fetchall():
+    def _rewrite(self, table: str, is_old: str, column: str, change: str, pack: Callable[[Any], str | bytes]) -> None:
+        """Replace a column's old values by packed ones, some rows at a time."""
+        query = f"SELECT {column}, id FROM {table} WHERE id > ? AND {is_old} ORDER BY id LIMIT {CHUNK}"  # noqa: S608
+        last = -1
+        while rows := self._db.execute(query, (last,)).fetchall():
             with self.transaction():
-                values = [(pack(content), *key) for content, *key in rows]
-                self._db.executemany(f"UPDATE {table} SET {change} WHERE ({names}) = ({marks})", values)  # noqa: S608
-            last = rows[-1][1:]
+                values = [(pack(content), number) for content, number in rows]
+                self._db.executemany(f"UPDATE {table} SET {change} WHERE id = ?", values)  # noqa: S608
+            last = rows[-1][1]
 
     def back_up(self, file: Path) -> None:
         """Write a copy as of now, also while other processes write to the ledger.

@@ -39,7 +39,8 @@ class Responses(Connection):
             marks = ",".join("?" * len(chunk))
             rows = self._db.execute(
                 "SELECT key, text, finish, max_tokens, prompt_tokens, completion_tokens, reasoning, micro_dollars,"  # noqa: S608
-                f" logprobs, checksum FROM responses WHERE key IN ({marks}) ORDER BY finish != 'length', max_tokens",
+                " logprobs, checksum FROM requests JOIN responses ON request = requests.id"
+                f" WHERE key IN ({marks}) ORDER BY finish != 'length', max_tokens",
                 chunk,
             )
             for *stored, checksum in rows:
@@ -88,17 +89,21 @@ class Responses(Connection):
 
     def keep(self, run: str, request: Request, response: Response) -> None:
         """Store one response that cost nothing. Call inside a transaction."""
-        self._insert_request(request)
         self._insert_response(run, request, response, None)
 
-    def _insert_request(self, request: Request) -> None:
-        identity = packed_text(request.identity())
-        self._db.execute("INSERT OR IGNORE INTO requests VALUES (?, ?)", (request.key, identity))
+    def _number_of(self, request: Request) -> int:
+        """The request's number, under which it is stored if it is new. Call inside a transaction."""
+        known = self._db.execute("SELECT id FROM requests WHERE key = ?", (request.key,)).fetchone()
+        if known is not None:
+            return int(known[0])
+        row = (request.key, packed_text(request.identity()))
+        return int(self._db.execute("INSERT INTO requests (key, identity) VALUES (?, ?)", row).lastrowid or 0)
 
     def _insert_response(self, run: str, request: Request, r: Response, attempt: int | None) -> None:
+        number = self._number_of(request)
         if r.finish == "refused":
             # After a truncated answer, twice its cap was more than the model accepts: the truncated answer stays.
-            stored = self._db.execute("SELECT 1 FROM responses WHERE key = ?", (request.key,))
+            stored = self._db.execute("SELECT 1 FROM responses WHERE request = ?", (number,))
             if stored.fetchone() is not None:
                 return
         logprobs = json.dumps(r.logprobs) if r.logprobs else ""
@@ -107,10 +112,10 @@ class Responses(Connection):
              r.micro_dollars, logprobs]
         )  # fmt: skip
         self._db.execute(
-            "INSERT OR IGNORE INTO responses (key, max_tokens, run, text, finished, finish, reasoning, prompt_tokens,"
+            "INSERT OR IGNORE INTO responses (request, max_tokens, run, text, finish, reasoning, prompt_tokens,"
             " completion_tokens, micro_dollars, attempt, logprobs, checksum)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (request.key, r.max_tokens, run, packed_text(r.text), r.finished, r.finish, packed_text(r.reasoning),
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (number, r.max_tokens, run, packed_text(r.text), r.finish, packed_text(r.reasoning),
              r.prompt_tokens, r.completion_tokens, r.micro_dollars, attempt, packed_text(logprobs), checksum),
         )  # fmt: skip
 
