@@ -146,27 +146,39 @@ class World:
             )
 
 
-def kill_server(world: World) -> None:
-    world.dice.choice(world.servers()).kill()
+def kill_server(world: World) -> bool:
+    return killed(world.servers(), world)
 
 
-def kill_actor(world: World) -> None:
-    parents = world.dice.choice(world.servers()).parents()
-    next(parent for parent in parents if parent.name().startswith("ray::")).kill()
+def kill_actor(world: World) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        parents = (parent for server in world.servers() for parent in server.parents())
+        return killed([parent for parent in parents if parent.name().startswith("ray::")], world)
+    return False
 
 
-def kill_node(world: World) -> None:
+def killed(processes: list[psutil.Process], world: World) -> bool:
+    """Kill one of them; returns whether there was one."""
+    with contextlib.suppress(psutil.NoSuchProcess, IndexError):
+        world.dice.choice(processes).kill()
+        return True
+    return False
+
+
+def kill_node(world: World) -> bool:
     world.cluster.remove_node(world.dice.choice([*world.cluster.worker_nodes]), allow_graceful=False)
+    return True
 
 
-def kill_nodes(world: World) -> None:
+def kill_nodes(world: World) -> bool:
     for node in [*world.cluster.worker_nodes]:
         world.cluster.remove_node(node, allow_graceful=False)
     time.sleep(JOIN_SECONDS)
     world.add()
+    return True
 
 
-KILLS: dict[str, Callable[[World], None] | None] = {
+KILLS: dict[str, Callable[[World], bool] | None] = {
     "server": kill_server, "actor": kill_actor, "node": kill_node, "driver": None, "nodes": kill_nodes,
 }  # fmt: skip
 
@@ -182,23 +194,21 @@ class Disturbed(NamedTuple):
 
 
 def disturbed(world: World, runs: str, what: str, moment: float) -> Disturbed | None:
-    """A run in which something is killed; None if it was over before."""
+    """A run in which something is killed, as soon after the moment as there is one; None if it was over before."""
     begun = time.monotonic()
     run = world.start(runs)
-    while time.monotonic() < begun + moment or (what in ("server", "actor") and not world.servers()):
+    kill = KILLS[what]
+    while (now := time.monotonic() - begun) < moment or (kill is not None and not kill(world)):
         if run.poll() is not None:
             return None
         time.sleep(0.02)
-    moment = time.monotonic() - begun
-    if what == "driver":
+    if kill is None:
         run.kill()
         run.wait()
         gone = until_gone(world)
         run = world.start(runs)
-    elif (kill := KILLS[what]) is not None:
-        kill(world)
     code = run.wait()
-    return Disturbed(moment, code, max(until_gone(world), gone if what == "driver" else 0))
+    return Disturbed(now, code, max(until_gone(world), gone if kill is None else 0))
 
 
 def until_gone(world: World) -> float:
