@@ -123,7 +123,9 @@ def test_an_export_says_what_it_is_and_is_near_its_weights(
     merged: Path, rows: list[list[int]], tmp_path: Path, method: str, bits: int
 ) -> None:
     settings = Quantise.model_validate({"method": method, "bits": bits})
-    gptq.quantise(settings, merged, rows, tmp_path)
+    told: list[tuple[int, int]] = []
+    gptq.quantise(settings, merged, rows, tmp_path, report=lambda done, total: told.append((done, total)))
+    assert told == ([(number, 14) for number in range(1, 15)] if method == "gptq" else [])  # 7 in each of two blocks
     gptq.inspect(tmp_path, settings, merged)
     assert gptq.claims(tmp_path) == [(bits, 32)]  # the largest that divides 32 and 64
     distance = apart(merged, tmp_path)

@@ -6,10 +6,11 @@ in the layer's own order ("static"), which every vLLM kernel takes.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -45,6 +46,7 @@ def quantise(
     folder: Path,
     layers_in_8_bits: Collection[str] = (),
     dtype: Dtype = "auto",
+    report: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
     """Quantise every linear layer but the head and write a model folder.
 
@@ -55,6 +57,7 @@ def quantise(
         folder: what is written.
         layers_in_8_bits: names of layers that get 8 bits whatever the others have.
         dtype: number format that is computed in.
+        report: called with how many layers calibration has come to, of how many; not when rounding.
 
     Raises:
         ModelError: ``group_size`` does not divide a layer's input width.
@@ -75,15 +78,16 @@ def quantise(
     with models.quiet():
         if settings.method == "gptq":
             rows = [{"input_ids": ids, "attention_mask": [1] * len(ids)} for ids in calibration]
-            oneshot(
-                model=model,
-                dataset=Dataset.from_list(rows),
-                recipe=gptq_modifier(settings, size, layers, layers_in_8_bits),
-                max_seq_length=max(map(len, calibration)),
-                num_calibration_samples=len(rows),
-                shuffle_calibration_samples=False,
-                log_dir=None,
-            )
+            with _counting(layers, report):
+                oneshot(
+                    model=model,
+                    dataset=Dataset.from_list(rows),
+                    recipe=gptq_modifier(settings, size, layers, layers_in_8_bits),
+                    max_seq_length=max(map(len, calibration)),
+                    num_calibration_samples=len(rows),
+                    shuffle_calibration_samples=False,
+                    log_dir=None,
+                )
         else:
             groups = _groups(settings, size, layers, layers_in_8_bits)
             oneshot(model=model, recipe=QuantizationModifier(config_groups=groups, ignore=["lm_head"]), log_dir=None)
@@ -91,6 +95,24 @@ def quantise(
         model.to(torch.bfloat16).save_pretrained(folder, save_compressed=True)  # type: ignore[arg-type]
     tokenizer.save_pretrained(folder)
     template.write(tokenizer, folder)
+
+
+@contextlib.contextmanager
+def _counting(layers: Mapping[str, torch.nn.Linear], report: Callable[[int, int], None]) -> Iterator[None]:
+    """Report every layer that is computed with for the first time: llm-compressor goes from one to the next."""
+    reached: set[torch.nn.Module] = set()
+
+    def reach(layer: torch.nn.Module, _: object) -> None:
+        if layer not in reached:
+            reached.add(layer)
+            report(len(reached), len(layers))
+
+    hooks = [layer.register_forward_pre_hook(reach) for layer in layers.values()]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def silence() -> None:

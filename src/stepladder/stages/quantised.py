@@ -224,14 +224,19 @@ def _repaired(context: Context, part: str | None, name: Repair, form: Form, quan
 
 def _quantise(context: Context, part: str | None, form: Form, quantised: Path) -> None:
     merged = context.input("merged", part)
-    context.progress.update("GPTQ", 0, 1)
+
+    def report(done: int, total: int) -> None:
+        context.progress.update("GPTQ", done, total)
+
+    report(0, 1)
     shutil.rmtree(quantised, ignore_errors=True)
     quantised.mkdir()
     rows = calibration_rows(context, part, form)
     if form.settings.backend == "gptqmodel":
         gptqmodel.quantise(form.settings, context.config.train.swift.environment, merged, rows, quantised)
     else:
-        gptq.quantise(form.settings, merged, rows, quantised, form.layers_in_8_bits, context.config.train.dtype)
+        dtype = context.config.train.dtype
+        gptq.quantise(form.settings, merged, rows, quantised, form.layers_in_8_bits, dtype, report)
 
 
 def _recover(context: Context, part: str | None, form: Form, quantised: Path) -> None:
