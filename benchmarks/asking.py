@@ -6,6 +6,7 @@ python benchmarks/asking.py full         a small disk (tmpfs, as root) filled at
 python benchmarks/asking.py queue        1,355 requests through a batch queue of 90,000 tokens, killed five times
 python benchmarks/asking.py throughput   5,000 requests at 50 ms against a bare asyncio.gather over the same SDK
 python benchmarks/asking.py scale        10,000 and 100,000 requests at no latency: time, memory, ledger size, rerun
+python benchmarks/asking.py ledger       256,000 answers into a ledger, without servers: time, what is written, its size
 python benchmarks/asking.py many         --count requests (a million) of 400 words to eight servers, killed half-way
 
 ``--hostile 0.1`` makes a tenth of all replies hostile ones (tests/api_hostile.py), for kill, budget and full.
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import random
 import subprocess
 import sys
@@ -30,9 +32,10 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "tests"))
 
 from api_server import ApiServer  # noqa: E402
-from asker import FAULTS, PRICE, answers, finish, request, rows, start  # noqa: E402
+from asker import FAULTS, PRICE, Numbered, answers, finish, request, rows, start  # noqa: E402
 
-from stepladder.ask.ledger import Ledger  # noqa: E402
+from stepladder.ask.ledger import Grant, Ledger, Scope  # noqa: E402
+from stepladder.ask.outcome import Delivery, judge  # noqa: E402
 from stepladder.ask.request import worst_case  # noqa: E402
 
 WRONG_USAGE = {"kind": "wrong_usage", "share": 0.01}
@@ -235,6 +238,37 @@ def scale(folder: Path, rounds: int, settings: argparse.Namespace) -> None:
     tell(f"100,000 took {took[100_000, 'asked'] / took[10_000, 'asked']:.1f} times as long as 10,000")
 
 
+def ledger(folder: Path, rounds: int, settings: argparse.Namespace) -> None:
+    """Requests of 400 words, reserved and settled in groups of 64, each in a transaction of its own."""
+    count, group, scope = 256_000, 64, Scope("run")
+    wanted, file, process = Numbered(count, words=400, max_tokens=64), folder / "ledger.sqlite", psutil.Process()
+    with Ledger(file) as opened:
+        opened.begin_session()
+        begun, busy, written = time.perf_counter(), time.process_time(), process.io_counters().write_bytes
+        for first in range(0, count, group):
+            requests = [wanted[number] for number in range(first, first + group)]
+            with opened.transaction():
+                grants = [opened.reserve(each, PRICE, scope, "test-model") for each in requests]
+            with opened.transaction():
+                for number, (each, grant) in enumerate(zip(requests, grants, strict=True), first):
+                    assert isinstance(grant, Grant)  # noqa: S101 (none was asked before)
+                    delivery = Delivery(200, _reply(number))
+                    opened.settle(grant, each, scope, delivery, judge(each, delivery, PRICE), 0.1)
+        seconds, busy = time.perf_counter() - begun, time.process_time() - busy
+        written = process.io_counters().write_bytes - written
+    tell(
+        f"{count:,} answers: {count / seconds:,.0f} a second, {busy / count * 1e6:.0f} us of CPU, "
+        f"{written / count / 1024:.1f} KiB written and {file.stat().st_size / count:,.0f} bytes kept an answer"
+    )
+
+
+def _reply(number: int) -> bytes:
+    message = {"role": "assistant", "content": CHAIN.format(last=number)}
+    choice = {"index": 0, "message": message, "finish_reason": "stop"}
+    usage = {"prompt_tokens": 400, "completion_tokens": 300}
+    return json.dumps({"id": f"chat-{number}", "choices": [choice], "usage": usage}).encode()
+
+
 def many(folder: Path, rounds: int, settings: argparse.Namespace) -> None:
     """One driver and eight servers. What is measured after the kill is how long the driver takes until a server gets a
     request that the ledger cannot answer; and how long the commands take that a user looks with. With ``--folder``,
@@ -311,6 +345,7 @@ def main() -> None:
         "queue": (queue, 3),
         "throughput": (throughput, 3),
         "scale": (scale, 1),
+        "ledger": (ledger, 1),
         "many": (many, 1),
     }
     parser.add_argument("what", choices=work)
