@@ -24,6 +24,7 @@ from stepladder.context import Context
 from stepladder.mcq.reviews import read_decisions
 from stepladder.progress import Heartbeat
 from stepladder.viewing import marks, words
+from stepladder.viewing.index import Index
 
 TOML = """
 name = "run"
@@ -254,6 +255,21 @@ def test_a_run_at_work_is_seen(folder: Path) -> None:
             page = browser.get("/live").text
         assert "adapter/a: step, 30 of 120 · loss 0.5 · about 1 min 30 s left" in page
         assert "nothing runs" in browser.get("/live").text
+
+
+def test_a_label_that_a_worked_solution_proves_is_not_in_doubt(tmp_path: Path) -> None:
+    rows = [problem(f"open{number}", line()) for number in range(6)]
+    rows += [problem(f"proved{number}", line(worked="Ann came first.\nAnn")) for number in range(6)]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    chains = [{"id": f"{row['id']}#0", "chain": "Answer: B", "model": "m1"} for row in rows]
+    (tmp_path / "chains.jsonl").write_text("".join(json.dumps(row) + "\n" for row in chains))
+    (tmp_path / "reviewed.jsonl").touch()
+    (tmp_path / "run.toml").write_text(f'{TOML}[[rung]]\nname = "worked"\nkind = "worked"\n')
+    for stage in ("questions", "samples"):
+        subprocess.run([sys.executable, "-m", "stepladder", stage, "run.toml"], cwd=tmp_path, check=True)
+    learned = (tmp_path / "runs" / "run" / "questions" / "train.jsonl").read_text()
+    in_doubt = [f"open{number}#0" for number in range(6) if f'"open{number}#0"' in learned]
+    assert Index(tmp_path / "runs" / "run").doubtful == in_doubt
 
 
 def test_the_pages_as_files_lead_to_each_other_and_nowhere_else(folder: Path, tmp_path: Path) -> None:

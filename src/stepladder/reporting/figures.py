@@ -157,13 +157,13 @@ def loss_curves(steps: Mapping[str, Sequence[TrainingStep]]) -> Markup:
     for value in _ticks(x.high):
         drawing.text(x(value), 260, f"{value:g}", "tick", "middle")
     drawing.text((x.start + x.end) / 2, 277, "epoch", "tick", "middle")
-    # Labels are where their curve ends, moved down where two would overlap.
-    label_y = 0.0
-    for index, (member, points) in sorted(enumerate(curves), key=lambda item: y(item[1][1][-1][1])):
+    # Labels are where their curve ends, moved up where two would overlap.
+    label_y = y(0) + 16
+    for index, (member, points) in sorted(enumerate(curves), key=lambda item: -y(item[1][1][-1][1])):
         drawing.path(((x(epoch), y(value)) for epoch, value in points), f"curve c{index % 6}")
         for epoch, value in held_out.get(member, ()):
             drawing.dot(x(epoch), y(value), 5, f"c{index % 6}", tip=f"{member}, validation: {value:.3f}")
-        label_y = max(label_y + 16, y(points[-1][1]))
+        label_y = min(label_y - 16, y(points[-1][1]))
         drawing.text(x.end + 8, label_y + 4, f"{member}  {points[-1][1]:.2f}", f"c{index % 6}")
     return drawing.markup()
 

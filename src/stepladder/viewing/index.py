@@ -213,8 +213,10 @@ class Index:
     @cached_property
     def doubtful(self) -> list[str]:
         """Ids of the questions whose label is suspect, the most suspect first, then of those whose label most answers
-        contradict, then of those that a model wrote and nothing has proved."""
-        is_doubtful = "split = 'train' AND (suspicion IS NOT NULL OR share < 0.5) AND NOT reviewed"
+        contradict and no worked solution proves, then of those that a model wrote and nothing has proved."""
+        is_proved = f"id IN (SELECT question FROM chain WHERE model = '{WORKED}' AND accepted)"  # noqa: S608
+        is_contested = f"share < 0.5 AND NOT {is_proved}"
+        is_doubtful = f"split = 'train' AND (suspicion IS NOT NULL OR {is_contested}) AND NOT reviewed"
         is_unproved = "split = 'variant' AND rung IS NULL"
         order = f"split = 'variant', {ORDER_BY['doubt']}"
         query = f"SELECT id FROM question WHERE {is_doubtful} OR {is_unproved} ORDER BY {order}"  # noqa: S608

@@ -31,7 +31,7 @@ ZH: Mapping[str, str] = {
     "solved": "已解决", "asked": "已问", "progress": "进度", "no": "无", "yes": "有", "Language": "语言",
     "No label is in doubt.": "没有存疑的标签。", "order": "排序",
     "All doubtful labels are decided.": "所有存疑标签均已决定。",
-    "Settings": "设置",
+    "Settings": "设置", "unparsed": "无法读取", "truncated": "被截断",
 }  # fmt: skip
 
 
