@@ -136,7 +136,7 @@ def main() -> None:
 
     if asked.batch:
         batch_calls.PAUSES_SECONDS, batch_calls.LISTING_WAIT_SECONDS = (0.05,) * 7, 0.05  # type: ignore[assignment]
-    asked_for = Numbered(asked.count, asked.words, asked.max_tokens)
+    wanted = Numbered(asked.count, asked.words, asked.max_tokens)
     begun, cpu = time.perf_counter(), time.process_time()
     said = ""
     with Ledger(asked.ledger) as ledger:
@@ -144,9 +144,9 @@ def main() -> None:
         scope = Scope("run", run_cap=asked.cap)
         try:
             if asked.in_process:
-                asyncio.run(ask_all(asked_for, priced_model(served), ledger, scope))
+                asyncio.run(ask_all(wanted, priced_model(served), ledger, scope))
             else:
-                ask_remote(list(asked_for), served, ledger, scope, Listener(note=lambda line: print(line, flush=True)))
+                ask_remote(list(wanted), served, ledger, scope, Listener(note=lambda line: print(line, flush=True)))
         except (AskError, BudgetError) as error:
             said = f"{type(error).__name__}: {error}"
         figures = {

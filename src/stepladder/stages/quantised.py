@@ -6,6 +6,7 @@ weights take the form that passed.
 
 from __future__ import annotations
 
+import functools
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -224,10 +225,7 @@ def _repaired(context: Context, part: str | None, name: Repair, form: Form, quan
 
 def _quantise(context: Context, part: str | None, form: Form, quantised: Path) -> None:
     merged = context.input("merged", part)
-
-    def report(done: int, total: int) -> None:
-        context.progress.update("GPTQ", done, total)
-
+    report = functools.partial(context.progress.update, "GPTQ")
     report(0, 1)
     shutil.rmtree(quantised, ignore_errors=True)
     quantised.mkdir()
