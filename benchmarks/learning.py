@@ -168,10 +168,10 @@ def _steps(row: Row, settings: Train, seed: int, base: Path, learned: list[Examp
         (folder / name).mkdir(parents=True)
     times: list[float] = []
 
-    def report(step: int, total: int, loss: float) -> None:
+    def report(step: int, total: int, note: str, _: float | None) -> None:
         times.append(time.monotonic())
         if step % 10 == 0:
-            print(f"  step {step} of {total}, loss {loss:.3f}, {times[-1] - times[0]:.0f} s", flush=True)
+            print(f"  step {step} of {total}, {note}, {times[-1] - times[0]:.0f} s", flush=True)
 
     token_loss = LOSSES.get(row.loss, training_loss.token_loss)
     with (

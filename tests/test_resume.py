@@ -20,7 +20,7 @@ from stepladder.config import Train
 from stepladder.errors import MissingExtra, UserError
 from stepladder.records import Example, Message
 from stepladder.training import trl
-from stepladder.training.data import Data, last_complete_checkpoint
+from stepladder.training.data import Data, Watch, last_complete_checkpoint
 
 pytestmark = pytest.mark.dtype
 
@@ -39,7 +39,7 @@ def example(n, held_out=""):
     messages = (Message(role="user", content=asked), Message(role="assistant", content=said))
     return Example(messages=messages, question_id=f"q{n}", teacher="t")
 
-def report(step, steps, loss):
+def report(step, *_):
     if step == dies:
         os.kill(os.getpid(), signal.SIGKILL)
 
@@ -102,10 +102,11 @@ def test_the_best_epoch_by_validation_accuracy_is_kept(base: Path, tmp_path: Pat
     scores = iter([0.75, 0.5, 0.25, 0.125])
     seen: list[dict[str, Any]] = []
 
-    def exam(tokenizer: object, student: Any) -> float:
+    def exam(tokenizer: object, student: Any, watch: Watch) -> float:
         assert not student.training
         weights = {name: weight.clone() for name, weight in student.named_parameters() if "lora_B" in name}
         seen.append(weights)
+        watch(7, 9)
         return next(scores)
 
     folder, scratch = tmp_path / "adapter", tmp_path / "scratch"
@@ -116,7 +117,10 @@ def test_the_best_epoch_by_validation_accuracy_is_kept(base: Path, tmp_path: Pat
     )
     said = (Message(role="user", content="Who?"), Message(role="assistant", content="Bob.\nAnswer: A"))
     examples = [Example(messages=said, question_id=f"q{n}", teacher="t") for n in range(9)]
-    trl.train(settings, 5, base, Data(examples, [], exam), folder, scratch, lambda *_: None)
+    reports: list[tuple[int, int, str, float | None]] = []
+    trl.train(settings, 5, base, Data(examples, [], exam), folder, scratch, lambda *now: reports.append(now))
+    epoch = reports[-1][0] // 3
+    assert [now[0] for now in reports if now[2:] == ("validation, 7 of 9", None)] == [epoch, 2 * epoch, 3 * epoch]
     rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     assert [row["validation_accuracy"] for row in rows if "validation_accuracy" in row] == [0.75, 0.5, 0.25]
     kept = load_file(folder / "adapter_model.safetensors")

@@ -43,7 +43,7 @@ def trained(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("swift")
     (folder / "adapter").mkdir()
     (folder / "scratch").mkdir()
-    steps: list[tuple[int, int, float]] = []
+    steps: list[tuple[int, int, str, float | None]] = []
     data = Data([example(number) for number in range(20)], [])
     swift.train(SETTINGS, 5, base, data, folder / "adapter", folder / "scratch", lambda *step: steps.append(step))
     assert steps

@@ -259,7 +259,7 @@ def test_a_run_at_work_is_seen(folder: Path) -> None:
 
 def test_a_label_that_a_worked_solution_proves_is_not_in_doubt(tmp_path: Path) -> None:
     rows = [problem(f"open{number}", line()) for number in range(6)]
-    rows += [problem(f"proved{number}", line(worked="Ann came first.\nAnn")) for number in range(6)]
+    rows += [problem(f"known{number}", line(worked="Ann came first.\nAnn")) for number in range(6)]
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     chains = [{"id": f"{row['id']}#0", "chain": "Answer: B", "model": "m1"} for row in rows]
     (tmp_path / "chains.jsonl").write_text("".join(json.dumps(row) + "\n" for row in chains))
@@ -269,7 +269,11 @@ def test_a_label_that_a_worked_solution_proves_is_not_in_doubt(tmp_path: Path) -
         subprocess.run([sys.executable, "-m", "stepladder", stage, "run.toml"], cwd=tmp_path, check=True)
     learned = (tmp_path / "runs" / "run" / "questions" / "train.jsonl").read_text()
     in_doubt = [f"open{number}#0" for number in range(6) if f'"open{number}#0"' in learned]
-    assert Index(tmp_path / "runs" / "run").doubtful == in_doubt
+    index = Index(tmp_path / "runs" / "run")
+    assert index.doubtful == in_doubt
+    _, listed = index.find({"split": "train"}, "doubt", 0, 12)
+    assert [row.id for row in listed[: len(in_doubt)]] == in_doubt
+    assert len(listed) > len(in_doubt)
 
 
 def test_the_pages_as_files_lead_to_each_other_and_nowhere_else(folder: Path, tmp_path: Path) -> None:

@@ -226,10 +226,15 @@ def correct(questions: list[Question], predictions: list[Prediction]) -> list[bo
 
 
 def examine(
-    context: Context, questions: list[Question], tokenizer: PreTrainedTokenizerBase, student: PreTrainedModel
+    context: Context,
+    questions: list[Question],
+    tokenizer: PreTrainedTokenizerBase,
+    student: PreTrainedModel,
+    watch: Callable[[int, int], None],
 ) -> float:
     """Share of the questions that a student in training answers rightly, greedily, in the options' own order. The
-    answers are not kept in the ledger, since the weights still change."""
+    answers are not kept in the ledger, since the weights still change. ``watch`` is called with (questions answered,
+    all questions) after each batch."""
     engine = Local(tokenizer, student)
     requests = {
         question.id: Request(
@@ -242,5 +247,6 @@ def examine(
     texts: dict[str, str] = {}
     for group in engine.plan([*requests.values()]):
         texts |= {request.key: answer.text for request, answer in zip(group, engine.answer(group), strict=True)}
+        watch(len(texts), len(requests))
     right = [strict(texts[requests[q.id].key], q.options).letter == q.answer for q in questions]
     return sum(right) / len(right)

@@ -63,8 +63,8 @@ def build(context: Context, part: str | None, folder: Path) -> None:
     template.check(models.load_tokenizer(base), trainset)
     examples = records.read(trainset / "train.jsonl", Example)
 
-    def report(step: int, steps: int, loss: float) -> None:
-        context.progress.update("step", step, steps, f"loss {loss:.3f}", loss)
+    def report(step: int, steps: int, note: str, loss: float | None) -> None:
+        context.progress.update("step", step, steps, note, loss)
 
     settings, seed = context.config.train, member(context.config, part).seed
     if context.is_final:  # every label trains, so there is nothing to measure and nothing more to choose

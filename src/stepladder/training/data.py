@@ -14,8 +14,11 @@ from stepladder.records import Example
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-Report = Callable[[int, int, float], None]
-"""Called with (optimiser steps done, total steps, last loss)."""
+Report = Callable[[int, int, str, float | None], None]
+"""Called with (optimiser steps done, total steps, a note on the last one, its loss) after each step, and without a loss
+while the student is validated between two steps."""
+Watch = Callable[[int, int], None]
+"""Called with (validated, all there are to validate)."""
 
 MAX_LOG_CHARACTERS = 2000
 """Length of the end of another program's log that an error message shows."""
@@ -27,7 +30,7 @@ class Data(NamedTuple):
     examples: Sequence[Example]
     held_out: Sequence[Example] = ()
     """Examples for the validation loss; empty: it is not measured."""
-    exam: Callable[[PreTrainedTokenizerBase, PreTrainedModel], float] | None = None
+    exam: Callable[[PreTrainedTokenizerBase, PreTrainedModel, Watch], float] | None = None
     """Computes the student's validation accuracy; None: it is not measured."""
     last_epoch: int | None = None
     """The epoch to stop after, on the schedule of all; None: all are trained."""

@@ -84,7 +84,7 @@ class _Progress:
     def __init__(self, file: Path, report: Report) -> None:
         self._file, self._report = file, report
         self._last: list[Any] = []
-        """Step, steps and loss; empty before the first step."""
+        """The arguments of the last report; empty before the first step."""
 
     def reset(self) -> None:
         """Forget what was written before."""
@@ -133,10 +133,10 @@ def main(path: Path) -> None:
     scratch, settings = Path(job["scratch"]), Train.model_validate(job["settings"])
     progress = scratch / PROGRESS_FILE
 
-    def report(step: int, steps: int, loss: float) -> None:
+    def report(*now: Any) -> None:
         if os.environ["RANK"] == "0":
             partial = progress.with_suffix(".part")
-            partial.write_text(json.dumps([step, steps, loss]), encoding="utf-8")
+            partial.write_text(json.dumps(now), encoding="utf-8")
             partial.replace(progress)
 
     examples, held_out = (records.read(scratch / f"{name}.jsonl", Example) for name in ("examples", "held_out"))

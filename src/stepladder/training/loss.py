@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from stepladder.training.sequences import IGNORED, Pack
@@ -59,9 +59,11 @@ def score_completions(model: PreTrainedModel) -> None:
     model.forward = forward
 
 
-def validation_loss(model: Any, packs: Sequence[Pack], batch_size: int) -> float:
+def validation_loss(
+    model: Any, packs: Sequence[Pack], batch_size: int, watch: Callable[[int, int], None] = lambda *_: None
+) -> float:
     """Mean cross-entropy of the completion tokens of packs, in nats per token. The model must be one that
-    :func:`score_completions` has changed."""
+    :func:`score_completions` has changed. ``watch`` is called with (packs done, all packs) after each batch."""
     import torch
 
     was_training = model.training
@@ -77,5 +79,6 @@ def validation_loss(model: Any, packs: Sequence[Pack], batch_size: int) -> float
             scored = int((batch["labels"][:, 1:] != IGNORED).sum())
             total += float(model(**batch, count=1))
             count += scored
+            watch(min(start + batch_size, len(packs)), len(packs))
     model.train(was_training)
     return total / max(1, count)

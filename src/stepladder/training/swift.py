@@ -258,7 +258,8 @@ class _Progress:
         rows = _read_log(self._file)
         if len(rows) > self._rows:
             self._rows, self._step = len(rows), rows[-1]["step"]
-            self._report(rows[-1]["step"], rows[-1]["steps"], rows[-1]["loss"])
+            loss = rows[-1]["loss"]
+            self._report(rows[-1]["step"], rows[-1]["steps"], f"loss {loss:.3f}", loss)
 
 
 def _run_here(

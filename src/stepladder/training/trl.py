@@ -72,7 +72,7 @@ def train(settings: Train, seed: int, base: Path, data: Data, folder: Path, scra
     # The adapter's random initialisation happens while the trainer is built, before the trainer seeds anything.
     set_seed(seed)
     with sharded_on_cpus(settings):
-        trainer = _trainer(settings, seed, base, data, plan, arguments, tokenizer)
+        trainer = _trainer(settings, seed, base, data, plan, arguments, tokenizer, report)
     if settings.sharding != "zero3":  # which keeps float32 copies in its optimiser
         train_in_float32(cast("PeftModel", trainer.model))
     if settings.sharding == "fsdp":
@@ -179,6 +179,7 @@ def _trainer(
     plan: Plan,
     arguments: SFTConfig,
     tokenizer: PreTrainedTokenizerBase,
+    report: Report,
 ) -> SFTTrainer:
     """TRL's trainer with the sampler, loss and validation of this package."""
     from datasets import Dataset
@@ -208,13 +209,16 @@ def _trainer(
             return model(**inputs, count=num_items_in_batch) * self.accelerator.num_processes
 
         def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+            def watch(done: int, total: int) -> None:
+                report(self.state.global_step, self.state.max_steps, f"validation, {done} of {total}", None)
+
             metrics = {}
             if plan.held_out:
-                metrics["eval_loss"] = validation_loss(self.model_wrapped, plan.held_out, settings.batch_size)
+                metrics["eval_loss"] = validation_loss(self.model_wrapped, plan.held_out, settings.batch_size, watch)
             if data.exam is not None:
                 student = cast("PreTrainedModel", cast("PeftModel", self.model).get_base_model())
                 student.train(False)
-                metrics["eval_accuracy"] = data.exam(tokenizer, student)
+                metrics["eval_accuracy"] = data.exam(tokenizer, student, watch)
                 student.train()
             self.log(dict(metrics))
             self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -268,7 +272,8 @@ def _progress_callback(report: Report, writer: Any) -> TrainerCallback:
     class ProgressCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
             if logs and "loss" in logs:
-                report(state.global_step, state.max_steps, float(logs["loss"]))
+                loss = float(logs["loss"])
+                report(state.global_step, state.max_steps, f"loss {loss:.3f}", loss)
             if writer is not None and state.is_world_process_zero:
                 for name, value in (logs or {}).items():
                     writer.add_scalar(name, value, state.global_step)

@@ -30,7 +30,8 @@ HELD_OUT: tuple[Split, ...] = ("validation", "test")
 SCHEMA = """
 CREATE TABLE question (
     id TEXT PRIMARY KEY, split TEXT, source TEXT, language TEXT, label TEXT, reviewed INTEGER,
-    text TEXT, file INTEGER, begin INTEGER, length INTEGER, suspicion REAL, suggested TEXT, share REAL, rung TEXT
+    text TEXT, file INTEGER, begin INTEGER, length INTEGER, suspicion REAL, suggested TEXT, share REAL, rung TEXT,
+    is_proved INTEGER
 ) WITHOUT ROWID;
 CREATE TABLE chain (
     question TEXT, rung TEXT, model TEXT, verdict TEXT, letter TEXT, accepted INTEGER, file INTEGER, begin INTEGER,
@@ -53,9 +54,11 @@ WHERE split IN ('train', 'variant');
 UPDATE question SET
     share = (SELECT AVG(is_right) FROM answer WHERE question = question.id AND is_right IS NOT NULL)
 WHERE split IN ('validation', 'test');
+UPDATE question SET
+    is_proved = EXISTS (SELECT 1 FROM chain WHERE question = question.id AND accepted AND model = '{worked}');
 CREATE INDEX question_doubt ON question ({doubt});
 """
-ORDER_BY = {"doubt": "suspicion IS NULL, suspicion DESC, COALESCE(share, 1), id", "id": "id"}
+ORDER_BY = {"doubt": "suspicion IS NULL, suspicion DESC, is_proved, COALESCE(share, 1), id", "id": "id"}
 FILTERS: Mapping[str, str] = {
     "split": "split = ?",
     "source": "source = ?",
@@ -154,7 +157,7 @@ class Index:
             (
                 row["id"], split, row["source"], row["language"], row["answer"], row["reviewed"],
                 "\n".join((row["id"], row["problem"], row["question"], *row["options"])), *place,
-                *suspects.get(row["id"], (None, None)), None, None,
+                *suspects.get(row["id"], (None, None)), None, None, None,
             )
             for split, path in files
             for row, place in self._lines(path)
@@ -214,9 +217,7 @@ class Index:
     def doubtful(self) -> list[str]:
         """Ids of the questions whose label is suspect, the most suspect first, then of those whose label most answers
         contradict and no worked solution proves, then of those that a model wrote and nothing has proved."""
-        is_proved = f"id IN (SELECT question FROM chain WHERE model = '{WORKED}' AND accepted)"  # noqa: S608
-        is_contested = f"share < 0.5 AND NOT {is_proved}"
-        is_doubtful = f"split = 'train' AND (suspicion IS NOT NULL OR {is_contested}) AND NOT reviewed"
+        is_doubtful = "split = 'train' AND (suspicion IS NOT NULL OR share < 0.5 AND NOT is_proved) AND NOT reviewed"
         is_unproved = "split = 'variant' AND rung IS NULL"
         order = f"split = 'variant', {ORDER_BY['doubt']}"
         query = f"SELECT id FROM question WHERE {is_doubtful} OR {is_unproved} ORDER BY {order}"  # noqa: S608
