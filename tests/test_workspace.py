@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -78,6 +80,19 @@ def test_two_processes_do_not_share_a_run(tmp_path: Path) -> None:
     workspace = Workspace(tmp_path, "run")
     with workspace.locked(), pytest.raises(UserError, match="another stepladder"), workspace.locked():
         pass
+
+
+def test_who_looks_whether_a_run_is_locked_does_not_keep_it_from_being_locked(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path, "run")
+    with workspace.locked():
+        pass
+    with (workspace.folder / ".lock").open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_SH)  # as is_held does, for an instant
+        unlock = threading.Timer(0.02, fcntl.flock, (file, fcntl.LOCK_UN))
+        unlock.start()
+        with workspace.locked():
+            pass
+        unlock.join()
 
 
 def test_digests_are_remembered_by_many_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,6 +26,8 @@ from stepladder.errors import UserError
 MANIFEST = "manifest.json"
 RUNS = Path("runs")
 """Folder of all runs, unless the user names another."""
+PROBE_SECONDS, PROBE_POLL_SECONDS = 0.2, 0.01
+"""How long those who only look whether a lock is held (:func:`is_held`) may be in the way of who takes it."""
 State = Literal["done", "stale", "missing"]
 
 
@@ -93,6 +95,25 @@ def is_held(lock: Path) -> bool:
     finally:
         os.close(handle)
     return False
+
+
+def _take(handle: int) -> None:
+    """Lock a file for this process.
+
+    Raises:
+        BlockingIOError: another process holds it, and not only to look.
+        OSError: it cannot be locked.
+    """
+    deadline = time.monotonic() + PROBE_SECONDS
+    while True:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(PROBE_POLL_SECONDS)
+        else:
+            return
 
 
 @contextlib.contextmanager
@@ -339,7 +360,7 @@ class Workspace:
             raise UserError(f"{lock}: cannot be opened ({reason}); remove it, or make it writable") from None
         try:
             try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _take(handle)
             except BlockingIOError:
                 raise UserError(
                     f"{self.folder}: another stepladder process is working on this run; wait for it to end"
