@@ -186,6 +186,9 @@ def test_decisions_are_kept_one_after_the_other_and_can_be_taken_back(browser: B
         (fourth, "drop", None, who), (fourth, "undo", None, who),
     ]  # fmt: skip
     assert "plainly" in browser.get("/decisions").text
+    listed = browser.get("/questions?decided=1&sort=id").text
+    assert "<small>2</small>" in listed
+    assert [quote(name) in listed for name in (first, second, third, fourth)] == [True, True, False, False]
     for fields in ({"id": first, "action": "Z"}, {"id": first, "action": "relabel", "answer": "AB"}, {"id": first}):
         assert browser.post("/decide", **fields).status == 400
     assert browser.post("/decide", id="nobody", action="keep").status == 404

@@ -68,6 +68,11 @@ class Standing(NamedTuple):
     """The last decision that settles what they disagreed about."""
 
     @property
+    def is_decided(self) -> bool:
+        """Whether anybody's decision stands, also where they disagree."""
+        return bool(self.by_reviewer) or self.settled is not None
+
+    @property
     def review(self) -> Review | None:
         """What holds; None where nobody decided anything, or they disagree."""
         if self.settled is not None:

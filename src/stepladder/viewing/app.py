@@ -131,8 +131,9 @@ class Pages:
         filters = {name: request.query_params.get(name, "") for name in FILTERS}
         sort = request.query_params.get("sort", "doubt")
         page = max(1, _number(request.query_params.get("page"), 1))
-        total, rows = index.find(filters, sort, (page - 1) * PAGE_SIZE, PAGE_SIZE)
         standing = self._standing()
+        decided = [name for name, found in standing.items() if found.is_decided]
+        total, rows = index.find(filters, sort, (page - 1) * PAGE_SIZE, PAGE_SIZE, decided)
         return self._page(
             request, "questions", rows=rows, total=total, page=page, pages=math.ceil(total / PAGE_SIZE), sort=sort,
             filters=filters, choices=index.choices, standing=standing,
@@ -179,7 +180,7 @@ class Pages:
             for decision in (self._decisions.all() if self._decisions else ())
             if decision.action == "skip" and decision.reviewer == reviewer
         )
-        waiting = [name for name in doubtful if not _is_decided(standing.get(name))]
+        waiting = [name for name in doubtful if name not in standing or not standing[name].is_decided]
         left = {*waiting}
         return [name for name in waiting if name not in skipped] + [name for name in skipped if name in left]
 
@@ -345,10 +346,6 @@ def _decided(form: Mapping[str, str], question: Question, reviewer: str) -> Deci
         reviewer=reviewer, note=form.get("note", "")[:MAX_NOTE], label=question.answer,
         evidence=evidence_of(question), time=round(time.time(), 3), settles=bool(form.get("settles")),
     )  # fmt: skip
-
-
-def _is_decided(standing: Standing | None) -> bool:
-    return standing is not None and (bool(standing.by_reviewer) or standing.settled is not None)
 
 
 async def _form(request: Request) -> dict[str, str]:

@@ -71,11 +71,13 @@ FILTERS: Mapping[str, str] = {
     "q": "text LIKE '%' || ? || '%' ESCAPE '\\'",
     "suspect": "suspicion IS NOT NULL AND ? != ''",
     "unsolved": "rung IS NULL AND split = 'train' AND ? != ''",
+    "decided": "id IN (SELECT value FROM JSON_EACH(?))",
 }
 """By the name in a page's address."""
 CHOICES: Mapping[str, str] = {
     "split": "SELECT split, COUNT(*) FROM question GROUP BY split ORDER BY split = 'test', split",
     "source": "SELECT source, COUNT(*) FROM question GROUP BY source ORDER BY source LIMIT 200",
+    "language": "SELECT language, COUNT(*) FROM question GROUP BY language ORDER BY language",
     "rung": "SELECT rung, COUNT(*) FROM question WHERE rung IS NOT NULL GROUP BY rung ORDER BY rung",
     "verdict": "SELECT verdict, COUNT(DISTINCT question) FROM chain GROUP BY verdict ORDER BY verdict",
     "model": "SELECT model, COUNT(DISTINCT question) FROM chain GROUP BY model ORDER BY model",
@@ -199,9 +201,12 @@ class Index:
         with self._lock:
             return self._db.execute(query, values).fetchall()
 
-    def find(self, filters: Mapping[str, str], sort: str, begin: int, count: int) -> tuple[int, list[Row]]:
-        """How many questions pass all filters, and some of them, in order."""
-        where, values = _where(filters)
+    def find(
+        self, filters: Mapping[str, str], sort: str, begin: int, count: int, decided: Sequence[str] = ()
+    ) -> tuple[int, list[Row]]:
+        """How many questions pass all filters, and some of them, in order. ``decided`` are the ids of those that the
+        filter of this name lets pass."""
+        where, values = _where(filters, decided)
         (total,) = self._select(f"SELECT COUNT(*) FROM question WHERE {where}", values)[0]  # noqa: S608
         columns = "id, split, source, label, suspicion, suggested, share, rung, SUBSTR(text, LENGTH(id) + 2, 300)"
         order = ORDER_BY.get(sort, ORDER_BY["doubt"])
@@ -267,10 +272,11 @@ def systems(folder: Path) -> Iterator[tuple[str, Split, Path]]:
         yield from ((name, split, path) for name, path in files.items() if path.is_file())
 
 
-def _where(filters: Mapping[str, str]) -> tuple[str, list[str]]:
-    known = [(name, value) for name, value in filters.items() if name in FILTERS and value]
-    values = [_like(value) if name == "q" else value for name, value in known]
-    return " AND ".join(FILTERS[name] for name, _ in known) or "1", values
+def _where(filters: Mapping[str, str], decided: Sequence[str]) -> tuple[str, list[str]]:
+    known = {name: value for name, value in filters.items() if name in FILTERS and value}
+    bound = known | {"q": _like(known.get("q", "")), "decided": json.dumps(decided)}
+    values = [bound[name] for name in known]
+    return " AND ".join(FILTERS[name] for name in known) or "1", values
 
 
 def _like(text: str) -> str:
