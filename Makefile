@@ -74,7 +74,7 @@ test-llama: llama
 # A minute more, after an installation: a report passed on to real trackers, in an environment of its own beside $(VENV).
 test-track: setup
 	test -x .venv-track/bin/python || $(PYTHON) -m venv .venv-track
-	.venv-track/bin/python -m pip install --quiet --prefer-binary -c constraints/train.txt -e '.[api,train,dev]' -r constraints/track.txt
+	.venv-track/bin/python -m pip install --quiet --prefer-binary -e '.[api,dev]' -r constraints/track.txt
 	.venv-track/bin/python -m pytest -m track tests/test_tracking.py
 
 # Three minutes more: servers, trainings and pieces of files on the nodes of a Ray cluster (all on this machine), and in
