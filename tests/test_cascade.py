@@ -322,6 +322,19 @@ def test_patience_goes_by_the_ladder_s_chains_of_validation_questions(project: P
     assert len(losses) == min(4, best + 2), "it stops one epoch after the best"
 
 
+def test_with_the_metric_accuracy_a_student_answers_validation_after_each_epoch(
+    project: Project, base: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train = TRAIN.replace("BASE", str(base)).replace("epochs = 4", 'epochs = 2\nmetric = "accuracy"')
+    project.write("shuffle = false", train=f"{train}\n[predict]\nmax_tokens = 4\n")
+    assert project.run("questions", "samples", "trainset", "adapter") == 0, capsys.readouterr().err
+    log = project.rows("adapter/a/log.jsonl")
+    measured = [row["validation_accuracy"] for row in log if "validation_accuracy" in row]
+    assert len(measured) == 2
+    count = len(project.rows("questions/validation.jsonl"))
+    assert all((share * count).is_integer() for share in measured)
+
+
 @pytest.mark.parametrize(
     ("rung", "said"),
     [
