@@ -11,7 +11,9 @@ trained at the same time by two processes that are given one arm each, and compa
 
 Answers are those to the validation questions of either run, which are the same, whose labels nobody has looked at:
 greedy, at most 400 tokens, "forced" where an answer without a letter is made to name one. Differences are in points,
-with an interval that resamples problems and the exact McNemar test.
+with an interval that resamples problems and the exact McNemar test. "loss" is that of the shortest right recorded
+chains of these questions, in nats per token, of a member that learns chains: it tells trainings apart that letters do
+not.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from learning import answer, difference, own_prompt, right_of
+from fields import CONTEST_ROWS, examples, recorded
+from learning import answer, difference, loss, own_prompt, right_of
 
 from stepladder import models
 from stepladder.config import Train
@@ -74,7 +77,7 @@ seed = {seed}
 """
 
 
-def recorded(contest: Path) -> str:
+def chains(contest: Path) -> str:
     """The recorded responses as the file of a rung with chains; those without a text are none."""
     lines = []
     with (contest / ANSWERS).open(encoding="utf-8") as file:
@@ -102,27 +105,32 @@ def trained(arguments: argparse.Namespace, arm: str, member: str, seed: int) -> 
         folder.mkdir(parents=True, exist_ok=True)
         shutil.copy(arguments.contest / QUESTIONS, folder)
         shutil.copy(arguments.reviewed, folder / "reviewed.jsonl")
-        write_atomic(folder / "chains.jsonl", recorded(arguments.contest))
+        write_atomic(folder / "chains.jsonl", chains(arguments.contest))
         write_atomic(folder / "run.toml", configuration(arguments.base, arm, member, seed, 1.0))
     run(folder, "questions", "samples", "trainset")
-    examples = read(made / "trainset" / member / "train.jsonl", Example)
+    learned = read(made / "trainset" / member / "train.jsonl", Example)
     settings = Train.model_validate(SETTINGS)
-    packs = pack(tokenise(models.load_tokenizer(arguments.base), examples, settings.max_length), settings.max_length)
+    packs = pack(tokenise(models.load_tokenizer(arguments.base), learned, settings.max_length), settings.max_length)
     steps_an_epoch = math.ceil(len(packs) / settings.gradient_accumulation)
     epochs = (arguments.steps - 0.5) / steps_an_epoch  # half a step less, so that no rounding makes it one step more
     write_atomic(folder / "run.toml", configuration(arguments.base, arm, member, seed, epochs))
-    print(f"== {folder.name}: {len(examples)} examples, {steps_an_epoch} steps an epoch", flush=True)
+    print(f"== {folder.name}: {len(learned)} examples, {steps_an_epoch} steps an epoch", flush=True)
     run(folder, "adapter", "merged")
     return made
 
 
-def answers(made: Path, member: str, questions: Sequence[Question]) -> dict[str, Any]:
-    """A member's answers to the questions, kept beside its run."""
-    file = made.parent.parent / "answers.json"
+def measured(arguments: argparse.Namespace, made: Path, member: str, questions: Sequence[Question]) -> dict[str, Any]:
+    """A member's answers to the questions and its loss on their chains, kept beside its run."""
+    file, weights = made.parent.parent / "measured.json", made / "merged" / member
     if not file.exists():
-        given = answer(made / "merged" / member, questions, own_prompt, CAP)
-        write_atomic(file, json.dumps(given, ensure_ascii=False))
-    return {"answers": json.loads(file.read_text(encoding="utf-8"))}
+        found: dict[str, Any] = {"answers": answer(weights, questions, own_prompt, CAP)}
+        if "letters" not in MEMBERS[member]:
+            by_id = {question.id: question for question in questions}
+            samples = [*recorded(arguments.contest, by_id)]
+            held_out = examples(CONTEST_ROWS["shortest"], samples, by_id, arguments.base)
+            found["loss"] = loss(weights, held_out, SETTINGS["max_length"])
+        write_atomic(file, json.dumps(found, ensure_ascii=False))
+    return dict(json.loads(file.read_text(encoding="utf-8")))
 
 
 def compare(arguments: argparse.Namespace, member: str) -> None:
@@ -132,7 +140,10 @@ def compare(arguments: argparse.Namespace, member: str) -> None:
     for seed in arguments.seeds:
         runs = {arm: trained(arguments, arm, member, seed) for arm in arguments.arms}
         questions = read(next(iter(runs.values())) / "questions" / "validation.jsonl", Question)
-        results = {arm: answers(run, member, questions) for arm, run in runs.items()}
+        results = {arm: measured(arguments, run, member, questions) for arm, run in runs.items()}
+        for arm, result in results.items():
+            if "loss" in result:
+                print(f"{member}, seed {seed}, {arm}: loss {result['loss']:.4f}", flush=True)
         for kind, by_arm in pooled.items():
             right = {arm: right_of(result, kind, questions) for arm, result in results.items()}
             show(f"{member}, seed {seed}, {kind}", right, questions)

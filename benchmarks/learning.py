@@ -207,10 +207,9 @@ def noisy(model: PreTrainedModel, alpha: float) -> PreTrainedModel:
     return model
 
 
-def loss(weights: Path, field: Field) -> float:
+def loss(weights: Path, held_out: Sequence[Example], longest: int) -> float:
     """The mean loss of a model on chains it did not learn, in nats per token."""
-    longest = field.settings["max_length"]
-    rows = tokenise(models.load_tokenizer(weights), field.held_out, longest)
+    rows = tokenise(models.load_tokenizer(weights), held_out, longest)
     model = models.load(weights)
     score_completions(model)
     return validation_loss(model, pack(rows, longest), batch_size=2)
@@ -388,7 +387,7 @@ def measured(
         return json.loads(file.read_text(encoding="utf-8"))
 
     if not arguments.test and not is_plain:
-        result["loss"] = once("loss", lambda: loss(weights, field))
+        result["loss"] = once("loss", lambda: loss(weights, field.held_out, field.settings["max_length"]))
     if not arguments.only_loss:
         result["answers"] = once(f"answers-{which}", lambda: answer(weights, questions, prompt, field.max_tokens))
     return result
