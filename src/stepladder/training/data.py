@@ -18,7 +18,7 @@ Report = Callable[[int, int, str, float | None], None]
 """Called with (optimiser steps done, total steps, a note on the last one, its loss) after each step, and without a loss
 while the student is validated between two steps."""
 Watch = Callable[[int, int], None]
-"""Called with (validated, all there are to validate)."""
+"""Called with (packs or questions validated, all of them)."""
 
 MAX_LOG_CHARACTERS = 2000
 """Length of the end of another program's log that an error message shows."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from stepladder.training.sequences import IGNORED, Pack
@@ -10,6 +10,8 @@ from stepladder.training.sequences import IGNORED, Pack
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
+
+    from stepladder.training.data import Watch
 
 
 def collate(packs: Sequence[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
@@ -59,9 +61,7 @@ def score_completions(model: PreTrainedModel) -> None:
     model.forward = forward
 
 
-def validation_loss(
-    model: Any, packs: Sequence[Pack], batch_size: int, watch: Callable[[int, int], None] = lambda *_: None
-) -> float:
+def validation_loss(model: Any, packs: Sequence[Pack], batch_size: int, watch: Watch = lambda *_: None) -> float:
     """Mean cross-entropy of the completion tokens of packs, in nats per token. The model must be one that
     :func:`score_completions` has changed. ``watch`` is called with (packs done, all packs) after each batch."""
     import torch
