@@ -71,8 +71,8 @@ test-swift: setup swift
 test-llama: llama
 	$(VENV)/bin/python -m pytest -m llama tests/test_export.py
 
-# A minute more, after an installation: a report passed on to real trackers, in an environment of its own beside $(VENV).
-test-track: setup
+# A minute more, after an installation: a report passed on to real trackers, in an environment of its own.
+test-track:
 	test -x .venv-track/bin/python || $(PYTHON) -m venv .venv-track
 	.venv-track/bin/python -m pip install --quiet --prefer-binary -e '.[api,dev]' -r constraints/track.txt
 	.venv-track/bin/python -m pytest -m track tests/test_tracking.py
