@@ -29,12 +29,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from fields import CONTEST_ROWS, examples, recorded
+from fields import CONTEST_ROWS, CONTEST_SETTINGS, SMALL_STEPS, examples, recorded
 from learning import answer, difference, loss, own_prompt, right_of
 
 from stepladder import models
 from stepladder.config import Train
-from stepladder.records import Example, Question, read
+from stepladder.records import Example, Question, parse_lines, read
 from stepladder.training.sequences import pack, tokenise
 from stepladder.workspace import write_atomic
 
@@ -45,10 +45,7 @@ from replay_server import ANSWERS, QUESTIONS
 ARMS = ("without", "with")
 NAME, CAP = "contest", 400
 MEMBERS = {"letters": 'learns = "letters"', "chain": 'chains = 1\nchoose = "shortest"'}
-SETTINGS: dict[str, Any] = {
-    "lora_rank": 32, "lora_alpha": 64, "learning_rate": 3e-4, "gradient_accumulation": 2, "max_length": 768,
-    "schedule": "linear", "warmup": 0.0, "save_steps": 50,
-}  # fmt: skip
+SETTINGS = CONTEST_SETTINGS | SMALL_STEPS
 
 
 def configuration(base: Path, arm: str, member: str, seed: int, epochs: float) -> str:
@@ -79,15 +76,13 @@ seed = {seed}
 
 def chains(contest: Path) -> str:
     """The recorded responses as the file of a rung with chains; those without a text are none."""
-    lines = []
-    with (contest / ANSWERS).open(encoding="utf-8") as file:
-        for row in map(json.loads, file):
-            lines += [
-                json.dumps({"id": row["id"], "chain": text, "model": row["model"]}, ensure_ascii=False)
-                for text in row["responses"]
-                if text.strip()
-            ]
-    return "".join(line + "\n" for line in lines)
+    rows = (
+        {"id": row["id"], "chain": text, "model": row["model"]}
+        for _, row in parse_lines(contest / ANSWERS)
+        for text in row["responses"]
+        if text.strip()
+    )
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 def run(folder: Path, *stages: str) -> None:
