@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -132,8 +133,10 @@ class Pages:
         sort = request.query_params.get("sort", "doubt")
         page = max(1, _number(request.query_params.get("page"), 1))
         standing = self._standing()
-        decided = [name for name, found in standing.items() if found.is_decided]
-        total, rows = index.find(filters, sort, (page - 1) * PAGE_SIZE, PAGE_SIZE, decided)
+        bound = dict(filters)
+        if filters["decided"]:
+            bound["decided"] = json.dumps([name for name, found in standing.items() if found.is_decided])
+        total, rows = index.find(bound, sort, (page - 1) * PAGE_SIZE, PAGE_SIZE)
         return self._page(
             request, "questions", rows=rows, total=total, page=page, pages=math.ceil(total / PAGE_SIZE), sort=sort,
             filters=filters, choices=index.choices, standing=standing,

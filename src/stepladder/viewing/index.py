@@ -201,12 +201,10 @@ class Index:
         with self._lock:
             return self._db.execute(query, values).fetchall()
 
-    def find(
-        self, filters: Mapping[str, str], sort: str, begin: int, count: int, decided: Sequence[str] = ()
-    ) -> tuple[int, list[Row]]:
-        """How many questions pass all filters, and some of them, in order. ``decided`` are the ids of those that the
-        filter of this name lets pass."""
-        where, values = _where(filters, decided)
+    def find(self, filters: Mapping[str, str], sort: str, begin: int, count: int) -> tuple[int, list[Row]]:
+        """How many questions pass all filters, and some of them, in order. The filter ``decided`` is a JSON list of
+        ids, since decisions are not in the run's folder."""
+        where, values = _where(filters)
         (total,) = self._select(f"SELECT COUNT(*) FROM question WHERE {where}", values)[0]  # noqa: S608
         columns = "id, split, source, label, suspicion, suggested, share, rung, SUBSTR(text, LENGTH(id) + 2, 300)"
         order = ORDER_BY.get(sort, ORDER_BY["doubt"])
@@ -272,11 +270,10 @@ def systems(folder: Path) -> Iterator[tuple[str, Split, Path]]:
         yield from ((name, split, path) for name, path in files.items() if path.is_file())
 
 
-def _where(filters: Mapping[str, str], decided: Sequence[str]) -> tuple[str, list[str]]:
-    known = {name: value for name, value in filters.items() if name in FILTERS and value}
-    bound = known | {"q": _like(known.get("q", "")), "decided": json.dumps(decided)}
-    values = [bound[name] for name in known]
-    return " AND ".join(FILTERS[name] for name in known) or "1", values
+def _where(filters: Mapping[str, str]) -> tuple[str, list[str]]:
+    known = [(name, value) for name, value in filters.items() if name in FILTERS and value]
+    values = [_like(value) if name == "q" else value for name, value in known]
+    return " AND ".join(FILTERS[name] for name, _ in known) or "1", values
 
 
 def _like(text: str) -> str:
